@@ -1,0 +1,80 @@
+"""`Manifest`: what an exported folder holds, what it was made from, and what it proved."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from toolchain.document import Document, Part
+from toolchain.measurement import Measurement, Score
+from toolchain.recipe import Recipe
+
+
+class Port(Part):
+    """An input or output. dims: sizes, names of dynamic axes, or None where unknown."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str | None, ...]
+
+
+class FileEntry(Part):
+    """A file of the folder."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+class Source(Part):
+    """What was converted."""
+
+    name: str
+    sha256: str
+    kind: Literal["torch", "pt2", "onnx"]
+    exporter: str
+
+
+class CalibrationEntry(Part):
+    """The data the ranges come from."""
+
+    source: str
+    samples: int
+    fingerprint: str
+    preprocessing: dict[str, object] | None = None
+
+
+class Precision(Part):
+    """How one node computes. reason: why it stays float; None where it is int8."""
+
+    node: str
+    op: str
+    precision: Literal["int8", "float"]
+    reason: str | None = None
+
+
+class Exactness(Part):
+    """Whether every target computes the same integers. exceptions: op and why it may differ."""
+
+    overflow_free: bool
+    exceptions: tuple[str, ...] = ()
+
+
+class Manifest(Document):
+    """The evidence of one artifact."""
+
+    KIND: ClassVar[str] = "manifest"
+
+    schema_version: Literal[1] = 1
+    target: str
+    created: str
+    versions: dict[str, str]
+    source: Source
+    recipe: Recipe
+    calibration: CalibrationEntry
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    files: tuple[FileEntry, ...]
+    precision: tuple[Precision, ...]
+    exactness: Exactness
+    reference_score: Score | None = None
+    measurements: tuple[Measurement, ...] = ()

@@ -1,0 +1,102 @@
+"""The base of everything kept in files: strict pydantic models with one-sentence errors.
+
+A document refuses unknown keys with "did you mean", carries a schema version, reads TOML or JSON and
+writes JSON. Its JSON Schema is published in ``docs/schemas`` (``python -m toolchain.document``).
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pydantic
+
+from toolchain.errors import ConfigError, did_you_mean
+from toolchain.files import write_text
+
+
+class Part(pydantic.BaseModel):
+    """A strict, immutable piece of a document."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
+
+
+class Document(Part):
+    """A file-backed noun. Subclasses state ``schema_version: Literal[N] = N``."""
+
+    KIND: ClassVar[str]
+
+    @classmethod
+    def parse(cls, data: Any, where: object = None) -> Self:
+        """Validate parsed JSON/TOML data.
+
+        Raises:
+            ConfigError: the first fault found, with its place in the document.
+        """
+        try:
+            # JSON mode: lists may fill tuples and strings enums, but no number hides in a string.
+            return cls.model_validate_json(json.dumps(data, default=str))
+        except pydantic.ValidationError as error:
+            raise _first_fault(cls, error, where) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a ``.toml`` or ``.json`` file.
+
+        Raises:
+            ConfigError: missing, not parseable, or not following the schema.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except FileNotFoundError:
+            raise ConfigError(f"no such {cls.KIND} file", where=path, hint="check the path") from None
+        except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"cannot be read as a {cls.KIND} ({error})", where=path, hint="mend the file") from None
+        return cls.parse(data, where=path)
+
+    def to_json(self) -> str:
+        """The document as indented JSON with a trailing newline."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all."""
+        write_text(path, self.to_json())
+
+
+def _first_fault(cls: type[Document], error: pydantic.ValidationError, where: object) -> ConfigError:
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    where = f"{where}: {place}" if where else place
+    if fault["type"] == "extra_forbidden":
+        return ConfigError("unknown key", where=where, hint=did_you_mean(str(fault["loc"][-1]), _fields(cls, fault["loc"][:-1])))
+    if fault["type"] == "missing":
+        return ConfigError(f"is missing from this {cls.KIND}", where=where, hint="add it")
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        known = [w.strip("' ") for w in fault["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return ConfigError(f"{fault['input']!r} is not allowed", where=where, hint=did_you_mean(fault["input"], known))
+    message = fault["msg"].removeprefix("Value error, ")
+    seen = f", got {fault['input']!r:.60}" if fault["type"] != "value_error" else ""
+    return ConfigError(f"{message[0].lower()}{message[1:]}{seen}", where=where, hint="mend the value")
+
+
+def _fields(cls: type[pydantic.BaseModel], place: tuple[int | str, ...]) -> set[str]:
+    """Names of the fields allowed at `place`, following nested models, lists and dictionaries."""
+    node: Any = cls.model_json_schema()
+    definitions = node.get("$defs", {})
+
+    def resolve(schema: Any) -> Any:
+        for option in [schema, *schema.get("anyOf", [])]:
+            if "$ref" in option:
+                return definitions[option["$ref"].rsplit("/", 1)[1]]
+            if "properties" in option or "items" in option:
+                return option
+        return schema
+
+    for part in place:
+        node = resolve(node)
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+    return set(resolve(node).get("properties", {}))

@@ -1,0 +1,73 @@
+"""The exceptions a user can meet, each with an exit code.
+
+    ToolchainError                 exit 2
+    ├── InputError                 something the user gave cannot be used
+    │   ├── ModelError             the model: missing, truncated, unsupported opset or operator
+    │   ├── DataError              calibration data: missing, wrong name, shape or dtype, NaN
+    │   └── ConfigError            a profile, recipe or results file: unknown key, wrong type
+    ├── DeviceError                a device or runtime could not be reached or used
+    └── GateError                  exit 1: the work was done and a gate said no (parity, accuracy, latency)
+
+A message is one sentence of three parts: *where* (file, node, input), *what* was seen, and a *hint*,
+what to do next. Anything that is not a ToolchainError reaching the command line is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolchainError(Exception):
+    """Base of all errors meant for users.
+
+    Args:
+        what: what was found wrong, with the value seen.
+        where: the file, node or option it concerns.
+        hint: what to do next, an imperative clause.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class InputError(ToolchainError):
+    """Something the user gave cannot be used."""
+
+
+class ModelError(InputError):
+    """The source model is missing, damaged or uses something unsupported."""
+
+
+class DataError(InputError):
+    """The calibration data is missing or does not fit the model."""
+
+
+class ConfigError(InputError):
+    """A profile, recipe, manifest or results file does not follow its schema."""
+
+
+class DeviceError(ToolchainError):
+    """A device, emulator or runtime could not be reached or used."""
+
+
+class GateError(ToolchainError):
+    """The work was done, and a gate (parity, accuracy, latency) refused the result."""
+
+    exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for a near match, else the list of what exists."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"

@@ -1,0 +1,88 @@
+"""Writing so that a file or folder is either whole or absent.
+
+Everything is written to a temporary sibling and renamed into place; an exception or an interrupt
+removes the sibling and leaves what stood there before untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolchain.errors import InputError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling *folder* whose entry ``path.name`` becomes `path` when the block ends.
+
+    The caller writes ``folder / path.name`` (a file or a folder) and, for models with external data,
+    other files beside it; all of them are renamed next to `path`.
+
+    Raises:
+        InputError: the parent cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        for entry in sorted(temporary.iterdir(), key=lambda p: p.name == path.name):  # `path` itself last
+            _move(entry, path.parent / entry.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot be written ({reason})", where=path, hint="free some space or choose another output"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(source: Path, destination: Path) -> None:
+    if destination.is_dir() and not destination.is_symlink():
+        old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+        os.replace(destination, old / destination.name)
+        try:
+            os.replace(source, destination)
+        except OSError:
+            os.replace(old / destination.name, destination)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(source, destination)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all."""
+    path = Path(path)
+    with replacing(path) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir(*parts: str) -> Path:
+    """A folder below the user's cache, ``$TOOLCHAIN_CACHE`` or ``~/.cache/edge-toolchain``, made on demand."""
+    root = os.environ.get("TOOLCHAIN_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "edge-toolchain"
+    )
+    folder = Path(root, *parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made ({error.strerror})", where=folder, hint="set TOOLCHAIN_CACHE to a writable folder"
+        ) from error
+    return folder

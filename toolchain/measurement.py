@@ -1,0 +1,128 @@
+"""`Measurement`: one model timed on one machine, with the raw samples and what they were taken on.
+
+Raw samples are kept and every statistic is derived from them (as pyperf does). `Results` is the file
+that `bench` writes and `compare` reads.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pydantic
+
+from toolchain.document import Document, Part
+
+Evidence = Literal["measured", "host", "emulated", "estimated"]
+"""measured: on the target itself. host: really run, but on this machine in the target's stead.
+emulated: run under an emulator (answers only, never time). estimated: computed from a model of the device."""
+
+
+class Host(Part):
+    """The machine and runtime a measurement ran on. `key` must agree before two are compared."""
+
+    name: str
+    architecture: str
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    memory_mib: int
+    os: str
+    python: str
+    onnxruntime: str
+    governor: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """CPU model, cores and runtime: what latencies depend on."""
+        return self.cpu, self.cores, self.onnxruntime
+
+
+class Conditions(Part):
+    """What the machine was doing around the runs; None where it cannot be read."""
+
+    load_before: float | None = None
+    load_after: float | None = None
+    clock_mhz_before: float | None = None
+    clock_mhz_after: float | None = None
+    temperature_c_before: float | None = None
+    temperature_c_after: float | None = None
+
+
+class Score(Part):
+    """An accuracy figure. kind: `evaluate` (the user's function) or `agreement` with the source model."""
+
+    kind: Literal["evaluate", "agreement"]
+    value: float
+    samples: int | None = None
+
+
+class Latency(Part):
+    """Raw wall-clock samples of single inferences (milliseconds, in order, warm-up excluded).
+
+    rounds: index of the first sample of every round, since artifacts are interleaved (A B A B).
+    """
+
+    samples_ms: tuple[float, ...] = pydantic.Field(min_length=1)
+    rounds: tuple[int, ...] = (0,)
+    load_ms: float
+    first_ms: float
+    threads: int
+    session_options: dict[str, str] = {}
+
+    def percentile_ms(self, q: float) -> float:
+        """The q-th percentile (0..100), linearly interpolated."""
+        return float(np.percentile(self.samples_ms, q))
+
+    @property
+    def p50_ms(self) -> float:
+        """The median."""
+        return self.percentile_ms(50)
+
+    @property
+    def p90_ms(self) -> float:
+        """The 90th percentile."""
+        return self.percentile_ms(90)
+
+    @property
+    def p99_ms(self) -> float:
+        """The 99th percentile."""
+        return self.percentile_ms(99)
+
+
+class Memory(Part):
+    """Bytes in a fresh process. `baseline` is after importing the runtime, the peaks are of resident
+    memory (VmHWM) after loading and after running; the run's peak excludes the load's spike where the
+    kernel lets it be reset (`peak_reset`)."""
+
+    baseline_bytes: int
+    peak_load_bytes: int
+    peak_run_bytes: int
+    peak_reset: bool = True
+
+
+class Measurement(Part):
+    """One row: a model file, where it ran and what came out."""
+
+    model: str
+    variant: str
+    sha256: str
+    size_bytes: int
+    target: str | None = None
+    evidence: Evidence
+    host: Host
+    latency: Latency | None = None
+    memory: Memory | None = None
+    conditions: Conditions = Conditions()
+    score: Score | None = None
+    note: str | None = None
+    when: str
+
+
+class Results(Document):
+    """A results file."""
+
+    KIND: ClassVar[str] = "results file"
+
+    schema_version: Literal[1] = 1
+    measurements: tuple[Measurement, ...]

@@ -1,0 +1,60 @@
+"""`Recipe`: every choice that makes one artifact differ from another, in a file.
+
+A recipe never names a device: what depends on the device comes from the `Target`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import pydantic
+
+from toolchain.document import Document, Part
+
+RangeMethod = Literal["mse", "minmax", "percentile"]
+
+
+class Calibrate(Part):
+    """samples: at most so many are read, evenly spread over the data; None reads all.
+    bins: histogram bins of each tensor; group_mib: how much activation memory one observing pass may hold."""
+
+    samples: int | None = pydantic.Field(default=None, ge=1)
+    bins: int = pydantic.Field(default=2048, ge=16)
+    group_mib: float = pydantic.Field(default=64.0, gt=0)
+
+
+class Quantize(Part):
+    """ranges: how activation ranges are chosen. percentile: for that method, in percent.
+    exact: overflow-free weights, so that every target computes the same numbers.
+    bias_correction: the mean error of the rounded weights is taken out of the bias.
+    keep_float: names of nodes, or operator types, that stay float.
+    measure: leave fragments float that are measured slower as int8 on this machine."""
+
+    ranges: RangeMethod = "mse"
+    percentile: float = pydantic.Field(default=99.99, gt=50, le=100)
+    exact: bool = True
+    bias_correction: bool = True
+    keep_float: tuple[str, ...] = ()
+    measure: bool = True
+
+
+class Bench(Part):
+    """How latency is measured: warm up, then at least `min_runs` runs and `min_time_s` seconds."""
+
+    warmup_s: float = pydantic.Field(default=0.3, ge=0)
+    min_time_s: float = pydantic.Field(default=1.5, ge=0)
+    min_runs: int = pydantic.Field(default=20, ge=3)
+    rounds: int = pydantic.Field(default=3, ge=1)
+    threads: int | None = pydantic.Field(default=None, ge=1)
+
+
+class Recipe(Document):
+    """What to do to a model. The default recipe is the recommended one."""
+
+    KIND: ClassVar[str] = "recipe"
+
+    schema_version: Literal[1] = 1
+    calibrate: Calibrate = Calibrate()
+    quantize: Quantize = Quantize()
+    bench: Bench = Bench()
+    max_drop: float | None = pydantic.Field(default=None, ge=0)

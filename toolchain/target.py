@@ -1,0 +1,144 @@
+"""`Target`: what a device is and how a model should be built for it.
+
+One TOML file a device, in ``targets/`` (shipped in the wheel as ``toolchain/_targets``). A profile
+states facts; nothing in it is measured by us. What an *operator* can do stands in ``ops.py``; what a
+*device* can do stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pydantic
+
+from toolchain.document import Document, Part
+from toolchain.errors import ConfigError, did_you_mean
+
+Architecture = Literal["x86_64", "aarch64"]
+Feature = Literal[
+    "asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme",
+    "sse4.1", "avx", "avx2", "avx512", "avx-vnni", "avx512-vnni", "amx-int8",
+]  # fmt: skip
+PackageFormat = Literal["onnx", "ort"]
+
+
+class Cluster(Part):
+    """Cores of one kind."""
+
+    core: str
+    count: int = pydantic.Field(ge=1)
+    clock_ghz: float = pydantic.Field(gt=0)
+
+
+class Cache(Part):
+    """Cache sizes in KiB; l1d and l2 for each core (of the biggest cluster), l3 shared."""
+
+    l1d_kib: int | None = None
+    l2_kib: int | None = None
+    l3_kib: int | None = None
+
+
+class Runtime(Part):
+    """How the model is run there."""
+
+    version: str = ">=1.20"
+    provider: Literal["cpu"] = "cpu"
+    threads: int = pydantic.Field(ge=1)
+    session_options: dict[str, str] = {}
+
+
+class Int8(Part):
+    """How int8 models are written for the device.
+
+    activations: u8 where the kernels take unsigned activations (x86), s8 where signed ones are
+        native (ARM). Both spell the same real numbers: u8 with zero point z is s8 with z - 128.
+    saturates: adjacent products are added in saturating int16 (x86 ``VPMADDUBSW`` without VNNI), so
+        weights must be overflow-free for the answers to be right.
+    """
+
+    activations: Literal["u8", "s8"]
+    saturates: bool = False
+
+
+class Package(Part):
+    """Which files an exported folder holds."""
+
+    formats: tuple[PackageFormat, ...] = ("onnx", "ort")
+    ort_platform: Literal["arm", "amd64"]
+
+
+class Budget(Part):
+    """Limits that `inspect` and `export` compare with; none by default."""
+
+    size_mib: float | None = pydantic.Field(default=None, gt=0)
+    memory_mib: float | None = pydantic.Field(default=None, gt=0)
+    latency_ms: float | None = pydantic.Field(default=None, gt=0)
+
+
+class Target(Document):
+    """A device profile."""
+
+    KIND: ClassVar[str] = "target profile"
+
+    schema_version: Literal[1] = 1
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    title: str
+    architecture: Architecture
+    features: tuple[Feature, ...]
+    cores: tuple[Cluster, ...] = pydantic.Field(min_length=1)
+    cache: Cache = Cache()
+    memory_mib: int | None = pydantic.Field(default=None, gt=0)
+    channel_multiple: int = pydantic.Field(ge=1)
+    runtime: Runtime
+    int8: Int8
+    package: Package
+    budget: Budget = Budget()
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether x86 int8 dot products are exact."""
+        return bool({"avx-vnni", "avx512-vnni"} & set(self.features))
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Target:
+        arm = {"asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme"}
+        wrong = [f for f in self.features if (f in arm) != (self.architecture == "aarch64")]
+        if wrong:
+            raise ValueError(f"feature {wrong[0]!r} does not exist on {self.architecture}")
+        if self.runtime.threads > sum(c.count for c in self.cores):
+            raise ValueError(f"runtime.threads is {self.runtime.threads} on {sum(c.count for c in self.cores)} cores")
+        if self.int8.saturates and (self.architecture == "aarch64" or self.has_vnni):
+            raise ValueError("int8.saturates is true, but only x86 without VNNI saturates")
+        if self.architecture == "x86_64" and not self.has_vnni and not self.int8.saturates:
+            raise ValueError("int8.saturates is false, but x86 without VNNI adds products in saturating int16")
+        return self
+
+
+def profile_folder() -> Path:
+    """Where the shipped profiles lie: inside the package when installed, else the checkout's ``targets/``."""
+    packaged = Path(__file__).parent / "_targets"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "targets"
+
+
+def known_targets() -> list[str]:
+    """Names that :func:`load_target` knows, ``host`` first."""
+    return ["host", *sorted(p.stem for p in profile_folder().glob("*.toml"))]
+
+
+def load_target(name: str) -> Target:
+    """A target by name, by the path of a profile (``.toml``), or ``host``: this machine, detected.
+
+    Raises:
+        ConfigError: unknown name (with a near match), or a profile that does not follow the schema.
+    """
+    if name == "host":
+        from toolchain.detect import detect_host
+
+        return detect_host()
+    if name.endswith((".toml", ".json")) or "/" in name:
+        return Target.load(name)
+    path = profile_folder() / f"{name}.toml"
+    if not path.is_file():
+        raise ConfigError(f"unknown target {name!r}", hint=did_you_mean(name, known_targets()))
+    return Target.load(path)

@@ -1,0 +1,83 @@
+"""Changes to a graph, each leaving it consistent. Only ``graph/`` and the ``apply`` modules call these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from toolchain.data import Array
+
+
+class Names:
+    """Hands out names that are free in a graph; made once for many insertions, since a scan is linear."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken: set[str | None] = set(graph.initializers) | {v.name for v in graph.inputs}
+        for node in graph.all_nodes():
+            self._taken.add(node.name)
+            self._taken.update(output.name for output in node.outputs)
+
+    def fresh(self, wanted: str) -> str:
+        """A free name like `wanted`, taken from now on."""
+        name = _free(wanted, self._taken)
+        self._taken.add(name)
+        return name
+
+
+def _free(wanted: str, taken: set[str | None]) -> str:
+    if wanted not in taken:
+        return wanted
+    number = 1
+    while f"{wanted}_{number}" in taken:
+        number += 1
+    return f"{wanted}_{number}"
+
+
+def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """Register an initializer whose type and shape are those of `array`. The name must be free."""
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
+    """Replace one input, growing the input list for an optional one that was left off."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+
+
+def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
+    """Make `nodes` read `new` wherever they read `old`."""
+    chosen = set(nodes)
+    for use in list(old.uses()):
+        if use.node in chosen:
+            use.node.replace_input_with(use.idx, new)
+
+
+def bypass(node: ir.Node) -> None:
+    """Remove a node of one output whose first input stands for it; a graph output keeps its name."""
+    source, output = node.inputs[0], node.outputs[0]
+    if source is None:
+        raise ValueError(f"{node.op_type} has no first input to stand for it")
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"{node.op_type} is in no graph")
+    graph.remove(node, safe=True)
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Drop nodes and initializers that no output needs."""
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
+    """Make `values` the only outputs and drop what they do not need."""
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(values)
+    remove_unused(model)

@@ -1,0 +1,145 @@
+"""Loading and saving models, also above the 2 GiB limit of one protobuf message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import google.protobuf.message
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from toolchain.data import TensorSpec
+from toolchain.errors import ModelError
+from toolchain.files import replacing
+
+# A protobuf message must stay under 2 GiB; the margin is for everything that is not an initializer.
+EMBED_LIMIT_BYTES = 1_900_000_000
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read an ``.onnx`` file; external data is memory-mapped, not read.
+
+    Raises:
+        ModelError: missing, not an ONNX file, truncated, empty, or external data missing or short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not an ONNX file" if path.is_dir() else "no such file"
+        raise ModelError(what, where=path, hint="give the path of an .onnx file")
+    try:
+        model = ir.load(path)
+    except (
+        google.protobuf.message.DecodeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        onnx.checker.ValidationError,
+    ) as error:
+        raise ModelError(
+            f"is not an ONNX file, or it is cut short ({_first_line(error)})",
+            where=path,
+            hint="export or copy it again",
+        ) from None
+    if not model.graph.outputs or not any(True for _ in model.graph):
+        raise ModelError("holds no computation: no nodes or no outputs", where=path, hint="export or copy it again")
+    for tensor in _external(model):
+        _check_external(tensor, path)
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    return [
+        value.const_value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+
+
+def _check_external(tensor: ir.ExternalTensor, model_path: Path) -> None:
+    file = Path(tensor.path)
+    if not file.is_file():
+        raise ModelError(
+            f"its external data file {file.name!r} is missing", where=model_path, hint="copy it next to the model"
+        )
+    needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if file.stat().st_size < needed:
+        raise ModelError(
+            f"its external data file {file.name!r} holds {file.stat().st_size} bytes where {needed} are needed",
+            where=model_path,
+            hint="copy it again",
+        )
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def save(model: ir.Model, path: str | Path) -> None:
+    """Write `model` as one file, or as ``name.onnx`` and ``name.onnx.data`` when too big for one; whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    with replacing(path) as folder:
+        save_in_place(model, folder / path.name)
+
+
+def save_in_place(model: ir.Model, path: Path) -> None:
+    """As :func:`save`, for a path inside a temporary folder already."""
+    if weight_bytes(model) > EMBED_LIMIT_BYTES:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        path.write_bytes(to_bytes(model))
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf message, external data embedded; weights must be under 1.9 GB."""
+    proto = ir.to_proto(embedded(model))
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def embedded(model: ir.Model) -> ir.Model:
+    """`model` itself, or a clone whose external tensors are read into memory."""
+    if not _external(model):
+        return model
+    return ir.external_data.load_to_model(model.clone())
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.name is None or value.dtype is None:
+        raise ModelError("has no element type", where=f"graph value {value.name!r}", hint="export the model again")
+    dims: tuple[int | str | None, ...] = ()
+    if value.shape is not None:
+        dims = tuple(_dim(dim) for dim in value.shape)
+    return TensorSpec(value.name, np.dtype(value.dtype.numpy()), dims)
+
+
+def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
+    # Old exporters write "?" or -1 where they mean "unknown".
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value if dim.value and dim.value != "?" else None
+
+
+def inputs(model: ir.Model) -> list[TensorSpec]:
+    """What a session must be fed: the graph's inputs that have no default value."""
+    return [_spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def outputs(model: ir.Model) -> list[TensorSpec]:
+    """The graph's outputs."""
+    return [_spec(value) for value in model.graph.outputs]

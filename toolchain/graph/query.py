@@ -1,0 +1,109 @@
+"""Questions about a graph. Nothing here changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.data import Array
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The array behind an initializer or a Constant node's output; None for anything computed or fed."""
+    if value is None:
+        return None
+    if value.is_initializer() and not value.is_graph_input():
+        return None if value.const_value is None else value.const_value.numpy()
+    node = value.producer()
+    if node is not None and node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+    return None
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """A constant of one element as a float, else None."""
+    array = constant(value)
+    return float(array.reshape(())) if array is not None and array.size == 1 else None
+
+
+def ints(value: ir.Value | None) -> list[int] | None:
+    """A constant integer tensor as a flat list, else None."""
+    array = constant(value)
+    return None if array is None else [int(x) for x in array.reshape(-1)]
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """An attribute's plain value; sequences come as lists, strings as str."""
+    attr = node.attributes.get(name)
+    if attr is None or attr.value is None:
+        return default
+    return list(attr.value) if isinstance(attr.value, tuple | list) else attr.value
+
+
+def op(node: ir.Node) -> str:
+    """``Conv`` for the standard domain, ``domain::Op`` elsewhere: the key of the op table."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def label(node: ir.Node) -> str:
+    """How reports name a node: its name, else its first output's."""
+    return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
+
+
+def consumers(value: ir.Value) -> list[ir.Node]:
+    """The distinct nodes reading `value`, in no promised order."""
+    return list(dict.fromkeys(use.node for use in value.uses()))
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node reading `value`, or None when several do, none does, or it leaves the graph."""
+    nodes = consumers(value)
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether `value` is a float32 tensor."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def rank(value: ir.Value) -> int | None:
+    """Number of axes, None where unknown."""
+    return None if value.shape is None else len(value.shape)
+
+
+def sizes(value: ir.Value | None, dynamic: int = 1) -> tuple[int, ...] | None:
+    """The shape with every dynamic axis taken as `dynamic`; None where the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) and d >= 0 else dynamic for d in value.shape)
+
+
+def elements(value: ir.Value | None) -> int | None:
+    """Number of elements with dynamic axes counted as 1; None where the rank is unknown."""
+    shape = sizes(value)
+    return None if shape is None else int(np.prod(shape, dtype=np.int64))
+
+
+def activations(model: ir.Model) -> Iterator[ir.Value]:
+    """Every value that is fed or computed, in graph order (subgraphs left out)."""
+    for value in model.graph.inputs:
+        if not value.is_initializer():
+            yield value
+    for node in model.graph:
+        yield from (output for output in node.outputs if output.name)
+
+
+def opset(model: ir.Model) -> int:
+    """Version of the standard operator set."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+
+
+def float_array(value: ir.Value | None) -> npt.NDArray[np.float32] | None:
+    """A float32 constant, else None."""
+    array = constant(value)
+    return array.astype(np.float32, copy=False) if array is not None and array.dtype == np.float32 else None

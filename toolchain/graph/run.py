@@ -1,0 +1,132 @@
+"""Running a model in onnxruntime's CPU provider, and comparing two models by what they compute."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from toolchain.data import Array, Feed, TensorSpec
+from toolchain.errors import ModelError
+from toolchain.graph import io
+
+OrtError = (
+    ort.capi.onnxruntime_pybind11_state.Fail,
+    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+    ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    ort.capi.onnxruntime_pybind11_state.NoSuchFile,
+    ort.capi.onnxruntime_pybind11_state.NotImplemented,
+    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+)
+"""What onnxruntime raises for a model or feed it cannot use."""
+
+
+def session(
+    model: ir.Model | str | Path,
+    *,
+    threads: int = 0,
+    options: Mapping[str, str] | None = None,
+    optimized: Path | None = None,
+    profile: Path | None = None,
+) -> ort.InferenceSession:
+    """An onnxruntime session.
+
+    Args:
+        model: a model or the path of a file.
+        threads: intra-op threads; 0 lets onnxruntime choose.
+        options: session configuration entries.
+        optimized: where onnxruntime writes the graph it really runs.
+        profile: prefix of the file onnxruntime writes its per-op profile to.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model.
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    for key, value in (options or {}).items():
+        settings.add_session_config_entry(key, value)
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
+    try:
+        if not isinstance(model, ir.Model):
+            return ort.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+        if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES:
+            return ort.InferenceSession(io.to_bytes(model), settings, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+            path = Path(folder, "model.onnx")
+            io.save_in_place(model, path)
+            return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except OrtError as error:
+        name = model if isinstance(model, str | Path) else model.graph.name
+        raise ModelError(
+            f"onnxruntime {ort.__version__} does not accept it ({one_line(error)})", where=name, hint="export it again"
+        ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, at most 240 characters."""
+    return " ".join(str(error).split())[:240]
+
+
+def run(model: ir.Model | ort.InferenceSession, feeds: Iterable[Feed]) -> list[list[Array]]:
+    """Outputs of every feed, in the model's order of outputs."""
+    engine = session(model) if isinstance(model, ir.Model) else model
+    return [list(engine.run(None, feed)) for feed in feeds]
+
+
+def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator, dynamic: int = 1) -> Feed:
+    """Normal numbers for float inputs, 0 and 1 for integer ones (safe as ids, masks and flags)."""
+
+    def draw(spec: TensorSpec) -> Array:
+        shape = tuple(d if isinstance(d, int) else dynamic for d in spec.dims)
+        if np.issubdtype(spec.dtype, np.floating):
+            return rng.standard_normal(shape).astype(spec.dtype)
+        return rng.integers(0, 2, shape).astype(spec.dtype)
+
+    return {spec.name: draw(spec) for spec in specs}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models' outputs lie apart: `error` is max |a - b| over max |a|, of the worst output."""
+
+    output: str
+    error: float
+
+
+def difference(
+    names: Sequence[str], reference: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]
+) -> Difference:
+    """The worst relative difference over all outputs and feeds."""
+    worst = Difference(names[0] if names else "", 0.0)
+    for expected, got in zip(reference, other, strict=True):
+        for name, a, b in zip(names, expected, got, strict=True):
+            error = relative_error(a, b)
+            if error > worst.error:
+                worst = Difference(name, error)
+    return worst
+
+
+def relative_error(expected: Array, got: Array) -> float:
+    """The largest |expected - got| / max |expected|; infinite for different shapes or non-finite disagreement."""
+    if expected.shape != got.shape:
+        return float("inf")
+    if expected.size == 0:
+        return 0.0
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    gap = np.max(np.abs(a - b), initial=0.0, where=np.isfinite(a))
+    return float(gap / max(float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))), 1e-12))

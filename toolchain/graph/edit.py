@@ -15,7 +15,8 @@ class Names:
     """Hands out names that are free in a graph; made once for many insertions, since a scan is linear."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._taken: set[str | None] = set(graph.initializers) | {v.name for v in graph.inputs}
+        self._taken: set[str | None] = {value.name for value in graph.inputs}
+        self._taken.update(graph.initializers)
         for node in graph.all_nodes():
             self._taken.add(node.name)
             self._taken.update(output.name for output in node.outputs)

@@ -1,0 +1,146 @@
+"""The table: everything the toolchain knows about an ONNX operator, one row each.
+
+A row's cells (see ``rules.py``): how *channels* run through it, how it takes *int8* on onnxruntime's CPU
+provider, and what it *costs* in multiply-accumulates. An operator without a row is a barrier: it stays
+float, nothing is pruned across it, and reports name it. What a target can do never stands here; it comes
+from the profile.
+
+To add an operator: one row here, one line in ``tests/test_ops_table.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from toolchain.graph import query
+from toolchain.rules import (
+    Absorbed,
+    Channels,
+    Contracted,
+    Cost,
+    Elementwise,
+    Expanded,
+    Float,
+    GroupedNorm,
+    Int8,
+    Joined,
+    Kernel,
+    OwnScale,
+    Parted,
+    PerChannel,
+    Permuted,
+    Pinned,
+    Recurrent,
+    Reduced,
+    Reshaped,
+    SameScale,
+    Selected,
+    Shuffled,
+    SpatialOnly,
+    Weighted,
+    conv_macs,
+    conv_transpose_macs,
+    free,
+    matmul_macs,
+    per_input,
+    per_output,
+    pool_macs,
+    recurrent_macs,
+    reduced_macs,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """One row of the table."""
+
+    channels: Channels
+    int8: Int8
+    cost: Cost
+
+
+NO_KERNEL = Float("onnxruntime's CPU provider has no fused int8 kernel for it")
+FLOAT_NORM = Float("normalization divides by a computed deviation; int8 has no kernel and loses accuracy")
+FLOAT_SOFTMAX = Float("int8 Softmax loses small probabilities and wrapped around on older runtimes (onnxruntime#29727)")
+BEFORE_BN = Float("folded into its convolution where possible; there is no int8 kernel for what remains")
+INTEGERS = Float("computes shapes or indices, not activations")
+ALREADY = Float("is quantized already")
+
+TABLE: Mapping[str, OpRule] = {
+    # op                    channels (pruning)                       int8 (quantization)            cost
+    "Conv":                  OpRule(Weighted(out=0, in_=1),          Kernel(),                      conv_macs),
+    "ConvTranspose":         OpRule(Weighted(out=1, in_=0),          NO_KERNEL,                     conv_transpose_macs),
+    "Gemm":                  OpRule(Contracted(bias=2),              Kernel(float_output=True),     matmul_macs),
+    "MatMul":                OpRule(Contracted(),                    Kernel(bias=None, float_output=True), matmul_macs),
+    "LSTM":                  OpRule(Recurrent(gates=4),              NO_KERNEL,                     recurrent_macs),
+    "GRU":                   OpRule(Recurrent(gates=3),              NO_KERNEL,                     recurrent_macs),
+    # normalization
+    "BatchNormalization":    OpRule(PerChannel(1, (1, 2, 3, 4)),     BEFORE_BN,                     per_output(2)),
+    "LayerNormalization":    OpRule(Pinned("removing a channel changes the mean and deviation", -1), FLOAT_NORM, per_output(8)),
+    "InstanceNormalization": OpRule(GroupedNorm(groups=0),           FLOAT_NORM,                    per_output(8)),
+    "GroupNormalization":    OpRule(GroupedNorm(),                   FLOAT_NORM,                    per_output(8)),
+    # activations
+    "Relu":                  OpRule(Elementwise(),                   Absorbed(),                    per_output(1)),
+    "Clip":                  OpRule(Elementwise(),                   Absorbed(),                    per_output(1)),
+    "LeakyRelu":             OpRule(Elementwise(),                   OwnScale(),                    per_output(1)),
+    "PRelu":                 OpRule(PerChannel(1, (1,)),             NO_KERNEL,                     per_output(1)),
+    "Sigmoid":               OpRule(Elementwise(),                   OwnScale(output_range=(0.0, 1.0)), per_output(4)),
+    "HardSigmoid":           OpRule(Elementwise(),                   NO_KERNEL,                     per_output(2)),
+    "HardSwish":             OpRule(Elementwise(),                   NO_KERNEL,                     per_output(3)),
+    "Tanh":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
+    "Gelu":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(8)),
+    "Erf":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(6)),
+    "Softmax":               OpRule(Pinned("every channel enters every output"), FLOAT_SOFTMAX,     per_output(5)),
+    # arithmetic
+    "Add":                   OpRule(Elementwise(),                   OwnScale(inputs=None),         per_output(1)),
+    "Mul":                   OpRule(Elementwise(),                   OwnScale(inputs=None),         per_output(1)),
+    "Sub":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
+    "Div":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
+    "Pow":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
+    "Sqrt":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(2)),
+    "Where":                 OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
+    # shape and layout
+    "Concat":                OpRule(Joined(),                        OwnScale(inputs=None),         free),
+    "Split":                 OpRule(Parted(),                        SameScale(),                   free),
+    "Slice":                 OpRule(Parted(),                        SameScale(),                   free),
+    "Pad":                   OpRule(Parted(),                        NO_KERNEL,                     free),
+    "Reshape":               OpRule(Reshaped(),                      SameScale(),                   free),
+    "Flatten":               OpRule(Reshaped(),                      SameScale(),                   free),
+    "Transpose":             OpRule(Permuted(),                      SameScale(),                   free),
+    "Squeeze":               OpRule(Permuted(),                      SameScale(),                   free),
+    "Unsqueeze":             OpRule(Permuted(),                      SameScale(),                   free),
+    "Expand":                OpRule(Expanded(),                      SameScale(),                   free),
+    "Gather":                OpRule(Selected(),                      SameScale(),                   free),
+    "DepthToSpace":          OpRule(Shuffled(),                      NO_KERNEL,                     free),
+    "Identity":              OpRule(Elementwise(),                   NO_KERNEL,                     free),
+    "Cast":                  OpRule(Elementwise(),                   INTEGERS,                      free),
+    "Shape":                 OpRule(Pinned("its sizes are read as data"), INTEGERS,                 free),
+    # pooling and reduction
+    "MaxPool":               OpRule(SpatialOnly(),                   SameScale(),                   pool_macs),
+    "AveragePool":           OpRule(SpatialOnly(),                   OwnScale(),                    pool_macs),
+    "GlobalAveragePool":     OpRule(SpatialOnly(),                   OwnScale(),                    reduced_macs),
+    "ReduceMean":            OpRule(Reduced(weighs=True),            NO_KERNEL,                     reduced_macs),
+    "ReduceSum":             OpRule(Reduced(weighs=False),           NO_KERNEL,                     reduced_macs),
+    "ReduceL2":              OpRule(Reduced(weighs=False),           NO_KERNEL,                     per_input(1)),
+    "Resize":                OpRule(SpatialOnly(),                   SameScale(),                   per_output(4)),
+    # quantized already
+    "QuantizeLinear":        OpRule(PerChannel(1, (1, 2)),           ALREADY,                       per_output(1)),
+    "DequantizeLinear":      OpRule(PerChannel(1, (1, 2)),           ALREADY,                       per_output(1)),
+}  # fmt: skip
+
+BARRIER = OpRule(
+    Pinned("its operator is not in the table"), Float("its operator is not in the table"), lambda node: None
+)
+
+
+def rule(node: ir.Node) -> OpRule:
+    """The row of a node's operator, or :data:`BARRIER`."""
+    return TABLE.get(query.op(node), BARRIER)
+
+
+def macs(node: ir.Node) -> int | None:
+    """Multiply-accumulates of one node, dynamic axes taken as 1; None where its operator or shapes are unknown."""
+    return rule(node).cost(node)

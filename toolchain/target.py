@@ -24,11 +24,11 @@ PackageFormat = Literal["onnx", "ort"]
 
 
 class Cluster(Part):
-    """Cores of one kind."""
+    """Cores of one kind. clock_ghz: the highest; None where the machine does not tell (virtual machines)."""
 
     core: str
     count: int = pydantic.Field(ge=1)
-    clock_ghz: float = pydantic.Field(gt=0)
+    clock_ghz: float | None = pydantic.Field(default=None, gt=0)
 
 
 class Cache(Part):

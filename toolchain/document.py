@@ -1,7 +1,7 @@
 """The base of everything kept in files: strict pydantic models with one-sentence errors.
 
 A document refuses unknown keys with "did you mean", carries a schema version, reads TOML or JSON and
-writes JSON. Its JSON Schema is published in ``docs/schemas`` (``python -m toolchain.document``).
+writes JSON. Its JSON Schema is published in ``docs/schemas`` (``python -m toolchain.schemas``).
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ class Document(Part):
 
 
 def _first_fault(cls: type[Document], error: pydantic.ValidationError, where: object) -> ConfigError:
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    where = f"{where}: {place}" if where else place
+    faults = error.errors()
+    # A misspelt key is also a missing one; the misspelling is what to say.
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    place = fault["loc"]
+    where = ": ".join(str(part) for part in (where, ".".join(map(str, place))) if part) or cls.KIND
     if fault["type"] == "extra_forbidden":
-        return ConfigError("unknown key", where=where, hint=did_you_mean(str(fault["loc"][-1]), _fields(cls, fault["loc"][:-1])))
+        return ConfigError("unknown key", where=where, hint=did_you_mean(str(place[-1]), _fields(cls, place[:-1])))
     if fault["type"] == "missing":
         return ConfigError(f"is missing from this {cls.KIND}", where=where, hint="add it")
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):
@@ -80,7 +82,8 @@ def _first_fault(cls: type[Document], error: pydantic.ValidationError, where: ob
         return ConfigError(f"{fault['input']!r} is not allowed", where=where, hint=did_you_mean(fault["input"], known))
     message = fault["msg"].removeprefix("Value error, ")
     seen = f", got {fault['input']!r:.60}" if fault["type"] != "value_error" else ""
-    return ConfigError(f"{message[0].lower()}{message[1:]}{seen}", where=where, hint="mend the value")
+    hint = "use the release that wrote it" if place == ("schema_version",) else "mend the value"
+    return ConfigError(f"{message[0].lower()}{message[1:]}{seen}", where=where, hint=hint)
 
 
 def _fields(cls: type[pydantic.BaseModel], place: tuple[int | str, ...]) -> set[str]:

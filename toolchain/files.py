@@ -6,6 +6,7 @@ removes the sibling and leaves what stood there before untouched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -22,12 +23,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling *folder* whose entry ``path.name`` becomes `path` when the block ends.
 
     The caller writes ``folder / path.name`` (a file or a folder) and, for models with external data,
-    other files beside it; all of them are renamed next to `path`.
+    other files beside it; all of them are renamed next to `path`, `path` itself last. A file never takes
+    the place of a folder.
 
     Raises:
         InputError: the parent cannot be written, or the disk is full.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise InputError("is not the name of a file or folder", where=path, hint="name the output itself")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,28 +40,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
         for entry in sorted(temporary.iterdir(), key=lambda p: p.name == path.name):  # `path` itself last
             _move(entry, path.parent / entry.name)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"cannot be written ({reason})", where=path, hint="free some space or choose another output"
-        ) from error
+        if temporary is not None and _concerns_other(error, temporary.parent):
+            raise  # the caller's block failed to read something; the output is not to blame
+        hint = "choose another output"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"free some space or {hint}"
+        raise InputError(f"cannot be written ({error.strerror or error})", where=path, hint=hint) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _concerns_other(error: OSError, parent: Path) -> bool:
+    """Whether the error names a file outside the output's folder."""
+    return isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(parent.absolute())
+
+
 def _move(source: Path, destination: Path) -> None:
-    if destination.is_dir() and not destination.is_symlink():
-        old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
-        os.replace(destination, old / destination.name)
-        try:
-            os.replace(source, destination)
-        except OSError:
-            os.replace(old / destination.name, destination)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(source, destination)
+    if not destination.is_dir() or destination.is_symlink():
+        source.replace(destination)
+        return
+    if not source.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder of that name is in the way", str(destination))
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+    try:
+        destination.replace(old / destination.name)
+        source.replace(destination)
+    except BaseException:  # an interrupt between the two renames must not cost the old folder either
+        if not destination.exists():
+            (old / destination.name).replace(destination)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -75,9 +89,8 @@ def sha256(path: str | Path) -> str:
 
 def cache_dir(*parts: str) -> Path:
     """A folder below the user's cache, ``$TOOLCHAIN_CACHE`` or ``~/.cache/edge-toolchain``, made on demand."""
-    root = os.environ.get("TOOLCHAIN_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "edge-toolchain"
-    )
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("TOOLCHAIN_CACHE") or Path(base, "edge-toolchain")
     folder = Path(root, *parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -61,14 +61,25 @@ class Latency(Part):
     """Raw wall-clock samples of single inferences (milliseconds, in order, warm-up excluded).
 
     rounds: index of the first sample of every round, since artifacts are interleaved (A B A B).
+    load_ms, first_ms: making the session, and its first inference.
+    warmup_runs, settled: inferences run before the samples, and whether they had become steady by then.
     """
 
-    samples_ms: tuple[float, ...] = pydantic.Field(min_length=1)
+    samples_ms: tuple[pydantic.PositiveFloat, ...] = pydantic.Field(min_length=1)
     rounds: tuple[int, ...] = (0,)
     load_ms: float
     first_ms: float
-    threads: int
-    session_options: dict[str, str] = {}
+    warmup_runs: int = 0
+    settled: bool = True
+    threads: int = pydantic.Field(ge=1)
+    session_options: dict[str, str] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Latency:
+        ends = (*self.rounds[1:], len(self.samples_ms))
+        if self.rounds[:1] != (0,) or any(start >= end for start, end in zip(self.rounds, ends, strict=True)):
+            raise ValueError(f"rounds {self.rounds} do not divide {len(self.samples_ms)} samples")
+        return self
 
     def percentile_ms(self, q: float) -> float:
         """The q-th percentile (0..100), linearly interpolated."""
@@ -93,7 +104,8 @@ class Latency(Part):
 class Memory(Part):
     """Bytes in a fresh process. `baseline` is after importing the runtime, the peaks are of resident
     memory (VmHWM) after loading and after running; the run's peak excludes the load's spike where the
-    kernel lets it be reset (`peak_reset`)."""
+    kernel lets it be reset (`peak_reset`).
+    """
 
     baseline_bytes: int
     peak_load_bytes: int
@@ -102,7 +114,10 @@ class Memory(Part):
 
 
 class Measurement(Part):
-    """One row: a model file, where it ran and what came out."""
+    """One row: a model file, where it ran and what came out.
+
+    when: ISO 8601, the same for all rows that were interleaved in one run.
+    """
 
     model: str
     variant: str

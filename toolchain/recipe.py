@@ -16,7 +16,8 @@ RangeMethod = Literal["mse", "minmax", "percentile"]
 
 class Calibrate(Part):
     """samples: at most so many are read, evenly spread over the data; None reads all.
-    bins: histogram bins of each tensor; group_mib: how much activation memory one observing pass may hold."""
+    bins: histogram bins of each tensor; group_mib: how much activation memory one observing pass may hold.
+    """
 
     samples: int | None = pydantic.Field(default=None, ge=1)
     bins: int = pydantic.Field(default=2048, ge=16)
@@ -28,7 +29,8 @@ class Quantize(Part):
     exact: overflow-free weights, so that every target computes the same numbers.
     bias_correction: the mean error of the rounded weights is taken out of the bias.
     keep_float: names of nodes, or operator types, that stay float.
-    measure: leave fragments float that are measured slower as int8 on this machine."""
+    measure: leave fragments float that are measured slower as int8 on this machine.
+    """
 
     ranges: RangeMethod = "mse"
     percentile: float = pydantic.Field(default=99.99, gt=50, le=100)

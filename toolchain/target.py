@@ -32,7 +32,7 @@ class Cluster(Part):
 
 
 class Cache(Part):
-    """Cache sizes in KiB; l1d and l2 for each core (of the biggest cluster), l3 shared."""
+    """Cache sizes in KiB, as one core of the first cluster sees them; None where unknown or absent."""
 
     l1d_kib: int | None = None
     l2_kib: int | None = None
@@ -45,7 +45,7 @@ class Runtime(Part):
     version: str = ">=1.20"
     provider: Literal["cpu"] = "cpu"
     threads: int = pydantic.Field(ge=1)
-    session_options: dict[str, str] = {}
+    session_options: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
 class Int8(Part):

@@ -99,7 +99,7 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
         shape = query.sizes(source)
         if shape is not None and source.shape is not None:
             pool.outputs[0].shape = ir.Shape([*list(source.shape)[:2], *[1] * (rank - 2)])
-        pool.outputs[0].dtype = source.dtype
+        pool.outputs[0].dtype = ir.DataType.FLOAT
         new = [pool]
         if not query.attribute(node, "keepdims", 1):
             tail = ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=names.fresh(f"{query.label(node)}_flat"))
@@ -107,7 +107,7 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
         pool.outputs[0].name = names.fresh(f"{output.name}_pool")
         model.graph.insert_before(node, new)
         result = tail.outputs[0]
-        result.shape, result.dtype = output.shape, output.dtype
+        result.shape, result.dtype = output.shape, ir.DataType.FLOAT
         name = output.name
         output.replace_all_uses_with(result, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
@@ -164,7 +164,8 @@ def fuse_hard_swish(model: ir.Model) -> None:
 
 
 def _rewrite(*chosen: rewriter.RewriteRule) -> Callable[[ir.Model], object]:
-    return rewriter.RewritePass(chosen)
+    apply: Callable[[ir.Model], object] = rewriter.RewritePass(chosen)
+    return apply
 
 
 PASSES: tuple[Callable[[ir.Model], object], ...] = (
@@ -195,8 +196,9 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.RemoveUnusedOpsetsPass(),
     common.RemoveUnusedNodesPass(),
     common.TopologicalSortPass(),
+    common.ClearMetadataAndDocStringPass(),
     common.OutputFixPass(),
     name_everything,
 )
 """In order: constants become initializers and fold, no-ops vanish, normalization folds, shapes are inferred anew,
-then what the rest of the toolchain relies on: no dead code, sorted nodes, unique names."""
+then what the rest of the toolchain relies on: no dead code, sorted nodes, no exporter's stack traces, unique names."""

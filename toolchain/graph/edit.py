@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from toolchain.data import Array
+from toolchain.tensors import Array
 
 
 class Names:
@@ -39,7 +39,8 @@ def _free(wanted: str, taken: set[str | None]) -> str:
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register an initializer whose type and shape are those of `array`. The name must be free."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    # asarray, not ascontiguousarray: that one turns a scalar into a vector, and scales must stay scalars.
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -78,7 +79,17 @@ def remove_unused(model: ir.Model) -> None:
 
 
 def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
-    """Make `values` the only outputs and drop what they do not need."""
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(values)
+    """Make `values` the only outputs, in their order, and drop what they do not need."""
+    graph, names = model.graph, Names(model.graph)
+    chosen: list[ir.Value] = []
+    for value in values:
+        if value.is_graph_input():  # the runtime refuses an input that is an output at once
+            node = ir.node("Identity", [value], name=names.fresh(f"{value.name}_copy"))
+            node.outputs[0].name = names.fresh(f"{value.name}_copy_out")
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+            graph.append(node)
+            value = node.outputs[0]
+        chosen.append(value)
+    graph.outputs.clear()
+    graph.outputs.extend(chosen)
     remove_unused(model)

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from toolchain.data import Array, Feed, TensorSpec
 from toolchain.errors import ModelError
 from toolchain.graph import io
+from toolchain.tensors import Array, Feed, TensorSpec
 
 OrtError = (
     ort.capi.onnxruntime_pybind11_state.Fail,

@@ -1,0 +1,149 @@
+"""`plan_quantization`: every number of the int8 model, as data that can be printed, compared and stored.
+
+Nothing here touches a graph. A plan is independent of the target: activations are planned as unsigned with
+zero point z, and a target of signed activations writes the very same numbers with z - 128.
+
+Bias     b_q = round(b / (s_x s_w)), int32. Where |b| / (s_x s_w) would leave ±2³⁰ the channel's weight scale is
+         raised until it does not (onnxruntime#11415: tiny weight scales overflow the bias silently).
+Correction   rounding weights shifts a layer's mean output by ΔW·E[x]; with the channel means μ of the layer's
+         input, b' = b - Σ_k ΔW_k μ_k takes it out (Nagel et al., 2019, arXiv:1906.04721, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.graph import query
+from toolchain.observe.observation import Observation
+from toolchain.ops import rule
+from toolchain.quantize.ranges import Affine, affine, choose_range
+from toolchain.quantize.select import Choice, Selection, weight_axis
+from toolchain.quantize.weights import WeightQuant, quantize_weight
+from toolchain.recipe import Quantize
+from toolchain.rules import Kernel, OwnScale
+
+BIAS_LIMIT = 2.0**30
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ProductQuant:
+    """The constants of one Conv, Gemm or MatMul. bias: int32 [channels] and its scales, or None."""
+
+    weight: WeightQuant
+    bias: npt.NDArray[np.int32] | None
+    bias_scales: Floats | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """choices: every node's precision. activations: tensor name to its grid. products: node name to constants."""
+
+    choices: tuple[Choice, ...]
+    activations: Mapping[str, Affine]
+    products: Mapping[str, ProductQuant]
+
+    @property
+    def overflow_free(self) -> bool:
+        """Whether no product can saturate on any processor."""
+        return all(p.weight.overflow_free for p in self.products.values())
+
+    def int8_nodes(self) -> set[str]:
+        """Names of the nodes that compute in int8."""
+        return {choice.node for choice in self.choices if choice.int8}
+
+
+def plan_quantization(model: ir.Model, selection: Selection, observation: Observation, recipe: Quantize) -> Plan:
+    """Choose every scale and round every weight.
+
+    Args:
+        model: the optimized float model.
+        selection: which nodes are int8.
+        observation: statistics of ``selection.tensors``.
+        recipe: how ranges and weights are chosen.
+    """
+    activations = _activation_grids(model, selection, observation, recipe)
+    products: dict[str, ProductQuant] = {}
+    chosen = selection.int8_nodes()
+    for node in model.graph:
+        cell = rule(node).int8
+        if isinstance(cell, Kernel) and query.label(node) in chosen:
+            products[query.label(node)] = _product(node, cell, activations, observation, recipe)
+    return Plan(selection.choices, activations, products)
+
+
+def _activation_grids(
+    model: ir.Model, selection: Selection, observation: Observation, recipe: Quantize
+) -> dict[str, Affine]:
+    values = {value.name: value for value in query.activations(model)}
+    grids: dict[str, Affine] = {}
+    for name in selection.tensors:
+        source = name
+        while source in selection.same:
+            source = selection.same[source]
+        if source not in grids:
+            grids[source] = _grid(values[source], observation, recipe)
+        grids[name] = grids[source]
+    return grids
+
+
+def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine:
+    producer = value.producer()
+    cell = rule(producer).int8 if producer is not None else None
+    if isinstance(cell, OwnScale) and cell.output_range is not None:
+        # 256 steps, not 255: the grid's top is one step below the open end of the image, as the kernels expect.
+        low, high = cell.output_range
+        return affine(low, low + (high - low) * 255 / 256)
+    stats = observation.tensors.get(str(value.name))
+    if stats is None:  # never computed on any sample, as an empty branch
+        return Affine(1.0, 0)
+    low, high = choose_range(stats, recipe.ranges, recipe.percentile)
+    return affine(low, high)
+
+
+def _product(
+    node: ir.Node, cell: Kernel, activations: Mapping[str, Affine], observation: Observation, recipe: Quantize
+) -> ProductQuant:
+    source = node.inputs[cell.act]
+    weight = query.float_array(node.inputs[cell.weight])
+    if source is None or weight is None:
+        raise ValueError(f"{query.label(node)} was selected without a constant weight")
+    axis = weight_axis(node)
+    bias_value = node.inputs[cell.bias] if cell.bias is not None and len(node.inputs) > cell.bias else None
+    bias = query.float_array(bias_value)
+    s_x = np.float32(activations[str(source.name)].scale)
+    # Corrections are small beside the bias itself; twice the room covers them.
+    least = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
+    depthwise = node.op_type == "Conv" and weight.shape[1] == 1
+    quant = quantize_weight(weight, axis, exact=recipe.exact and not depthwise, min_scales=least)
+    if depthwise:
+        quant = WeightQuant(quant.values, quant.scales, quant.axis, overflow_free=True)
+    if cell.bias is None:
+        return ProductQuant(quant, None, None)
+    total = np.zeros(weight.shape[axis], np.float64) if bias is None else bias.reshape(-1).astype(np.float64)
+    if recipe.bias_correction:
+        total -= _mean_shift(node, quant, weight, observation)
+    scales = s_x * quant.scales
+    rounded = np.clip(np.rint(total / scales), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
+    return ProductQuant(quant, rounded, scales.astype(np.float32))
+
+
+def _mean_shift(node: ir.Node, quant: WeightQuant, weight: Floats, observation: Observation) -> Floats | float:
+    """ΔW·E[x], float32 [channels]; 0 where the means were not observed. Zero padding is taken as if it were data."""
+    source = node.inputs[0]
+    stats = observation.tensors.get(str(source.name)) if source is not None else None
+    if stats is None or stats.channel_mean is None:
+        return 0.0
+    error = quant.dequantized() - weight
+    means = stats.channel_mean.astype(np.float32)
+    if node.op_type != "Conv":
+        return np.asarray(error @ means if quant.axis == 0 else means @ error, np.float32)
+    groups = query.attribute(node, "group", 1)
+    by_input = error.reshape(groups, -1, *error.shape[1:]).sum(axis=tuple(range(3, error.ndim + 1)))
+    return np.asarray(np.einsum("goi,gi->go", by_input, means.reshape(groups, -1)).reshape(-1), np.float32)

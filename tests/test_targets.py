@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,6 @@ def test_a_shipped_profile_agrees_with_onnxruntime(path):
 def test_session_options_are_known_to_the_installed_onnxruntime():
     """A misspelt option is ignored silently by onnxruntime, so look for it in the library itself."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    from pathlib import Path
 
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("onnxruntime_pybind11_state*")).read_bytes()
     options = {key for path in PROFILES for key in Target.load(path).runtime.session_options}
@@ -214,3 +214,41 @@ def test_a_profile_by_path(tmp_path):
         load_target(str(tmp_path / "none.toml"))
     Target.parse(GOOD).save(tmp_path / "board.json")
     assert load_target(str(tmp_path / "board.json")) == Target.parse(GOOD)
+
+
+# -------------------------------------------------------------------------------------------- the page
+
+PAGE = Path(__file__).parent.parent / "docs" / "targets.md"
+
+
+def field_names(schema: dict, definitions: dict, prefix: str = "") -> set[str]:
+    """Dotted names of all fields of a JSON Schema, those of lists' items included."""
+    names = set()
+    for name, field in schema["properties"].items():
+        node = field.get("items", field)
+        names.add(prefix + name)
+        if "$ref" in node:
+            names |= field_names(definitions[node["$ref"].rsplit("/", 1)[1]], definitions, f"{prefix}{name}.")
+    return names
+
+
+def test_the_page_explains_every_field():
+    schema = Target.model_json_schema()
+    sections = {"cache", "runtime", "int8", "package", "budget"}
+    explained = {
+        name
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([a-z0-9_.]+)`", line.split(" | ")[0])
+    }
+    assert field_names(schema, schema["$defs"]) - sections - explained == set()
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_page_lists_every_profile_as_it_is(name):
+    target = load_target(name)
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[-3:] == [str(target.runtime.threads), target.int8.activations, str(target.channel_multiple)]
+    assert ("dotprod" in row) == ("dotprod" in target.features)
+    assert ("VNNI" in cells[-4]) == target.has_vnni

@@ -17,11 +17,12 @@ from toolchain.document import Document
 from toolchain.errors import InputError
 from toolchain.files import write_text
 from toolchain.measurement import Results
+from toolchain.preprocess import Preprocess
 from toolchain.recipe import Recipe
 from toolchain.target import Target
 
 DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
-    {"target": Target, "recipe": Recipe, "manifest": Manifest, "results": Results}
+    {"target": Target, "recipe": Recipe, "manifest": Manifest, "results": Results, "preprocess": Preprocess}
 )
 """The document of every schema, by the schema's name."""
 

@@ -1,6 +1,6 @@
 """Streaming observation of activations: one `Observation` that every later stage reads."""
 
+from toolchain.observation import Observation, TensorStats
 from toolchain.observe.engine import observe
-from toolchain.observe.observation import Observation, TensorStats
 
 __all__ = ["Observation", "TensorStats", "observe"]

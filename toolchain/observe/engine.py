@@ -26,7 +26,7 @@ from toolchain.data import CalibrationData
 from toolchain.errors import DataError
 from toolchain.files import cache_dir
 from toolchain.graph import edit, io, query, run
-from toolchain.observe.observation import VERSION, Observation, TensorStats
+from toolchain.observation import VERSION, Observation, TensorStats
 from toolchain.tensors import Array
 
 Progress = Callable[[str, int, int], None]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.graph import query
-from toolchain.observe.observation import Observation
+from toolchain.observation import Observation
 from toolchain.ops import rule
 from toolchain.quantize.ranges import Affine, affine, choose_range
 from toolchain.quantize.select import Choice, Selection, weight_axis

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.observe.observation import TensorStats
+from toolchain.observation import TensorStats
 from toolchain.recipe import RangeMethod
 
 LEVELS = 255

@@ -186,6 +186,8 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     _rewrite(rules.successive_relu_rule, rules.successive_clip_rule, rules.successive_relu_clip_rule),
     fuse_hard_swish,
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    _rewrite(rules.matmul_add_to_gemm_rule, rules.transpose_b_matmul_add_to_gemm_rule),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     add_to_bias,
     common.RemoveUnusedNodesPass(),
     drop_stale_value_info,

@@ -92,6 +92,8 @@ def clock(before: float, after: float) -> Conditions:
         ),
         (latency(np.r_[quiet(150), quiet(150) * 1.3]), None, "drifting", "30% slower"),
         (latency(np.r_[quiet(150), quiet(150) / 1.25]), None, "drifting", "20% faster"),
+        (latency(np.tile([8.0, 12.0], 150)), Conditions(load_before=2.34), "noisy", "(load 2.3 before it began)"),
+        (latency(quiet()), Conditions(load_before=2.34), "steady", None),
         (latency(quiet(), settled=False), None, "noisy", "warm-up"),
         (latency(np.tile([8.0, 12.0], 150)), None, "noisy", "20% of the mean|known to"),
         (latency(np.where(np.arange(300) % 40 == 5, 17.0, quiet())), None, "noisy", "p99 is 1.7|standard deviation"),

@@ -25,11 +25,12 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 MAX_SAMPLES = 1000  # More are thinned evenly before resampling: a little wider, never narrower.
 
-WIDE = 0.05  # half the interval of the median, of the median
+WIDE = 0.05  # uncertainty of the median
 UNEVEN = 0.10  # standard deviation of the central 98 %, of their mean (the limit is pyperf's)
 TAIL = 1.5  # 99th percentile, of the median
 DRIFT = 0.05  # change of the median between the halves
 THROTTLED = 0.90  # clock after, of the clock before
+BUSY = 1.0  # load before we began: at least one core was somebody else's
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @property
+    def uncertainty(self) -> float:
+        """The wider side of the interval, as a fraction of the value."""
+        return max(self.high - self.value, self.value - self.low) / self.value
 
 
 @dataclass(frozen=True)
@@ -75,26 +81,31 @@ def drift(samples: Sequence[float]) -> float:
 
 
 def verdict(latency: Latency, conditions: Conditions | None = None) -> Verdict:
-    """Drifting before noisy before steady; the first reason found is given."""
-    before, after = (conditions.clock_mhz_before, conditions.clock_mhz_after) if conditions else (None, None)
+    """Drifting before noisy before steady; the first reason found is given, and whether the machine was busy."""
+    about = conditions or Conditions()
+    busy = f" (load {about.load_before:.1f} before it began)" if (about.load_before or 0) >= BUSY else ""
+    before, after = about.clock_mhz_before, about.clock_mhz_after
     if before and after and after < THROTTLED * before:
         return Verdict("drifting", f"the clock fell from {before:.0f} to {after:.0f} MHz")
     change = drift(latency.samples_ms)
     if abs(change) > DRIFT:
-        return Verdict("drifting", f"the second half is {abs(change):.0%} {'slower' if change > 0 else 'faster'}")
+        direction = "slower" if change > 0 else "faster"
+        return Verdict("drifting", f"the second half is {abs(change):.0%} {direction}{busy}")
+    noise = _noise(latency)
+    return Verdict("noisy", noise + busy) if noise else Verdict("steady")
+
+
+def _noise(latency: Latency) -> str | None:
     if not latency.settled:
-        return Verdict("noisy", "warm-up did not become steady")
+        return "warm-up did not become steady"
     p50 = median(latency.samples_ms)
-    half = (p50.high - p50.low) / 2 / p50.value
-    if half > WIDE:
-        return Verdict("noisy", f"the median is known to ±{half:.0%} only")
+    if p50.uncertainty > WIDE:
+        return f"the median is known to ±{p50.uncertainty:.0%} only"
     spread = variation(latency.samples_ms)
     if spread > UNEVEN:
-        return Verdict("noisy", f"standard deviation {spread:.0%} of the mean")
+        return f"standard deviation {spread:.0%} of the mean"
     tail = latency.p99_ms / p50.value
-    if tail > TAIL:
-        return Verdict("noisy", f"p99 is {tail:.1f} times the median")
-    return Verdict("steady")
+    return f"p99 is {tail:.1f} times the median" if tail > TAIL else None
 
 
 def speedup(baseline: Latency, other: Latency, *, paired: bool = True, seed: int = 0) -> Estimate:

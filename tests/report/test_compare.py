@@ -1,0 +1,113 @@
+"""Comparing results files: baselines, the gate, and files that are not results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_render import HOST, OTHER, results, row, text
+
+from toolchain.errors import ConfigError
+from toolchain.report import compare, render
+
+
+@pytest.fixture
+def before(tmp_path):
+    path = tmp_path / "before.json"
+    results(row("fp32", 20.0), row("int8", 10.0)).save(path)
+    return path
+
+
+@pytest.fixture
+def after(tmp_path):
+    path = tmp_path / "after.json"
+    results(row("fp32", 20.0, when="2026-02-01"), row("int8", 11.0, when="2026-02-01")).save(path)
+    return path
+
+
+def test_against_a_variant(before):
+    passed = compare([before], max_regression=0.05)
+    assert passed.regressions == ()
+    failed = compare([before], baseline="int8", max_regression=0.05)
+    (slow,) = failed.regressions
+    assert slow.label == "mobilenetv2 fp32"
+    assert "REGRESSION mobilenetv2 fp32: 100.0% slower than int8, allowed 5.0%" in " ".join(text(failed).split())
+    assert json.loads(render(failed, "json"))["regressions"] == ["mobilenetv2 fp32"]
+
+
+def test_against_a_file(before, after):
+    compared = compare([before, after], baseline="before", max_regression=0.05)
+    (slow,) = compared.regressions
+    assert slow.label == "mobilenetv2 int8 in after"
+    assert slow.speedup.value == pytest.approx(10 / 11, rel=0.01)
+    assert compare([before, after], baseline="before", max_regression=0.2).regressions == ()
+    assert "| int8 (after) |" in render(compared, "markdown")
+
+
+def test_each_file_is_held_against_its_own_baseline_variant(before, after):
+    (block,) = compare([before, after]).blocks
+    found = {(r.measurement.variant, r.source): r.speedup.value for r in block.rows if r.speedup}
+    assert found[("int8", "before")] == pytest.approx(2, rel=0.01)
+    assert found[("int8", "after")] == pytest.approx(20 / 11, rel=0.01)
+
+
+def test_noise_does_not_fail_the_gate(tmp_path):
+    path = tmp_path / "noisy.json"
+    results(row("fp32", 10.0), row("int8", 10.0, spread=0.3)).save(path)
+    assert compare([path], max_regression=0.0).regressions == ()
+
+
+def test_other_hosts_are_never_compared(before, tmp_path):
+    path = tmp_path / "pi.json"
+    results(row("int8", 1.0, host=OTHER)).save(path)
+    first, second = compare([before, path]).blocks
+    assert (first.host, second.host) == (HOST, OTHER)
+    assert second.rows[0].speedup is None
+    with pytest.raises(
+        ConfigError, match="no row has a baseline to be held against; measure it with them, on the same host"
+    ):
+        compare([path], max_regression=0.05)
+
+
+def test_files_of_one_name_are_told_apart(before, tmp_path):
+    other = tmp_path / "run" / "before.json"
+    results(row("int8", 10.0)).save(other)
+    (block,) = compare([before, other], baseline=str(before)).blocks
+    assert {r.source for r in block.rows} == {str(before), str(other)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as a results file"),
+        ('{"schema_version": 1}', "measurements: is missing from this results file"),
+        ('{"schema_version": 1, "measurments": []}', "measur"),
+        ('{"schema_version": 1, "measurements": []}', "hold no measurement"),
+    ],
+)
+def test_what_is_no_results_file(tmp_path, content, message):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        compare([path])
+
+
+def test_rounds_must_divide_the_samples(before):
+    data = json.loads(before.read_text())
+    data["measurements"][0]["latency"]["rounds"] = [0, 500]
+    before.write_text(json.dumps(data))
+    with pytest.raises(
+        ConfigError, match=r"before\.json: measurements\.0\.latency: rounds \(0, 500\) do not divide 90 samples"
+    ):
+        compare([before])
+
+
+def test_bad_arguments(before):
+    with pytest.raises(ConfigError, match="no results file"):
+        compare([])
+    with pytest.raises(ConfigError, match=r"max_regression is -0\.1"):
+        compare([before], max_regression=-0.1)
+    with pytest.raises(ConfigError, match="no such results file"):
+        compare([before.with_name("gone.json")])
+    with pytest.raises(ConfigError, match="did you mean 'int8'"):
+        compare([before], baseline="int9")

@@ -1,0 +1,247 @@
+"""Rendering and deriving rows, from made-up measurements with known answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from toolchain.errors import ConfigError
+from toolchain.measurement import Evidence, Host, Latency, Measurement, Memory, Results, Score
+from toolchain.report import FORMATS, derive, list_targets, render, show_target
+from toolchain.target import known_targets, load_target
+
+HOST = Host(
+    name="bench-box",
+    architecture="x86_64",
+    cpu="AMD EPYC 9R14 96-Core Processor",
+    features=("avx2",),
+    cores=2,
+    memory_mib=24105,
+    os="Linux 6.18",
+    python="3.11.7",
+    onnxruntime="1.32.0",
+)
+OTHER = HOST.model_copy(update={"name": "pi", "cpu": "Raspberry Pi 5 Model B, 4x cortex-a76", "cores": 4})
+
+
+def latency(ms: float, *, seed: int = 0, spread: float = 0.01, threads: int = 2) -> Latency:
+    samples = ms * np.random.default_rng(seed).normal(1, spread, 90)
+    return Latency(samples_ms=tuple(samples), rounds=(0, 30, 60), load_ms=50, first_ms=2 * ms, threads=threads)
+
+
+def row(
+    variant: str,
+    ms: float | None,
+    *,
+    model: str = "mobilenetv2",
+    target: str | None = None,
+    evidence: Evidence = "measured",
+    host: Host = HOST,
+    threads: int = 2,
+    score: Score | None = None,
+    when: str = "2026-01-01T00:00:00+00:00",
+    spread: float = 0.01,
+    note: str | None = None,
+) -> Measurement:
+    return Measurement(
+        model=model,
+        variant=variant,
+        sha256="0" * 64,
+        size_bytes=14_000_000,
+        target=target,
+        evidence=evidence,
+        host=host,
+        latency=None if ms is None else latency(ms, threads=threads, spread=spread, seed=len(variant)),
+        memory=Memory(baseline_bytes=49_000_000, peak_load_bytes=90_000_000, peak_run_bytes=71_000_000),
+        score=score,
+        note=note,
+        when=when,
+    )
+
+
+def results(*rows: Measurement) -> Results:
+    return Results(measurements=rows)
+
+
+AGREEMENT = Score(kind="agreement", value=0.98234, samples=64)
+ACCURACY = Score(kind="evaluate", value=0.70731, samples=64)
+DEMO = results(
+    row("fp32", 24.0, score=ACCURACY),
+    row("int8", 12.0, target="host", score=ACCURACY),
+    row("int8", 10.0, target="android-arm64-dotprod", evidence="host", score=AGREEMENT, note="Softmax stays float"),
+    row("int8", 10.0, target="raspberry-pi-zero-2w", evidence="host", score=AGREEMENT, spread=0.3),
+)
+
+
+def text(results: Results, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(render(results))
+    return console.file.getvalue()
+
+
+def one_row(shown: str, *words: str) -> str:
+    lines = [line for line in shown.splitlines() if all(word in line for word in words)]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_table_says_it_all_within_100_columns():
+    shown = text(DEMO)
+    assert max(map(cell_len, shown.splitlines())) <= 100
+    assert "…" not in shown
+    fp32 = one_row(shown, "mobilenetv2", "fp32", "14.0").split()
+    assert fp32[:5] + fp32[-3:] == ["mobilenetv2", "host", "fp32", "14.0", "0.7073", "1×", "90", "measured"]
+    assert float(fp32[5]) == pytest.approx(24.0, abs=0.2)
+    assert (fp32[6], float(fp32[7])) == ("±0%", pytest.approx(24.3, abs=0.3))
+    assert "2.00×" in one_row(shown, "host", "int8", "measured", "14.0")
+    assert "bench-box: AMD EPYC 9R14 96-Core Processor, 2 cores, 23.5 GiB, onnxruntime 1.32.0, 2 threads" in shown
+
+
+@pytest.mark.parametrize("ms", [0.0123, 1.0, 99.96, 12345.0])
+def test_wide_numbers_and_long_names_fit_too(ms):
+    rows = [
+        row("fp32", ms * 3, model="paraphrase-multilingual-MiniLM-L12-v2"),
+        row("int8-percentile", ms, model="paraphrase-multilingual-MiniLM-L12-v2", target="android-arm64-dotprod",
+            evidence="host", score=AGREEMENT, spread=0.3),
+    ]  # fmt: skip
+    rows = [r.model_copy(update={"size_bytes": 471_123_456}) for r in rows]
+    shown = text(results(*rows))
+    assert "…" not in shown
+    assert max(map(cell_len, shown.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("format", ["table", "markdown"])
+def test_rows_run_in_a_devices_stead_cannot_be_mistaken(format):
+    shown = text(DEMO) if format == "table" else render(DEMO, format)
+    stead = [line for line in shown.splitlines() if "int8" in line and "≈0.9823" in line]
+    assert len(stead) == 2
+    for line in stead:
+        assert "this host" in line
+        assert "measured" not in line
+        p50, p90, faster = re.findall(r"\(([^)]*)\)", line)
+        assert float(p50.split()[0]) == pytest.approx(10, abs=1)
+        assert float(p90) == pytest.approx(12, abs=3)
+        assert float(faster.removesuffix("×")) == pytest.approx(2.4, abs=0.3)
+    assert "not device" in shown
+    assert "in the target's stead; times in ( ) are not the device's" in " ".join(shown.split())
+    assert "agreement with the source model's answers, not accuracy" in shown
+
+
+def test_unsteady_rows_are_marked_and_explained():
+    shown = text(DEMO)
+    assert "!" in one_row(shown, "raspberry-pi-", "int8", "14.0")
+    assert "!" not in one_row(shown, "android-", "int8", "14.0")
+    note = one_row(shown, "! mobilenetv2 int8 for raspberry-pi-zero-2w")
+    assert "noisy, " in note
+    assert "mobilenetv2 int8 for android-arm64-dotprod: Softmax stays float" in shown
+
+
+def test_a_speedup_that_may_be_none_says_so():
+    shown = text(results(row("fp32", 10.0), row("int8", 10.0, spread=0.05)))
+    assert "~1.0" in shown or "~0.9" in shown
+    assert "its 95 % interval includes 1" in shown
+
+
+def test_hosts_threads_and_runtimes_stand_apart():
+    rows = [
+        row("fp32", 20.0),
+        row("int8", 10.0),
+        row("int8", 5.0, host=OTHER),
+        row("int8", 6.0, threads=1),
+        row("int8", 7.0, host=HOST.model_copy(update={"onnxruntime": "1.23.0"})),
+    ]
+    blocks = derive([(None, results(*rows))])
+    assert [(b.host.name, b.host.onnxruntime, b.threads, len(b.rows)) for b in blocks] == [
+        ("bench-box", "1.32.0", 2, 2),
+        ("pi", "1.32.0", 2, 1),
+        ("bench-box", "1.32.0", 1, 1),
+        ("bench-box", "1.23.0", 2, 1),
+    ]
+    assert [r.speedup is not None for b in blocks for r in b.rows] == [False, True, False, False, False]
+    shown = text(results(*rows))
+    assert shown.count("p50 ms") == 4
+    assert "compare within a block only" in shown
+
+
+def test_rows_without_latency_join_their_hosts_block():
+    rows = [row("stored", None), row("fp32", 20.0), row("emulated", None, evidence="emulated", target="rk3588")]
+    (block,) = derive([(None, results(*rows))])
+    assert {r.measurement.variant for r in block.rows} == {"stored", "fp32", "emulated"}
+    assert block.threads == 2
+    assert "emulated: run under an emulator" in text(results(*rows))
+
+
+def test_the_baseline_is_of_the_same_model_and_rather_of_the_same_target():
+    rows = [
+        row("fp32", 20.0),
+        row("fp32", 40.0, target="rk3588", evidence="host"),
+        row("int8", 10.0, target="rk3588", evidence="host"),
+        row("int8", 10.0, target="raspberry-pi-5", evidence="host"),
+        row("fp32", 90.0, model="resnet50"),
+        row("int8", 30.0, model="resnet50"),
+    ]
+    (block,) = derive([(None, results(*rows))])
+    found = [r.speedup.value if r.speedup else None for r in block.rows]
+    assert [None if v is None else round(v, 1) for v in found] == [None, None, 4.0, 2.0, None, 3.0]
+
+
+def test_unknown_baseline_and_format():
+    with pytest.raises(ConfigError, match="unknown baseline 'fp23'; did you mean 'fp32'"):
+        derive([(None, DEMO)], baseline="fp23")
+    with pytest.raises(ConfigError, match="unknown format 'markdwon'; did you mean 'markdown'"):
+        render(DEMO, "markdwon")
+    with pytest.raises(ConfigError, match="no measurement"):
+        render(results())
+
+
+def test_brackets_in_names_are_text_and_pipes_do_not_break_markdown():
+    odd = results(row("[bold]x[/bold]", 10.0, model="a|b"))
+    assert "[bold]x" in text(odd)
+    table = render(odd, "markdown").splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in table if line.startswith("|")}) == 1
+
+
+def test_markdown_shows_the_interval():
+    line = one_row(render(DEMO, "markdown"), "| fp32 |")
+    low, high = line.split("[")[1].split("]")[0].split("–")
+    assert float(low) <= 24.0 <= float(high)
+
+
+def test_csv_and_json_hold_full_numbers():
+    records = list(csv.DictReader(io.StringIO(render(DEMO, "csv"))))
+    data = json.loads(render(DEMO, "json"))
+    assert len(records) == len(data["hosts"][0]["rows"]) == 4
+    for record, as_json, m in zip(records, data["hosts"][0]["rows"], DEMO.measurements, strict=True):
+        assert float(record["p50_ms"]) == as_json["p50_ms"] == pytest.approx(np.median(m.latency.samples_ms))
+        assert float(record["p50_low_ms"]) <= float(record["p50_ms"]) <= float(record["p50_high_ms"])
+        assert record["evidence"] == as_json["evidence"] == m.evidence
+        assert int(record["peak_load_bytes"]) == 90_000_000
+    assert records[0]["cpu"] == HOST.cpu
+    assert records[1]["speedup"] == str(data["hosts"][0]["rows"][1]["speedup"])
+    assert data["regressions"] == []
+
+
+def test_every_format_takes_several_results():
+    for format in FORMATS:
+        assert render([DEMO, results(row("fp32", 9.0, host=OTHER))], format)
+
+
+def test_profiles_are_shown():
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    targets = [load_target(name) for name in known_targets()]
+    console.print(list_targets(targets))
+    for target in targets:
+        console.print(show_target(target))
+    shown = console.file.getvalue()
+    assert max(map(cell_len, shown.splitlines())) <= 100
+    for target in targets:
+        assert shown.count(target.name) >= 2
+        assert f"in multiples of {target.channel_multiple}" in shown
+    assert "weights are kept overflow-free" in shown

@@ -30,7 +30,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 # Header, and for columns of words the width they are folded to, so that a table fits 100 columns.
 _COLUMNS: dict[str, int | None] = {
-    "model": 11,
+    "model": 12,
     "target": 13,
     "variant": 10,
     "MB": None,

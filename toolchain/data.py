@@ -71,7 +71,19 @@ class CalibrationData:
 
     def take(self, n: int) -> CalibrationData:
         """At most `n` of the samples, evenly spread."""
-        chosen = _spread(len(self), n, self.source)
+        return self._subset(_spread(len(self), n, self.source))
+
+    def split(self, every: int = 4, most: int = 64) -> tuple[CalibrationData, CalibrationData]:
+        """The samples to calibrate on, and those held out: one of `every`, at most `most`.
+
+        Fewer than two times `every` samples are too few to spare any and serve for both.
+        """
+        if len(self) < 2 * every:
+            return self, self
+        held = range(every - 1, len(self), every)[:most]
+        return self._subset([i for i in range(len(self)) if i not in held]), self._subset(held)
+
+    def _subset(self, chosen: Sequence[int]) -> CalibrationData:
         numbers, digests = tuple(self._numbers[i] for i in chosen), tuple(self._digests[i] for i in chosen)
         return replace(self, _numbers=numbers, _digests=digests)
 

@@ -93,3 +93,34 @@ def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
     graph.outputs.clear()
     graph.outputs.extend(chosen)
     remove_unused(model)
+
+
+def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A model of the named nodes alone: what they read becomes inputs, what others read of them outputs."""
+    clone = model.clone()
+    graph, chosen = clone.graph, set(names)
+    inside = [node for node in graph if node.name in chosen]
+    computed = {output for node in inside for output in node.outputs}
+    read = dict.fromkeys(v for n in inside for v in n.inputs if v is not None and v not in computed)
+    sources = [value for value in read if not value.is_initializer()]
+    results = [
+        value
+        for value in computed
+        if value.is_graph_output() or any(use.node.name not in chosen for use in value.uses())
+    ]
+    results.sort(key=lambda value: str(value.name))
+    feeds = []
+    for value in sources:
+        feed = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        redirect(value, feed, inside)
+        feeds.append(feed)
+    graph.outputs.clear()
+    graph.outputs.extend(results)
+    for value in list(graph.inputs):
+        graph.inputs.remove(value)
+    for node in reversed(list(graph)):
+        if node.name not in chosen:
+            graph.remove(node, safe=False)
+    graph.inputs.extend(feeds)
+    remove_unused(clone)
+    return clone

@@ -1,1 +1,14 @@
-"""Static int8: decide per node and per number (`select`, `plan`), then write QDQ (`apply`) and audit the fusions."""
+"""Static int8: decide per node (`select`) and per number (`plan`), write QDQ (`apply`), look at what onnxruntime
+makes of it (`audit`), and cut it into fragments that are raced against their float selves (`fragments`).
+"""
+
+from toolchain.quantize.apply import Encoding, apply_quantization
+from toolchain.quantize.audit import Audit, audit, optimized_graph
+from toolchain.quantize.fragments import Fragment, fragments
+from toolchain.quantize.plan import Plan, plan_quantization
+from toolchain.quantize.select import Choice, Selection, select
+
+__all__ = [
+    "Audit", "Choice", "Encoding", "Fragment", "Plan", "Selection", "apply_quantization", "audit", "fragments",
+    "optimized_graph", "plan_quantization", "select",
+]  # fmt: skip

@@ -99,7 +99,7 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
         rounded = np.clip(np.rint(rows / scale[:, None]), -TOP, TOP)
         if exact:
             _bound_pairs(rounded)
-        error = np.sum((rounded * scale[:, None] - rows) ** 2, axis=1, dtype=np.float32)
+        error: Floats = np.asarray(np.sum((rounded * scale[:, None] - rows) ** 2, axis=1), np.float32)
         better = error < best_error
         best_error[better], best_scale[better] = error[better], scale[better]
         best[better] = rounded[better].astype(np.int8)

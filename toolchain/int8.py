@@ -1,0 +1,178 @@
+"""`quantize_model`: from a float model and data to a plan that was audited and raced on this machine.
+
+    select → observe → plan ─► apply ─► audit: is everything planned as int8 run as int8?
+       ▲                                  │
+       └── what is not stays float ◄──────┤
+       └── fragments slower than float ◄──┘ race, fragment by fragment, then the whole model
+
+What is decided here holds for every target: the plan is one, so the integers are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from toolchain.bench.race import race
+from toolchain.data import CalibrationData
+from toolchain.detect import detect_host
+from toolchain.graph import edit, query, run
+from toolchain.observation import Observation
+from toolchain.observe import observe
+from toolchain.quantize import (
+    Audit,
+    Encoding,
+    Fragment,
+    Plan,
+    Selection,
+    apply_quantization,
+    audit,
+    fragments,
+    optimized_graph,
+    plan_quantization,
+    select,
+)
+from toolchain.recipe import Recipe
+from toolchain.tensors import Feed
+
+Progress = Callable[[str, int, int], None]
+
+AUDIT_ROUNDS = 4
+SLOWER = 1.02
+"""A fragment counts as slower above this ratio; below it the race cannot tell, and int8 is smaller."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """plan: the numbers. audit: what onnxruntime runs of them. encoding: how this machine takes activations.
+    notes: what was left float as a whole, and why.
+    """
+
+    model: ir.Model
+    plan: Plan
+    audit: Audit
+    observation: Observation
+    encoding: Encoding
+    notes: tuple[str, ...] = ()
+
+    def write(self, encoding: Encoding) -> ir.Model:
+        """The quantized model for targets of this encoding."""
+        return apply_quantization(self.model, self.plan, encoding)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One turn of the loop."""
+
+    plan: Plan
+    audit: Audit
+    observation: Observation
+
+
+def quantize_model(
+    model: ir.Model, data: CalibrationData, recipe: Recipe, *, progress: Progress | None = None
+) -> Quantized:
+    """Plan static int8 for an optimized float model.
+
+    Raises:
+        DataError: a sample cannot be run or makes a tensor NaN.
+    """
+    report = progress or (lambda what, done, total: None)
+    encoding: Encoding = detect_host().int8.activations
+    reasons: dict[str, str] = {}
+    attempt = _audited(model, data, recipe, encoding, reasons, report)
+    notes: list[str] = []
+    if recipe.quantize.measure and attempt.plan.products:
+        feed = next(iter(data))
+        slower = _race_fragments(model, attempt.plan, encoding, feed, report)
+        if slower:
+            reasons.update(slower)
+            attempt = _audited(model, data, recipe, encoding, reasons, report)
+        if attempt.plan.products and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
+            notes.append(note)
+            reasons.update({c.node: note for c in attempt.plan.choices if c.int8})
+            attempt = _audited(model, data, recipe, encoding, reasons, report)
+    return Quantized(model, attempt.plan, attempt.audit, attempt.observation, encoding, tuple(notes))
+
+
+def _audited(
+    model: ir.Model,
+    data: CalibrationData,
+    recipe: Recipe,
+    encoding: Encoding,
+    reasons: dict[str, str],
+    report: Progress,
+) -> _Attempt:
+    """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows."""
+    observation = Observation({}, len(data), "", data.fingerprint)
+    for _ in range(AUDIT_ROUNDS):
+        selection = select(model, recipe.quantize.keep_float, reasons)
+        if not _covers(observation, selection):
+            observation = observe(
+                model,
+                data,
+                selection.tensors,
+                bins=recipe.calibrate.bins,
+                group_mib=recipe.calibrate.group_mib,
+                progress=report,
+            )
+        report("planning", 0, 0)
+        plan = plan_quantization(model, selection, observation, recipe.quantize)
+        found = audit(optimized_graph(apply_quantization(model, plan, encoding)), plan)
+        stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in reasons}
+        if not stray:
+            break
+        reasons.update(stray)
+    return _Attempt(plan, found, observation)
+
+
+def _covers(observation: Observation, selection: Selection) -> bool:
+    known = observation.tensors
+    return all(
+        name in known and (axis is None or known[name].channel_mean is not None)
+        for name, axis in selection.tensors.items()
+    )
+
+
+# ------------------------------------------------------------------------------------------------- races
+
+
+def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed, report: Progress) -> dict[str, str]:
+    """Reasons for the nodes of fragments that are slower as int8."""
+    parts = fragments(model, plan, encoding)
+    if len(parts) == 1 and len(parts[0].nodes) * 2 > len(plan.choices):
+        return {}  # the whole model but for its edges: the race of the whole decides
+    inputs = _capture(model, parts, feed)
+    reasons: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        wanted = {str(value.name) for value in part.float_model.graph.inputs}
+        feeds = {name: array for name, array in inputs.items() if name in wanted}
+        engines = [run.session(m, threads=1) for m in (part.float_model, part.int8_model)]
+        float_s, int8_s = race(engines, feeds)
+        if int8_s > SLOWER * float_s:
+            reason = f"measured slower as int8: {int8_s * 1e6:.0f} µs against {float_s * 1e6:.0f} µs float"
+            if len(part.nodes) > 1:
+                reason += f" for its fragment of {len(part.nodes)} nodes"
+            reasons.update(dict.fromkeys(part.nodes, reason))
+        report("racing int8 against float", number + 1, len(parts))
+    return reasons
+
+
+def _capture(model: ir.Model, parts: list[Fragment], feed: Feed) -> Feed:
+    """The tensors that enter the fragments, for one feed of the model."""
+    wanted = {str(value.name) for part in parts for value in part.float_model.graph.inputs}
+    clone = model.clone()
+    values = [value for value in query.activations(clone) if value.name in wanted]
+    edit.keep_outputs(clone, values)
+    names = [str(value.name) for value in values]
+    return dict(zip(names, run.session(clone, threads=1).run(None, feed), strict=True))
+
+
+def _slower_as_a_whole(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed) -> str | None:
+    engines = [run.session(m, threads=1) for m in (model, apply_quantization(model, plan, encoding))]
+    float_s, int8_s = race(engines, feed, seconds=0.5)
+    if int8_s <= SLOWER * float_s:
+        return None
+    return f"the whole model is slower as int8 here: {int8_s * 1e3:.2f} ms against {float_s * 1e3:.2f} ms float"

@@ -1,0 +1,308 @@
+"""`export`: a model, calibration data and targets in; for each target a verified int8 artifact out.
+
+    source ─convert─► model ─optimize─► float model ─observe─► observation       once
+                                             │                      │
+                                             └──── select, plan ────┘            once: a plan knows no target
+                                                        │
+                 for each target:  apply (u8 or s8) ─► package ─► golden data    the same integers everywhere
+                                                        │
+                                          bench fp32 against int8, interleaved, on this machine
+
+The stages do not know each other; this is where they are joined. Everything the user gave is checked before the
+first slow step, and everything is written to a temporary folder and renamed into place at the end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from toolchain import artifact, package
+from toolchain.bench import Subject
+from toolchain.bench import bench as run_bench
+from toolchain.convert import Converted, convert
+from toolchain.data import CalibrationData, DataSpec, open_data
+from toolchain.detect import detect_host
+from toolchain.errors import DataError, GateError
+from toolchain.files import replacing
+from toolchain.graph import io, run
+from toolchain.int8 import Quantized, quantize_model
+from toolchain.loading import is_callable_spec, load_callable
+from toolchain.measurement import Measurement, Results, Score
+from toolchain.optimize import Optimized, optimize
+from toolchain.recipe import Recipe
+from toolchain.score import Evaluate, agreement_score, evaluate_score
+from toolchain.target import Target, load_target
+from toolchain.tensors import Array, Feed, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total); total 0 where it is not known."""
+
+GOLDEN_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source brought to a clean float model."""
+
+    converted: Converted
+    optimized: Optimized
+
+    @property
+    def model(self) -> ir.Model:
+        """The optimized float model."""
+        return self.optimized.model
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made. results: the fp32 row first, then a row for each target."""
+
+    folder: Path
+    results: Results
+    manifests: tuple[artifact.Manifest, ...]
+    quantized: Quantized
+    prepared: Prepared
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of a library call: none."""
+
+
+def prepare(
+    source: str | Path | torch.nn.Module,
+    *,
+    inputs: Sequence[TensorSpec] = (),
+    freeze: Mapping[str, int] | None = None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Convert and optimize.
+
+    Raises:
+        ModelError, InputError, GateError: as :func:`convert` and :func:`optimize` do.
+    """
+    progress("converting", 0, 0)
+    converted = convert(source, inputs=inputs, freeze=freeze)
+    progress("optimizing", 0, 0)
+    return Prepared(converted, optimize(converted.model))
+
+
+def export(
+    source: str | Path | torch.nn.Module,
+    *,
+    targets: Sequence[str | Target],
+    calibration: DataSpec,
+    output: str | Path = "exported",
+    inputs: Sequence[TensorSpec] = (),
+    freeze: Mapping[str, int] | None = None,
+    preprocess: str | Path | None = None,
+    evaluate: str | Evaluate | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress = silent,
+) -> Exported:
+    """Make a verified int8 artifact for every target, and measure it against float on this machine.
+
+    Args:
+        source: an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` giving an ``nn.Module``, or a module.
+        targets: names of profiles, paths of profiles, or profiles.
+        calibration: see :mod:`toolchain.data`. Without `evaluate` a quarter is held out to measure agreement.
+        output: folder to write; an earlier export in it is replaced.
+        inputs: what a torch module takes.
+        freeze: sizes for dynamic axes.
+        preprocess: the image pipeline, for folders of images.
+        evaluate: ``package.module:callable`` or a function, see :data:`toolchain.score.Evaluate`.
+        recipe: how; None is the default recipe.
+        progress: told about every step.
+
+    Raises:
+        InputError and its subclasses: something given cannot be used; nothing was written.
+        GateError: parity or ``recipe.max_drop`` failed; nothing was written.
+    """
+    recipe = recipe or Recipe()
+    output = Path(output)
+    profiles = [load_target(target) if isinstance(target, str) else target for target in targets]
+    for profile in profiles:
+        package.check_folder(output / profile.name)
+    scorer = load_evaluate(evaluate)
+    check_data_exists(calibration)
+    prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
+    progress("checking the calibration data", 0, 0)
+    data = open_data(calibration, io.inputs(prepared.model), preprocess=preprocess, samples=recipe.calibrate.samples)
+    train, held = (data, data) if scorer else data.split()
+    quantized = quantize_model(prepared.model, train, recipe, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
+        pair = _write_pair(quantized, Path(scratch))
+        scores = _scores(pair, scorer, evaluate, held, progress)
+        _gate(scores, recipe.max_drop)
+        golden = _golden(pair, held)
+        rows = _bench(pair, model_name(source), scores, golden.feeds[0], recipe, progress)
+        results, manifests = [rows[0]], []
+        for number, profile in enumerate(profiles):
+            progress(f"packaging for {profile.name}", number, len(profiles))
+            manifest = _manifest(prepared, quantized, data, profile, recipe, scores[0])
+            encoding = profile.int8.activations
+            model = pair.int8 if encoding == quantized.encoding else quantized.write(encoding)
+            manifest, row = _package(folder / profile.name, model, rows[1], manifest, profile, golden)
+            manifests.append(manifest)
+            results.append(row)
+        found = Results(measurements=tuple(results))
+        (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
+    return Exported(output, found, tuple(manifests), quantized, prepared)
+
+
+def model_name(source: str | Path | torch.nn.Module) -> str:
+    """What tables call a model: its file's stem, its factory's name, or its class."""
+    if not isinstance(source, str | Path):
+        return type(source).__name__
+    text = str(source)
+    return text.rsplit(":", 1)[1] if is_callable_spec(text) and not Path(text).exists() else Path(text).stem
+
+
+def load_evaluate(evaluate: str | Evaluate | None) -> Evaluate | None:
+    """The scoring function behind ``--evaluate``."""
+    return load_callable(evaluate) if isinstance(evaluate, str) else evaluate  # type: ignore[return-value]
+
+
+def check_data_exists(calibration: DataSpec) -> None:
+    """Refuse a misspelt path before the model is converted; what is inside is checked once the inputs are known."""
+    if not isinstance(calibration, str | Path) or Path(calibration).exists():
+        return
+    if is_callable_spec(str(calibration)):
+        load_callable(str(calibration), error=DataError)
+        return
+    raise DataError(
+        "no such file or folder", where=calibration, hint="give a folder, an .npz file or package.module:callable"
+    )
+
+
+# ---------------------------------------------------------------------------------- what export is made of
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The float model and its int8 twin as this machine takes activations: the same integers as every target's."""
+
+    float_: Path
+    int8: Path
+    outputs: tuple[str, ...]
+
+
+def _write_pair(quantized: Quantized, folder: Path) -> _Pair:
+    pair = _Pair(folder / "float.onnx", folder / "int8.onnx", tuple(s.name for s in io.outputs(quantized.model)))
+    io.save_in_place(quantized.model, pair.float_)
+    io.save_in_place(quantized.write(quantized.encoding), pair.int8)
+    return pair
+
+
+def _scores(
+    pair: _Pair,
+    scorer: Evaluate | None,
+    evaluate: str | Evaluate | None,
+    held: CalibrationData,
+    progress: Progress,
+) -> tuple[Score, Score]:
+    """Of float and int8."""
+    reference, engine = run.session(pair.float_), run.session(pair.int8)
+    if scorer is None:
+        progress("measuring agreement with float", 0, 0)
+        same = Score(kind="agreement", value=1.0, samples=len(held))
+        return same, agreement_score(reference, engine, held)
+    where = evaluate if isinstance(evaluate, str) else getattr(scorer, "__name__", "evaluate")
+    progress("evaluating float", 0, 0)
+    before = evaluate_score(scorer, reference, where)
+    progress("evaluating int8", 0, 0)
+    return before, evaluate_score(scorer, engine, where)
+
+
+def _gate(scores: tuple[Score, Score], max_drop: float | None) -> None:
+    before, after = scores
+    if max_drop is not None and before.value - after.value > max_drop:
+        raise GateError(
+            f"int8 scores {after.value:.4f} where float scores {before.value:.4f}, a drop of more than {max_drop:g}",
+            hint="give more representative calibration data, keep some nodes float, or allow a larger drop",
+        )
+
+
+def _golden(pair: _Pair, held: CalibrationData) -> package.Golden:
+    engine = run.session(pair.int8, threads=1)
+    feeds: list[Feed] = list(held.take(GOLDEN_SAMPLES))
+    outputs: list[dict[str, Array]] = [dict(zip(pair.outputs, engine.run(None, feed), strict=True)) for feed in feeds]
+    return package.Golden(tuple(feeds), tuple(outputs))
+
+
+def _bench(
+    pair: _Pair, name: str, scores: tuple[Score, Score], feed: Feed, recipe: Recipe, progress: Progress
+) -> tuple[Measurement, ...]:
+    subjects = [
+        Subject(pair.float_, name, "fp32", target="host", feeds=feed, score=scores[0]),
+        Subject(pair.int8, name, "int8", target="host", feeds=feed, score=scores[1]),
+    ]
+    target = detect_host()
+    found = run_bench(subjects, settings=recipe.bench, target=target, progress=lambda line: progress(line, 0, 0))
+    return found.measurements
+
+
+def _package(
+    folder: Path,
+    model: ir.Model | Path,
+    measured: Measurement,
+    manifest: artifact.Manifest,
+    profile: Target,
+    golden: package.Golden,
+) -> tuple[artifact.Manifest, Measurement]:
+    """Write one target's folder; returns its manifest and its row of the table."""
+    here = profile.name == "host"
+    row = measured.model_copy(
+        update={
+            "target": profile.name,
+            "evidence": "measured" if here else "host",
+            "note": None if here else "same integers, written for this machine's kernels",
+        }
+    )
+    manifest = manifest.model_copy(update={"measurements": (row,)})
+    manifest = package.write_artifact(folder, model, manifest=manifest, target=profile, golden=golden)
+    file = next(f for f in manifest.files if f.name in ("model.onnx", "model.ort"))
+    return manifest, row.model_copy(update={"sha256": file.sha256, "size_bytes": file.size_bytes})
+
+
+def _manifest(
+    prepared: Prepared, quantized: Quantized, data: CalibrationData, profile: Target, recipe: Recipe, reference: Score
+) -> artifact.Manifest:
+    plan = quantized.plan
+    return artifact.Manifest(
+        target=profile.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={p: version(p) for p in ("edge-toolchain", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy")},
+        source=prepared.converted.source,
+        recipe=recipe,
+        calibration=artifact.CalibrationEntry(
+            source=data.source,
+            samples=len(data),
+            fingerprint=data.fingerprint,
+            preprocessing=data.preprocessing,
+        ),
+        inputs=tuple(_port(spec) for spec in io.inputs(quantized.model)),
+        outputs=tuple(_port(spec) for spec in io.outputs(quantized.model)),
+        files=(),
+        precision=tuple(
+            artifact.Precision(node=c.node, op=c.op, precision="int8" if c.int8 else "float", reason=c.reason)
+            for c in plan.choices
+        ),
+        exactness=artifact.Exactness(overflow_free=plan.overflow_free),
+        reference_score=reference,
+        notes=(*prepared.converted.notes, *quantized.notes),
+    )
+
+
+def _port(spec: TensorSpec) -> artifact.Port:
+    return artifact.Port(name=spec.name, dtype=str(spec.dtype), dims=spec.dims)

@@ -60,7 +60,7 @@ class Exactness(Part):
 
 
 class Manifest(Document):
-    """The evidence of one artifact."""
+    """The evidence of one artifact. notes: what a user of the folder should know, a sentence each."""
 
     KIND: ClassVar[str] = "manifest"
 
@@ -78,3 +78,4 @@ class Manifest(Document):
     exactness: Exactness
     reference_score: Score | None = None
     measurements: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()

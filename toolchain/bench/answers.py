@@ -1,0 +1,55 @@
+"""Runs a model on given inputs and writes its outputs: what a model computes, not how fast.
+
+One file of standard library, numpy and onnxruntime, so that it runs wherever those run:
+
+    python answers.py FOLDER
+
+reads ``request.json`` and ``feeds.npz`` in FOLDER and writes ``outputs.npz`` and, last, ``answer.json`` there.
+
+    request.json   model: path; inputs: names; feeds: count; options: session configuration entries;
+                   optimized: null, or where onnxruntime writes the graph it really runs
+    feeds.npz      ``i/j``: input j of feed i
+    answer.json    outputs: names; onnxruntime: its version; machine: e.g. aarch64
+    outputs.npz    ``i/j``: output j for feed i
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+
+def answer(folder: Path) -> None:
+    """Do what ``request.json`` asks; onnxruntime's own exceptions end the program with its message."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = 1
+    settings.inter_op_num_threads = 1
+    for key, value in request["options"].items():
+        settings.add_session_config_entry(key, value)
+    if request["optimized"]:
+        settings.optimized_model_filepath = request["optimized"]
+    session = ort.InferenceSession(request["model"], settings, providers=["CPUExecutionProvider"])
+
+    outputs = {}
+    with np.load(folder / "feeds.npz") as feeds:
+        for i in range(request["feeds"]):
+            feed = {name: feeds[f"{i}/{j}"] for j, name in enumerate(request["inputs"])}
+            outputs.update({f"{i}/{j}": array for j, array in enumerate(session.run(None, feed))})
+    np.savez(folder / "outputs.npz", **outputs)
+    said = {
+        "outputs": [output.name for output in session.get_outputs()],
+        "onnxruntime": ort.__version__,
+        "machine": platform.machine(),
+    }
+    (folder / "answer.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    answer(Path(sys.argv[1]))

@@ -53,8 +53,13 @@ class Precision(Part):
 
 
 class Exactness(Part):
-    """Whether every target computes the same integers. exceptions: op and why it may differ."""
+    """Whether every target computes the same integers.
 
+    activations: how they are spelt. x86 has exact kernels for u8 only, ARM for both.
+    overflow_free: no product can saturate on any processor. exceptions: op and why it may differ.
+    """
+
+    activations: Literal["u8", "s8"]
     overflow_free: bool
     exceptions: tuple[str, ...] = ()
 

@@ -133,18 +133,14 @@ def export(
     profiles = [load_target(target) if isinstance(target, str) else target for target in targets]
     for profile in profiles:
         package.check_folder(output / profile.name)
-    scorer = load_evaluate(evaluate)
-    check_data_exists(calibration)
-    prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
-    progress("checking the calibration data", 0, 0)
-    data = open_data(calibration, io.inputs(prepared.model), preprocess=preprocess, samples=recipe.calibrate.samples)
-    train, held = (data, data) if scorer else data.split()
-    quantized = quantize_model(prepared.model, train, recipe, progress=progress)
+    work = _prepare_int8(
+        source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
+    )
+    prepared, quantized, data = work.prepared, work.quantized, work.data
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
         pair = _write_pair(quantized, Path(scratch))
-        scores = _scores(pair, scorer, evaluate, held, progress)
-        _gate(scores, recipe.max_drop)
-        golden = _golden(pair, held)
+        scores = _scores(pair, work, recipe.max_drop, progress)
+        golden = _golden(pair, work.held)
         rows = _bench(pair, model_name(source), scores, golden.feeds[0], recipe, progress)
         results, manifests = [rows[0]], []
         for number, profile in enumerate(profiles):
@@ -158,6 +154,41 @@ def export(
         found = Results(measurements=tuple(results))
         (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
     return Exported(output, found, tuple(manifests), quantized, prepared)
+
+
+@dataclass(frozen=True)
+class QuantizedFile:
+    """What :func:`quantize` made. scores: of float and of int8."""
+
+    output: Path
+    quantized: Quantized
+    scores: tuple[Score, Score]
+
+
+def quantize(
+    source: str | Path | torch.nn.Module,
+    *,
+    calibration: DataSpec,
+    output: str | Path,
+    target: str | Target = "host",
+    inputs: Sequence[TensorSpec] = (),
+    freeze: Mapping[str, int] | None = None,
+    preprocess: str | Path | None = None,
+    evaluate: str | Evaluate | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress = silent,
+) -> QuantizedFile:
+    """Write one int8 model for one target, neither packaged nor benchmarked. Arguments and errors as :func:`export`."""
+    recipe = recipe or Recipe()
+    profile = load_target(target) if isinstance(target, str) else target
+    work = _prepare_int8(
+        source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
+    )
+    with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
+        pair = _write_pair(work.quantized, Path(scratch))
+        scores = _scores(pair, work, recipe.max_drop, progress)
+    io.save(work.quantized.write(profile.int8.activations), output)
+    return QuantizedFile(Path(output), work.quantized, scores)
 
 
 def model_name(source: str | Path | torch.nn.Module) -> str:
@@ -189,6 +220,42 @@ def check_data_exists(calibration: DataSpec) -> None:
 
 
 @dataclass(frozen=True)
+class _Work:
+    """Everything up to the plan. held: samples kept for agreement and golden data; scorer: the user's function."""
+
+    prepared: Prepared
+    quantized: Quantized
+    data: CalibrationData
+    held: CalibrationData
+    scorer: Evaluate | None
+    scorer_name: str
+
+
+def _prepare_int8(
+    source: str | Path | torch.nn.Module,
+    calibration: DataSpec,
+    inputs: Sequence[TensorSpec],
+    freeze: Mapping[str, int] | None,
+    *,
+    preprocess: str | Path | None,
+    evaluate: str | Evaluate | None,
+    recipe: Recipe,
+    progress: Progress,
+) -> _Work:
+    """Check what was given, then convert, optimize, observe and plan."""
+    scorer = load_evaluate(evaluate)
+    check_data_exists(calibration)
+    prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
+    progress("checking the calibration data", 0, 0)
+    specs = io.inputs(prepared.model)
+    data = open_data(calibration, specs, preprocess=preprocess, samples=recipe.calibrate.samples)
+    train, held = (data, data) if scorer else data.split()
+    quantized = quantize_model(prepared.model, train, recipe, progress=progress)
+    name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
+    return _Work(prepared, quantized, data, held, scorer, name)
+
+
+@dataclass(frozen=True)
 class _Pair:
     """The float model and its int8 twin as this machine takes activations: the same integers as every target's."""
 
@@ -204,33 +271,24 @@ def _write_pair(quantized: Quantized, folder: Path) -> _Pair:
     return pair
 
 
-def _scores(
-    pair: _Pair,
-    scorer: Evaluate | None,
-    evaluate: str | Evaluate | None,
-    held: CalibrationData,
-    progress: Progress,
-) -> tuple[Score, Score]:
-    """Of float and int8."""
+def _scores(pair: _Pair, work: _Work, max_drop: float | None, progress: Progress) -> tuple[Score, Score]:
+    """Of float and int8, held against `max_drop`."""
     reference, engine = run.session(pair.float_), run.session(pair.int8)
-    if scorer is None:
+    if work.scorer is None:
         progress("measuring agreement with float", 0, 0)
-        same = Score(kind="agreement", value=1.0, samples=len(held))
-        return same, agreement_score(reference, engine, held)
-    where = evaluate if isinstance(evaluate, str) else getattr(scorer, "__name__", "evaluate")
-    progress("evaluating float", 0, 0)
-    before = evaluate_score(scorer, reference, where)
-    progress("evaluating int8", 0, 0)
-    return before, evaluate_score(scorer, engine, where)
-
-
-def _gate(scores: tuple[Score, Score], max_drop: float | None) -> None:
-    before, after = scores
+        before = Score(kind="agreement", value=1.0, samples=len(work.held))
+        after = agreement_score(reference, engine, work.held)
+    else:
+        progress("evaluating float", 0, 0)
+        before = evaluate_score(work.scorer, reference, work.scorer_name)
+        progress("evaluating int8", 0, 0)
+        after = evaluate_score(work.scorer, engine, work.scorer_name)
     if max_drop is not None and before.value - after.value > max_drop:
         raise GateError(
             f"int8 scores {after.value:.4f} where float scores {before.value:.4f}, a drop of more than {max_drop:g}",
             hint="give more representative calibration data, keep some nodes float, or allow a larger drop",
         )
+    return before, after
 
 
 def _golden(pair: _Pair, held: CalibrationData) -> package.Golden:
@@ -298,7 +356,7 @@ def _manifest(
             artifact.Precision(node=c.node, op=c.op, precision="int8" if c.int8 else "float", reason=c.reason)
             for c in plan.choices
         ),
-        exactness=artifact.Exactness(overflow_free=plan.overflow_free),
+        exactness=artifact.Exactness(activations=profile.int8.activations, overflow_free=plan.overflow_free),
         reference_score=reference,
         notes=(*prepared.converted.notes, *quantized.notes),
     )

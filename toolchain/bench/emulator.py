@@ -63,7 +63,7 @@ def unavailable(cpu: str = "cortex-a76") -> str | None:
     Raises:
         DeviceError: no such CPU.
     """
-    architecture = _cpu(cpu).architecture
+    architecture = find_cpu(cpu).architecture
     if architecture == "x86_64" and platform.machine() != "x86_64":
         return f"{cpu} runs this machine's own onnxruntime, which is for {platform.machine()}"
     stamp = folder() / "onnxruntime-version"
@@ -112,7 +112,7 @@ def optimized(cpu: str, model: Path, output: Path, *, timeout_s: float = 900.0) 
     return output
 
 
-def _cpu(name: str) -> Cpu:
+def find_cpu(name: str) -> Cpu:
     if name not in CPUS:
         raise DeviceError(f"unknown emulated CPU {name!r}", hint=did_you_mean(name, CPUS))
     return CPUS[name]

@@ -289,10 +289,10 @@ def relu():
 
 
 def test_parity_figures(relu):
-    got = measure(relu, lambda feed: [np.maximum(feed["x"], 0) * 1.0005], size=8)
+    got = measure(relu, lambda feed: [np.maximum(feed["x"], 0) * 1.00005], size=8)
     assert got is not None
-    assert got.samples == 4
-    assert got.max_rel_error == pytest.approx(0.0005 / 1.0005, rel=1e-3)
+    assert got.samples == 8
+    assert got.max_rel_error == pytest.approx(0.00005 / 1.00005, rel=2e-2)
     feeds = []
     measure(relu, lambda feed: feeds.append(feed["x"].shape), size=8)
     assert {shape[0] for shape in feeds} == {1, 2, 3}
@@ -376,3 +376,5 @@ def test_above_two_gigabytes(tmp_path):
     assert (tmp_path / "out" / "copy.onnx").stat().st_size < 10_000
     feed = {"i": np.array([3, 1, 9], np.int64)}
     np.testing.assert_array_equal(run.run(run.session(tmp_path / "out" / "copy.onnx"), [feed])[0][0], [3, 1, 0])
+    for file in tmp_path.rglob("*.data"):
+        file.unlink()  # pytest keeps its folders for a while

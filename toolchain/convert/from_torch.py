@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from toolchain.artifact import Source
 from toolchain.convert.freeze import rename_axis
@@ -28,7 +27,6 @@ from toolchain.convert.torch_export import export_module, export_program, finish
 from toolchain.data import Array, Feed, TensorSpec
 from toolchain.errors import InputError, ModelError, ToolchainError
 from toolchain.files import sha256
-from toolchain.graph import io
 from toolchain.loading import user_code
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ def from_module(module: torch.nn.Module, inputs: Sequence[TensorSpec], name: str
         model, exporter, notes = export_module(module, tensors, axes, by_name, name)
     finish(model, [spec.name for spec in specs], [key for key, _ in leaves(example)])
     source = Source(name=name, sha256=_state_hash(module), kind="torch", exporter=_exporter(exporter))
-    return Imported(model, source, (*notes, *_fixed_axes(model, specs)), _flat(call, name), (size,), ids)
+    return Imported(model, source, notes, _flat(call, name), (size,), ids)
 
 
 def from_pt2(path: Path) -> Imported:
@@ -97,17 +95,6 @@ def from_pt2(path: Path) -> Imported:
     finish(model, [spec.name for spec in specs], [key for key, _ in leaves(example)])
     source = Source(name=str(path), sha256=sha256(path), kind="pt2", exporter=_exporter("dynamo"))
     return Imported(model, source, (), _flat(call, str(path)), (size,))
-
-
-def _fixed_axes(model: ir.Model, specs: Sequence[TensorSpec]) -> list[str]:
-    """What the exporter made of axes that were meant to be dynamic."""
-    found = {spec.name: spec.dims for spec in io.inputs(model)}
-    return [
-        f"axis {axis} of {spec.name!r} was to be dynamic, and the module's code fixes it at {now}"
-        for spec in specs
-        for axis, (dim, now) in enumerate(zip(spec.dims, found.get(spec.name, ()), strict=False))
-        if isinstance(dim, str) and isinstance(now, int)
-    ]
 
 
 def _exporter(kind: str) -> str:
@@ -192,19 +179,27 @@ def _program_inputs(program: torch.export.ExportedProgram) -> tuple[list[TensorS
 
 
 def _working_size(specs: Sequence[TensorSpec], call: Call, ids: int, name: str) -> tuple[int, object]:
-    """A size for dynamic axes other than the batch that the source takes, and what it gives for it."""
+    """A size for dynamic axes other than the batch that the source takes, and what it gives for it.
+
+    A dynamic batch is tried with 3 as well as 2, since code may hold either fast.
+    """
     fault: ModelError | None = None
-    dynamic = concrete(specs, 2, 0) != concrete(specs, 2, 1)
-    for size in Imported.sizes if dynamic else Imported.sizes[:1]:
-        feed = random_feed(concrete(specs, 2, size), 0, ids)
-        shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in feed.items())
-        hint = f"it was run on {shapes}: check --input"
+    for size in Imported.sizes:
         try:
-            with user_code(name, ModelError, hint):
-                return size, call(feed)
+            example = _tried(concrete(specs, 2, size), call, ids, name)
         except ModelError as error:
             fault = fault or error
+            continue
+        if concrete(specs, 3, size) != concrete(specs, 2, size):
+            _tried(concrete(specs, 3, size), call, ids, name)
+        return size, example
     raise fault or ModelError("does not run", where=name)
+
+
+def _tried(specs: Sequence[TensorSpec], call: Call, ids: int, name: str) -> object:
+    shapes = ", ".join(f"{spec.name} {list(spec.dims)}" for spec in specs)
+    with user_code(name, ModelError, f"it was run on {shapes}: check --input"):
+        return call(random_feed(specs, 0, ids))
 
 
 @contextlib.contextmanager

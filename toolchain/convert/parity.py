@@ -20,9 +20,9 @@ from toolchain.graph import io, run
 Reference = Callable[[Feed], list[Array] | None]
 """Runs the source model; None where it does not take a feed of these sizes."""
 
-# Two runtimes sum float32 in different orders: about 1e-6 a layer, and a hundred layers with unnormalized
-# random inputs were seen to reach 1e-4. A wrong attribute or weight shows as 1e-2 or more.
-TOLERANCE = 1e-3
+# Two runtimes sum float32 in different orders. Five ImageNet networks of up to 150 layers stayed below 1e-6
+# between torch and onnxruntime, and so did six upgraded files; a wrong attribute or weight shows as 1e-2.
+TOLERANCE = 1e-4
 # float16 carries 11 bits (5e-4 an operation), and runtimes differ in where they widen to float32.
 TOLERANCE_HALF = 2e-2
 
@@ -37,7 +37,7 @@ class Parity:
 
 
 def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -> Parity | None:
-    """Compare `model` in onnxruntime with `reference`, with batches of 2, 1 and 3 where the batch is dynamic.
+    """Compare `model` in onnxruntime with `reference` on eight feeds, with batches of 1 to 3 where it is dynamic.
 
     Args:
         model: the converted model.
@@ -55,7 +55,7 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
     specs, names = io.inputs(model), [spec.name for spec in io.outputs(model)]
     worst_abs = worst_rel = 0.0
     samples = 0
-    for seed, (batch, other) in enumerate(((2, size), (1, size), (3, size), (2, 2 * size))):
+    for seed, (batch, other) in enumerate(((2, size), (1, size), (3, size), (2, 2 * size), *((1, size),) * 4)):
         feed = random_feed(concrete(specs, batch, other), seed, ids)
         expected = reference(feed)
         if expected is None:

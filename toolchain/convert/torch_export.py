@@ -102,10 +102,11 @@ def _torchscript(
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what torch complains about: its own errors wrap the cause in advice."""
+    """The first line of what torch complains about (two where it ends in a colon): the rest is advice."""
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0][:200]}" if lines else type(cause).__name__
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(cause).__name__}: {first[:240]}".rstrip(": ")
 
 
 def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:

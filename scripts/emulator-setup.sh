@@ -59,7 +59,7 @@ apt() {
 }
 
 echo "emulator-setup: fetching qemu and an arm64 Debian from $mirror"
-apt update
+apt -o APT::Update::Error-Mode=any update || fail "$mirror does not answer as a Debian mirror; set DEBIAN_MIRROR to one"
 packages=()
 for name in libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libffi8 \
             python3.11-minimal libpython3.11-minimal libpython3.11-stdlib; do

@@ -62,7 +62,7 @@ def _ports(manifest: Manifest) -> str:
     rows += [_row("output", port) for port in manifest.outputs]
     free = {str(dim) for port in (*manifest.inputs, *manifest.outputs) for dim in port.dims if not isinstance(dim, int)}
     text = "\n".join(rows)
-    return f"{text}\n\nAxes with a name instead of a number may have any length." if free else text
+    return f"{text}\n\nAxes without a number may have any length." if free else text
 
 
 def _row(side: str, port: Port) -> str:
@@ -126,7 +126,7 @@ def _precision(manifest: Manifest) -> str:
     reasons = Counter(
         f"{row.op}: {row.reason}" for row in manifest.precision if row.precision == "float" and row.reason
     )
-    lines = [f"{counts['int8']} operators compute in int8, {counts['float']} in float."]
+    lines = [f"Operators that compute in int8: {counts['int8']}; in float: {counts['float']}."]
     lines += [f"- {count} × {reason}" for reason, count in reasons.most_common(_REASONS_SHOWN)]
     if len(reasons) > _REASONS_SHOWN:
         lines.append(f"- and {len(reasons) - _REASONS_SHOWN} more reasons, in `manifest.json`")

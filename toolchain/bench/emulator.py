@@ -113,6 +113,11 @@ def optimized(cpu: str, model: Path, output: Path, *, timeout_s: float = 900.0) 
 
 
 def find_cpu(name: str) -> Cpu:
+    """The emulated CPU of that name.
+
+    Raises:
+        DeviceError: there is none; with a near match.
+    """
     if name not in CPUS:
         raise DeviceError(f"unknown emulated CPU {name!r}", hint=did_you_mean(name, CPUS))
     return CPUS[name]

@@ -55,14 +55,23 @@ _LEGEND: dict[Evidence, str] = {
 }
 
 
+def check_format(format: str) -> None:
+    """Refuse an unknown format; called before the slow step whose result is to be shown.
+
+    Raises:
+        ConfigError: with a near match.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}", where="--format", hint=did_you_mean(format, FORMATS))
+
+
 def render(results: Results | Sequence[Results] | Comparison, format: str = "table") -> RenderableType:
     """Results in one of `FORMATS`: a rich renderable for ``table``, else text.
 
     Raises:
         ConfigError: unknown format, or no measurement.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"unknown format {format!r}", hint=did_you_mean(format, FORMATS))
+    check_format(format)
     if isinstance(results, Comparison):
         comparison = results
     else:

@@ -1,0 +1,96 @@
+"""The summary under the export table: counts, reasons, examples, within 100 columns."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from toolchain.errors import ConfigError
+from toolchain.quantize import Choice
+from toolchain.report import FloatGroup, check_format, float_groups, precision
+
+COSTLY = "reads float tensors; converting them would cost more than it saves"
+CHOICES = [
+    Choice("conv", "Conv", int8=True),
+    Choice("flat", "Flatten", int8=False, reason=COSTLY),
+    Choice("soft", "Softmax", int8=False, reason="int8 Softmax loses small probabilities"),
+    Choice("mul_1", "Mul", int8=False, reason=COSTLY),
+    Choice("mul_2", "Mul", int8=False, reason=COSTLY),
+    Choice("mul_3", "Mul", int8=False, reason="the recipe keeps it float"),
+]
+
+
+def text(choices, width=100):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(precision(choices))
+    shown = console.file.getvalue()
+    assert max(map(cell_len, shown.splitlines())) <= width
+    return shown
+
+
+def test_groups_are_by_operator_and_reason_most_frequent_first():
+    assert float_groups(CHOICES) == (
+        FloatGroup("Mul", COSTLY, 2, "mul_1"),
+        FloatGroup("Flatten", COSTLY, 1, "flat"),
+        FloatGroup("Softmax", "int8 Softmax loses small probabilities", 1, "soft"),
+        FloatGroup("Mul", "the recipe keeps it float", 1, "mul_3"),
+    )
+
+
+def test_a_reason_is_said_once_with_its_counts_and_an_example():
+    lines = text(CHOICES).splitlines()
+    assert lines[0] == "int8: 1 of 6 nodes; the others stay float:"
+    entries = [re.split(r" {2,}", line.strip()) for line in lines[1:]]
+    assert entries == [
+        ["2 × Mul, 1 × Flatten", f"{COSTLY} (e.g."],
+        ["mul_1)"],
+        ["1 × Softmax", "int8 Softmax loses small probabilities (soft)"],
+        ["1 × Mul", "the recipe keeps it float (mul_3)"],
+    ]
+
+
+def test_all_int8_is_one_line():
+    assert text(CHOICES[:1]) == "int8: 1 of 1 nodes\n"
+
+
+def test_times_that_differ_from_node_to_node_do_not_make_a_line_each():
+    slow = [Choice(f"add_{i}", "Add", int8=False, reason=f"measured slower as int8: {i} µs float") for i in range(30)]
+    lines = text(slow).splitlines()
+    assert len(lines) == 2
+    assert "30 × Add" in lines[1]
+    assert "measured slower as int8 (e.g. add_0: 0 µs float)" in lines[1]
+    (line,) = text(slow[5:6]).splitlines()[1:]
+    assert "measured slower as int8: 5 µs float (add_5)" in line
+
+
+def test_counts_break_between_operators_and_nothing_is_cut():
+    operators = ["GatherElements", "Range", "Max", "GatherND", "And", "NonMaxSuppression", "x.y::" + "Long" * 12]
+    choices = [Choice("n" * 150, op, int8=False, reason="its operator is not in the table") for op in operators]
+    shown = text(choices)
+    assert "…" not in shown
+    for op in operators:
+        assert f"1 × {op}" in shown
+    assert shown.count("n") - "".join(operators).count("n") >= 150
+
+
+def test_markup_in_names_is_text():
+    assert "[bold]x[/bold]" in text([Choice("[bold]x[/bold]", "Add", int8=False, reason="why")])
+
+
+def test_a_format_is_refused_before_the_work():
+    for format in ("table", "markdown", "csv", "json"):
+        check_format(format)
+    with pytest.raises(ConfigError, match="--format: unknown format 'cvs'; did you mean 'csv'"):
+        check_format("cvs")
+
+
+def test_reports_of_benchmarks_need_no_onnx():
+    code = "import sys, toolchain.report; sys.exit(', '.join({'onnx', 'onnx_ir', 'torch'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,71 @@
+"""Which nodes compute in int8, and why the others do not, in a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
+    from toolchain.quantize import Choice
+
+
+@dataclass(frozen=True)
+class FloatGroup:
+    """Nodes of one operator that stay float for one reason. example: the first of them."""
+
+    op: str
+    reason: str
+    nodes: int
+    example: str
+
+
+def float_groups(choices: Iterable[Choice]) -> tuple[FloatGroup, ...]:
+    """Float nodes by operator and reason, the most frequent first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for choice in choices:
+        if not choice.int8:
+            groups.setdefault((choice.op, choice.reason or "no reason is known"), []).append(choice.node)
+    found = [FloatGroup(op, reason, len(nodes), nodes[0]) for (op, reason), nodes in groups.items()]
+    return tuple(sorted(found, key=lambda group: -group.nodes))
+
+
+def precision(choices: Sequence[Choice]) -> RenderableType:
+    """How many nodes are int8, then one entry a reason for the rest: counts by operator, and an example."""
+    int8 = sum(choice.int8 for choice in choices)
+    if int8 == len(choices):
+        return Text(f"int8: {int8} of {int8} nodes")
+    head = Text(f"int8: {int8} of {len(choices)} nodes; the others stay float:")
+    return Group(head, reasons(float_groups(choices)))
+
+
+def reasons(groups: Sequence[FloatGroup]) -> RenderableType:
+    """One entry a reason; of what follows its colon (times, sizes: other for every node) one example is shown."""
+    by_clause: dict[str, list[FloatGroup]] = {}
+    for group in groups:
+        by_clause.setdefault(group.reason.partition(": ")[0], []).append(group)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for clause, alike in sorted(by_clause.items(), key=lambda item: -sum(g.nodes for g in item[1])):
+        counts: Counter[str] = Counter()
+        for group in alike:
+            counts[group.op] += group.nodes
+        first = alike[0]
+        shared = {group.reason for group in alike} == {first.reason}
+        example = first.example if counts.total() == 1 else f"e.g. {first.example}"
+        why = f"{first.reason} ({example})" if shared else f"{clause} ({example}{first.reason.removeprefix(clause)})"
+        table.add_row(Text(_lines([f"{n} × {op}" for op, n in counts.items()])), Text(why))
+    return Padding(table, (0, 0, 0, 2))
+
+
+def _lines(items: Sequence[str]) -> str:
+    """Separated by commas, and broken only between items."""
+    return fill(", ".join(item.replace(" ", "\xa0") for item in items), 36, break_long_words=False).replace("\xa0", " ")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from toolchain.bench.race import race
+from toolchain.bench.race import Race, race
 from toolchain.data import CalibrationData
 from toolchain.detect import detect_host
 from toolchain.graph import edit, query, run
@@ -40,8 +40,6 @@ from toolchain.tensors import Feed
 Progress = Callable[[str, int, int], None]
 
 AUDIT_ROUNDS = 4
-SLOWER = 1.02
-"""A fragment counts as slower above this ratio; below it the race cannot tell, and int8 is smaller."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,7 @@ def _audited(
         plan = plan_quantization(model, selection, observation, recipe.quantize)
         found = audit(optimized_graph(apply_quantization(model, plan, encoding)), plan)
         stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in reasons}
+        stray.update(plan.inexact)
         if not stray:
             break
         reasons.update(stray)
@@ -149,10 +148,10 @@ def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed,
     for number, part in enumerate(parts):
         wanted = {str(value.name) for value in part.float_model.graph.inputs}
         feeds = {name: array for name, array in inputs.items() if name in wanted}
-        engines = [run.session(m, threads=1) for m in (part.float_model, part.int8_model)]
-        float_s, int8_s = race(engines, feeds)
-        if int8_s > SLOWER * float_s:
-            reason = f"measured slower as int8: {int8_s * 1e6:.0f} µs against {float_s * 1e6:.0f} µs float"
+        found = _race(part.float_model, part.int8_model, feeds)
+        if found.second_is_slower():
+            float_s, int8_s = found.medians_s
+            reason = f"measured slower as int8: {int8_s * 1e6:.1f} µs against {float_s * 1e6:.1f} µs float"
             if len(part.nodes) > 1:
                 reason += f" for its fragment of {len(part.nodes)} nodes"
             reasons.update(dict.fromkeys(part.nodes, reason))
@@ -171,8 +170,12 @@ def _capture(model: ir.Model, parts: list[Fragment], feed: Feed) -> Feed:
 
 
 def _slower_as_a_whole(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed) -> str | None:
-    engines = [run.session(m, threads=1) for m in (model, apply_quantization(model, plan, encoding))]
-    float_s, int8_s = race(engines, feed, seconds=0.5)
-    if int8_s <= SLOWER * float_s:
+    found = _race(model, apply_quantization(model, plan, encoding), feed, seconds=0.5)
+    if not found.second_is_slower():
         return None
+    float_s, int8_s = found.medians_s
     return f"the whole model is slower as int8 here: {int8_s * 1e3:.2f} ms against {float_s * 1e3:.2f} ms float"
+
+
+def _race(first: ir.Model, second: ir.Model, feed: Feed, seconds: float = 0.1) -> Race:
+    return race(run.session(first, threads=1), run.session(second, threads=1), feed, seconds=seconds)

@@ -93,25 +93,16 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
         axes = query.ints(node.inputs[1]) if len(node.inputs) > 1 else query.attribute(node, "axes")
         if axes is None or sorted(a % rank for a in axes) != list(range(2, rank)):
             continue
-        output = node.outputs[0]
-        pool = ir.node("GlobalAveragePool", [source], name=names.fresh(f"{query.label(node)}_pool"))
-        tail = pool
-        shape = query.sizes(source)
-        if shape is not None and source.shape is not None:
-            pool.outputs[0].shape = ir.Shape([*list(source.shape)[:2], *[1] * (rank - 2)])
-        pool.outputs[0].dtype = ir.DataType.FLOAT
-        new = [pool]
-        if not query.attribute(node, "keepdims", 1):
-            tail = ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=names.fresh(f"{query.label(node)}_flat"))
-            new.append(tail)
-        pool.outputs[0].name = names.fresh(f"{output.name}_pool")
-        model.graph.insert_before(node, new)
-        result = tail.outputs[0]
-        result.shape, result.dtype = output.shape, ir.DataType.FLOAT
-        name = output.name
-        output.replace_all_uses_with(result, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-        result.name = name
+        name = query.label(node)
+        if query.attribute(node, "keepdims", 1):
+            edit.replace_node(node, ir.node("GlobalAveragePool", [source], name=name))
+            continue
+        pool = ir.node("GlobalAveragePool", [source], name=names.fresh(f"{name}_pool"))
+        pool.outputs[0].name = names.fresh(f"{node.outputs[0].name}_pool")
+        pool.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        pool.outputs[0].shape = ir.Shape([*list(source.shape or ())[:2], *[1] * (rank - 2)])
+        model.graph.insert_before(node, pool)
+        edit.replace_node(node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=name))
 
 
 def add_to_bias(model: ir.Model) -> None:
@@ -135,6 +126,32 @@ def add_to_bias(model: ir.Model) -> None:
         name = names.fresh(f"{query.label(conv)}_bias")
         edit.set_input(conv, 2, edit.add_constant(model.graph, name, total.astype(np.float32)))
         edit.bypass(node)
+
+
+def batchnorm_to_depthwise(model: ir.Model) -> None:
+    """A batch normalization that could not be folded becomes a depthwise 1x1 convolution.
+
+    y = γ (x - μ) / sqrt(σ² + ε) + β is one multiplication and one addition a channel. As a convolution it keeps the
+    blocked layout of its neighbours and has an int8 kernel; as BatchNormalization it has neither.
+    """
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        rank = query.rank(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+        if node.op_type != "BatchNormalization" or rank not in (3, 4, 5) or len(node.outputs) > 1:
+            continue
+        gamma, beta, mean, variance = (query.float_array(value) for value in node.inputs[1:5])
+        if gamma is None or beta is None or mean is None or variance is None:
+            continue
+        scale = gamma / np.sqrt(variance + np.float32(query.attribute(node, "epsilon", 1e-5)))
+        name = query.label(node)
+        weight = scale.reshape(-1, *[1] * (rank - 1))
+        node_inputs = [
+            node.inputs[0],
+            edit.add_constant(model.graph, names.fresh(f"{name}_weight"), weight.astype(np.float32)),
+            edit.add_constant(model.graph, names.fresh(f"{name}_bias"), (beta - mean * scale).astype(np.float32)),
+        ]
+        conv = ir.node("Conv", node_inputs, {"group": len(gamma), "kernel_shape": [1] * (rank - 2)}, name=name)
+        edit.replace_node(node, conv)
 
 
 def drop_stale_value_info(model: ir.Model) -> None:
@@ -189,6 +206,7 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     _rewrite(rules.matmul_add_to_gemm_rule, rules.transpose_b_matmul_add_to_gemm_rule),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     add_to_bias,
+    batchnorm_to_depthwise,
     common.RemoveUnusedNodesPass(),
     drop_stale_value_info,
     spatial_mean_to_pool,

@@ -73,6 +73,18 @@ def bypass(node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
+def replace_node(old: ir.Node, new: ir.Node) -> None:
+    """Put `new` in the place of `old`, both of one output, keeping the output's name, type and shape."""
+    graph, before, after = old.graph, old.outputs[0], new.outputs[0]
+    if graph is None:
+        raise ValueError(f"{old.op_type} is in no graph")
+    name, after.type, after.shape = before.name, before.type, before.shape
+    graph.insert_before(old, new)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    after.name = name
+
+
 def remove_unused(model: ir.Model) -> None:
     """Drop nodes and initializers that no output needs."""
     passes.RemoveUnusedNodesPass()(model)

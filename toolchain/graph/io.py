@@ -17,6 +17,17 @@ from toolchain.tensors import TensorSpec
 EMBED_LIMIT_BYTES = 1_900_000_000
 
 
+_UNREADABLE = (
+    google.protobuf.message.DecodeError,
+    onnx.checker.ValidationError,
+    ir.serde.SerdeError,
+    ValueError,
+    TypeError,
+    KeyError,
+)
+"""What onnx_ir raises for bytes that are no model."""
+
+
 def load(path: str | Path) -> ir.Model:
     """Read an ``.onnx`` file; external data is memory-mapped, not read.
 

@@ -68,7 +68,7 @@ def session(
             path = Path(folder, "model.onnx")
             io.save_in_place(model, path)
             return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except OrtError as error:
+    except (*OrtError, UnicodeDecodeError) as error:
         name = model if isinstance(model, str | Path) else model.graph.name
         raise ModelError(
             f"onnxruntime {ort.__version__} does not accept it ({one_line(error)})", where=name, hint="export it again"

@@ -69,4 +69,3 @@ def _fragment(model: ir.Model, plan: Plan, names: tuple[str, ...], encoding: Enc
         products={n: p for n, p in plan.products.items() if n in names},
     )
     return Fragment(names, alone, apply_quantization(alone, part, encoding))
-

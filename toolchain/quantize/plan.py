@@ -21,8 +21,9 @@ import onnx_ir as ir
 from toolchain.graph import query
 from toolchain.observation import Observation
 from toolchain.ops import rule
+from toolchain.quantize import lattice
 from toolchain.quantize.ranges import Affine, affine, choose_range
-from toolchain.quantize.select import Choice, Selection, weight_axis
+from toolchain.quantize.select import Choice, Selection, clip_limits, output_point, weight_axis
 from toolchain.quantize.weights import WeightQuant, quantize_weight
 from toolchain.recipe import Quantize
 from toolchain.rules import Kernel, OwnScale
@@ -43,11 +44,16 @@ class ProductQuant:
 
 @dataclass(frozen=True)
 class Plan:
-    """choices: every node's precision. activations: tensor name to its grid. products: node name to constants."""
+    """The whole int8 model as numbers.
+
+    choices: every node's precision. activations: tensor name to its grid. products: node name to constants.
+    inexact: int8 nodes that may round differently on different processors, and why; select them float instead.
+    """
 
     choices: tuple[Choice, ...]
     activations: Mapping[str, Affine]
     products: Mapping[str, ProductQuant]
+    inexact: Mapping[str, str]
 
     @property
     def overflow_free(self) -> bool:
@@ -68,37 +74,62 @@ def plan_quantization(model: ir.Model, selection: Selection, observation: Observ
         observation: statistics of ``selection.tensors``.
         recipe: how ranges and weights are chosen.
     """
-    activations = _activation_grids(model, selection, observation, recipe)
+    activations, inexact = _activation_grids(model, selection, observation, recipe)
     products: dict[str, ProductQuant] = {}
     chosen = selection.int8_nodes()
     for node in model.graph:
         cell = rule(node).int8
         if isinstance(cell, Kernel) and query.label(node) in chosen:
             products[query.label(node)] = _product(node, cell, activations, observation, recipe)
-    return Plan(selection.choices, activations, products)
+    return Plan(selection.choices, activations, products, inexact)
 
 
 def _activation_grids(
     model: ir.Model, selection: Selection, observation: Observation, recipe: Quantize
-) -> dict[str, Affine]:
-    values = {value.name: value for value in query.activations(model)}
-    grids: dict[str, Affine] = {}
-    for name in selection.tensors:
-        source = name
-        while source in selection.same:
-            source = selection.same[source]
-        if source not in grids:
-            grids[source] = _grid(values[source], observation, recipe)
-        grids[name] = grids[source]
-    return grids
+) -> tuple[dict[str, Affine], dict[str, str]]:
+    """Grids by tensor name, and the nodes whose sums could not be made exact."""
+    values = {str(value.name): value for value in query.activations(model)}
+    group = {name: _scale_source(name, selection) for name in selection.tensors}
+    grids = {source: _grid(values[source], observation, recipe) for source in dict.fromkeys(group.values())}
+    inexact: dict[str, str] = {}
+    if recipe.exact:
+        chosen = selection.int8_nodes()
+        nodes = [node for node in model.graph if query.label(node) in chosen]
+        output_of = {query.label(node): str(output_point(node, chosen).name) for node in nodes}
+        where = lattice.sites(nodes, group, output_of)
+        settled = [name for name in grids if _stated_range(values[name]) is not None]
+        capped = [name for name in grids if np.isfinite(_ceiling(values[name]))]
+        inexact = lattice.align(where, grids, settled, capped)
+    return {name: grids[source] for name, source in group.items()}, inexact
+
+
+def _scale_source(name: str, selection: Selection) -> str:
+    """The tensor whose scale `name` shares, through any number of operators that pass integers on."""
+    while name in selection.same:
+        name = selection.same[name]
+    return name
+
+
+def _stated_range(value: ir.Value) -> tuple[float, float] | None:
+    """The range an operator's result is known to have."""
+    producer = value.producer()
+    cell = rule(producer).int8 if producer is not None else None
+    return cell.output_range if isinstance(cell, OwnScale) else None
+
+
+def _ceiling(value: ir.Value) -> float:
+    """Where a Clip ends its result; infinite elsewhere."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "Clip":
+        return float("inf")
+    high = clip_limits(producer)[1]
+    return float("inf") if high is None else high
 
 
 def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine:
-    producer = value.producer()
-    cell = rule(producer).int8 if producer is not None else None
-    if isinstance(cell, OwnScale) and cell.output_range is not None:
+    if (known := _stated_range(value)) is not None:
         # 256 steps, not 255: the grid's top is one step below the open end of the image, as the kernels expect.
-        low, high = cell.output_range
+        low, high = known
         return affine(low, low + (high - low) * 255 / 256)
     stats = observation.tensors.get(str(value.name))
     if stats is None:  # never computed on any sample, as an empty branch

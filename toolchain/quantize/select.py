@@ -154,6 +154,10 @@ def _glue_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None:
             return "combines an activation with a constant; as int8 it would only lose precision"
     if node.op_type == "Resize" and query.attribute(node, "mode", "nearest") != "nearest":
         return "interpolates between values; int8 would round them differently on different processors"
+    if node.op_type == "AveragePool" and (
+        any(query.attribute(node, "pads", [0])) or query.attribute(node, "ceil_mode")
+    ):
+        return "averages fewer elements at the borders; int8 would round them differently on different processors"
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "returns indices"
     return None

@@ -1,0 +1,157 @@
+"""Questions about a graph, answered from small graphs whose answers are seen at a glance."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import small_models
+
+from toolchain.graph import query
+
+
+@pytest.fixture
+def graph():
+    """x and a default-valued input feed a small net with every kind of constant."""
+    source = small_models.proto(
+        """
+        k = Constant<value = float[2] {1.0, 2.0}>()
+        f = Constant<value_float = 0.25>()
+        i = Constant<value_ints = [3, -1]>()
+        a = Add(x, w)
+        b = Mul(a, k)
+        c = Mul(b, f)
+        s = Add(c, given)
+        left, right = Split<axis = 0>(s, parts)
+        y = Relu(left)
+        """,
+        "float[N, 2] x, float[2] given",
+        "float[?, 2] y, float[?, 2] right",
+        {"w": np.ones(2, np.float32), "given": np.zeros(2, np.float32), "parts": np.array([1, 1])},
+    )
+    return ir.from_proto(source)
+
+
+def value(graph, name):
+    found = {v.name: v for v in query.activations(graph)}
+    return found.get(name) or graph.graph.initializers[name]
+
+
+def node(graph, output):
+    return value(graph, output).producer()
+
+
+def test_constants(graph):
+    np.testing.assert_array_equal(query.constant(value(graph, "w")), np.ones(2))
+    np.testing.assert_array_equal(query.constant(value(graph, "k")), [1, 2])
+    assert query.constant(value(graph, "f")) == np.float32(0.25)
+    np.testing.assert_array_equal(query.constant(value(graph, "i")), [3, -1])
+
+
+@pytest.mark.parametrize("name", ["x", "a", "y"])
+def test_what_is_fed_or_computed_is_no_constant(graph, name):
+    assert query.constant(value(graph, name)) is None
+
+
+def test_a_default_that_a_user_may_replace_is_no_constant(graph):
+    given = graph.graph.initializers["given"]
+    assert given.is_graph_input()
+    assert query.constant(given) is None
+    assert query.constant(None) is None
+
+
+def test_a_foreign_operator_called_constant_is_none():
+    foreign = ir.Node("com.example", "Constant", [], name="n")
+    assert query.constant(foreign.outputs[0]) is None
+
+
+def test_scalars_and_ints(graph):
+    assert query.scalar(value(graph, "f")) == 0.25
+    assert query.scalar(value(graph, "k")) is None
+    assert query.scalar(value(graph, "x")) is None
+    assert query.ints(value(graph, "i")) == [3, -1]
+    assert query.ints(value(graph, "parts")) == [1, 1]
+    assert query.ints(value(graph, "x")) is None
+    assert query.scalar(ir.Value(name="v", const_value=ir.tensor([[[2.5]]]))) is None, "an unregistered value"
+
+
+def test_float_array_takes_float32_alone(graph):
+    assert query.float_array(value(graph, "w")).dtype == np.float32
+    assert query.float_array(value(graph, "parts")) is None
+    assert query.float_array(value(graph, "x")) is None
+
+
+def test_attributes_come_as_plain_values():
+    source = onnx.helper.make_node(
+        "Conv", ["x"], ["y"], pads=[1, 1], group=2, auto_pad="VALID", ratio=0.5, names=["a", "b"]
+    )
+    made = ir.from_proto(source)
+    assert query.attribute(made, "pads") == [1, 1]
+    assert query.attribute(made, "group", 1) == 2
+    assert query.attribute(made, "auto_pad") == "VALID"
+    assert query.attribute(made, "ratio") == 0.5
+    assert query.attribute(made, "names") == ["a", "b"]
+    assert query.attribute(made, "dilations") is None
+    assert query.attribute(made, "dilations", [1]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("domain", "key"), [("", "Gelu"), ("ai.onnx", "Gelu"), ("com.microsoft", "com.microsoft::Gelu")]
+)
+def test_op_is_the_key_of_the_table(domain, key):
+    assert query.op(ir.Node(domain, "Gelu", [])) == key
+
+
+def test_label_falls_back_to_the_output_then_the_operator():
+    assert query.label(ir.Node("", "Relu", [], name="mine")) == "mine"
+    assert query.label(ir.Node("", "Relu", [], outputs=[ir.Value(name="out")])) == "out"
+    assert query.label(ir.Node("", "Relu", [])) == "Relu"
+
+
+def test_readers_are_distinct_nodes():
+    square = ir.from_proto(
+        small_models.proto("s = Mul(x, x) y = Relu(s) z = Neg(s)", "float[2] x", "float[2] y, float[2] z")
+    )
+    x, s = value(square, "x"), value(square, "s")
+    assert [n.op_type for n in query.consumers(x)] == ["Mul"]
+    assert query.sole_consumer(x).op_type == "Mul"
+    assert {n.op_type for n in query.consumers(s)} == {"Relu", "Neg"}
+    assert query.sole_consumer(s) is None
+
+
+def test_what_leaves_the_graph_has_no_sole_reader(graph):
+    assert query.sole_consumer(value(graph, "right")) is None
+    assert query.sole_consumer(value(graph, "left")).op_type == "Relu"
+    both = ir.from_proto(small_models.proto("a = Relu(x) y = Neg(a)", "float[2] x", "float[2] y, float[2] a"))
+    assert query.sole_consumer(value(both, "a")) is None, "read by one node and a graph output"
+
+
+def test_sizes_and_elements(graph):
+    x = value(graph, "x")
+    assert query.sizes(x) == (1, 2)
+    assert query.sizes(x, dynamic=7) == (7, 2)
+    assert query.elements(x) == 2
+    assert query.rank(x) == 2
+    unknown = ir.Value(name="v")
+    assert (query.sizes(unknown), query.elements(unknown), query.rank(unknown), query.sizes(None)) == (None,) * 4
+    assert query.elements(ir.Value(name="v", shape=ir.Shape([]))) == 1
+    assert query.sizes(ir.Value(name="v", shape=ir.Shape([-1, 3])), dynamic=5) == (5, 3), "old exporters write -1"
+    big = ir.Value(name="v", shape=ir.Shape([2**20, 2**20]))
+    assert query.elements(big) == 2**40
+
+
+def test_is_float_means_float32(graph):
+    assert query.is_float(value(graph, "x"))
+    assert not query.is_float(value(graph, "parts"))
+    assert not query.is_float(None)
+    assert not query.is_float(ir.Value(name="v", type=ir.TensorType(ir.DataType.FLOAT16)))
+
+
+def test_activations_are_fed_or_computed_in_graph_order(graph):
+    names = [v.name for v in query.activations(graph)]
+    assert names == ["x", "k", "f", "i", "a", "b", "c", "s", "left", "right", "y"]
+
+
+def test_opset(graph):
+    assert query.opset(graph) == 17
+    graph.opset_imports.pop("")
+    assert query.opset(graph) == 0

@@ -21,7 +21,7 @@ import toolchain
 HOUSE = Path(toolchain.__file__).parent
 
 NOUNS = {
-    "target", "recipe", "data", "measurement", "artifact", "observation", "detect", "loading", "preprocess", "readers",
+    "target", "recipe", "data", "measurement", "artifact", "observation", "score", "detect", "loading", "preprocess", "readers",
     "tensors", "cpuinfo", "schemas",
 }  # fmt: skip
 STAGES = {
@@ -29,12 +29,12 @@ STAGES = {
     "package",
 }  # fmt: skip
 RANKS: list[set[str]] = [
-    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, STAGES, {"report"}, {"pipeline"},
-    {"cli"}, {"__main__", "__init__"},
+    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, STAGES, {"report"}, {"int8"}, {"pipeline", "verification"},
+    {"terminal"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 
 TORCH_ROOMS = {"convert", "train", "search"}
-TERMINAL_ROOMS = {"cli", "report"}
+TERMINAL_ROOMS = {"cli", "report", "terminal"}
 USER_CODE = "loading.py"  # runs what users wrote, which may raise anything; it raises our error instead
 LONGEST_FILE = 450
 

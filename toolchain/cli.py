@@ -7,23 +7,18 @@ the commands, so that ``--help``, ``bench`` and ``targets`` need neither torch n
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from toolchain.errors import GateError, InputError, ToolchainError
+from toolchain.terminal import say, show, show_json, working
 
 if TYPE_CHECKING:
-    from toolchain.pipeline import Progress as Report
     from toolchain.recipe import Recipe
 
 app = typer.Typer(
@@ -38,9 +33,6 @@ targets_app = typer.Typer(
     help="Device profiles: list them, show one, detect this machine, check a file.", no_args_is_help=True
 )
 app.add_typer(targets_app, name="targets")
-
-_MINIMUM_WIDTH = 100
-"""Tables are made for this many columns; a narrower pipe would only cut words."""
 
 Source = Annotated[str, typer.Argument(help="An .onnx or .pt2 file, or package.module:callable giving an nn.Module.")]
 Calibration = Annotated[
@@ -95,9 +87,9 @@ def export(
     """Make a verified int8 artifact for every target and measure it against float."""
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
-    from toolchain.report import render
+    from toolchain.report import precision, render
 
-    with _progress() as report:
+    with working() as report:
         done = pipeline.export(
             source,
             targets=target,
@@ -111,13 +103,13 @@ def export(
             progress=report,
         )
     if as_json:
-        _print_json({"folder": str(done.folder), "results": done.results.model_dump(mode="json")})
+        show_json({"folder": str(done.folder), "results": done.results.model_dump(mode="json")})
         return
-    _print(render(done.results))
-    _print_precision(done.quantized.plan.choices)
+    show(render(done.results))
+    show(precision(done.quantized.plan.choices))
     for note in (*done.prepared.converted.notes, *done.quantized.notes):
-        _say(f"note: {note}")
-    _say(f"written: {', '.join(str(done.folder / m.target) for m in done.manifests)}")
+        say(f"note: {note}")
+    say(f"written: {', '.join(str(done.folder / m.target) for m in done.manifests)}")
 
 
 @app.command()
@@ -133,22 +125,22 @@ def convert(
     from toolchain.convert import parse_freeze, parse_input
     from toolchain.graph import io
 
-    with _progress() as report:
+    with working() as report:
         report("converting", 0, 0)
         done = run(source, inputs=[parse_input(t) for t in inputs or ()], freeze=parse_freeze(freeze or ()))
         io.save(done.model, output)
     parity = done.parity
     if as_json:
         error = None if parity is None else parity.max_rel_error
-        _print_json(
+        show_json(
             {"output": str(output), "exporter": done.exporter, "notes": list(done.notes), "max_relative_error": error}
         )
         return
     for note in done.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if parity is not None:
-        _say(f"parity on {parity.samples} random inputs: largest relative error {parity.max_rel_error:.1e}")
-    _say(f"written: {output}")
+        say(f"parity on {parity.samples} random inputs: largest relative error {parity.max_rel_error:.1e}")
+    say(f"written: {output}")
 
 
 @app.command()
@@ -163,15 +155,15 @@ def optimize(
     from toolchain.convert import parse_freeze
     from toolchain.graph import io
 
-    with _progress() as report:
+    with working() as report:
         done = pipeline.prepare(model, freeze=parse_freeze(freeze or ()), progress=report).optimized
         io.save(done.model, output)
     if as_json:
         counts = {"nodes_before": done.nodes_before, "nodes_after": done.nodes_after}
-        _print_json({"output": str(output), **counts, "max_relative_error": done.max_relative_error})
+        show_json({"output": str(output), **counts, "max_relative_error": done.max_relative_error})
         return
-    _say(f"{done.nodes_before} nodes became {done.nodes_after}; outputs moved by {done.max_relative_error:.1e} at most")
-    _say(f"written: {output}")
+    say(f"{done.nodes_before} nodes became {done.nodes_after}; outputs moved by {done.max_relative_error:.1e} at most")
+    say(f"written: {output}")
 
 
 @app.command()
@@ -191,8 +183,9 @@ def quantize(
     """Write one int8 model for one target."""
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
+    from toolchain.report import precision
 
-    with _progress() as report:
+    with working() as report:
         done = pipeline.quantize(
             model,
             target=target,
@@ -211,11 +204,11 @@ def quantize(
             {"node": c.node, "op": c.op, "int8": c.int8, "reason": c.reason} for c in done.quantized.plan.choices
         ]
         scores = {"float": before.value, "int8": after.value, "kind": after.kind}
-        _print_json({"output": str(output), "score": scores, "nodes": choices})
+        show_json({"output": str(output), "score": scores, "nodes": choices})
         return
-    _print_precision(done.quantized.plan.choices)
-    _say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
-    _say(f"written: {output}")
+    show(precision(done.quantized.plan.choices))
+    say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
+    say(f"written: {output}")
 
 
 @app.command()
@@ -229,7 +222,7 @@ def verify(
 
     mismatches = run(artifact, on=on)
     if as_json:
-        _print_json(
+        show_json(
             {
                 "artifact": str(artifact),
                 "on": on,
@@ -239,8 +232,8 @@ def verify(
         )
     else:
         for mismatch in mismatches:
-            _say(str(mismatch))
-        _say(f"{artifact} on {on}: {'DIFFERS' if mismatches else 'identical, bit for bit'}")
+            say(str(mismatch))
+        say(f"{artifact} on {on}: {'DIFFERS' if mismatches else 'identical, bit for bit'}")
     if mismatches:
         raise typer.Exit(GateError.exit_code)
 
@@ -268,16 +261,16 @@ def bench(
     profile = load_target(target) if target else None
     names = _distinct_names(models)
     subjects = [Subject(path, name, path.suffix.lstrip(".")) for path, name in zip(models, names, strict=True)]
-    with _progress() as report:
+    with working() as report:
         found = run(
             subjects, settings=settings, target=profile, threads=threads, progress=lambda line: report(line, 0, 0)
         )
         if output is not None:
             found.save(output)
     if as_json:
-        print(found.to_json(), end="")  # noqa: T201
+        show(found.to_json())
         return
-    _print(render(found, format))
+    show(render(found, format))
 
 
 @app.command()
@@ -297,7 +290,7 @@ def compare(
     from toolchain.report import render
 
     found = run(results, baseline, None if max_regression is None else _fraction(max_regression))
-    _print(render(found, "json" if as_json else format))
+    show(render(found, "json" if as_json else format))
     if found.regressions:
         raise typer.Exit(GateError.exit_code)
 
@@ -314,9 +307,9 @@ def inspect(
 
     found = inspection.inspect(model, load_target(target) if target else None)
     if as_json:
-        _print_json(inspection.record(found))
+        show_json(inspection.record(found))
         return
-    _print(inspection.render(found))
+    show(inspection.render(found))
 
 
 @targets_app.command("list")
@@ -327,9 +320,9 @@ def targets_list(as_json: AsJson = False) -> None:
 
     found = [load_target(name) for name in known_targets()]
     if as_json:
-        _print_json([target.model_dump(mode="json") for target in found])
+        show_json([target.model_dump(mode="json") for target in found])
         return
-    _print(list_targets(found))
+    show(list_targets(found))
 
 
 @targets_app.command("show")
@@ -342,9 +335,9 @@ def targets_show(
 
     found = load_target(name)
     if as_json:
-        print(found.to_json(), end="")  # noqa: T201
+        show(found.to_json())
         return
-    _print(show_target(found))
+    show(show_target(found))
 
 
 @targets_app.command("detect")
@@ -360,9 +353,9 @@ def targets_check(file: Annotated[Path, typer.Argument(help="A profile (TOML).")
 
     found = Target.load(file)
     if as_json:
-        _print_json({"file": str(file), "name": found.name, "valid": True})
+        show_json({"file": str(file), "name": found.name, "valid": True})
         return
-    _say(f"{file}: a valid profile of {found.title}")
+    say(f"{file}: a valid profile of {found.title}")
 
 
 # ----------------------------------------------------------------------------------------------- helpers
@@ -392,51 +385,6 @@ def _distinct_names(paths: list[Path]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, _MINIMUM_WIDTH))
-
-
-def _print(content: RenderableType) -> None:
-    if isinstance(content, str):
-        print(content, end="" if content.endswith("\n") else "\n")  # noqa: T201
-    else:
-        _console().print(content)
-
-
-def _print_json(data: object) -> None:
-    print(json.dumps(data, indent=2))  # noqa: T201
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
-
-
-def _print_precision(choices: object) -> None:
-    from toolchain.report import precision
-
-    _print(precision(choices))  # type: ignore[arg-type]
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A progress line on stderr; nothing where stderr is not a terminal."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        yield report
-
-
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -455,5 +403,5 @@ def main() -> None:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    _say(f"error: {sentence}")
+    say(f"error: {sentence}")
     sys.exit(code)

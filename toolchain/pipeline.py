@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from toolchain import artifact, package
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
-from toolchain.convert import Converted, convert
+from toolchain.convert import Converted, ModelSource, convert
 from toolchain.data import CalibrationData, DataSpec, open_data
 from toolchain.detect import detect_host
 from toolchain.errors import DataError, GateError
@@ -41,9 +40,6 @@ from toolchain.recipe import Recipe
 from toolchain.score import Evaluate, agreement_score, evaluate_score
 from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total); total 0 where it is not known."""
@@ -80,7 +76,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def prepare(
-    source: str | Path | torch.nn.Module,
+    source: ModelSource,
     *,
     inputs: Sequence[TensorSpec] = (),
     freeze: Mapping[str, int] | None = None,
@@ -98,7 +94,7 @@ def prepare(
 
 
 def export(
-    source: str | Path | torch.nn.Module,
+    source: ModelSource,
     *,
     targets: Sequence[str | Target],
     calibration: DataSpec,
@@ -166,7 +162,7 @@ class QuantizedFile:
 
 
 def quantize(
-    source: str | Path | torch.nn.Module,
+    source: ModelSource,
     *,
     calibration: DataSpec,
     output: str | Path,
@@ -191,7 +187,7 @@ def quantize(
     return QuantizedFile(Path(output), work.quantized, scores)
 
 
-def model_name(source: str | Path | torch.nn.Module) -> str:
+def model_name(source: ModelSource) -> str:
     """What tables call a model: its file's stem, its factory's name, or its class."""
     if not isinstance(source, str | Path):
         return type(source).__name__
@@ -232,7 +228,7 @@ class _Work:
 
 
 def _prepare_int8(
-    source: str | Path | torch.nn.Module,
+    source: ModelSource,
     calibration: DataSpec,
     inputs: Sequence[TensorSpec],
     freeze: Mapping[str, int] | None,

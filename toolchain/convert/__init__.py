@@ -2,6 +2,6 @@
 
 from toolchain.convert.inputs import parse_freeze, parse_input
 from toolchain.convert.parity import Parity
-from toolchain.convert.source import Converted, convert
+from toolchain.convert.source import Converted, ModelSource, convert
 
-__all__ = ["Converted", "Parity", "convert", "parse_freeze", "parse_input"]
+__all__ = ["Converted", "ModelSource", "Parity", "convert", "parse_freeze", "parse_input"]

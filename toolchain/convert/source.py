@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
@@ -22,6 +22,9 @@ from toolchain.loading import is_callable_spec, load_callable, user_code
 
 if TYPE_CHECKING:
     import torch
+
+ModelSource: TypeAlias = "str | Path | torch.nn.Module"
+"""A file, ``package.module:callable``, or a module."""
 
 # What people have instead of a model, by suffix, and what to do about it.
 _NOT_MODELS = {
@@ -52,7 +55,7 @@ class Converted:
 
 
 def convert(
-    source: str | Path | torch.nn.Module,
+    source: ModelSource,
     *,
     inputs: Sequence[TensorSpec] = (),
     freeze: Mapping[str, int] | None = None,
@@ -87,7 +90,7 @@ def convert(
     return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity)
 
 
-def _import(source: str | Path | torch.nn.Module, inputs: Sequence[TensorSpec]) -> Imported:
+def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:
     if not isinstance(source, str | Path):
         return _from_module(source, inputs, type(source).__name__)
     path = Path(source)

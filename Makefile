@@ -1,0 +1,52 @@
+# make demo    make the environment, fetch a pretrained model and photographs, export, print the table
+# make test    everything: lint, types, unit tests, real models, emulated processors where they can be set up
+# make check   the fast part: lint, types, unit tests
+#
+# PyTorch's default wheel for Linux carries CUDA. For the small CPU build, give the index of its CPU wheels (it is
+# on pytorch.org's installation page):            make demo TORCH_INDEX=https://...
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_TARGETS := --target host --target raspberry-pi-5 --target android-arm64-dotprod
+
+.PHONY: demo test check environment data emulator schemas clean
+
+environment: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" -c constraints.txt
+	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch -c constraints.txt --index-url $(TORCH_INDEX))
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e ".[torch,images]"
+	@touch $@
+
+data: $(READY)
+	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh demo
+
+demo: data
+	@$(BIN)/toolchain export benchmarks.models.mobilenet_v2:module --input "input:batch,3,224,224" $(DEMO_TARGETS) \
+		--calibration "$$($(BIN)/python -m benchmarks.models.images)" --preprocess imagenet-squash \
+		--evaluate benchmarks.models.mobilenet_v2:evaluate --output exported
+
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -n 2 -m "not slow"
+
+emulator: $(READY)
+	@PYTHON=$(BIN)/python bash scripts/emulator-setup.sh || echo "no emulator here: the tests that need one are skipped"
+
+test: check data emulator
+	@$(BIN)/python -m pytest -n 2 -m slow
+
+schemas: $(READY)
+	@$(BIN)/python -m toolchain.schemas docs/schemas
+
+clean:
+	rm -rf $(VENV) exported .mypy_cache .ruff_cache .pytest_cache .hypothesis

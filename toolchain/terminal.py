@@ -1,0 +1,58 @@
+"""The terminal: results on stdout, everything else on stderr, progress only where somebody watches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+MINIMUM_WIDTH = 100
+"""Tables are made for this many columns; a narrower pipe would only cut words."""
+
+
+def show(content: RenderableType) -> None:
+    """Print a result: text as it stands, anything else as rich draws it."""
+    if isinstance(content, str):
+        sys.stdout.write(content if content.endswith("\n") else content + "\n")
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, MINIMUM_WIDTH))
+    console.print(content)
+
+
+def show_json(data: object) -> None:
+    """Print a result for machines."""
+    show(json.dumps(data, indent=2))
+
+
+def say(line: str) -> None:
+    """Tell the user something that is not the result."""
+    sys.stderr.write(line + "\n")
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields ``report(what, done, total)``, a progress line on stderr; silent where stderr is not a terminal.
+
+    What users' modules and onnxruntime print meanwhile goes to stderr too, so that stdout holds the result alone.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with redirect_stdout(sys.stderr), bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield report

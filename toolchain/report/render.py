@@ -1,7 +1,7 @@
 """Rows as a terminal table, Markdown, CSV or JSON.
 
-The first two are for reading: rounded, with a legend that says what each kind of evidence means and notes
-on every row that should not be trusted as it stands. The last two are for machines: full numbers, units
+The first two are for reading: rounded, with a legend of their words and notes on every row that should not be
+trusted as it stands (``legend.py``). The last two are for machines: full numbers, units
 in the names, nothing rounded.
 """
 
@@ -15,43 +15,36 @@ from textwrap import fill
 from typing import Literal, get_args
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from toolchain.bench.stats import Estimate
 from toolchain.errors import ConfigError, did_you_mean
-from toolchain.measurement import Evidence, Results
+from toolchain.measurement import Results
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row, derive
+from toolchain.report.legend import EVIDENCE, legend, notes
 
 Format = Literal["table", "markdown", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
-# Header, and for columns of words the width they are folded to, so that a table fits 100 columns.
+WIDTH = 100
+"""Tables are made for this many columns."""
+
+# Header, and for columns of words the width below which they are not folded when a table is too wide.
 _COLUMNS: dict[str, int | None] = {
     "model": 12,
     "target": 13,
     "variant": 10,
     "MB": None,
     "score": None,
-    "p50 ms ±95 %": None,
-    "p90": None,
+    "median ms": None,
+    "p90 ms": None,
     "speed-up": None,
     "RAM": None,
-    "evidence": 10,
-}
-_EVIDENCE: dict[Evidence, str] = {
-    "measured": "measured",
-    "host": "this host, not device",
-    "emulated": "emulated",
-    "estimated": "estimated",
-}
-_LEGEND: dict[Evidence, str] = {
-    "measured": "run on the target itself; host is the machine named above the table.",
-    "host": "run on that machine in the target's stead; times in ( ) are not the device's.",
-    "emulated": "run under an emulator: right answers, no times.",
-    "estimated": "computed from a model of the device, not run.",
+    "evidence": 9,
 }
 
 
@@ -87,33 +80,68 @@ def render(results: Results | Sequence[Results] | Comparison, format: str = "tab
 def _table(comparison: Comparison) -> Group:
     parts: list[RenderableType] = []
     for block in comparison.blocks:
-        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-        for header, width in _COLUMNS.items():
-            table.add_column(header, justify="left" if width else "right", no_wrap=True)
-        last = None
-        for row in block.rows:
-            if last not in (None, row.measurement.model):
+        headers, rows = _lines(block, _plus_minus)
+        columns = [_aligned([row[i] for row in rows]) if _COLUMNS[h] is None else [row[i] for row in rows]
+                   for i, h in enumerate(headers)]  # fmt: skip
+        widths, gap = _fit(headers, columns)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
+        for header in headers:
+            table.add_column(header, justify="left" if _COLUMNS[header] else "right", no_wrap=True)
+        last = block.rows[0].measurement.model
+        for row, cells in zip(block.rows, zip(*columns, strict=True), strict=True):
+            if row.measurement.model != last:
                 table.add_section()
             last = row.measurement.model
             style = "red" if row.regressed else "dim" if row.measurement.evidence != "measured" else ""
-            cells = zip(_cells(row, _plus_minus), _COLUMNS.values(), strict=True)
-            table.add_row(*(Text(fill(cell, width) if width else cell) for cell, width in cells), style=style)
-        parts += [Text(_heading(block), style="bold"), table, ""]
-    return Group(*parts, *(Text(line) for line in _remarks(comparison)))
+            table.add_row(*(Text(_fold(cell, w)) for cell, w in zip(cells, widths, strict=True)), style=style)
+        parts += [Text("\n".join(_heading(block)), style="bold"), "", table, ""]
+    words = Table.grid(padding=(0, 2, 0, 0))
+    for word, meaning in legend(comparison):
+        words.add_row(Text(word, style="bold"), Text(meaning))
+    remarks = notes(comparison)
+    return Group(*parts, words, *([""] if remarks else []), *map(Text, remarks))
+
+
+def _fit(headers: Sequence[str], columns: Sequence[Sequence[str]]) -> tuple[list[int], int]:
+    """Widths of the columns and the gap between them: narrow gaps before folded words, the widest folded first."""
+    widths = [max(cell_len(cell) for cell in (h, *cells)) for h, cells in zip(headers, columns, strict=True)]
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else 1
+    excess = sum(widths) + gap * (len(widths) - 1) - WIDTH
+    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
+        least = _COLUMNS[headers[i]]
+        if excess > 0 and least is not None and widths[i] > least:
+            cut = min(excess, widths[i] - least)
+            widths[i] -= cut
+            excess -= cut
+    return widths, gap
+
+
+def _fold(cell: str, width: int) -> str:
+    return cell if cell_len(cell) <= width else fill(cell, width)
+
+
+def _aligned(cells: Sequence[str]) -> list[str]:
+    """Numbers set right so that their last digits stand below each other, whatever marks follow them."""
+    tails = [len(cell) - len(cell.rstrip("%×)! ")) for cell in cells]
+    return [cell + " " * (max(tails) - tail) if cell else cell for cell, tail in zip(cells, tails, strict=True)]
 
 
 def _markdown(comparison: Comparison) -> str:
     lines: list[str] = []
     for block in comparison.blocks:
-        lines += [
-            f"**{_heading(block)}**",
-            "",
-            _pipes(header.replace("±95", "[95") + "]" * ("±" in header) for header in _COLUMNS),
-        ]
-        lines.append(_pipes("---" if width else "---:" for width in _COLUMNS.values()))
-        lines += [*(_pipes(_cells(row, _bracket)) for row in block.rows), ""]
-    lines += [f"- {line}" for line in _remarks(comparison)]
-    return "\n".join(lines) + "\n"
+        headers, rows = _lines(block, _bracket)
+        lines += [f"**{' on '.join(_heading(block))}**", "", _pipes(headers)]
+        lines += [_pipes("---" if _COLUMNS[header] else "---:" for header in headers), *map(_pipes, rows), ""]
+    lines += [f"- **{word}**: {meaning}" for word, meaning in legend(comparison)]
+    remarks = notes(comparison)
+    return "\n".join([*lines, *([""] if remarks else []), *(f"- {line}" for line in remarks)]) + "\n"
+
+
+def _lines(block: Block, interval: Callable[[Estimate], str]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of a block; the column of models only where there are several."""
+    rows = [_cells(row, interval) for row in block.rows]
+    first = 0 if len({row[0] for row in rows}) > 1 else 1
+    return list(_COLUMNS)[first:], [row[first:] for row in rows]
 
 
 def _csv(comparison: Comparison) -> str:
@@ -131,7 +159,8 @@ def _json(comparison: Comparison) -> str:
     return json.dumps({"hosts": blocks, **gate}, indent=2) + "\n"
 
 
-def _heading(block: Block) -> str:
+def _heading(block: Block) -> list[str]:
+    """The model, where the block has only one, and the machine."""
     host = block.host
     facts = [
         host.cpu,
@@ -141,7 +170,8 @@ def _heading(block: Block) -> str:
     ]
     facts += [_plural(block.threads, "thread")] if block.threads else []
     facts += [f"governor {host.governor}"] if host.governor else []
-    return f"{host.name}: {', '.join(facts)}"
+    models = {row.measurement.model for row in block.rows}
+    return [*(models if len(models) == 1 else ()), f"{host.name}: {', '.join(facts)}"]
 
 
 def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
@@ -169,7 +199,7 @@ def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
         p90,
         faster,
         memory,
-        _EVIDENCE[m.evidence],
+        EVIDENCE[m.evidence],
     ]
 
 
@@ -179,37 +209,6 @@ def _plus_minus(estimate: Estimate) -> str:
 
 def _bracket(estimate: Estimate) -> str:
     return f"[{_short(estimate.low)}–{_short(estimate.high)}]"
-
-
-def _remarks(comparison: Comparison) -> list[str]:
-    """Legend and notes: what each word means, and which rows need a second look."""
-    rows = [row for block in comparison.blocks for row in block.rows]
-    used = dict.fromkeys(row.measurement.evidence for row in rows)
-    lines = [f"{_EVIDENCE[e]}: {_LEGEND[e]}" for e in used]
-    if any(row.measurement.score and row.measurement.score.kind == "agreement" for row in rows):
-        lines.append("≈ score: agreement with the source model's answers, not accuracy.")
-    compared = [row for row in rows if row.speedup]
-    if compared:
-        names = " and ".join(sorted({str(row.baseline) for row in compared}))
-        lines.append(f"speed-up: against {names} on the same host, round by round where they ran interleaved.")
-    if any(row.speedup.low <= 1 <= row.speedup.high for row in compared if row.speedup):
-        lines.append("~ speed-up: its 95 % interval includes 1, so there may be none.")
-    empty = [row.measurement.memory.baseline_bytes for row in rows if row.measurement.memory]
-    if empty:
-        without = f"{max(empty) / 1e6:.0f} without a model"
-        lines.append(f"MB: size of the file. RAM: peak of the process in MB, loading included; {without}.")
-    if len(comparison.blocks) > 1:
-        lines.append("Each block is another processor, runtime or number of threads: compare within a block only.")
-    for row in rows:
-        if row.verdict and row.verdict.kind != "steady":
-            lines.append(f"! {row.label}: {row.verdict.kind}, {row.verdict.reason}.")
-        if row.measurement.note:
-            lines.append(f"{row.label}: {row.measurement.note}")
-    for row in comparison.regressions:
-        if row.speedup and comparison.max_regression is not None:
-            slower, limit = 1 / row.speedup.value - 1, comparison.max_regression
-            lines.append(f"REGRESSION {row.label}: {slower:.1%} slower than {row.baseline}, allowed {limit:.1%}.")
-    return lines
 
 
 def _host_record(block: Block) -> dict[str, object]:

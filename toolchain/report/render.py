@@ -81,14 +81,14 @@ def _table(comparison: Comparison) -> Group:
     parts: list[RenderableType] = []
     for block in comparison.blocks:
         headers, rows = _lines(block, _plus_minus)
-        columns = [_aligned([row[i] for row in rows]) if _COLUMNS[h] is None else [row[i] for row in rows]
-                   for i, h in enumerate(headers)]  # fmt: skip
-        widths, gap = _fit(headers, columns)
+        columns = [list(column) for column in zip(headers, *rows, strict=True)]
+        columns = [column if _COLUMNS[column[0]] else _aligned(column) for column in columns]
+        widths, gap = _fit(columns, [_COLUMNS[header] for header in headers])
         table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-        for header in headers:
-            table.add_column(header, justify="left" if _COLUMNS[header] else "right", no_wrap=True)
+        for column in columns:
+            table.add_column(Text(column[0]), no_wrap=True)
         last = block.rows[0].measurement.model
-        for row, cells in zip(block.rows, zip(*columns, strict=True), strict=True):
+        for row, cells in zip(block.rows, zip(*(c[1:] for c in columns), strict=True), strict=True):
             if row.measurement.model != last:
                 table.add_section()
             last = row.measurement.model
@@ -102,17 +102,15 @@ def _table(comparison: Comparison) -> Group:
     return Group(*parts, words, *([""] if remarks else []), *map(Text, remarks))
 
 
-def _fit(headers: Sequence[str], columns: Sequence[Sequence[str]]) -> tuple[list[int], int]:
+def _fit(columns: Sequence[Sequence[str]], least: Sequence[int | None]) -> tuple[list[int], int]:
     """Widths of the columns and the gap between them: narrow gaps before folded words, the widest folded first."""
-    widths = [max(cell_len(cell) for cell in (h, *cells)) for h, cells in zip(headers, columns, strict=True)]
+    widths = [max(map(cell_len, cells)) for cells in columns]
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else 1
     excess = sum(widths) + gap * (len(widths) - 1) - WIDTH
     for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
-        least = _COLUMNS[headers[i]]
-        if excess > 0 and least is not None and widths[i] > least:
-            cut = min(excess, widths[i] - least)
-            widths[i] -= cut
-            excess -= cut
+        cut = max(0, min(excess, widths[i] - (least[i] or widths[i])))
+        widths[i] -= cut
+        excess -= cut
     return widths, gap
 
 
@@ -120,10 +118,13 @@ def _fold(cell: str, width: int) -> str:
     return cell if cell_len(cell) <= width else fill(cell, width)
 
 
-def _aligned(cells: Sequence[str]) -> list[str]:
-    """Numbers set right so that their last digits stand below each other, whatever marks follow them."""
+def _aligned(column: Sequence[str]) -> list[str]:
+    """A header and numbers set right, so that last digits stand below each other whatever marks follow them."""
+    header, *cells = column
     tails = [len(cell) - len(cell.rstrip("%×)! ")) for cell in cells]
-    return [cell + " " * (max(tails) - tail) if cell else cell for cell, tail in zip(cells, tails, strict=True)]
+    cells = [cell + " " * (max(tails) - tail) if cell else cell for cell, tail in zip(cells, tails, strict=True)]
+    width = max(map(cell_len, (header, *cells)))
+    return [cell.rjust(width) for cell in (header, *cells)]
 
 
 def _markdown(comparison: Comparison) -> str:

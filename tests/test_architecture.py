@@ -29,7 +29,7 @@ STAGES = {
     "package",
 }  # fmt: skip
 RANKS: list[set[str]] = [
-    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, STAGES, {"report"}, {"int8"}, {"pipeline", "verification"},
+    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES, {"report"}, {"int8", "verification"}, {"pipeline"},
     {"terminal"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 

@@ -107,6 +107,8 @@ def export(
         return
     show(render(done.results))
     show(precision(done.quantized.plan.choices))
+    exceptions = done.manifests[0].exactness.exceptions if done.manifests else ()
+    say(f"the same numbers on every processor{', except: ' + '; '.join(exceptions) if exceptions else ''}")
     for note in (*done.prepared.converted.notes, *done.quantized.notes):
         say(f"note: {note}")
     say(f"written: {', '.join(str(done.folder / m.target) for m in done.manifests)}")
@@ -217,24 +219,19 @@ def verify(
     on: Annotated[str, typer.Option("--on", help="local, or emulator:CPU such as emulator:cortex-a76.")] = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Check that an exported model gives its golden outputs, bit for bit, here or on an emulated processor."""
+    """Check that an exported model gives its golden outputs, here or on an emulated processor."""
     from toolchain.verification import verify as run
 
-    mismatches = run(artifact, on=on)
+    found = run(artifact, on=on)
+    verdict = f"within {found.tolerance:g}" if found.tolerance else "identical, bit for bit"
     if as_json:
-        show_json(
-            {
-                "artifact": str(artifact),
-                "on": on,
-                "identical": not mismatches,
-                "mismatches": [str(m) for m in mismatches],
-            }
-        )
+        mismatches = [str(mismatch) for mismatch in found.mismatches]
+        show_json({"artifact": str(artifact), "on": on, "tolerance": found.tolerance, "mismatches": mismatches})
     else:
-        for mismatch in mismatches:
+        for mismatch in found.mismatches:
             say(str(mismatch))
-        say(f"{artifact} on {on}: {'DIFFERS' if mismatches else 'identical, bit for bit'}")
-    if mismatches:
+        show(f"{artifact} on {on}, {found.samples} samples: {'DIFFERS' if found.mismatches else verdict}")
+    if found.mismatches:
         raise typer.Exit(GateError.exit_code)
 
 

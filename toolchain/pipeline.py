@@ -36,10 +36,12 @@ from toolchain.int8 import Quantized, quantize_model
 from toolchain.loading import is_callable_spec, load_callable
 from toolchain.measurement import Measurement, Results, Score
 from toolchain.optimize import Optimized, optimize
+from toolchain.quantize import exceptions
 from toolchain.recipe import Recipe
 from toolchain.score import Evaluate, agreement_score, evaluate_score
 from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
+from toolchain.verification import verify
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total); total 0 where it is not known."""
@@ -329,6 +331,13 @@ def _package(
     )
     manifest = manifest.model_copy(update={"measurements": (row,)})
     manifest = package.write_artifact(folder, model, manifest=manifest, target=profile, golden=golden)
+    found = verify(folder)
+    if found.mismatches and not found.tolerance:
+        raise GateError(
+            f"the packaged model is not what was planned: {found.mismatches[0]}",
+            where=profile.name,
+            hint="report the model; meanwhile keep the operators around that output float in a recipe",
+        )
     file = next(f for f in manifest.files if f.name in ("model.onnx", "model.ort"))
     return manifest, row.model_copy(update={"sha256": file.sha256, "size_bytes": file.size_bytes})
 
@@ -356,7 +365,9 @@ def _manifest(
             artifact.Precision(node=c.node, op=c.op, precision="int8" if c.int8 else "float", reason=c.reason)
             for c in plan.choices
         ),
-        exactness=artifact.Exactness(activations=profile.int8.activations, overflow_free=plan.overflow_free),
+        exactness=artifact.Exactness(
+            activations=profile.int8.activations, overflow_free=plan.overflow_free, exceptions=exceptions(plan)
+        ),
         reference_score=reference,
         notes=(*prepared.converted.notes, *quantized.notes),
     )

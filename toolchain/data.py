@@ -65,6 +65,11 @@ class CalibrationData:
             raise DataError(what, where=self.source, hint="return a fresh iterator at every call")
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the samples in their source, from 0: how errors name them."""
+        return self._numbers
+
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over every feed's names, dtypes, shapes and bytes, in order."""
         return hashlib.sha256(b"".join(self._digests)).hexdigest()

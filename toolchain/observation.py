@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,18 +71,19 @@ class Observation:
         """Read what :meth:`save` wrote; None where there is no readable file of this version."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                if int(file["version"]) != VERSION:
-                    return None
-                arrays = {key: file[key] for key in file.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-        sizes = arrays["mean_sizes"]
-        means = np.split(arrays["means"], np.cumsum(np.maximum(sizes, 0))[:-1]) if len(sizes) else []
+                return cls._parse(file) if int(file["version"]) == VERSION else None
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+            return None  # zipfile says RuntimeError to a flipped flag: encrypted, or compressed in unknown ways
+
+    @classmethod
+    def _parse(cls, file: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        sizes = file["mean_sizes"]
+        means = np.split(file["means"], np.cumsum(np.maximum(sizes, 0))[:-1]) if len(sizes) else []
         tensors = {
             str(name): TensorStats(float(low), float(high), int(count), None if size < 0 else mean, histogram)
             for name, (low, high), count, size, mean, histogram in zip(
-                arrays["names"], arrays["limits"], arrays["counts"], sizes, means, arrays["histograms"], strict=True
+                file["names"], file["limits"], file["counts"], sizes, means, file["histograms"], strict=True
             )
         }
-        model, data = (str(text) for text in arrays["sources"])
-        return cls(tensors, int(arrays["samples"]), model, data)
+        model, data = (str(text) for text in file["sources"])
+        return cls(tensors, int(file["samples"]), model, data)

@@ -1,12 +1,14 @@
 """The streaming engine: two passes over the data, memory bounded by one sample and one group of tensors.
 
-Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``ReduceSum`` (per channel) and ``Size`` behind every wanted tensor
-and makes only those tiny results outputs, so the model runs as always, frees its activations as always,
-and all tensors are seen at once. It gives the limits, the means and the tensors' sizes.
+Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size`` and ``ReduceSum`` (per channel where asked for) behind every
+wanted tensor and makes only those tiny results outputs, so the model runs as always, frees its activations as
+always, and all tensors are seen at once. It gives the limits, the means and the tensors' sizes; the sums also tell
+of a NaN, which minimum and maximum pass over.
 
 Pass 2 makes the tensors themselves outputs, a group at a time whose sizes fit the memory budget, and counts
 them into histograms with the edges fixed by pass 1. Counts are integers, so the result does not depend on the
-grouping or on the order of the samples.
+order of the samples. It depends on the grouping only where onnxruntime fuses over tensors that are no outputs and
+then rounds otherwise: an element in a hundred thousand may move to the next bin.
 
 onnxruntime's own calibrators keep every activation of every sample; here nothing outlives its sample.
 """
@@ -117,22 +119,21 @@ def _first_pass(
     for number, outputs in _stream(engine, data, "limits", report):
         results: Iterator[Array] = iter(outputs)
         for name, axis in tensors.items():
-            low, high, size = (next(results) for _ in range(3))
-            sums = next(results) if axis is not None else None
+            low, high, size, sums = (next(results) for _ in range(4))
             if int(size) == 0:
                 continue
-            if not (np.isfinite(low) and np.isfinite(high)):
+            if np.isnan(sums).any() or not np.isfinite([low, high]).all():
                 raise DataError(
-                    f"makes tensor {name!r} {'NaN' if np.isnan(low) or np.isnan(high) else 'infinite'}",
+                    f"makes tensor {name!r} {'infinite' if np.isinf([low, high]).any() else 'NaN'}",
                     where=f"{data.source}: sample {number}",
                     hint="check the preprocessing and the model on this sample",
                 )
-            summary[name].add(float(low), float(high), int(size), sums)
+            summary[name].add(float(low), float(high), int(size), None if axis is None else sums)
     return {name: s for name, s in summary.items() if s.count}
 
 
 def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
-    """A clone whose outputs are, for every tensor, minimum, maximum, size and (with an axis) per-channel sums."""
+    """A clone whose outputs are, for every tensor, minimum, maximum, size and sum (with an axis: sums per channel)."""
     clone = model.clone()
     graph = clone.graph
     values = {value.name: value for value in query.activations(clone)}
@@ -140,10 +141,11 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
     outputs: list[ir.Value] = []
 
     def add(op: str, value: ir.Value, dtype: ir.DataType, axes: list[int] | None = None) -> None:
-        inputs = [value]
+        inputs, attributes = [value], {} if op == "Size" else {"keepdims": 0}
         if axes is not None:
             inputs.append(edit.add_constant(graph, names.fresh(f"{value.name}_axes"), np.array(axes, np.int64)))
-        node = ir.node(op, inputs, {} if op == "Size" else {"keepdims": 0}, name=names.fresh(f"{value.name}_{op}"))
+            attributes["noop_with_empty_axes"] = 1  # a vector: nothing is summed but over the samples
+        node = ir.node(op, inputs, attributes, name=names.fresh(f"{value.name}_{op}"))
         node.outputs[0].name = names.fresh(f"{node.name}_out")
         node.outputs[0].dtype = dtype
         graph.append(node)
@@ -154,9 +156,9 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
         add("ReduceMin", value, ir.DataType.FLOAT)
         add("ReduceMax", value, ir.DataType.FLOAT)
         add("Size", value, ir.DataType.INT64)
-        if axis is not None:
-            rank = len(value.shape or ())
-            add("ReduceSum", value, ir.DataType.FLOAT, [a for a in range(rank) if a != axis % rank])
+        rank = len(value.shape or ())
+        axes = None if axis is None else [a for a in range(rank) if a != axis % rank]
+        add("ReduceSum", value, ir.DataType.FLOAT, axes)
     edit.keep_outputs(clone, outputs)
     return clone
 
@@ -206,9 +208,12 @@ def count_into(counts: npt.NDArray[np.int64], array: Array, low: float, high: fl
     if high <= low:
         counts[0] += flat.size
         return
-    factor = np.float32(bins / (high - low))
+    # float64 where the range, or a bin's reciprocal, is beyond float32.
+    limit = float(np.finfo(np.float32).max)
+    kind = np.float32 if bins / limit < high - low < limit else np.float64
+    factor = kind(bins / (high - low))
     for start in range(0, flat.size, CHUNK):
-        part = flat[start : start + CHUNK] - np.float32(low)
+        part = flat[start : start + CHUNK] - kind(low)
         part *= factor
         index = part.astype(np.intp)
         found = np.bincount(index, minlength=bins + 1)
@@ -219,9 +224,8 @@ def count_into(counts: npt.NDArray[np.int64], array: Array, low: float, high: fl
 def _stream(
     engine: InferenceSession, data: CalibrationData, what: str, report: Progress
 ) -> Iterator[tuple[int, Sequence[Array]]]:
-    """Run every feed; yields (sample number from 1, outputs)."""
-    total = len(data)
-    for number, feed in enumerate(data, start=1):
+    """Run every feed; yields (number of the sample in its source, outputs)."""
+    for done, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
         try:
             outputs = engine.run(None, feed)
         except run.OrtError as error:
@@ -230,4 +234,4 @@ def _stream(
                 where=f"{data.source}: sample {number}",
             ) from None
         yield number, outputs
-        report(what, number, total)
+        report(what, done, len(data))

@@ -151,7 +151,8 @@ def _product(
     s_x = np.float32(activations[str(source.name)].scale)
     # Corrections are small beside the bias itself; twice the room covers them.
     least = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
-    depthwise = node.op_type == "Conv" and weight.shape[1] == 1
+    # One input and one output channel a group is what has the int32 kernel; one input channel alone is an ordinary sum.
+    depthwise = node.op_type == "Conv" and query.attribute(node, "group", 1) == weight.shape[0] and weight.shape[1] == 1
     quant = quantize_weight(weight, axis, exact=recipe.exact and not depthwise, min_scales=least)
     if depthwise:
         quant = WeightQuant(quant.values, quant.scales, quant.axis, overflow_free=True)

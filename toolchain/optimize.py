@@ -8,6 +8,7 @@ This is the only importer of onnxscript's optimizer and rewriter.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,17 @@ def _moved(names: Sequence[str], reference: list[list[Array]], engine: Inference
 
 
 # ------------------------------------------------------------------------------------------- our own passes
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Compute what depends on constants alone; what onnx's reference cannot compute stays, and is no news to users."""
+    log = logging.getLogger("onnxscript.optimizer")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        optimizer.fold_constants_ir(model, onnx_shape_inference=True)
+    finally:
+        log.setLevel(level)
 
 
 def constants_second(model: ir.Model) -> None:
@@ -214,7 +226,7 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.RemoveInitializersFromInputsPass(),
     common.ShapeInferencePass(),
-    lambda model: optimizer.fold_constants_ir(model, onnx_shape_inference=True),
+    fold_constants,
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.IdentityEliminationPass(),
     constants_second,

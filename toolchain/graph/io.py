@@ -16,7 +16,6 @@ from toolchain.tensors import TensorSpec
 # A protobuf message must stay under 2 GiB; the margin is for everything that is not an initializer.
 EMBED_LIMIT_BYTES = 1_900_000_000
 
-
 _UNREADABLE = (
     google.protobuf.message.DecodeError,
     onnx.checker.ValidationError,
@@ -40,13 +39,9 @@ def load(path: str | Path) -> ir.Model:
         raise ModelError(what, where=path, hint="give the path of an .onnx file")
     try:
         model = ir.load(path)
-    except (
-        google.protobuf.message.DecodeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        onnx.checker.ValidationError,
-    ) as error:
+    except OSError as error:
+        raise ModelError(f"cannot be read ({error.strerror or error})", where=path, hint="check the file") from None
+    except _UNREADABLE as error:
         raise ModelError(
             f"is not an ONNX file, or it is cut short ({_first_line(error)})",
             where=path,
@@ -60,6 +55,8 @@ def load(path: str | Path) -> ir.Model:
 
 
 def _first_line(error: BaseException) -> str:
+    while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
+        error = error.__cause__  # onnx_ir tells where it was; what was wrong is at the end of the chain
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
@@ -117,9 +114,16 @@ def save_in_place(model: ir.Model, path: Path) -> None:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model as one protobuf message, external data embedded; weights must be under 1.9 GB."""
-    proto = ir.to_proto(embedded(model))
-    data: bytes = proto.SerializeToString()
+    """The model as one protobuf message, external data embedded; weights must be under 1.9 GB.
+
+    Raises:
+        ModelError: names that are no text, or attributes of no type, as a damaged file has them.
+    """
+    try:
+        data: bytes = ir.to_proto(embedded(model)).SerializeToString()
+    except ir.serde.SerdeError as error:
+        where = f"graph {model.graph.name!r}"
+        raise ModelError(f"is damaged ({_first_line(error)})", where=where, hint="export or copy it again") from None
     return data
 
 

@@ -1,0 +1,103 @@
+"""Calibration with histograms, ours beside onnxruntime's calibrators, on the same ONNX file and samples:
+
+    python -m benchmarks.calibrate [--model mobilenet_v2] [--samples 64 256] [--rounds 3] [-o FOLDER]
+
+Every run is a fresh process; a round runs each contestant once, in turn. Reported are the median seconds (imports left
+out; for ours everything from reading the file on counts) and the median peak of resident memory (VmHWM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from benchmarks import feeds, fresh, ours, peer, tables
+from benchmarks.catalogue import Model, find
+from toolchain.bench import describe_host
+from toolchain.errors import ToolchainError
+from toolchain.files import write_text
+
+CONTESTANTS: dict[str, tuple[Callable[..., object], str]] = {
+    "ours": (ours.calibrate, "selected"),
+    "ours, all tensors": (ours.calibrate, "all"),
+    **{f"onnxruntime {name}": (peer.calibrate, name) for name in peer.CALIBRATORS},
+}
+HEAD = ("contestant", "tensors", "s", "min … max", "MiB", "min … max", "MiB of it imports", "time ×", "memory ×")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Calibration beside onnxruntime's calibrators.")
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--samples", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
+    options = parser.parse_args()
+    model, host = find(options.model), describe_host()
+    costs = {n: _race(model, n, options.rounds) for n in options.samples}
+    parts = [f"# Calibration of {model.NAME}", tables.describe(host), _LEGEND.format(rounds=options.rounds)]
+    parts += [f"## {n} samples\n\n{tables.markdown(HEAD, _rows(found))}" for n, found in costs.items()]
+    text = "\n\n".join([*parts, _growth(costs)]) + "\n"
+    print(text)
+    write_text(options.output / f"calibrate-{tables.slug(host)}.md", text)
+
+
+_LEGEND = (
+    "Medians of {rounds} rounds, every run in a fresh process, in turn. s: from the ONNX file to the ranges or "
+    "histograms, imports left out. MiB: peak of resident memory, imports included. ×: against ours. "
+    "Ours takes 2048-bin histograms of the tensors that need a scale; `all tensors` takes them of every activation of "
+    "the cleaned-up graph. MinMax takes no histograms; Entropy's default is 128 bins, Percentile's 2048."
+)
+
+
+def _race(model: Model, samples: int, rounds: int) -> dict[str, list[fresh.Cost]]:
+    costs: dict[str, list[fresh.Cost]] = {name: [] for name in CONTESTANTS}
+    with tempfile.TemporaryDirectory(prefix="toolchain-calibrate-") as scratch:
+        folder = Path(scratch, "samples")
+        feeds.write(islice(model.calibration(samples), samples), folder)
+        for number in range(rounds):
+            for name, (function, how) in CONTESTANTS.items():
+                print(f"{samples} samples, round {number + 1} of {rounds}: {name}", flush=True)
+                costs[name].append(fresh.call(function, str(model.onnx_path()), str(folder), how))
+    return costs
+
+
+def _rows(costs: dict[str, list[fresh.Cost]]) -> list[tuple[str, ...]]:
+    def seconds(name: str) -> list[float]:
+        return [cost.seconds for cost in costs[name]]
+
+    def peaks(name: str) -> list[float]:
+        return [cost.peak_bytes / 2**20 for cost in costs[name]]
+
+    return [
+        (
+            name,
+            str(found[0].returned),
+            f"{median(seconds(name)):.1f}",
+            f"{min(seconds(name)):.1f} … {max(seconds(name)):.1f}",
+            f"{median(peaks(name)):.0f}",
+            f"{min(peaks(name)):.0f} … {max(peaks(name)):.0f}",
+            tables.mib(found[0].baseline_bytes),
+            f"{median(seconds(name)) / median(seconds('ours')):.1f}",
+            f"{median(peaks(name)) / median(peaks('ours')):.1f}",
+        )
+        for name, found in costs.items()
+    ]
+
+
+def _growth(costs: dict[int, dict[str, list[fresh.Cost]]]) -> str:
+    """How the peak of memory depends on the number of samples."""
+    peaks = {n: {name: median(c.peak_bytes for c in of) for name, of in found.items()} for n, found in costs.items()}
+    fewest, most = min(peaks), max(peaks)
+    changes = ", ".join(f"{name} {peaks[most][name] / peaks[fewest][name] - 1:+.0%}" for name in CONTESTANTS)
+    return f"Peak of memory from {fewest} to {most} samples: {changes}."
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        raise SystemExit(str(error)) from None

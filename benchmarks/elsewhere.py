@@ -1,0 +1,145 @@
+"""What the int8 files of one model answer on an emulated processor: its metric there, and how many answers agree.
+
+A metric calls the model one sample after the other, so it is evaluated twice: on this machine, recording every feed
+and answer, and again with the emulated processor's answers to the same feeds. Never a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import tables
+from benchmarks.catalogue import Model
+from toolchain.bench import emulator
+from toolchain.data import Array, Feed
+from toolchain.errors import DeviceError
+from toolchain.files import sha256
+from toolchain.graph import run
+from toolchain.measurement import Host, Measurement, Score
+
+WORKERS = 2
+CHUNK = 40  # feeds of one emulator process
+HEAD = ("variant", "processor", "samples", "metric here", "metric there", "same top-1", "bit-identical")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An emulated processor, and how many samples it gets; None for all."""
+
+    cpu: str
+    samples: int | None = None
+
+
+def parse(text: str) -> Place:
+    """``CPU`` or ``CPU:SAMPLES`` of the command line."""
+    cpu, _, samples = text.partition(":")
+    try:
+        emulator.find_cpu(cpu)
+    except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if samples and not samples.isdigit():
+        raise argparse.ArgumentTypeError(f"{samples!r} is not a number of samples")
+    return Place(cpu, int(samples) if samples else None)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One file on one processor. same: share of answers whose largest entry stands where it stands here.
+    identical: share of answers equal in every bit. there: the metric, None where not all samples were run.
+    """
+
+    model: str
+    variant: str
+    file: Path
+    place: Place
+    samples: int
+    here: float
+    there: float | None
+    same: float
+    identical: float
+
+    def measurement(self, host: Host, when: str) -> Measurement:
+        """As a row of a results file."""
+        score = Score(kind="agreement", value=self.same, samples=self.samples)
+        if self.there is not None:
+            score = Score(kind="evaluate", value=self.there)
+        return Measurement(
+            model=self.model,
+            variant=self.variant,
+            sha256=sha256(self.file),
+            size_bytes=self.file.stat().st_size,
+            target=f"emulator:{self.place.cpu}",
+            evidence="emulated",
+            host=host,
+            score=score,
+            note=f"of {self.samples} answers {self.same:.1%} have the host's top-1 and {self.identical:.1%} its bits",
+            when=when,
+        )
+
+
+def table(answers: Sequence[Answers]) -> str:
+    """Of one model, in Markdown."""
+    return tables.markdown(
+        HEAD,
+        [
+            (
+                a.variant,
+                a.place.cpu,
+                str(a.samples),
+                f"{a.here:.4f}",
+                "" if a.there is None else f"{a.there:.4f}",
+                f"{a.same:.1%}",
+                f"{a.identical:.1%}",
+            )
+            for a in answers
+        ],
+    )
+
+
+def answer(model: Model, variant: str, file: Path, place: Place) -> Answers:
+    """Run a model file here and on an emulated processor.
+
+    Raises:
+        DeviceError: the emulator is not set up, or failed.
+    """
+    asked: list[Feed] = []
+    here: list[list[Array]] = []
+    engine = run.session(file)
+
+    def record(feed: Feed) -> list[Array]:
+        asked.append(feed)
+        here.append(list(engine.run(None, feed)))
+        return here[-1]
+
+    metric = model.evaluate(record)
+    step = 1 if place.samples is None else max(1, len(asked) // place.samples)
+    chosen = range(0, len(asked), step)[: place.samples]
+    there = _answers(place.cpu, file, [asked[i] for i in chosen])
+    replay: Iterator[list[Array]] = iter(there)
+    pairs = list(zip((here[i] for i in chosen), there, strict=True))
+    identical = [all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True)) for a, b in pairs]
+    return Answers(
+        model=model.NAME,
+        variant=variant,
+        file=file,
+        place=place,
+        samples=len(chosen),
+        here=metric,
+        there=model.evaluate(lambda feed: next(replay)) if len(chosen) == len(asked) else None,
+        same=float(np.mean([np.array_equal(a[0].argmax(-1), b[0].argmax(-1)) for a, b in pairs])),
+        identical=float(np.mean(identical)),
+    )
+
+
+def _answers(cpu: str, file: Path, asked: Sequence[Feed]) -> list[list[Array]]:
+    """Outputs for all feeds, a few processes side by side."""
+    chunks = [asked[i : i + CHUNK] for i in range(0, len(asked), CHUNK)]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = list(pool.map(lambda chunk: emulator.run(cpu, file, chunk, timeout_s=60.0 * CHUNK), chunks))
+    return [list(answer.values()) for chunk in found for answer in chunk]

@@ -1,0 +1,40 @@
+"""This toolchain as a contestant: functions that `benchmarks.fresh` calls in a process of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import feeds
+from toolchain.data import CalibrationData, open_data
+from toolchain.graph import io, query
+from toolchain.int8 import quantize_model
+from toolchain.observe import observe
+from toolchain.optimize import optimize
+from toolchain.quantize import select
+from toolchain.recipe import Recipe
+
+
+def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, object]:
+    """An ONNX file to an int8 file as this machine takes activations. recipe: JSON."""
+    float_model = optimize(io.load(Path(model))).model
+    quantized = quantize_model(float_model, _data(samples, io.inputs(float_model)), Recipe.model_validate_json(recipe))
+    io.save(quantized.write(quantized.encoding), Path(output))
+    choices = quantized.plan.choices
+    return {"int8": sum(c.int8 for c in choices), "nodes": len(choices), "notes": list(quantized.notes)}
+
+
+def calibrate(model: str, samples: str, scope: str) -> int:
+    """Histograms of an ONNX file's tensors; returns of how many.
+
+    scope: `selected`, those that need a scale, or `all`, every float activation (what onnxruntime's calibrators take).
+    """
+    float_model = optimize(io.load(Path(model))).model
+    tensors: dict[str, int | None] = dict(select(float_model).tensors)
+    if scope == "all":
+        floats = [str(value.name) for value in query.activations(float_model) if query.is_float(value)]
+        tensors = {name: tensors.get(name) for name in floats}
+    return len(observe(float_model, _data(samples, io.inputs(float_model)), tensors, cache=False).tensors)
+
+
+def _data(samples: str, inputs: object) -> CalibrationData:
+    return open_data(lambda: feeds.read(Path(samples)), inputs)  # type: ignore[arg-type]

@@ -1,0 +1,250 @@
+"""Static int8, ours beside onnxruntime's `quantize_static`, on the same float file and the same samples:
+
+    python -m benchmarks.quantize [MODEL ...] [--samples 64] [--threads 1] [--ablate] [-o FOLDER]
+    python -m benchmarks.quantize mobilenet_v2 --emulate x86-avx2 --emulate cortex-a53:64
+
+Each quantization is a fresh process, so that its memory is its own; the files of one model are then timed interleaved
+and scored with the model's labelled metric. In FOLDER: ``quantize-CPU.md``, the table; ``quantize-CPU.json``, raw
+timings for `toolchain compare`; ``quantize-CPU.costs.json``, what quantizing took.
+
+With `--emulate CPU[:SAMPLES]` nothing is timed: the int8 files are asked on an emulated processor instead, which tells
+their metric there and whether the answers are this machine's. In FOLDER: ``emulated.md`` and ``emulated.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice, product
+from pathlib import Path
+
+from benchmarks import catalogue, elsewhere, feeds, fresh, ours, peer, tables
+from benchmarks.models import store
+from toolchain.bench import Subject, bench, describe_host, stats
+from toolchain.data import Feed
+from toolchain.errors import ToolchainError
+from toolchain.files import write_text
+from toolchain.graph import run
+from toolchain.measurement import Measurement, Results, Score
+from toolchain.quantize import optimized_graph
+from toolchain.recipe import Bench, Recipe
+
+SETTINGS = Bench(min_time_s=3.0, rounds=6, min_runs=30)
+HEAD = (
+    "variant",
+    "metric",
+    "Δ",
+    "median ms",
+    "speed-up",
+    "p90 ms",
+    "MB",
+    "Q/DQ left",
+    "s",
+    "peak MiB",
+    "of it imports",
+)
+LEGEND = (
+    "Δ: against fp32. median ms: of one inference, with its 95 % interval, all variants of a model interleaved; "
+    "speed-up: against fp32, round by round. Q/DQ left: QuantizeLinear and DequantizeLinear nodes in the graph that "
+    "onnxruntime runs. s, peak MiB: of quantizing, calibration included, in a fresh process that "
+    "took `imports` MiB before it began. `quantize_static` is "
+    "onnxruntime's, after its `quant_pre_process`: default (S8S8 per tensor), U8S8 per channel, and that with "
+    "`reduce_range`."
+)
+EMULATED = (
+    "Answers only, no times. Here: on the host above. same top-1: answers whose largest entry stands where it stands "
+    "here; bit-identical: answers equal in every bit. No metric there where not all samples were run; a processor "
+    "with some of the samples is asked for ours alone."
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to quantize. function, how: what `fresh.call` gets."""
+
+    name: str
+    function: Callable[..., object]
+    how: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a variant: the file, or the error in one clause."""
+
+    variant: str
+    file: Path | None
+    cost: fresh.Cost | None = None
+    left: int | None = None
+    error: str | None = None
+
+
+def main() -> None:
+    options = _arguments()
+    found = {name: catalogue.find(name) for name in options.models or catalogue.names()}
+    missing = {name: lack for name, model in found.items() if (lack := store.missing(model.REQUIRES))}
+    models = [model for name, model in found.items() if name not in missing]
+    if options.emulate:
+        _emulate(models, options)
+    else:
+        _compare(
+            models, options, [f"Skipped: {name} ({', '.join(lack)} not fetched)." for name, lack in missing.items()]
+        )
+
+
+def _compare(models: Sequence[catalogue.Model], options: argparse.Namespace, skipped: Sequence[str]) -> None:
+    """Quantize, score and time."""
+    host = describe_host()
+    rows: list[Measurement] = []
+    costs: list[dict[str, object]] = []
+    parts = ["# int8 beside quantize_static", tables.describe(host), LEGEND, *skipped]
+    for model in models:
+        with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
+            made = _quantize_all(model, _variants(options.ablate), options.samples, Path(scratch))
+            measured = _measure(model, made, options.threads)
+        rows += measured
+        costs += [_cost(model.NAME, item) for item in made[1:]]
+        parts.append(_section(model, made, measured))
+    stem = f"quantize-{tables.slug(host)}"
+    Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
+    write_text(options.output / f"{stem}.costs.json", json.dumps(costs, indent=1) + "\n")
+    _publish(options.output / f"{stem}.md", parts)
+
+
+def _emulate(models: Sequence[catalogue.Model], options: argparse.Namespace) -> None:
+    """Quantize, and ask the int8 files here and on emulated processors."""
+    host, when = describe_host(), datetime.now(UTC).isoformat(timespec="seconds")
+    rows: list[Measurement] = []
+    parts = ["# int8 on emulated processors", tables.describe(host), EMULATED]
+    for model in models:
+        with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
+            made = _quantize_all(model, _variants(options.ablate), options.samples, Path(scratch))
+            answers = []
+            for place, item in product(options.emulate, made[1:]):
+                if item.file and (place.samples is None or item.variant.startswith("ours")):
+                    print(f"{model.NAME}: emulating {place.cpu}, {item.variant}", flush=True)
+                    answers.append(elsewhere.answer(model, item.variant, item.file, place))
+            rows += [answer.measurement(host, when) for answer in answers]
+        parts.append(f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}.\n\n{elsewhere.table(answers)}")
+    Results(measurements=tuple(rows)).save(options.output / "emulated.json")
+    _publish(options.output / "emulated.md", parts)
+
+
+def _publish(path: Path, parts: Sequence[str]) -> None:
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    write_text(path, text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Static int8 beside onnxruntime's quantize_static.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="of benchmarks.models; all by default")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ablate", action="store_true", help="ours without each of its parts, too")
+    parser.add_argument("--emulate", action="append", default=[], type=elsewhere.parse, metavar="CPU[:SAMPLES]")
+    parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
+    return parser.parse_args()
+
+
+def _variants(ablate: bool) -> list[Variant]:
+    recipes = {"ours": Recipe()}
+    if ablate:
+        parts: dict[str, dict[str, object]] = {
+            "exactness": {"exact": False},
+            "bias correction": {"bias_correction": False},
+            "MSE ranges": {"ranges": "minmax"},
+            "races": {"measure": False},
+        }
+        recipes |= {f"ours without {part}": Recipe.parse({"quantize": change}) for part, change in parts.items()}
+    mine = [Variant(name, ours.quantize, recipe.model_dump_json()) for name, recipe in recipes.items()]
+    return mine + [Variant(f"quantize_static {name}", peer.quantize, name) for name in peer.VARIANTS]
+
+
+def _quantize_all(model: catalogue.Model, variants: Sequence[Variant], samples: int, scratch: Path) -> list[Made]:
+    """The float model, then a file for every variant."""
+    folder = scratch / "samples"
+    feeds.write(islice(model.calibration(samples), samples), folder)
+    made = [Made("fp32", model.onnx_path())]
+    for number, variant in enumerate(variants):
+        print(f"{model.NAME}: quantizing, {variant.name}", flush=True)
+        file = scratch / f"{number}.onnx"
+        try:
+            cost = fresh.call(variant.function, str(model.onnx_path()), str(folder), str(file), variant.how)
+            left = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in optimized_graph(file).node)
+            made.append(Made(variant.name, file, cost, left))
+        except ToolchainError as error:
+            made.append(Made(variant.name, None, error=str(error)))
+    return made
+
+
+def _measure(model: catalogue.Model, made: Sequence[Made], threads: int) -> Sequence[Measurement]:
+    """Score and time the files; timed twice, the calmer run is kept."""
+    feed: Feed = next(model.calibration(1))
+    subjects = []
+    for item in made:
+        if item.file is None:
+            continue
+        print(f"{model.NAME}: scoring, {item.variant}", flush=True)
+        engine = run.session(item.file)
+        value = model.evaluate(lambda feed, engine=engine: list(engine.run(None, feed)))  # type: ignore[misc]
+        score = Score(kind="evaluate", value=value)
+        subjects.append(Subject(item.file, model.NAME, item.variant, target="host", feeds=feed, score=score))
+    print(f"{model.NAME}: timing", flush=True)
+    attempts = [bench(subjects, settings=SETTINGS, threads=threads).measurements for _ in range(2)]
+    return min(attempts, key=_unrest)
+
+
+def _unrest(rows: Sequence[Measurement]) -> float:
+    """How far the medians of the rounds lie apart, the mean over the models of the run."""
+    return sum(stats.variation(row.latency.samples_ms) for row in rows if row.latency)
+
+
+def _section(model: catalogue.Model, made: Sequence[Made], rows: Sequence[Measurement]) -> str:
+    measured = {row.variant: row for row in rows}
+    lines, errors = [], []
+    for item in made:
+        if item.file is None:
+            lines.append((item.variant, "failed", *[""] * (len(HEAD) - 2)))
+            errors.append(f"{item.variant}: {item.error}.")
+            continue
+        lines.append(_line(item, measured[item.variant], measured["fp32"]))
+    title = f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}."
+    return "\n\n".join([title, tables.markdown(HEAD, lines), *errors])
+
+
+def _line(item: Made, row: Measurement, base: Measurement) -> tuple[str, ...]:
+    assert row.latency
+    assert row.score
+    assert base.latency
+    assert base.score
+    p50, faster = stats.median(row.latency.samples_ms), stats.speedup(base.latency, row.latency)
+    here, cost = item.variant == "fp32", item.cost
+    return (
+        item.variant,
+        f"{row.score.value:.4f}",
+        "" if here else f"{row.score.value - base.score.value:+.4f}",
+        f"{p50.value:#.3g} [{p50.low:#.3g}, {p50.high:#.3g}]",
+        "" if here else f"{faster.value:.2f} [{faster.low:.2f}, {faster.high:.2f}]",
+        f"{row.latency.p90_ms:#.3g}",
+        f"{row.size_bytes / 1e6:.2f}",
+        "" if item.left is None else str(item.left),
+        f"{cost.seconds:.1f}" if cost else "",
+        tables.mib(cost.peak_bytes) if cost else "",
+        tables.mib(cost.baseline_bytes) if cost else "",
+    )
+
+
+def _cost(model: str, item: Made) -> dict[str, object]:
+    spent = asdict(item.cost) if item.cost else {}
+    return {"model": model, "variant": item.variant, "qdq_left": item.left, "error": item.error, **spent}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        raise SystemExit(str(error)) from None

@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_TARGETS := --target host --target raspberry-pi-5 --target android-arm64-dotprod
 
-.PHONY: demo test check environment data emulator schemas clean
+.PHONY: demo test check environment benchmarks emulator schemas clean
 
 environment: $(READY)
 
@@ -25,10 +25,15 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e ".[torch,images]"
 	@touch $@
 
-data: $(READY)
-	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh demo
+$(VENV)/.benchmarks: $(READY)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group benchmarks
+	@touch $@
 
-demo: data
+benchmarks: $(VENV)/.benchmarks
+	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh all
+
+demo: $(READY)
+	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh demo
 	@$(BIN)/toolchain export benchmarks.models.mobilenet_v2:module --input "input:batch,3,224,224" $(DEMO_TARGETS) \
 		--calibration "$$($(BIN)/python -m benchmarks.models.images)" --preprocess imagenet-squash \
 		--evaluate benchmarks.models.mobilenet_v2:evaluate --output exported
@@ -42,7 +47,7 @@ check: $(READY)
 emulator: $(READY)
 	@PYTHON=$(BIN)/python bash scripts/emulator-setup.sh || echo "no emulator here: the tests that need one are skipped"
 
-test: check data emulator
+test: check benchmarks emulator
 	@$(BIN)/python -m pytest -n 2 -m slow
 
 schemas: $(READY)

@@ -13,12 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from toolchain.convert import parse_input as parse_input
     from toolchain.pipeline import export as export
     from toolchain.recipe import Recipe as Recipe
     from toolchain.target import Target as Target
     from toolchain.target import load_target as load_target
 
-_LAZY = {"export": "pipeline", "Recipe": "recipe", "Target": "target", "load_target": "target"}
+_LAZY = {
+    "export": "pipeline",
+    "parse_input": "convert",
+    "Recipe": "recipe",
+    "Target": "target",
+    "load_target": "target",
+}
 """Loaded when first asked for: a machine that only benchmarks has neither onnx nor torch."""
 
 

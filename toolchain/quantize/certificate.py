@@ -24,16 +24,19 @@ ROUNDED_ONCE = frozenset(
 
 
 def exceptions(plan: Plan) -> tuple[str, ...]:
-    """One clause for each kind of operator that may differ, the most frequent first."""
+    """What may differ, a clause for each cause."""
     found: list[str] = []
-    floats = Counter(choice.op for choice in plan.choices if not choice.int8 and not _same_everywhere(choice.op))
-    for op, count in floats.most_common():
-        found.append(f"{count} float {op}: rounded differently in the last place by different processors")
+    floats = Counter(c.op for c in plan.choices if not c.int8 and not _same_everywhere(c.op))
+    if floats:
+        kinds = ", ".join(f"{op} ×{count}" for op, count in floats.most_common())
+        found.append(f"float operators that every processor rounds its own way in the last place: {kinds}")
     saturating = sum(not product.weight.overflow_free for product in plan.products.values())
     if saturating:
-        found.append(f"{saturating} int8 products: may saturate on x86 without VNNI")
-    for op, count in Counter(choice.op for choice in plan.choices if choice.node in plan.inexact).items():
-        found.append(f"{count} int8 {op}: sums that fall on a tie are rounded differently on ARM")
+        found.append(f"int8 products that may saturate on x86 without VNNI: {saturating}")
+    ties = Counter(choice.op for choice in plan.choices if choice.node in plan.inexact)
+    if ties:
+        kinds = ", ".join(f"{op} ×{count}" for op, count in ties.most_common())
+        found.append(f"int8 sums whose ties ARM rounds the other way: {kinds}")
     return tuple(found)
 
 

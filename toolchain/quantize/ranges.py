@@ -6,7 +6,8 @@ A range [lo, hi] containing 0 is cut into 255 steps of s = (hi - lo) / 255. With
 
 The first term is the variance of rounding to a grid (uniform error; exact zeros are representable and make
 none), the others are clipping. The prefix sums of n, nx, nx² give E for every pair of edges at once, so the
-search is exhaustive over a grid of edges and never goes beyond the observed limits.
+search is exhaustive over a grid of edges and never goes beyond the observed limits. Rounding is not uniform where
+many values are equal or within one step, so what was found must beat min-max on the histogram itself as well.
 """
 
 from __future__ import annotations
@@ -79,7 +80,14 @@ def _mse_range(stats: TensorStats) -> tuple[float, float]:
     error = step**2 / 12 * np.maximum(inside, 0) + clipped_low[:, None] + clipped_high[None, :]
     error[step <= 0] = np.inf
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)
-    return float(lows[i]), float(highs[j])
+    widest, found = (float(lows[0]), float(highs[0])), (float(lows[i]), float(highs[j]))
+    return min(widest, found, key=lambda limits: _rounding_error(affine(*limits), centres, counts))
+
+
+def _rounding_error(grid: Affine, values: Floats, counts: Floats) -> float:
+    """Summed squared error of `values`, each `counts` times, on a grid."""
+    rounded = grid.scale * (np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, LEVELS) - grid.zero_point)
+    return float(counts @ (rounded - values) ** 2)
 
 
 def _candidates(limit: float) -> Floats:

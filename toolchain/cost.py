@@ -70,8 +70,8 @@ def count(model: ir.Model) -> Cost:
     """Count a model, which is left as it is. Subgraphs of control flow are one node of unknown cost."""
     clone = model.clone()
     dynamic = _fix_axes(clone)
-    nodes = [node for node in clone.graph if node.op_type != "Constant"]
-    macs = {query.label(node): 0 if _folds(node) else ops.macs(node) for node in nodes}
+    nodes, constant = [node for node in clone.graph if node.op_type != "Constant"], folded(clone)
+    macs = {query.label(node): 0 if node in constant else ops.macs(node) for node in nodes}
     return Cost(
         macs=macs,
         operators=_by_operator(nodes, macs),
@@ -105,9 +105,16 @@ def _is_parameter(value: ir.Value) -> bool:
     return value.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING) and not for_scale
 
 
-def _folds(node: ir.Node) -> bool:
-    """Whether a node is computed from constants alone, directly."""
-    return bool(node.inputs) and all(value is None or query.constant(value) is not None for value in node.inputs)
+def folded(model: ir.Model) -> set[ir.Node]:
+    """Nodes computed from constants alone, and Constant nodes themselves: runtimes replace them at load."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        sources = [value for value in node.inputs if value is not None]
+        if node.op_type == "Constant" or (
+            sources and all(v.producer() in found or query.constant(v) is not None for v in sources)
+        ):
+            found.add(node)
+    return found
 
 
 def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[OperatorCost, ...]:
@@ -166,8 +173,8 @@ def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.
 
 def _peak(model: ir.Model) -> int:
     """The most bytes of tensors alive at one node."""
-    nodes = [node for node in model.graph if node.op_type != "Constant" and not _folds(node)]
-    folded = {output for node in model.graph if _folds(node) for output in node.outputs}
+    constant = folded(model)
+    nodes = [node for node in model.graph if node not in constant]
     memory = _shared_memory(nodes)
 
     def holder(value: ir.Value) -> ir.Value:
@@ -179,7 +186,7 @@ def _peak(model: ir.Model) -> int:
     dies = dict(born)
     for step, node in enumerate(nodes):
         for value in filter(None, node.inputs):
-            if query.constant(value) is None and value not in folded:
+            if query.constant(value) is None and value.producer() not in constant:
                 dies[holder(value)] = step
         for value in (output for output in node.outputs if output.name):
             born.setdefault(holder(value), step)

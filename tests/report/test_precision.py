@@ -45,7 +45,7 @@ def test_groups_are_by_operator_and_reason_most_frequent_first():
 
 def test_a_reason_is_said_once_with_its_counts_and_an_example():
     lines = text(CHOICES).splitlines()
-    assert lines[0] == "int8: 1 of 6 nodes; the others stay float:"
+    assert lines[0] == "int8: 1 of 6 nodes; the others are float:"
     entries = [re.split(r" {2,}", line.strip()) for line in lines[1:]]
     assert entries == [
         ["2 × Mul, 1 × Flatten", f"{COSTLY} (e.g."],

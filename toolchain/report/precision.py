@@ -42,7 +42,7 @@ def precision(choices: Sequence[Choice]) -> RenderableType:
     int8 = sum(choice.int8 for choice in choices)
     if int8 == len(choices):
         return Text(f"int8: {int8} of {int8} nodes")
-    head = Text(f"int8: {int8} of {len(choices)} nodes; the others stay float:")
+    head = Text(f"int8: {int8} of {len(choices)} nodes; the others are float:")
     return Group(head, reasons(float_groups(choices)))
 
 

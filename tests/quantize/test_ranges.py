@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from toolchain.observation import TensorStats
 from toolchain.quantize.ranges import Affine, affine, choose_range
 
-BINS = 512
+BINS = 2048
 
 
 def stats_of(values):

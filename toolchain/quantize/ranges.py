@@ -81,7 +81,9 @@ def _mse_range(stats: TensorStats) -> tuple[float, float]:
     error[step <= 0] = np.inf
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)
     widest, found = (float(lows[0]), float(highs[0])), (float(lows[i]), float(highs[j]))
-    return min(widest, found, key=lambda limits: _rounding_error(affine(*limits), centres, counts))
+    # Where an activation clips, many values equal a limit; the outer bins stand for those.
+    values = np.concatenate([[stats.minimum], centres[1:-1], [stats.maximum]])
+    return min(widest, found, key=lambda limits: _rounding_error(affine(*limits), values, counts))
 
 
 def _rounding_error(grid: Affine, values: Floats, counts: Floats) -> float:

@@ -73,9 +73,12 @@ def test_npz_is_streamed(tmp_path, compressed):
     assert peak < 1_000_000
 
 
-def test_npz_of_one_array_may_have_any_name(tmp_path):
+def test_npz_of_one_array_needs_no_name(tmp_path):
     np.savez(tmp_path / "d.npz", rows(2, 3))
     assert list(next(iter(open_data(tmp_path / "d.npz", [X])))) == ["x"]
+    np.savez(tmp_path / "d.npz", other=rows(2, 3))
+    with pytest.raises(DataError, match="the model has no input 'other'; choose one of: x"):
+        open_data(tmp_path / "d.npz", [X])
 
 
 def test_npz_sample_of_full_rank(tmp_path):

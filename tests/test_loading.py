@@ -52,7 +52,7 @@ def test_missing_module_and_missing_import_inside_are_told_apart(module):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("def f(:", "SyntaxError"), ("1/0", "ZeroDivisionError: division by zero"), ("raise KeyError", "KeyError")],
+    [("def f(:", r"SyntaxError: .*loading\.py, line 1\); "), ("exit('bye')", "raised SystemExit: bye"), ("1/0", "ZeroDivisionError: division by zero"), ("raise KeyError", "KeyError")],
 )
 def test_import_errors(module, text, said):
     name = module(text)
@@ -61,13 +61,14 @@ def test_import_errors(module, text, said):
 
 
 def test_not_callable(module):
-    with pytest.raises(InputError, match="is a int, not a callable"):
+    with pytest.raises(InputError, match="is of type int and cannot be called"):
         load_callable(f"{module('f = 3')}:f")
 
 
 def test_a_file_path_is_rewritten():
-    with pytest.raises(InputError, match=r"write pkg\.my_data:samples"):
-        load_callable("./pkg/my_data.py:samples")
+    for path in ("./pkg/my_data.py:samples", "pkg.my_data.py:samples"):
+        with pytest.raises(InputError, match=r"write pkg\.my_data:samples"):
+            load_callable(path)
 
 
 def test_user_code_passes_our_errors_and_chains_others():

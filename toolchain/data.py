@@ -29,6 +29,9 @@ from toolchain.tensors import Feed as Feed
 from toolchain.tensors import TensorSpec as TensorSpec
 from toolchain.tensors import check_finite, conform, digest
 
+UNNAMED = "arr_0"
+"""What numpy calls an array that was saved without a name."""
+
 DataSpec = str | Path | Callable[[], Iterable[Mapping[str, object]]] | Sequence[Mapping[str, object]]
 
 
@@ -145,9 +148,10 @@ def _place(sample: Sample, reader: Reader) -> str:
 def _feed(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -> Feed:
     arrays = sample.arrays
     if not reader.batched and isinstance(arrays, Mapping) and len(arrays) == 1:
-        if len(inputs) == 1:  # one array in a file for one input: its name can mean nothing else
-            arrays = {inputs[0].name: next(iter(arrays.values()))}
-        elif ANONYMOUS in arrays:
+        name = next(iter(arrays))
+        if name in (ANONYMOUS, UNNAMED) and len(inputs) == 1:
+            arrays = {inputs[0].name: arrays[name]}
+        elif name == ANONYMOUS:
             raise _feeds_one(reader.source, inputs)
     return conform(arrays, inputs, _place(sample, reader), add_batch=not reader.batched)
 

@@ -31,13 +31,16 @@ def user_code(where: object, error: type[InputError] = InputError, hint: str = "
         yield
     except ToolchainError:
         raise
-    except Exception as fault:
-        frame = traceback.extract_tb(fault.__traceback__)[-1]
+    except (Exception, SystemExit) as fault:  # code that ends the program by itself would leave no sentence at all
         lines = str(fault).strip().splitlines()
         message = f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
-        raise error(
-            f"raised {message} ({Path(frame.filename).name} line {frame.lineno})", where=where, hint=hint
-        ) from fault
+        raise error(f"raised {message}{_place(fault)}", where=where, hint=hint) from fault
+
+
+def _place(fault: BaseException) -> str:
+    """The innermost line of Python code; a SyntaxError names its own in its message."""
+    frame = traceback.extract_tb(fault.__traceback__)[-1]
+    return "" if isinstance(fault, SyntaxError) else f" ({Path(frame.filename).name} line {frame.lineno})"
 
 
 def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callable[..., object]:
@@ -46,7 +49,7 @@ def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callabl
     Raises:
         error: not of that form, not found, failing when imported, or not callable.
     """
-    if not is_callable_spec(spec):
+    if not is_callable_spec(spec) or ".py:" in spec:
         raise error("is not of the form package.module:callable", where=spec, hint=_repaired(spec))
     module_name, _, path = spec.partition(":")
     here = str(Path.cwd())
@@ -71,7 +74,7 @@ def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callabl
             raise error(f"{module_name} has no {part!r}", where=spec, hint=did_you_mean(part, names))
         found = getattr(found, part)
     if not callable(found):
-        raise error(f"is a {type(found).__name__}, not a callable", where=spec, hint="name a function")
+        raise error(f"is of type {type(found).__name__} and cannot be called", where=spec, hint="name a function")
     return found
 
 

@@ -138,7 +138,7 @@ ready = Net()
 
 
 def test_callables_that_give_no_module(own_module):
-    with pytest.raises(ModelError, match=r"own_net:number: gives a int, not a torch\.nn\.Module"):
+    with pytest.raises(ModelError, match=r"own_net:number: gives an object of type int, not a torch\.nn\.Module"):
         convert("own_net:number")
     with pytest.raises(ModelError, match=r"own_net:fails: raised FileNotFoundError: weights\.pth \(own_net\.py line"):
         convert("own_net:fails")
@@ -146,7 +146,7 @@ def test_callables_that_give_no_module(own_module):
         convert("own_net:bild")
     with pytest.raises(ModelError, match="there is no module 'own_nett'"):
         convert("own_nett:build")
-    with pytest.raises(ModelError, match=r"gives a int, not a torch\.nn\.Module"):
+    with pytest.raises(ModelError, match=r"gives an object of type int, not a torch\.nn\.Module"):
         convert(3)
 
 

@@ -123,7 +123,8 @@ def _from_module(module: object, inputs: Sequence[TensorSpec], name: str) -> Imp
     import torch
 
     if not isinstance(module, torch.nn.Module):
-        raise ModelError(f"gives a {type(module).__name__}, not a torch.nn.Module", where=name, hint="return a module")
+        what = f"gives an object of type {type(module).__name__}, not a torch.nn.Module"
+        raise ModelError(what, where=name, hint="return a module")
     from toolchain.convert.from_torch import from_module
 
     return from_module(module, inputs, name)

@@ -24,6 +24,8 @@ import numpy.typing as npt
 
 PAIR_LIMIT = 128
 TOP = 127
+SMALLEST = np.float32(1e-30)
+"""No scale is smaller, so that its product with an activation's scale is an ordinary float32."""
 SCALES_PLAIN = np.linspace(0.80, 1.0, 9)
 SCALES_EXACT = np.concatenate([SCALES_PLAIN, np.linspace(1.04, 2.04, 26)])
 
@@ -87,25 +89,26 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
         exact: keep every adjacent pair free of int16 overflow.
         min_scales: float32 [channels], scales must not be smaller (the bias would overflow int32).
     """
-    rows = as_rows(weight, axis).astype(np.float32)
-    channels = rows.shape[0]
-    base: Floats = np.asarray(np.max(np.abs(rows), axis=1, initial=0.0) / TOP, np.float32)
-    floor = np.full(channels, np.finfo(np.float32).tiny) if min_scales is None else min_scales
-    best_error = np.full(channels, np.inf, np.float32)
-    best_scale = np.maximum(base, floor).astype(np.float32)
+    rows: Floats = np.asarray(as_rows(weight, axis), np.float32)
+    largest: Floats = np.max(np.abs(rows), axis=1, initial=0.0)
+    # In units of the plain scale: squared errors of very small or large weights would leave float32.
+    unit = np.maximum(largest / np.float32(TOP), SMALLEST)
+    rows = rows / unit[:, None]
+    floor = np.maximum(SMALLEST, 0 if min_scales is None else min_scales)
+    best_error, best_scale = np.full(len(rows), np.inf, np.float32), np.ones(len(rows), np.float32)
     best = np.zeros(rows.shape, np.int8)
     for factor in SCALES_EXACT if exact else SCALES_PLAIN:
-        scale = np.maximum(base * factor, floor).astype(np.float32)
+        scale = np.maximum(np.float32(factor), floor / unit)
         rounded = np.clip(np.rint(rows / scale[:, None]), -TOP, TOP)
         if exact:
             _bound_pairs(rounded)
-        error: Floats = np.asarray(np.sum((rounded * scale[:, None] - rows) ** 2, axis=1), np.float32)
+        error = np.sum((rounded * scale[:, None] - rows) ** 2, axis=1)
         better = error < best_error
         best_error[better], best_scale[better] = error[better], scale[better]
         best[better] = rounded[better].astype(np.int8)
     # An all-zero channel: any scale does, but it divides real numbers later.
-    best_scale = np.where(base == 0, np.maximum(floor, np.float32(1e-6)), best_scale)
-    return WeightQuant(from_rows(best, weight.shape, axis), best_scale, axis, is_overflow_free(best))
+    scales = np.maximum(np.where(largest == 0, np.float32(1e-6), best_scale * unit), floor)
+    return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
 
 
 def _bound_pairs(rounded: Floats) -> None:

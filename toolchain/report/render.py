@@ -99,7 +99,7 @@ def _table(comparison: Comparison) -> Group:
     for word, meaning in legend(comparison):
         words.add_row(Text(word, style="bold"), Text(meaning))
     remarks = notes(comparison)
-    return Group(*parts, words, *([""] if remarks else []), *map(Text, remarks))
+    return Group(*parts, words, "", *map(Text, remarks), *([""] if remarks else []))
 
 
 def _fit(columns: Sequence[Sequence[str]], least: Sequence[int | None]) -> tuple[list[int], int]:

@@ -15,12 +15,16 @@ KERNEL_ERROR = 2.0**-13
 
 
 def nearest_tie(inputs, output, area=1):
-    """Distance of Σ s_i q_i / (area s_out) from the nearest half-integer, over all integers q_i in -255..255."""
+    """Distance of Σ s_i q_i / (area s_out) from the nearest half-integer, over all integers q_i in -255..255.
+
+    Sums beyond the output's 255 steps saturate and may be anything.
+    """
     q = np.arange(-255, 256)
     sums = np.zeros(1)
     for grid in inputs:
         sums = np.unique(np.add.outer(sums, q * np.float64(grid.scale) / area).ravel())
     real = sums / np.float64(output.scale)
+    real = real[np.abs(real) < 256]
     return np.abs(real - np.floor(real) - 0.5).min()
 
 

@@ -100,7 +100,7 @@ def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
         bias = query.constant(node.inputs[cell.bias])
         if bias is None:
             return "its bias is not constant"
-        if bias.size != _channels(node):
+        if bias.size != _channels(node) or bias.shape[-1:] != (bias.size,):
             return "its bias is not one number for each output channel"
     if node.op_type == "MatMul" and query.rank(weight) != 2:  # type: ignore[arg-type]
         return "its weight is a stack of matrices; the int8 kernel takes one"
@@ -204,12 +204,21 @@ def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, 
     for node in reversed(list(model.graph)):
         if not int8[node] or not isinstance(rule(node).int8, Absorbed | SameScale):
             continue
-        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if producer is None or any(int8.get(reader, False) for o in node.outputs for reader in query.consumers(o)):
+        if any(int8.get(reader, False) for output in node.outputs for reader in query.consumers(output)):
             continue
-        cell = rule(producer).int8
+        cell = rule(_behind(node)).int8
         if isinstance(cell, Kernel) and cell.float_output:
             int8[node], why[node] = False, "its readers are float, and so is the product it follows"
+
+
+def _behind(node: ir.Node) -> ir.Node:
+    """The operator that computes what `node` gets through any number of others that only pass or clip it."""
+    while isinstance(rule(node).int8, Absorbed | SameScale):
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if producer is None:
+            break
+        node = producer
+    return node
 
 
 # ----------------------------------------------------------------------------------------------- tensors

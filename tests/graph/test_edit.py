@@ -248,3 +248,10 @@ def test_what_a_branch_reads_of_a_part_is_its_result():
     alone = edit.extract(model, ["one"])
     check.check(alone)
     np.testing.assert_array_equal(small_models.plain(alone, X)["a"], np.maximum(X["x"], 0))
+
+
+def test_an_extracted_part_leaves_the_weights_of_others_behind():
+    constants = small_models.weights(w=(2, 3), v=(2, 3))
+    model = small_models.model("[one] a = Add(x, w) [two] y = Mul(a, v)", "float[2, 3] x", "float[2, 3] y", constants)
+    assert set(edit.extract(model, ["one"]).graph.initializers) == {"w"}
+    assert set(edit.extract(model, ["two"]).graph.initializers) == {"v"}

@@ -140,7 +140,7 @@ def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
         graph.inputs.remove(value)
     for node in reversed(list(graph)):
         if node.name not in chosen:
-            graph.remove(node, safe=False)
+            graph.remove(node, safe=True)  # which also lets go of its inputs, so that unused weights are seen as such
     graph.inputs.extend(feeds)
     remove_unused(clone)
     return clone

@@ -32,7 +32,7 @@ def session(
     model: ir.Model | str | Path,
     *,
     threads: int = 0,
-    arena: bool = True,
+    pattern: bool = True,
     options: Mapping[str, str] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
@@ -42,7 +42,7 @@ def session(
     Args:
         model: a model or the path of a file.
         threads: intra-op threads; 0 lets onnxruntime choose.
-        arena: keep freed tensors' memory for the next run; without it the peak is lower and always the same.
+        pattern: one block for all tensors of a run, laid out as the run before; without it the peak is lower.
         options: session configuration entries.
         optimized: where onnxruntime writes the graph it really runs.
         profile: prefix of the file onnxruntime writes its per-op profile to.
@@ -54,7 +54,7 @@ def session(
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    settings.enable_cpu_mem_arena = settings.enable_mem_pattern = arena
+    settings.enable_mem_pattern = pattern
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
     if optimized is not None:

@@ -34,7 +34,7 @@ from toolchain.tensors import Array
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 """Elements binned at a time: the temporaries stay inside the second-level cache."""
 
 
@@ -114,7 +114,7 @@ class _Summary:
 def _first_pass(
     model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, report: Progress
 ) -> dict[str, _Summary]:
-    engine = run.session(_augmented(model, tensors), threads=threads)
+    engine = _session(_augmented(model, tensors), threads)
     summary = {name: _Summary() for name in tensors}
     for number, outputs in _stream(engine, data, "limits", report):
         results: Iterator[Array] = iter(outputs)
@@ -181,7 +181,7 @@ def _second_pass(
         clone = model.clone()
         values = {value.name: value for value in query.activations(clone)}
         edit.keep_outputs(clone, [values[name] for name in group])
-        engine = run.session(clone, threads=threads)
+        engine = _session(clone, threads)
         for _, outputs in _stream(engine, data, f"histograms {index + 1}/{len(groups)}", report):
             for name, array in zip(group, outputs, strict=True):
                 count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
@@ -219,6 +219,11 @@ def count_into(counts: npt.NDArray[np.int64], array: Array, low: float, high: fl
         found = np.bincount(index, minlength=bins + 1)
         found[bins - 1] += found[bins:].sum()  # the maximum itself, and what rounding put beside it
         counts += found[:bins]
+
+
+def _session(model: ir.Model, threads: int) -> InferenceSession:
+    """Lean, and without idle threads that spin: between two runs it is NumPy that needs the processor."""
+    return run.session(model, threads=threads, pattern=False, options={"session.intra_op.allow_spinning": "0"})
 
 
 def _stream(

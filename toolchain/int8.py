@@ -118,7 +118,7 @@ def _audited(
             )
         report("planning", 0, 0)
         plan = plan_quantization(model, selection, observation, recipe.quantize)
-        found = audit(optimized_graph(apply_quantization(model, plan, encoding)), plan)
+        found = audit(optimized_graph(apply_quantization(model, plan, encoding)), plan.int8_nodes())
         stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in reasons}
         stray.update(plan.inexact)
         if not stray:

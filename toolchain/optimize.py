@@ -78,7 +78,7 @@ def _equivalence(before: ir.Model, after: ir.Model) -> float | None:
 
 
 def _moved(names: Sequence[str], reference: list[list[Array]], engine: InferenceSession, feed: Feed) -> float:
-    hint = "report the model, and export it with --no-optimize meanwhile"
+    hint = "report the model"
     try:
         found = run.difference(names, reference, run.run(engine, [feed]))
     except run.OrtError as error:
@@ -93,13 +93,31 @@ def _moved(names: Sequence[str], reference: list[list[Array]], engine: Inference
 # ------------------------------------------------------------------------------------------- our own passes
 
 
+NO_LIMIT = 2**40
+GROWING = frozenset({"Expand", "Tile", "ConstantOfShape", "Resize", "Pad", "Range", "OneHot", "DequantizeLinear"})
+"""Small in the file, large when computed; weights that are stored as integers stay so."""
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    return False if node.op_type in GROWING and (query.elements(node.outputs[0]) or NO_LIMIT) > 4096 else None
+
+
 def fold_constants(model: ir.Model) -> None:
-    """Compute what depends on constants alone; what onnx's reference cannot compute stays, and is no news to users."""
+    """Compute what depends on constants alone, of any size, as recurrent weights are cut and joined.
+
+    What onnx's reference cannot compute stays, and is no news to users.
+    """
     log = logging.getLogger("onnxscript.optimizer")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        optimizer.fold_constants_ir(model, onnx_shape_inference=True)
+        optimizer.fold_constants_ir(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=NO_LIMIT,
+            output_size_limit=NO_LIMIT,
+            should_fold=_may_fold,
+        )
     finally:
         log.setLevel(level)
 

@@ -51,7 +51,16 @@ def load(path: str | Path) -> ir.Model:
         raise ModelError("holds no computation: no nodes or no outputs", where=path, hint="export or copy it again")
     for tensor in _external(model):
         _check_external(tensor, path)
+    for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):
+        _forget_negative_sizes(value)
     return model
+
+
+def _forget_negative_sizes(value: ir.Value) -> None:
+    """Old exporters write -1 for a size they do not know, which shape inference takes for a number."""
+    shape = value.shape
+    if shape is not None and any(isinstance(size, int) and size < 0 for size in shape):
+        value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in shape])
 
 
 def _first_line(error: BaseException) -> str:
@@ -144,9 +153,9 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 
 def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
-    # Old exporters write "?" or -1 where they mean "unknown".
     if isinstance(dim, int):
-        return dim if dim >= 0 else None
+        return dim
+    # Old exporters write "?" where they mean "unknown".
     return dim.value if dim.value and dim.value != "?" else None
 
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from toolchain.graph import run
-from toolchain.quantize.plan import Plan
 
 # Layout and fusion passes append these to the name of the node they replace.
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*)+$")
@@ -50,11 +49,10 @@ def optimized_graph(model: object, options: Mapping[str, str] | None = None) -> 
         return onnx.load(str(path), load_external_data=False).graph
 
 
-def audit(graph: onnx.GraphProto, plan: Plan) -> Audit:
-    """Compare the optimized `graph` of a quantized model with the plan it was written from."""
+def audit(graph: onnx.GraphProto, planned: Collection[str]) -> Audit:
+    """Compare the optimized `graph` of a quantized model with the names of the nodes planned as int8."""
     constants = {tensor.name for tensor in graph.initializer}
     producer = {output: node for node in graph.node for output in node.output}
-    planned = plan.int8_nodes()
     unfused, weights = [], []
     for node in graph.node:
         name = original_name(node.name)

@@ -21,7 +21,7 @@ from toolchain.cost import folded
 from toolchain.detect import detect_host
 from toolchain.graph import query
 from toolchain.ops import FLOAT_SOFTMAX, rule
-from toolchain.quantize import Choice, Plan, audit, optimized_graph
+from toolchain.quantize import Choice, audit, optimized_graph
 from toolchain.quantize.select import data_inputs
 from toolchain.rules import Absorbed, Float, Kernel
 
@@ -107,7 +107,7 @@ def running(model: ir.Model, found: Sequence[Choice]) -> Running:
         ModelError: onnxruntime does not accept the model.
     """
     graph = optimized_graph(model)
-    audited = audit(graph, Plan(tuple(found), activations={}, products={}, inexact={}))
+    audited = audit(graph, {choice.node for choice in found if choice.int8})
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     int8, float_ = Counter[str](), Counter[str]()

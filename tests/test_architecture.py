@@ -21,20 +21,20 @@ import toolchain
 HOUSE = Path(toolchain.__file__).parent
 
 NOUNS = {
-    "target", "recipe", "data", "measurement", "artifact", "observation", "score", "detect", "loading", "preprocess", "readers",
-    "tensors", "cpuinfo", "schemas",
+    "target", "recipe", "data", "measurement", "artifact", "observation", "score", "detect", "loading", "preprocess",
+    "readers", "tensors", "cpuinfo", "schemas",
 }  # fmt: skip
 STAGES = {
     "convert", "optimize", "observe", "prune", "quantize", "compress", "train", "search", "bench", "estimate",
     "package",
 }  # fmt: skip
 RANKS: list[set[str]] = [
-    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES, {"report"}, {"int8", "verification"}, {"pipeline"},
-    {"terminal"}, {"cli"}, {"__main__", "__init__"},
+    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES, {"report"},
+    {"int8", "verification"}, {"pipeline"}, {"terminal", "options"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 
 TORCH_ROOMS = {"convert", "train", "search"}
-TERMINAL_ROOMS = {"cli", "report", "terminal"}
+TERMINAL_ROOMS = {"cli", "options", "report", "terminal"}
 USER_CODE = "loading.py"  # runs what users wrote, which may raise anything; it raises our error instead
 LONGEST_FILE = 450
 

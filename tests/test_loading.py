@@ -52,7 +52,12 @@ def test_missing_module_and_missing_import_inside_are_told_apart(module):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("def f(:", r"SyntaxError: .*loading\.py, line 1\); "), ("exit('bye')", "raised SystemExit: bye"), ("1/0", "ZeroDivisionError: division by zero"), ("raise KeyError", "KeyError")],
+    [
+        ("def f(:", r"SyntaxError: .*loading\.py, line 1\); "),
+        ("exit('bye')", "raised SystemExit: bye"),
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("raise KeyError", "KeyError"),
+    ],
 )
 def test_import_errors(module, text, said):
     name = module(text)

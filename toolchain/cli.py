@@ -7,15 +7,20 @@ the commands, so that ``--help``, ``bench`` and ``targets`` need neither torch n
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
+from toolchain import options
 from toolchain.errors import GateError, InputError, ToolchainError
+from toolchain.files import check_output
 from toolchain.terminal import say, show, show_json, working
 
 if TYPE_CHECKING:
@@ -23,68 +28,50 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="toolchain",
-    help="From a PyTorch or ONNX model to a small, fast, verified int8 model for each target device.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-targets_app = typer.Typer(
-    help="Device profiles: list them, show one, detect this machine, check a file.", no_args_is_help=True
-)
+targets_app = typer.Typer(help="List, show, detect and check device profiles.", no_args_is_help=True)
 app.add_typer(targets_app, name="targets")
-
-Source = Annotated[str, typer.Argument(help="An .onnx or .pt2 file, or package.module:callable giving an nn.Module.")]
-Calibration = Annotated[
-    str,
-    typer.Option(
-        "--calibration", "-c", help="A folder of images or .npy files, an .npz, or module:callable.", metavar="DATA"
-    ),
-]
-Preprocess = Annotated[
-    str | None, typer.Option(help="Image pipeline: imagenet, imagenet-squash, unit, signed, or a TOML file.")
-]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option("--input", help="What a torch module takes: name:1x3x224x224[:dtype]; a named axis is dynamic."),
-]
-Freeze = Annotated[
-    list[str] | None, typer.Option(help="Fix a dynamic axis: batch=1, or input.axis=1.", metavar="AXIS=SIZE")
-]
-Evaluate = Annotated[
-    str | None,
-    typer.Option(help="module:callable, called with run(feeds) -> outputs; returns a number, higher is better."),
-]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe (TOML); default: the recommended one.")]
-MaxDrop = Annotated[
-    float | None, typer.Option(help="Fail (exit 1) where int8 scores lower than float by more than this.")
-]
-TargetName = Annotated[
-    str, typer.Option("--target", "-t", help="A profile's name or file; see `toolchain targets list`.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-
 
 # --------------------------------------------------------------------------------------------- commands
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        show(f"toolchain {version('edge-toolchain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def toolchain(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """From a PyTorch or ONNX model to a small, fast, verified int8 model for each target device."""
+
+
 @app.command()
 def export(
-    source: Source,
-    target: Annotated[
-        list[str], typer.Option("--target", "-t", help="A profile's name or file; may be given several times.")
-    ],
-    calibration: Calibration,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("exported"),
-    preprocess: Preprocess = None,
-    evaluate: Evaluate = None,
-    inputs: Inputs = None,
-    freeze: Freeze = None,
-    recipe: RecipeFile = None,
-    max_drop: MaxDrop = None,
-    as_json: AsJson = False,
+    source: options.Source,
+    target: options.Targets,
+    calibration: options.Calibration,
+    output: options.FolderOutput = Path("exported"),
+    preprocess: options.Preprocess = None,
+    evaluate: options.Evaluate = None,
+    inputs: options.Inputs = None,
+    freeze: options.Freeze = None,
+    recipe: options.RecipeFile = None,
+    max_drop: options.MaxDrop = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Make a verified int8 artifact for every target and measure it against float."""
+    """Make a verified int8 artifact for each target, and measure it.
+
+    Held against the float model on this machine: accuracy, latency, memory, size.
+    """
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
     from toolchain.report import precision, render
@@ -116,17 +103,21 @@ def export(
 
 @app.command()
 def convert(
-    source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    inputs: Inputs = None,
-    freeze: Freeze = None,
-    as_json: AsJson = False,
+    source: options.Source,
+    output: options.OnnxOutput,
+    inputs: options.Inputs = None,
+    freeze: options.Freeze = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Bring a torch module, a .pt2 or an old ONNX file to checked ONNX, its parity measured."""
+    """Turn a torch module, a .pt2 or an old ONNX file into ONNX.
+
+    The result is checked, and its outputs are compared with those of the source.
+    """
     from toolchain.convert import convert as run
     from toolchain.convert import parse_freeze, parse_input
     from toolchain.graph import io
 
+    check_output(output)
     with working() as report:
         report("converting", 0, 0)
         done = run(source, inputs=[parse_input(t) for t in inputs or ()], freeze=parse_freeze(freeze or ()))
@@ -147,16 +138,17 @@ def convert(
 
 @app.command()
 def optimize(
-    model: Annotated[Path, typer.Argument(help="An .onnx file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    freeze: Freeze = None,
-    as_json: AsJson = False,
+    model: options.Model, output: options.OnnxOutput, freeze: options.Freeze = None, as_json: options.AsJson = False
 ) -> None:
-    """Fold batch normalization and constants, remove dead code, infer shapes; equivalence checked."""
+    """Clean a float model up without changing what it computes.
+
+    Folds batch normalization and constants, removes dead code, infers shapes; outputs are compared.
+    """
     from toolchain import pipeline
     from toolchain.convert import parse_freeze
     from toolchain.graph import io
 
+    check_output(output)
     with working() as report:
         done = pipeline.prepare(model, freeze=parse_freeze(freeze or ()), progress=report).optimized
         io.save(done.model, output)
@@ -174,17 +166,17 @@ def optimize(
 
 @app.command()
 def quantize(
-    model: Source,
-    calibration: Calibration,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    target: TargetName = "host",
-    preprocess: Preprocess = None,
-    evaluate: Evaluate = None,
-    inputs: Inputs = None,
-    freeze: Freeze = None,
-    recipe: RecipeFile = None,
-    max_drop: MaxDrop = None,
-    as_json: AsJson = False,
+    source: options.Source,
+    calibration: options.Calibration,
+    output: options.OnnxOutput,
+    target: options.TargetName = "host",
+    preprocess: options.Preprocess = None,
+    evaluate: options.Evaluate = None,
+    inputs: options.Inputs = None,
+    freeze: options.Freeze = None,
+    recipe: options.RecipeFile = None,
+    max_drop: options.MaxDrop = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write one int8 model for one target."""
     from toolchain import pipeline
@@ -193,7 +185,7 @@ def quantize(
 
     with working() as report:
         done = pipeline.quantize(
-            model,
+            source,
             target=target,
             calibration=calibration,
             output=output,
@@ -218,15 +210,16 @@ def quantize(
 
 
 @app.command()
-def verify(
-    artifact: Annotated[Path, typer.Argument(help="A target's folder, as export writes it.")],
-    on: Annotated[str, typer.Option("--on", help="local, or emulator:CPU such as emulator:cortex-a76.")] = "local",
-    as_json: AsJson = False,
-) -> None:
-    """Check that an exported model gives its golden outputs, here or on an emulated processor."""
+def verify(artifact: options.Artifact, on: options.On = "local", as_json: options.AsJson = False) -> None:
+    """Check that an exported model gives its golden outputs.
+
+    Here, or on an emulated processor; the files are held against the manifest first.
+    """
     from toolchain.verification import verify as run
 
-    found = run(artifact, on=on)
+    with working() as report:
+        report(f"running the golden samples on {on}", 0, 0)
+        found = run(artifact, on=on)
     verdict = f"within {found.tolerance:g}" if found.tolerance else "identical, bit for bit"
     if as_json:
         mismatches = [str(mismatch) for mismatch in found.mismatches]
@@ -241,23 +234,26 @@ def verify(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help=".onnx or .ort files, timed interleaved.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", "-t", help="Use this profile's threads and session options.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: the profile's.")] = None,
-    recipe: RecipeFile = None,
-    format: Annotated[str, typer.Option(help="table, markdown, csv or json.")] = "table",
-    as_json: AsJson = False,
+    models: options.Models,
+    output: options.ResultsOutput = None,
+    target: options.BenchTarget = None,
+    threads: options.Threads = None,
+    recipe: options.RecipeFile = None,
+    format: options.Format = "table",
+    as_json: options.AsJson = False,
 ) -> None:
-    """Time models on this machine, each in a fresh process, interleaved round by round."""
+    """Time models on this machine.
+
+    Each in a fresh process, interleaved round by round.
+    """
     from toolchain.bench import Subject
     from toolchain.bench import bench as run
     from toolchain.report import check_format, render
     from toolchain.target import load_target
 
     check_format(format)
+    if output is not None:
+        check_output(output)
     settings = _recipe(recipe, None).bench
     profile = load_target(target) if target else None
     names = _distinct_names(models)
@@ -276,15 +272,11 @@ def bench(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(help="Results files, as bench and export write them.")],
-    baseline: Annotated[
-        str | None, typer.Option(help="A variant, or the name of one of several files; default fp32.")
-    ] = None,
-    max_regression: Annotated[
-        str | None, typer.Option(help="Fail (exit 1) where a row is slower by more, e.g. 5%.")
-    ] = None,
-    format: Annotated[str, typer.Option(help="table, markdown, csv or json.")] = "table",
-    as_json: AsJson = False,
+    results: options.ResultsFiles,
+    baseline: options.Baseline = None,
+    max_regression: options.MaxRegression = None,
+    format: options.Format = "table",
+    as_json: options.AsJson = False,
 ) -> None:
     """Put results side by side; with a limit, act as a gate."""
     from toolchain.report import compare as run
@@ -297,12 +289,11 @@ def compare(
 
 
 @app.command()
-def inspect(
-    model: Annotated[Path, typer.Argument(help="An .onnx file.")],
-    target: Annotated[str | None, typer.Option("--target", "-t", help="Compare with this profile's budgets.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a model is made of: operators, cost, parameters, and what stays float under int8 and why."""
+def inspect(model: options.Model, target: options.BudgetTarget = None, as_json: options.AsJson = False) -> None:
+    """Say what a model is made of, and what int8 takes of it.
+
+    Operators, cost, parameters, and which nodes stay float and why.
+    """
     from toolchain.report import inspection
     from toolchain.target import load_target
 
@@ -314,7 +305,7 @@ def inspect(
 
 
 @targets_app.command("list")
-def targets_list(as_json: AsJson = False) -> None:
+def targets_list(as_json: options.AsJson = False) -> None:
     """List all profiles."""
     from toolchain.report import list_targets
     from toolchain.target import known_targets, load_target
@@ -327,9 +318,7 @@ def targets_list(as_json: AsJson = False) -> None:
 
 
 @targets_app.command("show")
-def targets_show(
-    name: Annotated[str, typer.Argument(help="A profile's name or file.")], as_json: AsJson = False
-) -> None:
+def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None:
     """Show everything a profile states."""
     from toolchain.report import show_target
     from toolchain.target import load_target
@@ -342,13 +331,13 @@ def targets_show(
 
 
 @targets_app.command("detect")
-def targets_detect(as_json: AsJson = False) -> None:
+def targets_detect(as_json: options.AsJson = False) -> None:
     """Show this machine as a profile."""
     targets_show("host", as_json)
 
 
 @targets_app.command("check")
-def targets_check(file: Annotated[Path, typer.Argument(help="A profile (TOML).")], as_json: AsJson = False) -> None:
+def targets_check(file: options.ProfileFile, as_json: options.AsJson = False) -> None:
     """Check a profile against the schema."""
     from toolchain.target import Target
 
@@ -368,16 +357,19 @@ def _recipe(path: Path | None, max_drop: float | None) -> Recipe:
     recipe = Recipe.load(path) if path else Recipe()
     if max_drop is None:
         return recipe
-    if max_drop < 0:
+    if not 0 <= max_drop < float("inf"):
         raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more")
     return recipe.model_copy(update={"max_drop": max_drop})
 
 
 def _fraction(text: str) -> float:
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise InputError(f"is {text!r}", where="--max-regression", hint="give a share like 5% or 0.05") from None
+        share = float("nan")
+    if not 0 <= share < float("inf"):
+        raise InputError(f"is {text!r}", where="--max-regression", hint="give a share like 5% or 0.05")
+    return share
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
@@ -386,21 +378,50 @@ def _distinct_names(paths: list[Path]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+# ------------------------------------------------------------------------------------------------- main
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, or somebody ends the process. Not KeyboardInterrupt, which typer turns into an exit code of its own."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Interrupted
+
+
+# typer brings its own copy of click in some versions and imports it in others; either way it is this class's parent.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
 
 def main() -> None:
     """Entry point: run a command and turn our errors into one sentence and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    # What libraries log and warn about is either reported by us, in a sentence, or nothing a user can act on.
+    logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        _fail_usage(error)
     except ToolchainError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}; free some space or check permissions", 2)
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         _fail("interrupted; nothing was written", 2)
+
+
+def _fail_usage(error: typer.BadParameter) -> NoReturn:
+    message = error.format_message().rstrip(". ")
+    if "\n" in message:  # the help, which a command without any arguments shows
+        say(message)
+        sys.exit(error.exit_code)
+    message = f"{message[0].lower()}{message[1:]}".replace(". Did you mean", "; did you mean")
+    if not message.endswith("?"):
+        message += f"; see `{error.ctx.command_path if error.ctx else 'toolchain'} --help`"
+    _fail(message, error.exit_code)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

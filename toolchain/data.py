@@ -22,7 +22,7 @@ import numpy as np
 
 from toolchain.errors import DataError
 from toolchain.loading import is_callable_spec, load_callable
-from toolchain.preprocess import IMAGE_SUFFIXES, PIPELINES, load_preprocess
+from toolchain.preprocess import IMAGE_SUFFIXES, PIPELINES, Preprocess, load_preprocess
 from toolchain.readers import ANONYMOUS, Reader, Sample, from_arrays, from_calls, from_images, from_npy_files
 from toolchain.tensors import Array as Array
 from toolchain.tensors import Feed as Feed
@@ -96,6 +96,16 @@ class CalibrationData:
         return replace(self, _numbers=numbers, _digests=digests)
 
 
+def check_source(spec: DataSpec, preprocess: str | Path | None = None) -> None:
+    """Refuse what no model could be calibrated on: called before one is converted, which may take minutes.
+
+    Raises:
+        DataError: nothing there, an empty folder, an unreadable archive, no function of that name.
+        ConfigError: an unknown pipeline, or a pipeline file that does not follow its schema.
+    """
+    _locate(spec, preprocess)
+
+
 def open_data(
     spec: DataSpec,
     inputs: Sequence[TensorSpec],
@@ -119,7 +129,8 @@ def open_data(
     inputs = tuple(inputs)
     if not inputs:
         raise DataError("the model takes no inputs", where=_name(spec), hint="calibration needs a model with inputs")
-    reader, preprocessing = _open(spec, inputs, preprocess)
+    located = _locate(spec, preprocess)
+    reader, preprocessing = (located, None) if isinstance(located, Reader) else _fit(located, inputs, str(preprocess))
     numbers = None if reader.count is None else _spread(reader.count, samples, reader.source)
     found, digests = [], []
     for sample in reader.read(numbers):
@@ -172,16 +183,24 @@ def _name(spec: DataSpec) -> str:
     return f"{type(spec).__name__} of feeds"
 
 
-def _open(
-    spec: DataSpec, inputs: Sequence[TensorSpec], preprocess: str | Path | None
-) -> tuple[Reader, dict[str, object] | None]:
+@dataclass(frozen=True)
+class _Images:
+    """A folder of images and how the user wants them."""
+
+    folder: Path
+    files: Sequence[Path]
+    pipeline: Preprocess
+
+
+def _locate(spec: DataSpec, preprocess: str | Path | None) -> Reader | _Images:
+    """Everything that can be said before it is known what the model takes."""
     where = _name(spec)
     if isinstance(spec, str | Path):
         path = Path(where)
         if path.is_dir():
             files = _listing(path)
             if files[0].suffix.lower() in IMAGE_SUFFIXES:
-                return _open_images(path, files, inputs, preprocess)
+                return _Images(path, files, _pipeline(path, preprocess))
             reader = from_npy_files(path, files)
         elif path.exists() or not is_callable_spec(where):
             reader = _open_file(path)
@@ -191,7 +210,7 @@ def _open(
         reader = from_calls(where, spec if callable(spec) else lambda: spec)
     if preprocess is not None:
         raise DataError("only images are preprocessed, and these are arrays", where=where, hint="drop --preprocess")
-    return reader, None
+    return reader
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -228,27 +247,30 @@ def _open_file(path: Path) -> Reader:
     return from_arrays(path)
 
 
-def _open_images(
-    folder: Path, files: Sequence[Path], inputs: Sequence[TensorSpec], preprocess: str | Path | None
-) -> tuple[Reader, dict[str, object]]:
-    if len(inputs) > 1:
-        raise _feeds_one(folder, inputs)
+def _pipeline(folder: Path, preprocess: str | Path | None) -> Preprocess:
     if preprocess is None:
         raise DataError(
             "holds images, and how the model wants them is not known",
             where=folder,
             hint=f"give --preprocess one of {', '.join(PIPELINES)}, or a TOML file",
         )
-    pipeline = load_preprocess(preprocess)
+    return load_preprocess(preprocess)
+
+
+def _fit(images: _Images, inputs: Sequence[TensorSpec], preprocess: str) -> tuple[Reader, dict[str, object]]:
+    """The images as the model takes them, and what is done to them in full."""
+    folder, files = images.folder, images.files
+    if len(inputs) > 1:
+        raise _feeds_one(folder, inputs)
     try:
-        pipeline = pipeline.fitted(inputs[0].dims)
+        pipeline = images.pipeline.fitted(inputs[0].dims)
     except DataError as error:
         raise DataError(error.what, where=folder, hint=error.hint) from None
     if inputs[0].dtype == np.uint8 and not pipeline.raw:
         raise DataError(
             "the model takes pixels as they are (uint8)", where=folder, hint="give a TOML file with scale = 1"
         )
-    stated = {"name": str(preprocess), **pipeline.model_dump(mode="json", exclude={"schema_version"})}
+    stated = {"name": preprocess, **pipeline.model_dump(mode="json", exclude={"schema_version"})}
     if inputs[0].dtype == np.uint8:
         return from_images(folder, files, lambda path: pipeline(path).astype(np.uint8)), stated
     return from_images(folder, files, pipeline), stated

@@ -53,7 +53,8 @@ class Document(Part):
             text = path.read_text(encoding="utf-8")
             data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except FileNotFoundError:
-            raise ConfigError(f"no such {cls.KIND} file", where=path, hint="check the path") from None
+            what = f"no such {cls.KIND.removesuffix(' file')} file"
+            raise ConfigError(what, where=path, hint="check the path") from None
         except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"cannot be read as a {cls.KIND} ({error})", where=path, hint="mend the file") from None
         return cls.parse(data, where=path)

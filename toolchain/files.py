@@ -18,6 +18,31 @@ from pathlib import Path
 from toolchain.errors import InputError
 
 
+def check_output(path: str | Path) -> None:
+    """Refuse a file that could not be written when the work is done; called before the work begins.
+
+    Raises:
+        InputError: a folder stands there, or the folder it goes to cannot be made or written.
+    """
+    path = _named(path)
+    if path.is_dir():
+        raise InputError("is a folder", where=path, hint="name a file in it")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"cannot be written ({parent} is a file)", where=path, hint="choose another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot be written ({parent} is read-only)", where=path, hint="choose another output")
+
+
+def _named(path: str | Path) -> Path:
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise InputError("is not the name of a file or folder", where=path, hint="name the output itself")
+    return path
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling *folder* whose entry ``path.name`` becomes `path` when the block ends.
@@ -29,9 +54,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: the parent cannot be written, or the disk is full.
     """
-    path = Path(path)
-    if path.name in ("", ".."):
-        raise InputError("is not the name of a file or folder", where=path, hint="name the output itself")
+    path = _named(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,10 +27,10 @@ from toolchain import artifact, package
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
 from toolchain.convert import Converted, ModelSource, convert
-from toolchain.data import CalibrationData, DataSpec, open_data
+from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
-from toolchain.errors import DataError, GateError
-from toolchain.files import replacing
+from toolchain.errors import GateError
+from toolchain.files import check_output, replacing
 from toolchain.graph import io, run
 from toolchain.int8 import Quantized, quantize_model
 from toolchain.loading import is_callable_spec, load_callable
@@ -131,6 +131,7 @@ def export(
     profiles = [load_target(target) if isinstance(target, str) else target for target in targets]
     for profile in profiles:
         package.check_folder(output / profile.name)
+    check_output(output / "results.json")
     work = _prepare_int8(
         source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
     )
@@ -179,6 +180,7 @@ def quantize(
     """Write one int8 model for one target, neither packaged nor benchmarked. Arguments and errors as :func:`export`."""
     recipe = recipe or Recipe()
     profile = load_target(target) if isinstance(target, str) else target
+    check_output(output)
     work = _prepare_int8(
         source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
     )
@@ -204,18 +206,6 @@ def model_name(source: ModelSource) -> str:
 def load_evaluate(evaluate: str | Evaluate | None) -> Evaluate | None:
     """The scoring function behind ``--evaluate``."""
     return load_callable(evaluate) if isinstance(evaluate, str) else evaluate  # type: ignore[return-value]
-
-
-def check_data_exists(calibration: DataSpec) -> None:
-    """Refuse a misspelt path before the model is converted; what is inside is checked once the inputs are known."""
-    if not isinstance(calibration, str | Path) or Path(calibration).exists():
-        return
-    if is_callable_spec(str(calibration)):
-        load_callable(str(calibration), error=DataError)
-        return
-    raise DataError(
-        "no such file or folder", where=calibration, hint="give a folder, an .npz file or package.module:callable"
-    )
 
 
 # ---------------------------------------------------------------------------------- what export is made of
@@ -246,7 +236,7 @@ def _prepare_int8(
 ) -> _Work:
     """Check what was given, then convert, optimize, observe and plan."""
     scorer = load_evaluate(evaluate)
-    check_data_exists(calibration)
+    check_source(calibration, preprocess)
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
     progress("checking the calibration data", 0, 0)
     specs = io.inputs(prepared.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -36,10 +37,24 @@ def say(line: str) -> None:
 
 
 @contextmanager
+def _stdout_aside() -> Iterator[None]:
+    """Python's stdout and the process's own both lead to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextmanager
 def working() -> Iterator[Callable[[str, int, int], None]]:
     """Yields ``report(what, done, total)``, a progress line on stderr; silent where stderr is not a terminal.
 
-    What users' modules and onnxruntime print meanwhile goes to stderr too, so that stdout holds the result alone.
+    What users' modules, and native libraries, print meanwhile goes to stderr too: stdout holds the result alone.
     """
     columns = (
         SpinnerColumn(),
@@ -49,7 +64,7 @@ def working() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with redirect_stdout(sys.stderr), bar:
+    with _stdout_aside(), bar:
         task = bar.add_task("starting", total=None)
 
         def report(what: str, done: int, total: int) -> None:

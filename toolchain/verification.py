@@ -8,13 +8,17 @@ from pathlib import Path
 from toolchain import package
 from toolchain.artifact import Manifest
 from toolchain.bench import emulator
-from toolchain.errors import InputError
+from toolchain.errors import DataError, InputError
+from toolchain.files import sha256
 from toolchain.graph import run
 from toolchain.tensors import Array
 
 FLOAT_TOLERANCE = 1e-5
 """Where float operators remain, vector widths and libraries move the last of 24 bits (6e-8 relative); sums of hundreds
 of terms behind one another may add up to this."""
+
+
+_AGAIN = "copy the folder whole, or export again"
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,20 @@ def verify(folder: str | Path, *, on: str = "local") -> Verification:
         on: ``local`` or ``emulator:CPU`` (:data:`toolchain.bench.emulator.CPUS`).
 
     Raises:
-        ConfigError, DataError, ModelError: the folder is no export, or damaged.
+        ConfigError, DataError, ModelError: the folder is no export, or a file in it is not the one that was exported.
         InputError: unknown place.
         DeviceError: the emulator is not set up.
     """
     folder = Path(folder)
-    manifest = Manifest.load(folder / "manifest.json")
-    golden = package.load_golden(folder / "golden.npz")
-    model = folder / next(entry.name for entry in manifest.files if entry.name in ("model.onnx", "model.ort"))
     place, _, cpu = on.partition(":")
     if on != "local" and not (place == "emulator" and cpu):
         raise InputError(f"unknown place {on!r}", where="--on", hint="give local or emulator:cortex-a76")
+    manifest = _manifest(folder)
+    _check_files(folder, manifest)
+    golden = package.load_golden(folder / "golden.npz")
+    model = next((folder / name for name in ("model.onnx", "model.ort") if (folder / name).is_file()), None)
+    if model is None:
+        raise DataError("holds no model.onnx or model.ort", where=folder, hint=_AGAIN)
     # Without it x86 would turn signed activations into unsigned ones first, and fuse less.
     options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
     run_there = emulator.run(cpu, model, golden.feeds, options=options) if cpu else _run_here(model, golden, options)
@@ -54,7 +61,32 @@ def verify(folder: str | Path, *, on: str = "local") -> Verification:
     return Verification(tuple(found), len(golden.feeds), tolerance)
 
 
+def _manifest(folder: Path) -> Manifest:
+    path = folder / package.MANIFEST
+    if not path.is_file():
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{package.MANIFEST}"))
+        hint = f"give {' or '.join(inside)}" if inside else "give a target's folder, as export writes it"
+        raise DataError(f"is no exported folder, it holds no {package.MANIFEST}", where=folder, hint=hint)
+    return Manifest.load(path)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Every file but the README, which an app's developer may well write in, is still the one that was exported."""
+    for entry in manifest.files:
+        path = folder / entry.name
+        if not path.is_file():
+            raise DataError("is missing", where=path, hint=_AGAIN)
+        if entry.name != "README.md" and sha256(path) != entry.sha256:
+            raise DataError(
+                f"is not the file that was exported (its SHA-256 is not {entry.sha256[:12]}…)", where=path, hint=_AGAIN
+            )
+
+
 def _run_here(model: Path, golden: package.Golden, options: dict[str, str]) -> list[dict[str, Array]]:
     engine = run.session(model, threads=1, options=options)
     names = [output.name for output in engine.get_outputs()]
-    return [dict(zip(names, engine.run(None, feed), strict=True)) for feed in golden.feeds]
+    try:
+        return [dict(zip(names, engine.run(None, feed), strict=True)) for feed in golden.feeds]
+    except (*run.OrtError, ValueError) as error:  # ValueError: names of inputs
+        what = f"does not run on its golden samples ({run.one_line(error)})"
+        raise DataError(what, where=model, hint="export the model again") from None

@@ -68,7 +68,10 @@ REFUSED = {
         f"{CONV} [n] r = Relu(c) y = Add(r, c)", IMAGE, W, "its input is used elsewhere too",
     ),
     "relu behind a pool": (
-        f"{CONV} p = MaxPool<kernel_shape = [2, 2]>(c) [n] y = Relu(p)", IMAGE, W, "passes integers on unchanged",
+        f"{CONV} p = MaxPool<kernel_shape = [2, 2]>(c) [n] y = Relu(p)", IMAGE, W, "requantizes nothing",
+    ),
+    "relu behind a relu": (
+        f"{CONV} r = Relu(c) [n] y = Relu(r)", IMAGE, W, "requantizes nothing",
     ),
     "clip with a computed limit": (
         f"{CONV} [n] y = Clip(c, k)", IMAGE + ", float k", W, "its limits are not constants around 0",

@@ -130,8 +130,8 @@ def _absorb_refusal(node: ir.Node) -> str | None:
         return "follows a float operator"
     if query.sole_consumer(source) is not node:
         return "its input is used elsewhere too, so it cannot vanish into the producer"
-    if isinstance(rule(producer).int8, SameScale):
-        return "its producer passes integers on unchanged and requantizes nothing that it could vanish into"
+    if isinstance(rule(producer).int8, SameScale | Absorbed):
+        return "its producer requantizes nothing that it could vanish into"
     if node.op_type == "Clip":
         low, high = clip_limits(node)
         if low is None or high is None or not low <= 0.0 <= high:

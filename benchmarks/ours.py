@@ -10,13 +10,14 @@ from toolchain.graph import io, query
 from toolchain.int8 import quantize_model
 from toolchain.observe import observe
 from toolchain.optimize import optimize
+from toolchain.pipeline import prepare
 from toolchain.quantize import select
 from toolchain.recipe import Recipe
 
 
 def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, object]:
     """An ONNX file to an int8 file as this machine takes activations. recipe: JSON."""
-    float_model = optimize(io.load(Path(model))).model
+    float_model = prepare(model).model
     quantized = quantize_model(float_model, _data(samples, io.inputs(float_model)), Recipe.model_validate_json(recipe))
     io.save(quantized.write(quantized.encoding), Path(output))
     choices = quantized.plan.choices

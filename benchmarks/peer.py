@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
+import onnx.version_converter
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -43,12 +45,19 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is un
         return next(self._feeds, None)
 
 
-def quantize(model: str, samples: str, output: str, variant: str) -> dict[str, object]:
-    """An ONNX file to an int8 file. variant: a key of `VARIANTS`."""
-    prepared = Path(output).with_suffix(".prepared.onnx")
-    quant_pre_process(model, prepared)
+def quantize(model: str, samples: str, output: str, variant: str, symbolic: bool) -> dict[str, object]:
+    """An ONNX file to an int8 file. variant: a key of `VARIANTS`; symbolic: infer symbolic shapes first."""
+    source, prepared = (str(Path(output).with_suffix(f".{name}.onnx")) for name in ("source", "prepared"))
+    onnx.save(_upgraded(onnx.load(model)), source)
+    quant_pre_process(source, prepared, skip_symbolic_shape=not symbolic)
     quantize_static(prepared, output, _Reader(samples), **VARIANTS[variant])
-    return {"notes": []}
+    return {"notes": [] if symbolic else ["its symbolic shape inference fails on this model and was left out"]}
+
+
+def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Scales per channel need opset 13."""
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return model if opset >= 13 else onnx.version_converter.convert_version(model, 17)
 
 
 def calibrate(model: str, samples: str, method: str) -> int:

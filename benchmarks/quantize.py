@@ -64,11 +64,11 @@ EMULATED = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to quantize. function, how: what `fresh.call` gets."""
+    """One way to quantize. function: for `fresh.call`; hows: its last arguments, tried in turn until one works."""
 
     name: str
     function: Callable[..., object]
-    how: str
+    hows: tuple[tuple[object, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,10 @@ def _variants(ablate: bool) -> list[Variant]:
             "races": {"measure": False},
         }
         recipes |= {f"ours without {part}": Recipe.parse({"quantize": change}) for part, change in parts.items()}
-    mine = [Variant(name, ours.quantize, recipe.model_dump_json()) for name, recipe in recipes.items()]
-    return mine + [Variant(f"quantize_static {name}", peer.quantize, name) for name in peer.VARIANTS]
+    mine = [Variant(name, ours.quantize, ((recipe.model_dump_json(),),)) for name, recipe in recipes.items()]
+    return mine + [
+        Variant(f"quantize_static {name}", peer.quantize, ((name, True), (name, False))) for name in peer.VARIANTS
+    ]
 
 
 def _quantize_all(model: catalogue.Model, variants: Sequence[Variant], samples: int, scratch: Path) -> list[Made]:
@@ -171,14 +173,22 @@ def _quantize_all(model: catalogue.Model, variants: Sequence[Variant], samples: 
     made = [Made("fp32", model.onnx_path())]
     for number, variant in enumerate(variants):
         print(f"{model.NAME}: quantizing, {variant.name}", flush=True)
-        file = scratch / f"{number}.onnx"
-        try:
-            cost = fresh.call(variant.function, str(model.onnx_path()), str(folder), str(file), variant.how)
-            left = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in optimized_graph(file).node)
-            made.append(Made(variant.name, file, cost, left))
-        except ToolchainError as error:
-            made.append(Made(variant.name, None, error=str(error)))
+        made.append(_quantize(variant, model.onnx_path(), folder, scratch / f"{number}.onnx"))
     return made
+
+
+def _quantize(variant: Variant, model: Path, samples: Path, output: Path) -> Made:
+    errors = []
+    for how in variant.hows:
+        try:
+            cost = fresh.call(variant.function, str(model), str(samples), str(output), *how)
+            graph = optimized_graph(output)
+        except ToolchainError as error:
+            errors.append(error.what.removeprefix("onnxruntime.quantization."))
+            continue
+        left = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
+        return Made(variant.name, output, cost, left)
+    return Made(variant.name, None, error=errors[0])
 
 
 def _measure(model: catalogue.Model, made: Sequence[Made], threads: int) -> Sequence[Measurement]:
@@ -205,15 +215,16 @@ def _unrest(rows: Sequence[Measurement]) -> float:
 
 def _section(model: catalogue.Model, made: Sequence[Made], rows: Sequence[Measurement]) -> str:
     measured = {row.variant: row for row in rows}
-    lines, errors = [], []
+    lines, remarks = [], []
     for item in made:
         if item.file is None:
             lines.append((item.variant, "failed", *[""] * (len(HEAD) - 2)))
-            errors.append(f"{item.variant}: {item.error}.")
+            remarks.append(f"{item.variant}: {item.error}")
             continue
+        remarks += [f"{item.variant}: {note}" for note in (item.cost.returned["notes"] if item.cost else ())]
         lines.append(_line(item, measured[item.variant], measured["fp32"]))
     title = f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}."
-    return "\n\n".join([title, tables.markdown(HEAD, lines), *errors])
+    return "\n\n".join([title, tables.markdown(HEAD, lines), "\n".join(f"- {remark}." for remark in remarks)]).strip()
 
 
 def _line(item: Made, row: Measurement, base: Measurement) -> tuple[str, ...]:

@@ -26,14 +26,16 @@ esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 data=${TOOLCHAIN_DATA:-${XDG_CACHE_HOME:-$HOME/.cache}/edge-toolchain/data}
 python=${PYTHON:-python3}
-mkdir -p "$data"/{deb,pypi,npm}
+
+die() { echo "${BASH_SOURCE[0]##*/}: $*" >&2; exit 1; }
+
+case $python in /*) ;; */*) python=$PWD/$python ;; esac # a relative path must outlive the cd below
+mkdir -p "$data"/{deb,pypi,npm} 2>/dev/null || die "cannot write $data; set TOOLCHAIN_DATA to another folder"
 data=$(cd "$data" && pwd)
 work=$(mktemp -d "$data/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 cd "$work"
-
-die() { echo "${BASH_SOURCE[0]##*/}: $*" >&2; exit 1; }
 
 # place KIND NAME: rename ./NAME to its final place, unless a run beside this one was first.
 place() {

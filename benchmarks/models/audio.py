@@ -37,8 +37,9 @@ def read(file: Path) -> Signal:
     mono = signal.mean(1)
     if rate == RATE or not mono.size:
         return mono
-    wanted = round(len(mono) * RATE / rate)
-    return (np.fft.irfft(np.fft.rfft(mono), wanted) * (wanted / len(mono))).astype(np.float32)
+    tenths = -(-10 * len(mono) // rate)  # whole tenths of a second: lengths that the FFT is quick with
+    mono = np.pad(mono, (0, tenths * rate // 10 - len(mono)))
+    return (np.fft.irfft(np.fft.rfft(mono), tenths * RATE // 10) * (RATE / rate)).astype(np.float32)
 
 
 def noise(rng: np.random.Generator, length: int, colour: str) -> Signal:

@@ -30,23 +30,23 @@ def onnx_path() -> Path:
 
 def _letter(rng: np.random.Generator) -> Image.Image:
     """One outlined letter, turned by up to 35 degrees, cut out close."""
-    ink = text.Colour(map(int, rng.integers(0, 256, 3)))
+    ink = text.rgb(rng.integers(0, 256, 3))
     edge = (255, 255, 255) if sum(ink) < 380 else (0, 0, 0)
+    letter, face = LETTERS[rng.integers(len(LETTERS))], text.font(rng, 46, 76)
     layer = Image.new("RGBA", (140, 140))
-    draw = ImageDraw.Draw(layer)
-    draw.text((70, 70), LETTERS[rng.integers(len(LETTERS))], ink, text.font(rng, 46, 76), "mm", stroke_width=2, stroke_fill=edge)
+    ImageDraw.Draw(layer).text((70, 70), letter, ink, face, "mm", stroke_width=2, stroke_fill=edge)
     layer = layer.rotate(rng.uniform(-35, 35), Image.Resampling.BICUBIC)
     return layer.crop(layer.getbbox())
 
 
 def _scene(rng: np.random.Generator, part: int) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph with 3 to 6 letters that do not touch: uint8 [3, 416, 416] BGR, and boxes [6, 4], NaN where unused."""
+    """A photograph with 3 to 6 letters apart from each other, uint8 [3, 416, 416] BGR; boxes [6, 4], NaN if unused."""
     scene = images.wallpaper(rng, *SCENE, part)
     boxes = np.full((MOST, 4), np.nan)
     for index in range(int(rng.integers(3, MOST + 1))):
         letter = _letter(rng)
         for _ in range(30):  # tries to find a free place
-            left, top = (int(rng.integers(whole - part_)) for whole, part_ in zip(scene.size, letter.size, strict=True))
+            left, top = (int(rng.integers(most + 1)) for most in np.subtract(scene.size, letter.size))
             box = np.array([left, top, left + letter.width, top + letter.height])
             if not np.any(_iou(box, boxes[:index]) > 0):
                 scene.paste(letter, (left, top), letter)

@@ -22,7 +22,7 @@ from toolchain.files import replacing
 REQUIRES = ("deb/tuxpaint-stamps-default", "deb/mate-backgrounds")
 SIDE = 224
 SMALLEST = 70  # cut-outs of fewer pixels are too blurred to be judged
-UNLABELLED = ("animals", "clothes", "food", "household", "plants", "sports", "vehicles")
+UNLABELLED = ("animals", "food", "household", "plants", "sports", "vehicles")
 
 Image.MAX_IMAGE_PIXELS = None  # the wallpapers are large, and trusted
 
@@ -88,24 +88,32 @@ def labelled() -> Path:
     return store.samples("photographs-test", lambda: store.stack(_test_pairs()))
 
 
+def _calibration_image(index: int) -> Array:
+    """Of four images one is a piece of wallpaper, one a cut-out on grey, two are cut-outs on wallpaper."""
+    rng = np.random.default_rng([2, index])
+    ground = wallpaper(rng, SIDE, SIDE, 1)
+    if index % 4 == 0:
+        return np.asarray(ground)
+    if index % 4 == 1:
+        ground = Image.new("RGB", (SIDE, SIDE), (int(rng.integers(256)),) * 3)
+    with Image.open(_unlabelled_stamps()[index % len(_unlabelled_stamps())]) as stamp:
+        return np.asarray(_mounted(stamp.convert("RGBA"), ground, rng))
+
+
+@functools.cache
+def _unlabelled_stamps() -> list[Path]:
+    """The cut-out photographs that no test image shows, in random order."""
+    files = [file for folder in UNLABELLED for file in sorted((_stamps() / folder).rglob("*.png"))]
+    known = {_stamps() / f"{name}.png" for name in _labels()}
+    files = [file for file in files if file not in known and "cartoon" not in file.parts]
+    return [files[index] for index in np.random.default_rng(2).permutation(len(files))]
+
+
 def unlabelled(n: int) -> Path:
-    """`n` calibration photographs: field ``x`` uint8 [224, 224, 3]. Every fourth is a piece of wallpaper alone."""
-
-    def make() -> store.Arrays:
-        files = [file for folder in UNLABELLED for file in sorted((_stamps() / folder).rglob("*.png"))]
-        known = {_stamps() / f"{name}.png" for name in _labels()}
-        files = [file for file in files if file not in known and "cartoon" not in file.parts]
-        images = []
-        for index in range(n):
-            rng = np.random.default_rng([2, index])
-            image = wallpaper(rng, SIDE, SIDE, 1)
-            if index % 4 != 3:
-                with Image.open(files[rng.integers(len(files))]) as file:
-                    image = _mounted(file.convert("RGBA"), image, rng)
-            images.append(np.asarray(image))
-        return {"x": np.stack(images)}
-
-    return store.samples(f"photographs-calibration-{n}", make)
+    """`n` calibration photographs: field ``x`` uint8 [224, 224, 3]."""
+    return store.samples(
+        f"photographs-calibration-{n}", lambda: {"x": np.stack([_calibration_image(index) for index in range(n)])}
+    )
 
 
 def calibration_folder(n: int = 64) -> Path:

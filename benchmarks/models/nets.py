@@ -123,7 +123,7 @@ class SvhnCnn(nn.Module):
 
 
 class CrepeTiny(nn.Module):
-    """[n, 1024] audio samples at 16 kHz → [n, 360] pitch probabilities (arXiv 1802.06182); the norm follows the ReLU."""
+    """[n, 1024] samples at 16 kHz → [n, 360] pitch probabilities (arXiv 1802.06182); the norm comes after the ReLU."""
 
     WIDTHS = (1, 128, 16, 16, 16, 32, 64)
 

@@ -73,7 +73,6 @@ def evaluate(run: store.Run) -> float:
     test = _samples(400, 0)
     truths = [str(truth) for truth in store.field(test)]
     wrong = sum(
-        _edits(_read(run({"x": line[None]})[0][0]), truth)
-        for line, truth in zip(store.rows(test), truths, strict=True)
+        _edits(_read(run({"x": line[None]})[0][0]), truth) for line, truth in zip(store.rows(test), truths, strict=True)
     )
     return max(0.0, 1 - wrong / sum(map(len, truths)))

@@ -16,7 +16,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,18 @@ def cache() -> Path:
 
 @functools.cache
 def _fingerprint() -> str:
-    here = Path(__file__).parent
-    parts = [file.read_bytes() for file in sorted(here.iterdir()) if file.suffix in {".py", ".csv"}]
-    parts += [version(name).encode() for name in ("onnxscript", "pillow", "torch")]
+    sources = [file for file in Path(__file__).parent.iterdir() if file.suffix in {".py", ".csv"}]
+    parts = [file.read_bytes() for file in sorted(sources) if not file.name.startswith("__")]
+    makers = ("onnxscript", "pillow", "torch")
+    parts += [f"{name} {found}".encode() for name in makers if (found := _version(name))]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # torch is needed only to export, Pillow only to draw
+        return None
 
 
 def samples(key: str, make: Callable[[], Arrays]) -> Path:

@@ -24,7 +24,8 @@ def font(rng: np.random.Generator, smallest: int, largest: int) -> ImageFont.Fre
 
 @functools.cache
 def _fonts() -> list[str]:
-    files = [file for name in FONTS for file in sorted(store.path(f"deb/fonts-{name}", "usr/share/fonts").rglob("*.ttf"))]
+    folders = [store.path(f"deb/fonts-{name}", "usr/share/fonts") for name in FONTS]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.ttf"))]
     return [str(file) for file in files if not any(word in file.name for word in ILLEGIBLE)]
 
 
@@ -63,10 +64,10 @@ def colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
     """A ground and an ink that stand out from each other."""
     dark, light = rng.integers(0, 80, 3), rng.integers(140, 256, 3)
     ground, ink = (light, dark) if rng.random() < 0.7 else (dark, np.maximum(light, 175))
-    return _rgb(ground), _rgb(ink)
+    return rgb(ground), rgb(ink)
 
 
-def _rgb(values: np.ndarray) -> Colour:
+def rgb(values: np.ndarray) -> Colour:
     red, green, blue = map(int, values)
     return red, green, blue
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import feeds, fresh, ours, peer, tables
-from benchmarks.catalogue import Model, find
+from benchmarks.models import MODELS, NAMES, Model
 from toolchain.bench import describe_host
 from toolchain.errors import ToolchainError
 from toolchain.files import write_text
@@ -34,12 +34,12 @@ HEAD = ("contestant", "tensors", "s", "min … max", "MiB", "min … max", "MiB 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Calibration beside onnxruntime's calibrators.")
-    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--model", choices=NAMES, default="mobilenet_v2")
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
     options = parser.parse_args()
-    model, host = find(options.model), describe_host()
+    model, host = MODELS[options.model], describe_host()
     fewest = min(options.samples)
     costs = {n: _race(model, n, options.rounds, CONTESTANTS if n == fewest else BOUNDED) for n in options.samples}
     parts = [f"# Calibration of {model.NAME}", tables.describe(host), _LEGEND.format(rounds=options.rounds)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import tables
-from benchmarks.catalogue import Model
+from benchmarks.models import Model
 from toolchain.bench import emulator
 from toolchain.data import Array, Feed
 from toolchain.errors import DeviceError

@@ -20,6 +20,8 @@ from typing import Any
 
 from toolchain.errors import ToolchainError
 
+ROOT = Path(__file__).parent.parent
+
 
 class FreshError(ToolchainError):
     """The function raised, or its process was killed."""
@@ -42,10 +44,11 @@ def call(function: Callable[..., object], *arguments: object) -> Cost:
         FreshError: with the last line the process wrote to stderr.
     """
     command = [sys.executable, "-W", "ignore", "-m", __name__, function.__module__, function.__name__]
-    with tempfile.TemporaryDirectory(prefix="toolchain-cache-") as cache:  # nothing computed before is found again
-        environment = {**os.environ, "TOOLCHAIN_CACHE": cache}
-        command.append(json.dumps(arguments))
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command.append(json.dumps(arguments))
+    with tempfile.TemporaryDirectory(prefix="toolchain-fresh-") as folder:
+        # Nothing computed before is found again, and what a peer leaves lying about goes with the folder.
+        environment = {**os.environ, "TOOLCHAIN_CACHE": folder, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         said = lines[-1] if lines else f"exit code {done.returncode}"

@@ -22,11 +22,11 @@ from datetime import UTC, datetime
 from itertools import islice, product
 from pathlib import Path
 
-from benchmarks import catalogue, elsewhere, feeds, fresh, ours, peer, tables
-from benchmarks.models import store
+from benchmarks import elsewhere, feeds, fresh, ours, peer, tables
+from benchmarks.models import MODELS, NAMES, Model, missing
 from toolchain.bench import Subject, bench, describe_host, stats
 from toolchain.data import Feed
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, did_you_mean
 from toolchain.files import write_text
 from toolchain.graph import run
 from toolchain.measurement import Measurement, Results, Score
@@ -84,18 +84,18 @@ class Made:
 
 def main() -> None:
     options = _arguments()
-    found = {name: catalogue.find(name) for name in options.models or catalogue.names()}
-    missing = {name: lack for name, model in found.items() if (lack := store.missing(model.REQUIRES))}
-    models = [model for name, model in found.items() if name not in missing]
+    names = options.models or NAMES
+    absent = {name: reason for name in names if (reason := missing(name))}
+    models = [MODELS[name] for name in names if name not in absent]
     if options.emulate:
         _emulate(models, options)
     else:
         _compare(
-            models, options, [f"Skipped: {name} ({', '.join(lack)} not fetched)." for name, lack in missing.items()]
+            models, options, [f"Skipped: {name} ({', '.join(lack)} not fetched)." for name, lack in absent.items()]
         )
 
 
-def _compare(models: Sequence[catalogue.Model], options: argparse.Namespace, skipped: Sequence[str]) -> None:
+def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequence[str]) -> None:
     """Quantize, score and time."""
     host = describe_host()
     rows: list[Measurement] = []
@@ -114,7 +114,7 @@ def _compare(models: Sequence[catalogue.Model], options: argparse.Namespace, ski
     _publish(options.output / f"{stem}.md", parts)
 
 
-def _emulate(models: Sequence[catalogue.Model], options: argparse.Namespace) -> None:
+def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
     """Quantize, and ask the int8 files here and on emulated processors."""
     host, when = describe_host(), datetime.now(UTC).isoformat(timespec="seconds")
     rows: list[Measurement] = []
@@ -141,13 +141,19 @@ def _publish(path: Path, parts: Sequence[str]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Static int8 beside onnxruntime's quantize_static.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="of benchmarks.models; all by default")
+    parser.add_argument("models", nargs="*", metavar="MODEL", type=_known, help="of benchmarks.models; all by default")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ablate", action="store_true", help="ours without each of its parts, too")
     parser.add_argument("--emulate", action="append", default=[], type=elsewhere.parse, metavar="CPU[:SAMPLES]")
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
     return parser.parse_args()
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise argparse.ArgumentTypeError(f"no model {name!r}: {did_you_mean(name, NAMES)}")
+    return name
 
 
 def _variants(ablate: bool) -> list[Variant]:
@@ -166,7 +172,7 @@ def _variants(ablate: bool) -> list[Variant]:
     ]
 
 
-def _quantize_all(model: catalogue.Model, variants: Sequence[Variant], samples: int, scratch: Path) -> list[Made]:
+def _quantize_all(model: Model, variants: Sequence[Variant], samples: int, scratch: Path) -> list[Made]:
     """The float model, then a file for every variant."""
     folder = scratch / "samples"
     feeds.write(islice(model.calibration(samples), samples), folder)
@@ -191,7 +197,7 @@ def _quantize(variant: Variant, model: Path, samples: Path, output: Path) -> Mad
     return Made(variant.name, None, error=errors[0])
 
 
-def _measure(model: catalogue.Model, made: Sequence[Made], threads: int) -> Sequence[Measurement]:
+def _measure(model: Model, made: Sequence[Made], threads: int) -> Sequence[Measurement]:
     """Score and time the files; timed twice, the calmer run is kept."""
     feed: Feed = next(model.calibration(1))
     subjects = []
@@ -213,7 +219,7 @@ def _unrest(rows: Sequence[Measurement]) -> float:
     return sum(stats.variation(row.latency.samples_ms) for row in rows if row.latency)
 
 
-def _section(model: catalogue.Model, made: Sequence[Made], rows: Sequence[Measurement]) -> str:
+def _section(model: Model, made: Sequence[Made], rows: Sequence[Measurement]) -> str:
     measured = {row.variant: row for row in rows}
     lines, remarks = [], []
     for item in made:

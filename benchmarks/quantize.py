@@ -90,9 +90,7 @@ def main() -> None:
     if options.emulate:
         _emulate(models, options)
     else:
-        _compare(
-            models, options, [f"Skipped: {name} ({', '.join(lack)} not fetched)." for name, lack in absent.items()]
-        )
+        _compare(models, options, [f"Skipped: {name} ({reason})." for name, reason in absent.items()])
 
 
 def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import weights
 
-from toolchain.graph import text
+from toolchain.graph import edit, text
 from toolchain.quantize import Plan, apply_quantization, plan_quantization, select
 from toolchain.recipe import Quantize
 
@@ -196,7 +196,9 @@ def networks(draw):
             fan_in = np.sqrt(np.prod(shape[1:])) if kind == "w" else 1.0
             constants[f"{kind}{i}"] = (rng.standard_normal(shape) / fan_in).astype(np.float32)
         values.append(f"v{i}")
-    return by_hand.named(" ".join(lines), "float[1, 4, 6, 6] x", values[-1], constants)
+    model = by_hand.named(" ".join(lines), "float[1, 4, 6, 6] x", values[-1], constants)
+    edit.remove_unused(model)
+    return model
 
 
 @given(networks())

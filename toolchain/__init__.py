@@ -9,8 +9,13 @@ Every command has its function: ``export`` and ``quantize`` in :mod:`toolchain.p
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+# From 1.29 on, onnxruntime's own wheels report models and timings to their maker, with an uploading thread and a
+# database in the user's cache, unless this is set before they are imported. Users' models are nobody else's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from toolchain.convert import parse_input as parse_input

@@ -16,11 +16,14 @@ reads ``request.json`` and ``feeds.npz`` in FOLDER and writes ``outputs.npz`` an
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in toolchain/__init__.py; read when imported
 import onnxruntime as ort
 
 

@@ -31,6 +31,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in toolchain/__init__.py; read when imported
 import onnxruntime as ort
 
 AGREEMENT = 0.05  # Two warm-up windows whose medians lie this close are steady.

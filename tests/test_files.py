@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from toolchain.errors import InputError
-from toolchain.files import cache_dir, replacing, sha256, write_text
+from toolchain.files import cache_dir, check_output, replacing, sha256, write_text
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Every file below `folder` with its text, hidden ones included."""
-    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below `folder` with its text, hidden ones included; an empty folder with none."""
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() or not any(p.iterdir())]
+    return {str(p.relative_to(folder)): p.read_text() if p.is_file() else "" for p in found}
 
 
 @pytest.fixture
@@ -133,6 +134,38 @@ def test_a_really_full_disk(tmp_path):
         assert content(tmp_path) == {"results.json": "old"}
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_copy_that_fills_the_disk_names_the_output(folder):
+    output = folder / "model.onnx"
+    with pytest.raises(InputError, match=r"model\.onnx: cannot be written \(No space"), replacing(output):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere/model.onnx", None, str(output))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_parents_made_in_vain_are_removed(folder, error):
+    with pytest.raises(error), replacing(folder / "new" / "deep" / "model.onnx"):
+        raise error
+    assert content(folder) == OLD
+    write_text(folder / "new" / "deep" / "x.json", "{}")
+    assert (folder / "new" / "deep" / "x.json").read_text() == "{}"
+
+
+def test_outputs_are_refused_before_the_work_begins(folder, monkeypatch):
+    (folder / "sub").mkdir()
+    for path, said in {
+        "sub": "is a folder; name a file in it",
+        "model.onnx/x/y.json": r"cannot be written \(.*model\.onnx is a file\)",
+        "..": "not the name of a file",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            check_output(folder / path)
+    check_output(folder / "model.onnx")
+    check_output(folder / "new" / "deep" / "x.json")
+    assert not (folder / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(InputError, match="is read-only"):
+        check_output(folder / "model.onnx")
 
 
 def test_a_file_in_the_place_of_a_parent_folder(folder):

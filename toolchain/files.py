@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from toolchain.errors import InputError
@@ -56,7 +56,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = _named(path)
     temporary: Path | None = None
+    new: list[Path] = []
     try:
+        new += [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
@@ -72,11 +74,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        for folder in new:  # those that hold nothing, because nothing was written
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _concerns_other(error: OSError, parent: Path) -> bool:
-    """Whether the error names a file outside the output's folder."""
-    return isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(parent.absolute())
+    """Whether the error names a file outside the output's folder; a copy that fails names its source first."""
+    named = error.filename if error.filename2 is None else error.filename2
+    return isinstance(named, str) and not Path(named).absolute().is_relative_to(parent.absolute())
 
 
 def _move(source: Path, destination: Path) -> None:

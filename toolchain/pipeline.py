@@ -29,7 +29,7 @@ from toolchain.bench import bench as run_bench
 from toolchain.convert import Converted, ModelSource, convert
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
-from toolchain.errors import GateError
+from toolchain.errors import GateError, InputError
 from toolchain.files import check_output, replacing
 from toolchain.graph import io, run
 from toolchain.int8 import Quantized, quantize_model
@@ -130,6 +130,8 @@ def export(
     output = Path(output)
     profiles = [load_target(target) if isinstance(target, str) else target for target in targets]
     for profile in profiles:
+        if sum(other.name == profile.name for other in profiles) > 1:
+            raise InputError("is given more than once", where=f"target {profile.name!r}", hint="name each target once")
         package.check_folder(output / profile.name)
     check_output(output / "results.json")
     work = _prepare_int8(

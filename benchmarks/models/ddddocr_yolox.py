@@ -22,6 +22,7 @@ SIDE = 416
 SCENE = (373, 416)  # width, height; the rest of the square is grey
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 MOST = 6  # letters in a scene
+CANDIDATES = 200  # boxes looked at; only a broken model has more
 
 
 def onnx_path() -> Path:
@@ -92,7 +93,7 @@ def _boxes(out: Array) -> list[np.ndarray]:
     centres, sizes = (out[:, :2] + np.concatenate(cells)) * steps, np.exp(out[:, 2:4]) * steps
     boxes, scores = np.hstack([centres - sizes / 2, centres + sizes / 2]), out[:, 4] * out[:, 5]
     kept: list[np.ndarray] = []
-    for index in np.argsort(-scores)[: np.count_nonzero(scores > 0.25)]:
+    for index in np.argsort(-scores)[: min(CANDIDATES, np.count_nonzero(scores > 0.25))]:
         if not kept or _iou(boxes[index], np.array(kept)).max() < 0.45:
             kept.append(boxes[index])
     return kept

@@ -2,7 +2,8 @@
 
 Agreement needs no labels. For an output of class scores (rank 2, at least two columns) it is the share of samples
 whose largest score is in the same place; for any other output it is the mean cosine similarity over samples. With
-several outputs the worst one counts.
+several outputs the worst one counts. An output of another shape than the source's, as of a detector that finds one
+object less, agrees in nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def agreement_score(reference: InferenceSession, engine: InferenceSession, feeds
 
 def _agreement(expected: Array, got: Array) -> float:
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    if a.shape != b.shape or not a.size:
+        return float(a.shape == b.shape)
     if a.ndim == 2 and a.shape[1] > 1:
         return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.vdot(a, b)) / length if length else float(np.array_equal(a, b))
+    return float(np.vdot(a, b)) / length if 0 < length < np.inf else float(np.array_equal(a, b, equal_nan=True))

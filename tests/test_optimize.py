@@ -239,6 +239,22 @@ CASES = [
         ["Reshape"],
     ),
     Case(
+        "relu moves before the pool and joins the one there",
+        """c = Conv(x, w) r = Relu(c) p = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(r)
+        q = Relu(p) m = MaxPool<kernel_shape = [2, 2]>(q) y = Relu(m)""",
+        "float[N, 2, 8, 8] x",
+        "float[N, 3, 3, 3] y",
+        ["Conv", "Relu", "MaxPool", "MaxPool"],
+        weights(w=(3, 2, 1, 1)),
+    ),
+    Case(
+        "relu of a pool that is read otherwise stays",
+        "p = MaxPool<kernel_shape = [2, 2]>(x) r = Relu(p) y = Add(p, r)",
+        IMAGE,
+        "float[N, 2, 5, 4] y",
+        ["MaxPool", "Relu", "Add"],
+    ),
+    Case(
         "clips merge",
         "a = Clip(x, low, high) y = Clip(a, zero, high)",
         "float[N, 4] x",

@@ -20,7 +20,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from toolchain.errors import GateError
-from toolchain.graph import check, edit, io, query, run
+from toolchain.graph import check, io, passes, query, run
 from toolchain.tensors import Array, Feed
 
 # Folding batch normalization or constants reassociates float32 sums; 24-bit mantissas and a few hundred
@@ -90,7 +90,7 @@ def _moved(names: Sequence[str], reference: list[list[Array]], engine: Inference
     return found.error
 
 
-# ------------------------------------------------------------------------------------------- our own passes
+# ---------------------------------------------------------------------- passes that need the rewriter
 
 
 NO_LIMIT = 2**40
@@ -122,112 +122,6 @@ def fold_constants(model: ir.Model) -> None:
         log.setLevel(level)
 
 
-def constants_second(model: ir.Model) -> None:
-    """Sums and products read their constant second, where every rule behind this looks for it."""
-    for node in model.graph:
-        if node.op_type not in ("Add", "Mul") or len(node.inputs) != 2:
-            continue
-        first, second = node.inputs
-        if query.constant(first) is not None and query.constant(second) is None:
-            edit.set_input(node, 0, second)
-            edit.set_input(node, 1, first)
-
-
-def spatial_mean_to_pool(model: ir.Model) -> None:
-    """``ReduceMean`` over all spatial axes becomes ``GlobalAveragePool`` (+ Flatten without keepdims).
-
-    The two compute the same; the pool has an int8 kernel and the reduction has none.
-    """
-    names = edit.Names(model.graph)
-    for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "ReduceMean" and node.inputs else None
-        rank = query.rank(source) if source is not None else None
-        if source is None or rank not in (3, 4, 5) or not query.is_float(source):
-            continue
-        axes = query.ints(node.inputs[1]) if len(node.inputs) > 1 else query.attribute(node, "axes")
-        if axes is None or sorted(a % rank for a in axes) != list(range(2, rank)):
-            continue
-        name = query.label(node)
-        if query.attribute(node, "keepdims", 1):
-            edit.replace_node(node, ir.node("GlobalAveragePool", [source], name=name))
-            continue
-        pool = ir.node("GlobalAveragePool", [source], name=names.fresh(f"{name}_pool"))
-        pool.outputs[0].name = names.fresh(f"{node.outputs[0].name}_pool")
-        pool.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        pool.outputs[0].shape = ir.Shape([*list(source.shape or ())[:2], *[1] * (rank - 2)])
-        model.graph.insert_before(node, pool)
-        edit.replace_node(node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=name))
-
-
-def add_to_bias(model: ir.Model) -> None:
-    """``Conv`` followed by ``Add`` of a per-channel constant: the constant joins the convolution's bias."""
-    names = edit.Names(model.graph)
-    for node in list(model.graph):
-        conv = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
-        if conv is None or conv.op_type != "Conv" or query.sole_consumer(conv.outputs[0]) is not node:
-            continue
-        weight, offset = query.float_array(conv.inputs[1]), query.float_array(node.inputs[1])
-        if weight is None or offset is None:
-            continue
-        channels = (weight.shape[0], *[1] * (weight.ndim - 2))
-        if offset.shape not in (channels, (1, *channels)):
-            continue
-        old = conv.inputs[2] if len(conv.inputs) > 2 else None
-        bias = query.float_array(old)
-        if old is not None and bias is None:
-            continue
-        total = offset.reshape(-1) + (0 if bias is None else bias)
-        name = names.fresh(f"{query.label(conv)}_bias")
-        edit.set_input(conv, 2, edit.add_constant(model.graph, name, total.astype(np.float32)))
-        edit.bypass(node)
-
-
-def batchnorm_to_depthwise(model: ir.Model) -> None:
-    """A batch normalization that could not be folded becomes a depthwise 1x1 convolution.
-
-    y = γ (x - μ) / sqrt(σ² + ε) + β is one multiplication and one addition a channel. As a convolution it keeps the
-    blocked layout of its neighbours and has an int8 kernel; as BatchNormalization it has neither.
-    """
-    names = edit.Names(model.graph)
-    for node in list(model.graph):
-        rank = query.rank(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
-        if node.op_type != "BatchNormalization" or rank not in (3, 4, 5) or len(node.outputs) > 1:
-            continue
-        gamma, beta, mean, variance = (query.float_array(value) for value in node.inputs[1:5])
-        if gamma is None or beta is None or mean is None or variance is None:
-            continue
-        scale = gamma / np.sqrt(variance + np.float32(query.attribute(node, "epsilon", 1e-5)))
-        name = query.label(node)
-        weight = scale.reshape(-1, *[1] * (rank - 1))
-        node_inputs = [
-            node.inputs[0],
-            edit.add_constant(model.graph, names.fresh(f"{name}_weight"), weight.astype(np.float32)),
-            edit.add_constant(model.graph, names.fresh(f"{name}_bias"), (beta - mean * scale).astype(np.float32)),
-        ]
-        conv = ir.node("Conv", node_inputs, {"group": len(gamma), "kernel_shape": [1] * (rank - 2)}, name=name)
-        edit.replace_node(node, conv)
-
-
-def drop_stale_value_info(model: ir.Model) -> None:
-    """Shapes of computed values are forgotten and inferred anew, so that none outlives what it described."""
-    for node in model.graph:
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.shape = None
-    common.ShapeInferencePass()(model)
-
-
-def name_everything(model: ir.Model) -> None:
-    """Every node and value gets a name, unique in the graph; given names are kept."""
-    common.NameFixPass()(model)
-    names = edit.Names(model.graph)
-    seen: set[str] = set()
-    for node in model.graph:
-        if not node.name or node.name in seen:
-            node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
-        seen.add(node.name)
-
-
 def fuse_hard_swish(model: ir.Model) -> None:
     """``x * clip(x + 3, 0, 6) / 6`` becomes ``HardSwish`` where the operator set has it (14 and later)."""
     if query.opset(model) >= 14:
@@ -247,7 +141,7 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     fold_constants,
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.IdentityEliminationPass(),
-    constants_second,
+    passes.constants_second,
     _rewrite(rules.dropout_zero_rule, rules.dropout_inference_rule),
     _rewrite(rules.add_0_rule, rules.sub_0_rule, rules.mul_by_1_rule, rules.div_by_1_rule),
     common.IdentityEliminationPass(),  # the rules leave an Identity for every no-op
@@ -257,16 +151,17 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.IdentityEliminationPass(),
     _rewrite(rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule),
     _rewrite(rules.fuse_batchnorm_into_gemm_rule, rules.fuse_pad_into_conv_rule),
+    passes.relu_before_pool,
     _rewrite(rules.successive_relu_rule, rules.successive_clip_rule, rules.successive_relu_clip_rule),
     fuse_hard_swish,
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     _rewrite(rules.matmul_add_to_gemm_rule, rules.transpose_b_matmul_add_to_gemm_rule),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-    add_to_bias,
-    batchnorm_to_depthwise,
+    passes.add_to_bias,
+    passes.batchnorm_to_depthwise,
     common.RemoveUnusedNodesPass(),
-    drop_stale_value_info,
-    spatial_mean_to_pool,
+    passes.drop_stale_value_info,
+    passes.spatial_mean_to_pool,
     common.CommonSubexpressionEliminationPass(),
     common.DeduplicateInitializersPass(),
     common.RemoveUnusedFunctionsPass(),
@@ -275,7 +170,7 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.TopologicalSortPass(),
     common.ClearMetadataAndDocStringPass(),
     common.OutputFixPass(),
-    name_everything,
+    passes.name_everything,
 )
 """In order: constants become initializers and fold, no-ops vanish, normalization folds, shapes are inferred anew,
 then what the rest of the toolchain relies on: no dead code, sorted nodes, no exporter's stack traces, unique names."""

@@ -25,8 +25,9 @@ from toolchain import cost
 from toolchain.bench import model_bytes
 from toolchain.convert import convert
 from toolchain.graph import io, query
+from toolchain.graph.passes import name_everything
 from toolchain.ops import rule
-from toolchain.optimize import name_everything, optimize
+from toolchain.optimize import optimize
 from toolchain.quantize import Choice, select
 from toolchain.quantize.select import weight_axis
 from toolchain.report import quantized

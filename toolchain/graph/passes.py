@@ -1,0 +1,140 @@
+"""Clean-ups of our own, each a function that changes a model in place and none of what it computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from toolchain.graph import edit, query
+
+
+def constants_second(model: ir.Model) -> None:
+    """Sums and products read their constant second, where every rule behind this looks for it."""
+    for node in model.graph:
+        if node.op_type not in ("Add", "Mul") or len(node.inputs) != 2:
+            continue
+        first, second = node.inputs
+        if query.constant(first) is not None and query.constant(second) is None:
+            edit.set_input(node, 0, second)
+            edit.set_input(node, 1, first)
+
+
+def spatial_mean_to_pool(model: ir.Model) -> None:
+    """``ReduceMean`` over all spatial axes becomes ``GlobalAveragePool`` (+ Flatten without keepdims).
+
+    The two compute the same; the pool has an int8 kernel and the reduction has none.
+    """
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "ReduceMean" and node.inputs else None
+        rank = query.rank(source) if source is not None else None
+        if source is None or rank not in (3, 4, 5) or not query.is_float(source):
+            continue
+        axes = query.ints(node.inputs[1]) if len(node.inputs) > 1 else query.attribute(node, "axes")
+        if axes is None or sorted(a % rank for a in axes) != list(range(2, rank)):
+            continue
+        name = query.label(node)
+        if query.attribute(node, "keepdims", 1):
+            edit.replace_node(node, ir.node("GlobalAveragePool", [source], name=name))
+            continue
+        pool = ir.node("GlobalAveragePool", [source], name=names.fresh(f"{name}_pool"))
+        pool.outputs[0].name = names.fresh(f"{node.outputs[0].name}_pool")
+        pool.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        pool.outputs[0].shape = ir.Shape([*list(source.shape or ())[:2], *[1] * (rank - 2)])
+        model.graph.insert_before(node, pool)
+        edit.replace_node(node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=name))
+
+
+def add_to_bias(model: ir.Model) -> None:
+    """``Conv`` followed by ``Add`` of a per-channel constant: the constant joins the convolution's bias."""
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        conv = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
+        if conv is None or conv.op_type != "Conv" or query.sole_consumer(conv.outputs[0]) is not node:
+            continue
+        weight, offset = query.float_array(conv.inputs[1]), query.float_array(node.inputs[1])
+        if weight is None or offset is None:
+            continue
+        channels = (weight.shape[0], *[1] * (weight.ndim - 2))
+        if offset.shape not in (channels, (1, *channels)):
+            continue
+        old = conv.inputs[2] if len(conv.inputs) > 2 else None
+        bias = query.float_array(old)
+        if old is not None and bias is None:
+            continue
+        total = offset.reshape(-1) + (0 if bias is None else bias)
+        name = names.fresh(f"{query.label(conv)}_bias")
+        edit.set_input(conv, 2, edit.add_constant(model.graph, name, total.astype(np.float32)))
+        edit.bypass(node)
+
+
+def batchnorm_to_depthwise(model: ir.Model) -> None:
+    """A batch normalization that could not be folded becomes a depthwise 1x1 convolution.
+
+    y = γ (x - μ) / sqrt(σ² + ε) + β is one multiplication and one addition a channel. As a convolution it keeps the
+    blocked layout of its neighbours and has an int8 kernel; as BatchNormalization it has neither.
+    """
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        rank = query.rank(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+        if node.op_type != "BatchNormalization" or rank not in (3, 4, 5) or len(node.outputs) > 1:
+            continue
+        gamma, beta, mean, variance = (query.float_array(value) for value in node.inputs[1:5])
+        if gamma is None or beta is None or mean is None or variance is None:
+            continue
+        scale = gamma / np.sqrt(variance + np.float32(query.attribute(node, "epsilon", 1e-5)))
+        name = query.label(node)
+        weight = scale.reshape(-1, *[1] * (rank - 1))
+        node_inputs = [
+            node.inputs[0],
+            edit.add_constant(model.graph, names.fresh(f"{name}_weight"), weight.astype(np.float32)),
+            edit.add_constant(model.graph, names.fresh(f"{name}_bias"), (beta - mean * scale).astype(np.float32)),
+        ]
+        conv = ir.node("Conv", node_inputs, {"group": len(gamma), "kernel_shape": [1] * (rank - 2)}, name=name)
+        edit.replace_node(node, conv)
+
+
+def relu_before_pool(model: ir.Model) -> None:
+    """``Relu(MaxPool(x))`` becomes ``MaxPool(Relu(x))``, the same number by number; there a product absorbs it."""
+    names = edit.Names(model.graph)
+    for node in [node for node in model.graph if node.op_type == "Relu"]:
+        first = node
+        while (pool := _sole_pool(first)) is not None:
+            first = pool
+        source = first.inputs[0]
+        if first is node or source is None:
+            continue
+        relu = ir.node("Relu", [source], name=names.fresh(f"{query.label(node)}_early"))
+        relu.outputs[0].name = names.fresh(f"{source.name}_relu")
+        relu.outputs[0].type, relu.outputs[0].shape = source.type, source.shape
+        model.graph.insert_before(first, relu)
+        first.replace_input_with(0, relu.outputs[0])
+        edit.bypass(node)
+
+
+def _sole_pool(node: ir.Node) -> ir.Node | None:
+    """The MaxPool that `node` reads and nothing else does."""
+    value = node.inputs[0]
+    pool = value.producer() if value is not None and query.sole_consumer(value) is node else None
+    return pool if pool is not None and pool.op_type == "MaxPool" and len(pool.outputs) == 1 else None
+
+
+def drop_stale_value_info(model: ir.Model) -> None:
+    """Shapes of computed values are forgotten and inferred anew, so that none outlives what it described."""
+    for node in model.graph:
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+    common.ShapeInferencePass()(model)
+
+
+def name_everything(model: ir.Model) -> None:
+    """Every node and value gets a name, unique in the graph; given names are kept."""
+    common.NameFixPass()(model)
+    names = edit.Names(model.graph)
+    seen: set[str] = set()
+    for node in model.graph:
+        if not node.name or node.name in seen:
+            node.name = names.fresh(node.name or f"{node.op_type}_{node.outputs[0].name}")
+        seen.add(node.name)

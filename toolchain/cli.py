@@ -382,7 +382,10 @@ def _distinct_names(paths: list[Path]) -> list[str]:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, or somebody ends the process. Not KeyboardInterrupt, which typer turns into an exit code of its own."""
+    """Ctrl-C, a closed terminal, or somebody ends the process.
+
+    Not KeyboardInterrupt, which typer turns into an exit code of its own.
+    """
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -395,8 +398,9 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
 def main() -> None:
     """Entry point: run a command and turn our errors into one sentence and an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells' background jobs, want it ignored
+            signal.signal(number, _interrupt)
     # What libraries log and warn about is either reported by us, in a sentence, or nothing a user can act on.
     logging.getLogger().addHandler(logging.NullHandler())
     if not sys.warnoptions:

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import small_models
-from small_models import weights
+from small_models import ops, weights
 
 from toolchain import optimize as module
 from toolchain.errors import GateError, ModelError
@@ -359,6 +359,28 @@ def test_later_stages_find_what_they_rely_on(case):
             assert query.rank(output) is not None
     used = {value.name for node in nodes for value in node.inputs if value is not None}
     assert set(result.graph.initializers) <= used
+
+
+def test_a_branch_that_hands_on_an_outer_value_keeps_its_identity():
+    """What torch writes for ``x if condition else f(x)``; onnx_ir's own pass leaves a branch without its output."""
+    model = small_models.model(
+        """r = Relu(x) s = ReduceSum<keepdims = 0>(r) b = Greater(s, limit)
+        i = If(b) <
+            then_branch = one () => (float[4] t) { a = Identity(r) h = Mul(a, half) t = Identity(h) },
+            else_branch = two () => (float[4] e) { e = Identity(r) }
+        >
+        y = Identity(i)""",
+        "float[4] x",
+        "float[4] y",
+        {"limit": np.float32(2), "half": np.float32(0.5)},
+    )
+    result = optimize(model).model
+    branches = {g.name: [node.op_type for node in g] for g in result.graphs() if g is not result.graph}
+    assert branches == {"one": ["Mul"], "two": ["Identity"]}
+    assert ops(result) == ["Relu", "ReduceSum", "Greater", "If"]
+    for value in (1.0, 0.1):
+        feed = {"x": np.full(4, value, np.float32)}
+        np.testing.assert_array_equal(small_models.plain(result, feed)["y"], small_models.plain(model, feed)["y"])
 
 
 # --- whole models ---

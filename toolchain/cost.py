@@ -215,5 +215,7 @@ def _shared_memory(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
 
 
 def _bytes(value: ir.Value) -> int:
-    """float32 where the type is unknown, nothing where the rank is."""
+    """float32 where the type is unknown, nothing where the rank is, or for text, which is of any length."""
+    if value.dtype == ir.DataType.STRING:
+        return 0
     return int((query.elements(value) or 0) * (4 if value.dtype is None else value.dtype.itemsize))

@@ -140,15 +140,15 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.ShapeInferencePass(),
     fold_constants,
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-    common.IdentityEliminationPass(),
+    passes.drop_identities,
     passes.constants_second,
     _rewrite(rules.dropout_zero_rule, rules.dropout_inference_rule),
     _rewrite(rules.add_0_rule, rules.sub_0_rule, rules.mul_by_1_rule, rules.div_by_1_rule),
-    common.IdentityEliminationPass(),  # the rules leave an Identity for every no-op
+    passes.drop_identities,  # the rules leave an Identity for every no-op
     _rewrite(
         rules.no_op_cast_rule, rules.no_op_expand_rule, rules.no_op_transpose_rule, rules.transpose_transpose_rule
     ),
-    common.IdentityEliminationPass(),
+    passes.drop_identities,
     _rewrite(rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule),
     _rewrite(rules.fuse_batchnorm_into_gemm_rule, rules.fuse_pad_into_conv_rule),
     passes.relu_before_pool,

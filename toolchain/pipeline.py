@@ -29,7 +29,7 @@ from toolchain.bench import bench as run_bench
 from toolchain.convert import Converted, ModelSource, convert
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
-from toolchain.errors import GateError, InputError
+from toolchain.errors import GateError, InputError, ModelError
 from toolchain.files import check_output, replacing
 from toolchain.graph import io, run
 from toolchain.int8 import Quantized, quantize_model
@@ -38,6 +38,7 @@ from toolchain.measurement import Measurement, Results, Score
 from toolchain.optimize import Optimized, optimize
 from toolchain.quantize import exceptions
 from toolchain.recipe import Recipe
+from toolchain.report.quantized import is_quantized
 from toolchain.score import Evaluate, agreement_score, evaluate_score
 from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
@@ -240,6 +241,9 @@ def _prepare_int8(
     scorer = load_evaluate(evaluate)
     check_source(calibration, preprocess)
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
+    if is_quantized(prepared.model):
+        hint = "give the float model it was made from; `toolchain inspect` and `bench` take it as it is"
+        raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
     progress("checking the calibration data", 0, 0)
     specs = io.inputs(prepared.model)
     data = open_data(calibration, specs, preprocess=preprocess, samples=recipe.calibrate.samples)

@@ -101,6 +101,8 @@ def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tu
 def _check_dtype(array: Array, spec: TensorSpec, where: str) -> None:
     if array.dtype == spec.dtype or (array.dtype.name, spec.dtype.name) in _SILENT_CASTS:
         return
+    if spec.dtype.hasobject:
+        _refuse(where, spec, "is text to the model, and only numbers can be calibrated", "cut the text processing off")
     if array.dtype.hasobject:
         _refuse(where, spec, "holds Python objects, not numbers", "give a plain numeric array")
     what = f"is {array.dtype} where the model takes {spec.dtype}"

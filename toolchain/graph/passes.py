@@ -9,6 +9,24 @@ import onnx_ir.passes.common as common
 from toolchain.graph import edit, query
 
 
+def drop_identities(model: ir.Model) -> None:
+    """``Identity`` nodes vanish, in branches too, except where a graph's output needs a node of its own.
+
+    That is where the value is an input, a constant or another output as well, or where a branch of an If or Loop
+    hands on a value of the graph around it: a branch may only give what it computes (onnx_ir's pass forgets that).
+    """
+    for node in list(model.graph.all_nodes()):
+        source = node.inputs[0] if query.op(node) == "Identity" else None
+        if source is None:
+            continue
+        output, producer = node.outputs[0], source.producer()
+        inner = producer is not None and producer.graph is node.graph and not source.is_graph_output()
+        if output.is_graph_output() and not inner:
+            continue
+        source.type, source.shape = source.type or output.type, source.shape or output.shape
+        edit.bypass(node)
+
+
 def constants_second(model: ir.Model) -> None:
     """Sums and products read their constant second, where every rule behind this looks for it."""
     for node in model.graph:

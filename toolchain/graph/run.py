@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from toolchain.errors import ModelError
+from toolchain.errors import one_line as one_line
 from toolchain.graph import io
 from toolchain.tensors import Array, Feed, TensorSpec
 
@@ -36,6 +37,7 @@ def session(
     options: Mapping[str, str] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
+    without: Sequence[str] = (),
 ) -> ort.InferenceSession:
     """An onnxruntime session.
 
@@ -46,6 +48,7 @@ def session(
         options: session configuration entries.
         optimized: where onnxruntime writes the graph it really runs.
         profile: prefix of the file onnxruntime writes its per-op profile to.
+        without: onnxruntime's own graph transformers that are left out, by name.
 
     Raises:
         ModelError: onnxruntime does not accept the model.
@@ -64,13 +67,13 @@ def session(
         settings.profile_file_prefix = str(profile)
     try:
         if not isinstance(model, ir.Model):
-            return _session(str(model), settings)
+            return _session(str(model), settings, without)
         if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES:
-            return _session(io.to_bytes(model), settings)
+            return _session(io.to_bytes(model), settings, without)
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
             path = Path(folder, "model.onnx")
             io.save_in_place(model, path)
-            return _session(str(path), settings)
+            return _session(str(path), settings, without)
     except (*OrtError, UnicodeDecodeError) as error:
         name = model if isinstance(model, str | Path) else model.graph.name
         raise ModelError(
@@ -78,14 +81,11 @@ def session(
         ) from None
 
 
-def _session(model: str | bytes, settings: ort.SessionOptions) -> ort.InferenceSession:
+def _session(model: str | bytes, settings: ort.SessionOptions, without: Sequence[str]) -> ort.InferenceSession:
     # Without the fallback, which would only try the same provider again, and print that it does.
-    return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"], enable_fallback=0)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, at most 240 characters."""
-    return " ".join(str(error).split())[:240]
+    return ort.InferenceSession(
+        model, settings, providers=["CPUExecutionProvider"], enable_fallback=0, disabled_optimizers=list(without)
+    )
 
 
 def run(model: ir.Model | ort.InferenceSession, feeds: Iterable[Feed]) -> list[list[Array]]:

@@ -15,6 +15,7 @@ what to do next. Anything that is not a ToolchainError reaching the command line
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -66,8 +67,26 @@ class GateError(ToolchainError):
     exit_code = 1
 
 
+MANY = 20
+"""Choices beyond this are not listed one by one."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?`` for a near match, else the list of what exists."""
+    """``did you mean 'x'?`` for a near match, else the list of what exists, or its beginning."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    rest = f" and {len(known) - MANY} more" if len(known) > MANY else ""
+    return f"choose one of: {', '.join(known[:MANY])}{rest}"
+
+
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Non-zero status code returned while running "
+    r"|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? "  # a line of its source and the signature of the function there
+)
+
+
+def one_line(message: object) -> str:
+    """An error's message on one line of at most 240 characters, without onnxruntime's codes, sources and signatures."""
+    return _NOISE.sub("", " ".join(str(message).split()))[:240]

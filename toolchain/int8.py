@@ -18,9 +18,11 @@ import onnx_ir as ir
 from toolchain.bench.race import Race, race
 from toolchain.data import CalibrationData
 from toolchain.detect import detect_host
+from toolchain.errors import ConfigError, did_you_mean
 from toolchain.graph import edit, query, run
 from toolchain.observation import Observation
 from toolchain.observe import observe
+from toolchain.ops import TABLE
 from toolchain.quantize import (
     Audit,
     Encoding,
@@ -75,8 +77,10 @@ def quantize_model(
     """Plan static int8 for an optimized float model.
 
     Raises:
+        ConfigError: the recipe keeps something float that is neither an operator nor a node.
         DataError: a sample cannot be run or makes a tensor NaN.
     """
+    _check_names(model, recipe)
     report = progress or (lambda what, done, total: None)
     encoding: Encoding = detect_host().int8.activations
     reasons: dict[str, str] = {}
@@ -87,12 +91,21 @@ def quantize_model(
         slower = _race_fragments(model, attempt.plan, encoding, feed, report)
         if slower:
             reasons.update(slower)
-            attempt = _audited(model, data, recipe, encoding, reasons, report)
+            attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
         if attempt.plan.products and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
             notes.append(note)
             reasons.update({c.node: note for c in attempt.plan.choices if c.int8})
-            attempt = _audited(model, data, recipe, encoding, reasons, report)
+            attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
     return Quantized(model, attempt.plan, attempt.audit, attempt.observation, encoding, tuple(notes))
+
+
+def _check_names(model: ir.Model, recipe: Recipe) -> None:
+    """A recipe is for many models, so an operator that is not in this one is fine; a misspelt name is not."""
+    known = {*TABLE, *(query.op(node) for node in model.graph), *(query.label(node) for node in model.graph)}
+    for name in recipe.quantize.keep_float:
+        if name not in known:
+            what = f"names {name!r}, which is neither an operator nor a node of the model"
+            raise ConfigError(what, where="recipe: quantize.keep_float", hint=did_you_mean(name, known))
 
 
 def _audited(
@@ -102,20 +115,15 @@ def _audited(
     encoding: Encoding,
     reasons: dict[str, str],
     report: Progress,
+    known: Observation | None = None,
 ) -> _Attempt:
-    """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows."""
-    observation = Observation({}, len(data), "", data.fingerprint)
+    """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows.
+
+    `known` was observed before, perhaps of more tensors than are wanted now.
+    """
     for _ in range(AUDIT_ROUNDS):
         selection = select(model, recipe.quantize.keep_float, reasons)
-        if not _covers(observation, selection):
-            observation = observe(
-                model,
-                data,
-                selection.tensors,
-                bins=recipe.calibrate.bins,
-                group_mib=recipe.calibrate.group_mib,
-                progress=report,
-            )
+        known = observation = _observed(model, data, recipe, selection, known, report)
         report("planning", 0, 0)
         plan = plan_quantization(model, selection, observation, recipe.quantize)
         found = audit(optimized_graph(apply_quantization(model, plan, encoding)), plan.int8_nodes())
@@ -125,6 +133,21 @@ def _audited(
             break
         reasons.update(stray)
     return _Attempt(plan, found, observation)
+
+
+def _observed(
+    model: ir.Model,
+    data: CalibrationData,
+    recipe: Recipe,
+    selection: Selection,
+    known: Observation | None,
+    report: Progress,
+) -> Observation:
+    """What is known where that is enough. The first time even nothing is observed, so that every sample is run."""
+    if known is not None and _covers(known, selection):
+        return known
+    settings = recipe.calibrate
+    return observe(model, data, selection.tensors, bins=settings.bins, group_mib=settings.group_mib, progress=report)
 
 
 def _covers(observation: Observation, selection: Selection) -> bool:

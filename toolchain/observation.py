@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from toolchain.files import replacing
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from toolchain.bench import bench as run_bench
 from toolchain.convert import Converted, ModelSource, convert
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
-from toolchain.errors import GateError, InputError, ModelError
+from toolchain.errors import DataError, GateError, InputError, ModelError
 from toolchain.files import check_output, replacing
 from toolchain.graph import io, run
 from toolchain.int8 import Quantized, quantize_model
@@ -275,7 +275,11 @@ def _scores(pair: _Pair, work: _Work, max_drop: float | None, progress: Progress
     if work.scorer is None:
         progress("measuring agreement with float", 0, 0)
         before = Score(kind="agreement", value=1.0, samples=len(work.held))
-        after = agreement_score(reference, engine, work.held)
+        try:
+            after = agreement_score(reference, engine, work.held)
+        except run.OrtError as error:
+            what = f"onnxruntime cannot run the model on a sample that is held out ({run.one_line(error)})"
+            raise DataError(what, where=work.data.source, hint="mend or remove the sample") from None
     else:
         progress("evaluating float", 0, 0)
         before = evaluate_score(work.scorer, reference, work.scorer_name)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from toolchain.data import Feed
-from toolchain.errors import DeviceError, ModelError, ToolchainError
+from toolchain.errors import DeviceError, ModelError, ToolchainError, one_line
 
 SCRIPT = Path(__file__).with_name("runner.py")
 REPLY_TIMEOUT_S = 600.0
@@ -45,6 +45,7 @@ class Runner:
     ) -> None:
         self._model = model
         self._timed_out = False
+        self._fed = feed is not None
         self._folder = tempfile.TemporaryDirectory(prefix="toolchain-bench-")
         folder = Path(self._folder.name)
         stored = None
@@ -123,7 +124,7 @@ class Runner:
         code = self._process.wait()
         lines = self._stderr.read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        said = f" ({last})" if last else ""
+        said = f" ({one_line(last)})" if last else ""
         if self._timed_out:
             what = f"the benchmark process gave no answer to {doing!r} within {REPLY_TIMEOUT_S:g} s"
             return DeviceError(what, where=self._model, hint="use a smaller model or input, or an idle machine")
@@ -135,5 +136,7 @@ class Runner:
             return DeviceError(what, where=sys.executable, hint="check that numpy and onnxruntime can be imported")
         if doing == "load":
             return ModelError(f"onnxruntime cannot load it{said}", where=self._model, hint="check the file")
-        what = f"onnxruntime cannot run it{said}"
-        return ModelError(what, where=self._model, hint="give a feed with the right names, shapes and dtypes")
+        hint = "give a feed with the right names, shapes and dtypes"
+        if not self._fed:
+            hint = "its inputs were made up, open axes 1 long: fix those with `toolchain convert --freeze AXIS=SIZE`"
+        return ModelError(f"onnxruntime cannot run it{said}", where=self._model, hint=hint)

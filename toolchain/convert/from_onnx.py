@@ -4,6 +4,7 @@
 2. Its opset and IR version are ones the installed onnxruntime runs.
 3. Every operator, in subgraphs and functions too, has a schema there, or a function in the file.
 4. onnxruntime makes a session of it: types and attributes are right and kernels exist.
+   Its inputs and outputs are tensors, and their numbers of axes are known.
 5. Weights listed as inputs (the way of IR 3) become constants, which is what all stages look for.
 6. Below opset 17 it is upgraded with onnx's own converter: per-channel QDQ needs 13, and the table of
    operators knows one form of each. Whether it still computes the same is measured (`parity`).
@@ -46,6 +47,7 @@ def from_onnx(path: Path) -> Imported:
     _check_operators(model, path)
     source = Source(name=str(path), sha256=_content_hash(model, path), kind="onnx", exporter=_producer(model))
     original = run.session(path)
+    _check_ports(model, path)
     notes = [*_weights_as_constants(model)]
     reference: Reference | None = None
     opset = query.opset(model)
@@ -67,6 +69,23 @@ def _content_hash(model: ir.Model, path: Path) -> str:
         return sha256(path)
     hashes = [sha256(file) for file in (path, *sorted(external))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _check_ports(model: ir.Model, path: Path) -> None:
+    """Inputs and outputs are tensors of known rank; where an output's is not stated it is inferred."""
+    if any(value.shape is None for value in model.graph.outputs):
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    try:
+        io.inputs(model), io.outputs(model)
+    except ModelError as error:
+        raise ModelError(error.what, where=f"{path}: {error.where}", hint=error.hint) from None
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None:
+            raise ModelError(
+                f"{value.name!r} has no shape, not even a number of axes",
+                where=path,
+                hint="export the model with shapes",
+            )
 
 
 def _producer(model: ir.Model) -> str:
@@ -118,11 +137,11 @@ def _check_operators(model: ir.Model, path: Path) -> None:
         where = f"{path}: node {query.label(node)!r}"
         domain = f"domain {key[0]!r}" if key[0] else "the standard domain"
         if key not in since:
-            near = [name for other, name in since if other == key[0]]
+            near = did_you_mean(str(key[1]), {name for other, name in since if other == key[0]})
             raise ModelError(
                 f"onnxruntime {ort.__version__} knows no operator {key[1]!r} in {domain}",
                 where=where,
-                hint=did_you_mean(key[1], near) if 0 < len(near) < 12 else "export the model with standard operators",
+                hint=near if near.startswith("did") else "export the model with standard operators",
             )
         opset = query.opset(model) if key[0] == "" else model.opset_imports.get(key[0], 1)
         if since[key] > opset:

@@ -53,6 +53,7 @@ def load(path: str | Path) -> ir.Model:
         _check_external(tensor, path)
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):
         _forget_negative_sizes(value)
+    model.graph.name = model.graph.name or path.stem  # onnxruntime takes graphs without a name, onnx's checker does not
     return model
 
 
@@ -144,6 +145,10 @@ def embedded(model: ir.Model) -> ir.Model:
 
 
 def _spec(value: ir.Value) -> TensorSpec:
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        kind = type(value.type).__name__.removesuffix("Type").lower()
+        hint = "export the part of the model that works on tensors"
+        raise ModelError(f"is a {kind}, and only tensors are supported", where=f"graph value {value.name!r}", hint=hint)
     if value.name is None or value.dtype is None:
         raise ModelError("has no element type", where=f"graph value {value.name!r}", hint="export the model again")
     dims: tuple[int | str | None, ...] = ()

@@ -133,7 +133,9 @@ def _first_pass(
 
 
 def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
-    """A clone whose outputs are, for every tensor, minimum, maximum, size and sum (with an axis: sums per channel)."""
+    """A clone whose outputs are, for every tensor, minimum, maximum, size and sum (with an axis: sums per channel), and
+    then the model's own.
+    """
     clone = model.clone()
     graph = clone.graph
     values = {value.name: value for value in query.activations(clone)}
@@ -159,7 +161,8 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
         rank = len(value.shape or ())
         axes = None if axis is None else [a for a in range(rank) if a != axis % rank]
         add("ReduceSum", value, ir.DataType.FLOAT, axes)
-    edit.keep_outputs(clone, outputs)
+    # The model's own outputs stay, so that it runs to its end: a sample it cannot take is found here, not later.
+    edit.keep_outputs(clone, [*outputs, *graph.outputs])
     return clone
 
 
@@ -237,6 +240,7 @@ def _stream(
             raise DataError(
                 f"onnxruntime cannot run the model on it ({run.one_line(error)})",
                 where=f"{data.source}: sample {number}",
+                hint="give samples of the size the model takes",
             ) from None
         yield number, outputs
         report(what, done, len(data))

@@ -91,7 +91,7 @@ def align(
         grids[name] = replace(grids[name], scale=float(np.float32(scale)))
 
     for site in where:
-        inputs = sorted(set(site.inputs), key=lambda name: name not in kept)
+        inputs = sorted(dict.fromkeys(site.inputs), key=lambda name: name not in kept)  # a set has no order
         if len([name for name in inputs if name in kept]) > 1 or site.output in kept:
             refused[site.node] = SETTLED
             continue

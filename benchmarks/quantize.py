@@ -213,7 +213,7 @@ def _measure(model: Model, made: Sequence[Made], threads: int) -> Sequence[Measu
 
 
 def _unrest(rows: Sequence[Measurement]) -> float:
-    """How far the medians of the rounds lie apart, the mean over the models of the run."""
+    """How much the samples scatter, all models of the run together; it knows nothing of which one is faster."""
     return sum(stats.variation(row.latency.samples_ms) for row in rows if row.latency)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from toolchain.errors import ConfigError
-from toolchain.recipe import Recipe
+from toolchain.recipe import Bench, Calibrate, Quantize, Recipe
 
 
 def test_an_empty_recipe_is_the_recommended_one(tmp_path):
@@ -64,3 +67,12 @@ def test_a_fault_is_one_sentence(data, sentence):
 
 def test_a_recipe_names_no_device():
     assert not {"target", "targets", "device"} & set(Recipe.model_fields)
+
+
+def test_the_documented_recipe_is_the_default_one():
+    text = (Path(__file__).parent.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
+    block = text.partition("```toml\n")[2].partition("```")[0]
+    assert Recipe.parse(tomllib.loads(block)) == Recipe()
+    for name, section in (("calibrate", Calibrate), ("quantize", Quantize), ("bench", Bench)):
+        missing = [key for key in section.model_fields if f"\n{key} = " not in block and f"# {key} = " not in block]
+        assert not missing, f"[{name}] {missing}"

@@ -326,7 +326,7 @@ def _package(
         update={
             "target": profile.name,
             "evidence": "measured" if here else "host",
-            "note": None if here else "same integers, written for this machine's kernels",
+            "note": None if here else "timed with the same integers written for this machine's kernels",
         }
     )
     manifest = manifest.model_copy(update={"measurements": (row,)})

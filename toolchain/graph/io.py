@@ -80,6 +80,9 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _check_external(tensor: ir.ExternalTensor, model_path: Path) -> None:
+    if not isinstance(tensor.location, str):  # damaged: protobuf gives bytes for what is no UTF-8
+        what = f"its external data file has no readable name ({tensor.location!r})"
+        raise ModelError(what, where=model_path, hint="export or copy it again")
     file = Path(tensor.path)
     if not file.is_file():
         raise ModelError(

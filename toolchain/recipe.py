@@ -44,9 +44,9 @@ class Bench(Part):
     """How latency is measured: warm up, then at least `min_runs` runs and `min_time_s` seconds."""
 
     warmup_s: float = pydantic.Field(default=0.3, ge=0)
-    min_time_s: float = pydantic.Field(default=1.5, ge=0)
+    min_time_s: float = pydantic.Field(default=3.0, ge=0)
     min_runs: int = pydantic.Field(default=20, ge=3)
-    rounds: int = pydantic.Field(default=3, ge=1)
+    rounds: int = pydantic.Field(default=6, ge=1)
     threads: int | None = pydantic.Field(default=None, ge=1)
 
 

@@ -249,8 +249,8 @@ GOOD = np.zeros((1, 3), np.float32)
         ({"x": np.array([[1, np.nan, np.inf]], np.float32)}, r"sample 1, input 'x': holds NaN \(2 of 3 values\)"),
         ({"x": np.array([[1, 2, np.inf]], np.float32)}, "holds infinity"),
         ({"x": np.array([[1, 2, 1e300]])}, "holds infinity"),
-        ("x", "is a str, not a dictionary"),
-        (GOOD, "is a ndarray, not a dictionary"),
+        ("x", "is of type str, not a dictionary"),
+        (GOOD, "is of type ndarray, not a dictionary"),
     ],
 )
 def test_bad_feed(feed, said):
@@ -389,9 +389,9 @@ def test_faulty_functions():
 
     with pytest.raises(DataError, match=r"raises: sample 1: raised RuntimeError: no such column \(test_data\.py line"):
         open_data(raises, [X])
-    with pytest.raises(DataError, match="gives a NoneType, not an iterable"):
+    with pytest.raises(DataError, match="gives an object of type NoneType, not an iterable"):
         open_data(lambda: None, [X])
-    with pytest.raises(DataError, match="gives a dict, not an iterable of samples"):
+    with pytest.raises(DataError, match="gives an object of type dict, not an iterable of samples"):
         open_data(lambda: {"x": GOOD}, [X])
     with pytest.raises(DataError, match="gives no samples"):
         open_data(lambda: [], [X])

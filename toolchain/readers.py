@@ -167,7 +167,7 @@ def from_calls(source: str, factory: Callable[[], object]) -> Reader:
             samples = factory()
         if not isinstance(samples, Iterable) or isinstance(samples, Mapping):
             raise DataError(
-                f"gives a {type(samples).__name__}, not an iterable of samples",
+                f"gives an object of type {type(samples).__name__}, not an iterable of samples",
                 where=source,
                 hint="yield one dictionary from input name to array for every sample",
             )

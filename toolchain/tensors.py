@@ -47,7 +47,7 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
     """
     names = [spec.name for spec in inputs]
     if not isinstance(arrays, Mapping):
-        what = f"is a {type(arrays).__name__}, not a dictionary from input name to array"
+        what = f"is of type {type(arrays).__name__}, not a dictionary from input name to array"
         raise DataError(what, where=where, hint=f"yield {{{names[0]!r}: array}}")
     for name in arrays:
         if name not in names:

@@ -175,6 +175,14 @@ def test_any_byte_may_be_damaged(tmp_path):
     assert not [sentence for sentence in sentences if "\n" in sentence]
 
 
+def test_a_name_that_is_no_text(refused, workplace):
+    """Linux takes any bytes as a name, onnxruntime only UTF-8."""
+    name = os.fsdecode(b"n\xfft.onnx")
+    Path("net.onnx").rename(name)
+    said = refused(f"convert -o out.onnx {name}")
+    assert said == r"'n\udcfft.onnx': has a name that onnxruntime cannot open; rename it"
+
+
 def test_external_data(refused, workplace):
     onnx.save(onnx.load("net.onnx"), "ext.onnx", save_as_external_data=True, location="ext.bin", size_threshold=0)
     whole = Path("ext.bin").read_bytes()

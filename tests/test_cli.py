@@ -170,6 +170,13 @@ def test_stdout_holds_the_result_alone(toolchain, workplace):
     assert sorted(set(done.err.splitlines())) == ["printed", "said by a child", "written by a library"]
 
 
+def test_a_terminal_without_our_signs_shows_the_rest(workplace):
+    onnx.save(proto("y = Sin(x)", "float[1] x", "float[1] y"), "sine.onnx")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*PYTHON, "inspect", "sine.onnx"], env=ascii_only, capture_output=True, text=True, check=True)
+    assert "1 ? Sin" in done.stdout
+
+
 def test_nothing_is_logged_where_the_constant_folder_gives_up(toolchain, workplace):
     """onnx's reference cannot compute GatherElements with indices broader than the data's other axes."""
     graph = proto(

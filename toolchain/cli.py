@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -401,6 +402,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells' background jobs, want it ignored
             signal.signal(number, _interrupt)
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal without × and ± still shows the numbers
+        sys.stdout.reconfigure(errors="replace")
     # What libraries log and warn about is either reported by us, in a sentence, or nothing a user can act on.
     logging.getLogger().addHandler(logging.NullHandler())
     if not sys.warnoptions:

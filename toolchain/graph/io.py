@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import google.protobuf.message
@@ -37,6 +38,8 @@ def load(path: str | Path) -> ir.Model:
     if not path.is_file():
         what = "is a folder, not an ONNX file" if path.is_dir() else "no such file"
         raise ModelError(what, where=path, hint="give the path of an .onnx file")
+    if str(path).encode(errors="ignore") != os.fsencode(path):  # bytes that are no UTF-8
+        raise ModelError("has a name that onnxruntime cannot open", where=repr(str(path)), hint="rename it")
     try:
         model = ir.load(path)
     except OSError as error:

@@ -63,7 +63,8 @@ def working() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    console = Console(file=sys.stderr)  # this very stream: steps may lead sys.stderr elsewhere for a while
+    bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
     with _stdout_aside(), bar:
         task = bar.add_task("starting", total=None)
 

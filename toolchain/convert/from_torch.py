@@ -55,7 +55,8 @@ def from_module(module: torch.nn.Module, inputs: Sequence[TensorSpec], name: str
     size, example = _working_size(specs, call, ids, name)
     tensors = _tensors(module, random_feed(concrete(specs, 2, size), 0, ids))
     axes = {spec.name: {a: dim for a, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in specs}
-    with _evaluating(module):
+    # What neither exporter foresees, say weights without values, comes as any exception from within them.
+    with _evaluating(module), user_code(name, ModelError, "change the module there, or export it to ONNX yourself"):
         model, exporter, notes = export_module(module, tensors, axes, by_name, name)
     finish(model, [spec.name for spec in specs], [key for key, _ in leaves(example)])
     source = Source(name=name, sha256=_state_hash(module), kind="torch", exporter=_exporter(exporter))

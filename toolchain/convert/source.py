@@ -13,10 +13,10 @@ from toolchain.artifact import Source
 from toolchain.convert.freeze import freeze as freeze_axes
 from toolchain.convert.from_onnx import from_onnx
 from toolchain.convert.inputs import random_feed
-from toolchain.convert.parity import Parity, measure
+from toolchain.convert.parity import Parity, Reference, measure
 from toolchain.convert.route import Imported
 from toolchain.data import TensorSpec
-from toolchain.errors import InputError, ModelError
+from toolchain.errors import GateError, InputError, ModelError
 from toolchain.graph import check, io, run
 from toolchain.loading import is_callable_spec, load_callable, user_code
 
@@ -84,10 +84,20 @@ def convert(
     parity = None
     if imported.reference is not None:
         for size in imported.sizes:
-            parity = parity or measure(model, imported.reference, size=size, ids=imported.ids)
+            parity = parity or _measured(model, imported, imported.reference, size)
         if parity is None:
             notes.append("the upgraded model was not compared: the original ran on no random input")
     return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity)
+
+
+def _measured(model: ir.Model, imported: Imported, reference: Reference, size: int) -> Parity | None:
+    """As :func:`measure`; where the second exporter had to step in, that is why a model is off."""
+    try:
+        return measure(model, reference, size=size, ids=imported.ids)
+    except GateError as error:
+        if not imported.source.exporter.endswith("torchscript"):
+            raise
+        raise GateError(error.what, where=error.where, hint=imported.notes[0]) from None
 
 
 def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:

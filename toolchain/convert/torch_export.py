@@ -162,18 +162,17 @@ def _give(model: ir.Model, port: ir.Value, wanted: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Torch's exporters log and warn at length about what is reported here in one sentence."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.export", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    """Torch's exporters log, warn and print whole graphs about what is reported here in one sentence."""
+    disabled = logging.root.manager.disable
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
+        # Not logger by logger: torch gives many of its own a level and a handler each.
+        logging.disable(logging.CRITICAL)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)
 
 
 def leaves(outputs: object) -> list[tuple[str, torch.Tensor]]:

@@ -285,7 +285,10 @@ ENDLESS = "bench = { warmup_s = 0.0, min_time_s = 60.0, min_runs = 3, rounds = 1
         ),
     ],
 )
-def test_an_interrupted_run_leaves_nothing(exported, workplace, tmp_path, number, command):
+def test_an_interrupted_run_leaves_nothing(workplace, tmp_path, number, command):
+    """And an earlier export as it was."""
+    Path("out/host").mkdir(parents=True)
+    Path("out/host/manifest.json").write_text("{}")
     Path("slow.py").write_text(SLOW)
     Path("endless.toml").write_text(ENDLESS)
     before = content(workplace)

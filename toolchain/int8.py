@@ -41,8 +41,6 @@ from toolchain.tensors import Feed
 
 Progress = Callable[[str, int, int], None]
 
-AUDIT_ROUNDS = 4
-
 
 @dataclass(frozen=True)
 class Quantized:
@@ -121,7 +119,7 @@ def _audited(
 
     `known` was observed before, perhaps of more tensors than are wanted now.
     """
-    for _ in range(AUDIT_ROUNDS):
+    while True:  # ends: every turn leaves at least one node more float
         selection = select(model, recipe.quantize.keep_float, reasons)
         known = observation = _observed(model, data, recipe, selection, known, report)
         report("planning", 0, 0)
@@ -130,9 +128,8 @@ def _audited(
         stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in reasons}
         stray.update(plan.inexact)
         if not stray:
-            break
+            return _Attempt(plan, found, observation)
         reasons.update(stray)
-    return _Attempt(plan, found, observation)
 
 
 def _observed(

@@ -9,7 +9,7 @@ import small_models
 from onnx.reference import ReferenceEvaluator
 
 from toolchain.graph import query
-from toolchain.observation import Observation, TensorStats
+from toolchain.observation import ChannelStats, Observation, TensorStats
 from toolchain.quantize import apply_quantization, plan_quantization, select
 from toolchain.recipe import Quantize
 
@@ -38,11 +38,12 @@ def _stats(arrays, axis):
         counts += np.histogram(flat, BINS, (low, high))[0]
     else:
         counts[0] = flat.size
-    mean = None
+    channels = None
     if axis is not None:
-        rows = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays]
-        mean = np.concatenate(rows, axis=1).mean(axis=1, dtype=np.float64)
-    return TensorStats(float(low), float(high), flat.size, mean, counts)
+        rows = np.concatenate([np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays], axis=1)
+        wide = rows.astype(np.float64)
+        channels = ChannelStats(wide.mean(axis=1), (wide**2).mean(axis=1), wide.min(axis=1), wide.max(axis=1))
+    return TensorStats(float(low), float(high), flat.size, channels, counts)
 
 
 def planned(model, feeds, *, keep_float=(), **recipe):

@@ -7,23 +7,28 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from toolchain import observation
-from toolchain.observation import Observation, TensorStats
+from toolchain.observation import ChannelStats, Observation, TensorStats
 
 BINS = 16
 floats = st.floats(-1e30, 1e30)
+channels = hnp.arrays(np.float64, st.tuples(st.just(4), st.integers(0, 5)), elements=floats).map(
+    lambda table: ChannelStats(*table)
+)
 stats = st.builds(
     TensorStats,
     minimum=floats,
     maximum=floats,
     count=st.integers(1, 2**40),
-    channel_mean=st.none() | hnp.arrays(np.float64, st.integers(0, 5), elements=floats),
+    channels=st.none() | channels,
     histogram=hnp.arrays(np.int64, BINS, elements=st.integers(0, 2**40)),
 )
 names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30)
 
 
 def some():
-    return Observation({"a": TensorStats(-1.0, 3.0, 9, np.array([0.5, 1.0]), np.arange(4))}, 2, "model", "data")
+    return Observation(
+        {"a": TensorStats(-1.0, 3.0, 9, ChannelStats(*np.ones((4, 2))), np.arange(4))}, 2, "model", "data"
+    )
 
 
 @given(st.dictionaries(names, stats, max_size=4), st.integers(0, 1000))
@@ -38,9 +43,12 @@ def test_what_was_saved_is_loaded(tmp_path_factory, tensors, samples):
         got = found.tensors[name]
         assert (got.minimum, got.maximum, got.count) == (known.minimum, known.maximum, known.count)
         np.testing.assert_array_equal(got.histogram, known.histogram)
-        assert (got.channel_mean is None) == (known.channel_mean is None)
-        if known.channel_mean is not None:
-            np.testing.assert_array_equal(got.channel_mean, known.channel_mean)
+        assert (got.channels is None) == (known.channels is None)
+        if known.channels is not None:
+            np.testing.assert_array_equal(got.channels.mean, known.channels.mean)
+            np.testing.assert_array_equal(got.channels.square, known.channels.square)
+            np.testing.assert_array_equal(got.channels.minimum, known.channels.minimum)
+            np.testing.assert_array_equal(got.channels.maximum, known.channels.maximum)
 
 
 def test_edges_span_the_limits_evenly():

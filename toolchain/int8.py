@@ -4,6 +4,8 @@
        ▲                                  │
        └── what is not stays float ◄──────┤
        └── fragments slower than float ◄──┘ race, fragment by fragment, then the whole model
+                                          │
+           what remains is made more accurate, step by step (`refine`), and audited again
 
 What is decided here holds for every target: the plan is one, so the integers are the same everywhere.
 """
@@ -11,7 +13,7 @@ What is decided here holds for every target: the plan is one, so the integers ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -19,6 +21,7 @@ from toolchain.bench.race import Race, race
 from toolchain.data import CalibrationData
 from toolchain.detect import detect_host
 from toolchain.errors import ConfigError, did_you_mean
+from toolchain.fidelity import Probe
 from toolchain.graph import edit, query, run
 from toolchain.observation import Observation
 from toolchain.observe import observe
@@ -33,18 +36,22 @@ from toolchain.quantize import (
     audit,
     fragments,
     optimized_graph,
-    plan_quantization,
     select,
 )
 from toolchain.recipe import Recipe
+from toolchain.refine import Basis, Step, refine, with_channels
 from toolchain.tensors import Feed
 
 Progress = Callable[[str, int, int], None]
+
+CHECK_SAMPLES = 32
+"""So many samples at most judge a step."""
 
 
 @dataclass(frozen=True)
 class Quantized:
     """plan: the numbers. audit: what onnxruntime runs of them. encoding: how this machine takes activations.
+    model: the float model the plan is for; its channels may be rescaled. steps: what was tried for accuracy.
     notes: what was left float as a whole, and why.
     """
 
@@ -53,6 +60,7 @@ class Quantized:
     audit: Audit
     observation: Observation
     encoding: Encoding
+    steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
 
     def write(self, encoding: Encoding) -> ir.Model:
@@ -62,39 +70,61 @@ class Quantized:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One turn of the loop."""
+    """One turn of the loop. basis: what the plan was made from."""
 
+    basis: Basis
+    selection: Selection
     plan: Plan
     audit: Audit
-    observation: Observation
 
 
 def quantize_model(
-    model: ir.Model, data: CalibrationData, recipe: Recipe, *, progress: Progress | None = None
+    model: ir.Model,
+    data: CalibrationData,
+    recipe: Recipe,
+    *,
+    check: CalibrationData | None = None,
+    progress: Progress | None = None,
 ) -> Quantized:
     """Plan static int8 for an optimized float model.
+
+    Args:
+        model: as :func:`toolchain.optimize.optimize` leaves it.
+        data: samples that statistics are taken from.
+        recipe: how.
+        check: samples that steps are judged by; None holds a quarter of `data` out for that.
+        progress: told about every step.
 
     Raises:
         ConfigError: the recipe keeps something float that is neither an operator nor a node.
         DataError: a sample cannot be run or makes a tensor NaN.
     """
     _check_names(model, recipe)
+    if check is None:
+        data, check = data.split()
     report = progress or (lambda what, done, total: None)
     encoding: Encoding = detect_host().int8.activations
     reasons: dict[str, str] = {}
-    attempt = _audited(model, data, recipe, encoding, reasons, report)
+    loop = _Loop(data, recipe, encoding, reasons, report)
+    attempt = loop.audited(model)
     notes: list[str] = []
     if recipe.quantize.measure and attempt.plan.products:
         feed = next(iter(data))
         slower = _race_fragments(model, attempt.plan, encoding, feed, report)
         if slower:
             reasons.update(slower)
-            attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
+            attempt = loop.audited(model, attempt.basis)
         if attempt.plan.products and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
             notes.append(note)
             reasons.update({c.node: note for c in attempt.plan.choices if c.int8})
-            attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
-    return Quantized(model, attempt.plan, attempt.audit, attempt.observation, encoding, tuple(notes))
+            attempt = loop.audited(model, attempt.basis)
+    steps: tuple[Step, ...] = ()
+    if attempt.plan.products:
+        probe = Probe(model, list(check.take(CHECK_SAMPLES)))
+        basis, steps = refine(attempt.basis, attempt.selection, data, probe, recipe, report)
+        attempt = loop.audited(basis.model, basis)
+    basis = attempt.basis
+    return Quantized(basis.model, attempt.plan, attempt.audit, basis.observation, encoding, steps, tuple(notes))
 
 
 def _check_names(model: ir.Model, recipe: Recipe) -> None:
@@ -106,52 +136,48 @@ def _check_names(model: ir.Model, recipe: Recipe) -> None:
             raise ConfigError(what, where="recipe: quantize.keep_float", hint=did_you_mean(name, known))
 
 
-def _audited(
-    model: ir.Model,
-    data: CalibrationData,
-    recipe: Recipe,
-    encoding: Encoding,
-    reasons: dict[str, str],
-    report: Progress,
-    known: Observation | None = None,
-) -> _Attempt:
-    """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows.
+@dataclass(frozen=True)
+class _Loop:
+    """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows."""
 
-    `known` was observed before, perhaps of more tensors than are wanted now.
-    """
-    while True:  # ends: every turn leaves at least one node more float
-        selection = select(model, recipe.quantize.keep_float, reasons)
-        known = observation = _observed(model, data, recipe, selection, known, report)
-        report("planning", 0, 0)
-        plan = plan_quantization(model, selection, observation, recipe.quantize)
-        found = audit(optimized_graph(apply_quantization(model, plan, encoding)), plan.int8_nodes())
-        stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in reasons}
-        stray.update(plan.inexact)
-        if not stray:
-            return _Attempt(plan, found, observation)
-        reasons.update(stray)
+    data: CalibrationData
+    recipe: Recipe
+    encoding: Encoding
+    reasons: dict[str, str]
+    report: Progress
 
+    def audited(self, model: ir.Model, basis: Basis | None = None) -> _Attempt:
+        """`basis` was used before, perhaps for more nodes than are int8 now."""
+        while True:  # ends: every turn leaves at least one node more float
+            selection = select(model, self.recipe.quantize.keep_float, self.reasons)
+            basis = self._observed(model, selection, basis)
+            self.report("planning", 0, 0)
+            plan = basis.plan(selection)
+            found = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
+            stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in self.reasons}
+            stray.update(plan.inexact)
+            if not stray:
+                return _Attempt(basis, selection, plan, found)
+            self.reasons.update(stray)
 
-def _observed(
-    model: ir.Model,
-    data: CalibrationData,
-    recipe: Recipe,
-    selection: Selection,
-    known: Observation | None,
-    report: Progress,
-) -> Observation:
-    """What is known where that is enough. The first time even nothing is observed, so that every sample is run."""
-    if known is not None and _covers(known, selection):
-        return known
-    settings = recipe.calibrate
-    return observe(model, data, selection.tensors, bins=settings.bins, group_mib=settings.group_mib, progress=report)
+    def _observed(self, model: ir.Model, selection: Selection, basis: Basis | None) -> Basis:
+        """What is known where that is enough. The first time even nothing is observed, so that every sample is run."""
+        if basis is not None and _covers(basis.observation, selection):
+            return basis
+        settings = self.recipe.calibrate
+        tensors = with_channels(model, selection)
+        seen = observe(
+            model, self.data, tensors, bins=settings.bins, group_mib=settings.group_mib, progress=self.report
+        )
+        if basis is None:
+            return Basis.plain(model, selection, seen, self.recipe.quantize)
+        return replace(basis, observation=seen)
 
 
 def _covers(observation: Observation, selection: Selection) -> bool:
     known = observation.tensors
     return all(
-        name in known and (axis is None or known[name].channel_mean is not None)
-        for name, axis in selection.tensors.items()
+        name in known and (axis is None or known[name].channels is not None) for name, axis in selection.tensors.items()
     )
 
 

@@ -13,21 +13,34 @@ import numpy.typing as npt
 
 from toolchain.files import replacing
 
-VERSION = 2
+VERSION = 3
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """float64 [C] each, along the channel axis that was asked for: means of x and x², least and largest x."""
+
+    mean: Floats
+    square: Floats
+    minimum: Floats
+    maximum: Floats
 
 
 @dataclass(frozen=True)
 class TensorStats:
     """Statistics of one float32 tensor over all samples.
 
-    count: elements seen. channel_mean: float64 [C] along the channel axis that was asked for, or None.
+    count: elements seen. channels: by channel, None where no axis was asked for.
     histogram: int64 [bins], equal bins over [minimum, maximum], values on an inner edge counted right.
     """
 
     minimum: float
     maximum: float
     count: int
-    channel_mean: npt.NDArray[np.float64] | None
+    channels: ChannelStats | None
     histogram: npt.NDArray[np.int64]
 
     @property
@@ -49,7 +62,8 @@ class Observation:
         """Write an ``.npz``, whole or not at all."""
         names = sorted(self.tensors)
         stats = [self.tensors[name] for name in names]
-        means = [np.empty(0) if s.channel_mean is None else s.channel_mean for s in stats]
+        channels = [s.channels for s in stats]
+        tables = [np.stack([c.mean, c.square, c.minimum, c.maximum]) for c in channels if c is not None]
         with replacing(path) as folder, open(folder / path.name, "wb") as file:
             np.savez(
                 file,
@@ -57,10 +71,8 @@ class Observation:
                 names=np.array(names, dtype=np.str_),
                 limits=np.array([[s.minimum, s.maximum] for s in stats], dtype=np.float64).reshape(-1, 2),
                 counts=np.array([s.count for s in stats], dtype=np.int64),
-                mean_sizes=np.array(
-                    [-1 if s.channel_mean is None else len(s.channel_mean) for s in stats], dtype=np.int64
-                ),
-                means=np.concatenate(means) if means else np.empty(0),
+                channel_sizes=np.array([-1 if c is None else len(c.mean) for c in channels], dtype=np.int64),
+                channels=np.concatenate(tables, axis=1) if tables else np.empty((4, 0)),
                 histograms=np.stack([s.histogram for s in stats]) if stats else np.empty((0, 0), np.int64),
                 samples=np.array(self.samples),
                 sources=np.array([self.model_sha256, self.data_fingerprint]),
@@ -77,12 +89,15 @@ class Observation:
 
     @classmethod
     def _parse(cls, file: Mapping[str, npt.NDArray[Any]]) -> Observation:
-        sizes = file["mean_sizes"]
-        means = np.split(file["means"], np.cumsum(np.maximum(sizes, 0))[:-1]) if len(sizes) else []
+        sizes = file["channel_sizes"]
+        ends = np.cumsum(np.maximum(sizes, 0))[:-1]
+        tables = np.split(file["channels"], ends, axis=1) if len(sizes) else []
         tensors = {
-            str(name): TensorStats(float(low), float(high), int(count), None if size < 0 else mean, histogram)
-            for name, (low, high), count, size, mean, histogram in zip(
-                file["names"], file["limits"], file["counts"], sizes, means, file["histograms"], strict=True
+            str(name): TensorStats(
+                float(low), float(high), int(count), None if size < 0 else ChannelStats(*table), histogram
+            )
+            for name, (low, high), count, size, table, histogram in zip(
+                file["names"], file["limits"], file["counts"], sizes, tables, file["histograms"], strict=True
             )
         }
         model, data = (str(text) for text in file["sources"])

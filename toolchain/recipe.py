@@ -11,7 +11,7 @@ import pydantic
 
 from toolchain.document import Document, Part
 
-RangeMethod = Literal["mse", "minmax", "percentile"]
+RangeMethod = Literal["mse", "minmax", "percentile", "entropy"]
 
 
 class Calibrate(Part):
@@ -25,17 +25,22 @@ class Calibrate(Part):
 
 
 class Quantize(Part):
-    """ranges: how activation ranges are chosen. percentile: for that method, in percent.
+    """ranges: how activation ranges are chosen; auto: by least squared error where that lowers the outputs' error, else
+    min-max. percentile: for that method, in percent.
     exact: overflow-free weights, so that every target computes the same numbers.
-    bias_correction: the mean error of the rounded weights is taken out of the bias.
+    equalize, bias_correction, rounding: steps that are taken where they lower the outputs' error: channels are
+    rescaled to like ranges; the mean error of the weights is taken out of the bias; weights are rounded by the second
+    moments of what they multiply.
     keep_float: names of nodes, or operator types, that stay float.
     measure: leave fragments float that are measured slower as int8 on this machine.
     """
 
-    ranges: RangeMethod = "mse"
+    ranges: RangeMethod | Literal["auto"] = "auto"
     percentile: float = pydantic.Field(default=99.99, gt=50, le=100)
     exact: bool = True
+    equalize: bool = True
     bias_correction: bool = True
+    rounding: bool = True
     keep_float: tuple[str, ...] = ()
     measure: bool = True
 

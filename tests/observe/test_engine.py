@@ -88,9 +88,9 @@ def test_limits_means_and_counts_of_every_tensor():
         assert (stats.minimum, stats.maximum, stats.count) == (flat.min(), flat.max(), flat.size), name
         if name in axes:
             channels = np.concatenate([np.moveaxis(a, 1, 0).reshape(a.shape[1], -1) for a in arrays], axis=1)
-            np.testing.assert_allclose(stats.channel_mean, channels.mean(axis=1, dtype=np.float64), rtol=1e-12)
+            np.testing.assert_allclose(stats.channels.mean, channels.mean(axis=1, dtype=np.float64), rtol=1e-12)
         else:
-            assert stats.channel_mean is None
+            assert stats.channels is None
         assert_histogram(stats, arrays)
 
 
@@ -156,7 +156,7 @@ def test_samples_of_different_lengths():
         flat = np.concatenate(whole[name], axis=1)
         stats = found.tensors[name]
         assert stats.count == flat.size
-        np.testing.assert_allclose(stats.channel_mean, flat.mean(axis=(0, 1), dtype=np.float64), rtol=1e-12)
+        np.testing.assert_allclose(stats.channels.mean, flat.mean(axis=(0, 1), dtype=np.float64), rtol=1e-12)
         assert_histogram(stats, whole[name])
 
 
@@ -205,7 +205,7 @@ def test_graph_inputs_and_vectors_are_observed_too():
     model = small_models.model("y = MatMul(v, w)", "float[4] v", "float[3] y", integers(0, w=(4, 3)))
     feeds = [{"v": np.array(row, np.float32)} for row in ([1, 2, 3, 4], [5, 6, 7, 8])]
     found = observe(model, opened(model, feeds), {"v": 0}).tensors["v"]
-    np.testing.assert_array_equal(found.channel_mean, [3, 4, 5, 6])
+    np.testing.assert_array_equal(found.channels.mean, [3, 4, 5, 6])
     assert (found.minimum, found.maximum, found.count) == (1, 8, 8)
 
 
@@ -310,9 +310,9 @@ def assert_same(one, other, message=""):
         assert (stats.minimum, stats.maximum, stats.count) == (got.minimum, got.maximum, got.count)
         np.testing.assert_array_equal(stats.histogram, got.histogram)
         assert stats.histogram.dtype == got.histogram.dtype
-        assert (stats.channel_mean is None) == (got.channel_mean is None)
-        if stats.channel_mean is not None:
-            np.testing.assert_array_equal(stats.channel_mean, got.channel_mean)
+        assert (stats.channels is None) == (got.channels is None)
+        if stats.channels is not None:
+            np.testing.assert_array_equal(stats.channels.mean, got.channels.mean)
 
 
 def test_whatever_matters_makes_it_run_again():

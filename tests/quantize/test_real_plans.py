@@ -49,7 +49,7 @@ def test_the_observation_is_what_numpy_sees(case):
         assert stats.count == stats.histogram.sum() == sum(a.size for a in arrays)
         if axis is not None:
             rows = np.concatenate([np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays], axis=1)
-            np.testing.assert_allclose(stats.channel_mean, rows.mean(axis=1, dtype=np.float64), atol=slack)
+            np.testing.assert_allclose(stats.channels.mean, rows.mean(axis=1, dtype=np.float64), atol=slack)
 
 
 def test_the_plan_holds_what_it_promises(case):

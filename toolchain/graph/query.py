@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,25 @@ def activations(model: ir.Model) -> Iterator[ir.Value]:
             yield value
     for node in model.graph:
         yield from (output for output in node.outputs if output.name)
+
+
+def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Strides, dilations, and pads before and behind of a Conv over an input of these spatial sizes (ONNX, Conv)."""
+    rank = len(spatial)
+    kernel = (sizes(node.inputs[1]) or ())[2:]
+    strides = attribute(node, "strides", [1] * rank)
+    dilations = attribute(node, "dilations", [1] * rank)
+    pads = attribute(node, "pads", [0] * 2 * rank)
+    before, behind = pads[:rank], pads[rank:]
+    mode = attribute(node, "auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(spatial, strides, reach, strict=True)]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        before, behind = (small, large) if mode == "SAME_UPPER" else (large, small)
+    elif mode == "VALID":
+        before = behind = [0] * rank
+    return strides, dilations, before, behind
 
 
 def opset(model: ir.Model) -> int:

@@ -2,5 +2,6 @@
 
 from toolchain.observation import Observation, TensorStats
 from toolchain.observe.engine import observe
+from toolchain.observe.moments import Moments, second_moments
 
-__all__ = ["Observation", "TensorStats", "observe"]
+__all__ = ["Moments", "Observation", "TensorStats", "observe", "second_moments"]

@@ -1,9 +1,9 @@
 """The streaming engine: two passes over the data, memory bounded by one sample and one group of tensors.
 
-Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size`` and ``ReduceSum`` (per channel where asked for) behind every
-wanted tensor and makes only those tiny results outputs, so the model runs as always, frees its activations as
-always, and all tensors are seen at once. It gives the limits, the means and the tensors' sizes; the sums also tell
-of a NaN, which minimum and maximum pass over.
+Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size``, ``ReduceSum`` and ``ReduceSumSquare`` (per channel where asked for)
+behind every wanted tensor and makes only those tiny results outputs, so the model runs as always, frees its
+activations as always, and all tensors are seen at once. It gives the limits, the means, the mean squares and the
+tensors' sizes; the sums also tell of a NaN, which minimum and maximum pass over.
 
 Pass 2 makes the tensors themselves outputs, a group at a time whose sizes fit the memory budget, and counts
 them into histograms with the edges fixed by pass 1. Counts are integers, so the result does not depend on the
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +29,14 @@ from toolchain.data import CalibrationData
 from toolchain.errors import DataError
 from toolchain.files import cache_dir
 from toolchain.graph import edit, io, query, run
-from toolchain.observation import VERSION, Observation, TensorStats
+from toolchain.observation import VERSION, ChannelStats, Observation, TensorStats
 from toolchain.tensors import Array
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
+
+AXES_ARE_INPUTS = 18
+"""Operator set since which all reductions take their axes as an input."""
 
 CHUNK = 1 << 16
 """Elements binned at a time: the temporaries stay inside the second-level cache."""
@@ -54,7 +58,7 @@ def observe(
     Args:
         model: an optimized model; it is not changed.
         data: feeds the model takes.
-        tensors: float32 tensor name to the channel axis its means are wanted along, or None.
+        tensors: float32 tensor name to the axis its channels are wanted along, or None.
         bins: histogram bins of each tensor.
         group_mib: activation memory one histogram pass may hold.
         threads: onnxruntime threads, 0 for its own choice.
@@ -72,7 +76,7 @@ def observe(
     summary = _first_pass(model, data, tensors, threads, report)
     counts = _second_pass(model, data, summary, bins, group_mib, threads, report)
     found = Observation(
-        {name: TensorStats(s.minimum, s.maximum, s.count, s.mean(), counts[name]) for name, s in summary.items()},
+        {name: TensorStats(s.minimum, s.maximum, s.count, s.channels(), counts[name]) for name, s in summary.items()},
         samples=len(data),
         model_sha256=digest,
         data_fingerprint=data.fingerprint,
@@ -92,49 +96,73 @@ def _key(digest: str, data: CalibrationData, tensors: Mapping[str, int | None], 
 
 @dataclass
 class _Summary:
-    """Running limits, sums and sizes of one tensor."""
+    """Running limits, sums and sizes of one tensor; the arrays are [C], or scalars where no axis was asked for."""
 
-    minimum: float = np.inf
-    maximum: float = -np.inf
-    count: int = 0
-    largest: int = 0
-    sums: npt.NDArray[np.float64] | None = None
+    by_channel: bool
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    count: int
+    largest: int
 
-    def add(self, low: float, high: float, size: int, sums: Array | None) -> None:
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self.count += size
-        self.largest = max(self.largest, size)
-        if sums is not None:
-            self.sums = sums.astype(np.float64) + (0.0 if self.sums is None else self.sums)
+    @classmethod
+    def of(cls, low: Array, high: Array, size: int, sums: Array, squares: Array, axis: int | None) -> _Summary:
+        low, high, sums, squares = (array.astype(np.float64) for array in (low, high, sums, squares))
+        return cls(axis is not None, low, high, sums, squares, count=size, largest=size)
 
-    def mean(self) -> npt.NDArray[np.float64] | None:
-        return None if self.sums is None else self.sums * (len(self.sums) / max(self.count, 1))
+    def join(self, other: _Summary | None) -> _Summary:
+        if other is None:
+            return self
+        return _Summary(
+            self.by_channel,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.count + other.count,
+            max(self.largest, other.largest),
+        )
+
+    @property
+    def minimum(self) -> float:
+        return float(self.low.min())
+
+    @property
+    def maximum(self) -> float:
+        return float(self.high.max())
+
+    def channels(self) -> ChannelStats | None:
+        if not self.by_channel:
+            return None
+        share = self.sums.size / self.count
+        return ChannelStats(self.sums * share, self.squares * share, self.low, self.high)
 
 
 def _first_pass(
     model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, report: Progress
 ) -> dict[str, _Summary]:
-    engine = _session(_augmented(model, tensors), threads)
-    summary = {name: _Summary() for name in tensors}
-    for number, outputs in _stream(engine, data, "limits", report):
+    engine = lean_session(_augmented(model, tensors), threads)
+    summary: dict[str, _Summary] = {}
+    for number, outputs in stream(engine, data, "limits", report):
         results: Iterator[Array] = iter(outputs)
         for name, axis in tensors.items():
-            low, high, size, sums = (next(results) for _ in range(4))
+            low, high, size, sums, squares = (next(results) for _ in range(5))
             if int(size) == 0:
                 continue
-            if np.isnan(sums).any() or not np.isfinite([low, high]).all():
+            if np.isnan(sums).any() or not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise DataError(
-                    f"makes tensor {name!r} {'infinite' if np.isinf([low, high]).any() else 'NaN'}",
+                    f"makes tensor {name!r} {'infinite' if np.isinf(low).any() or np.isinf(high).any() else 'NaN'}",
                     where=f"{data.source}: sample {number}",
                     hint="check the preprocessing and the model on this sample",
                 )
-            summary[name].add(float(low), float(high), int(size), None if axis is None else sums)
-    return {name: s for name, s in summary.items() if s.count}
+            summary[name] = _Summary.of(low, high, int(size), sums, squares, axis).join(summary.get(name))
+    return summary
 
 
 def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
-    """A clone whose outputs are, for every tensor, minimum, maximum, size and sum (with an axis: sums per channel), and
-    then the model's own.
+    """A clone whose outputs are, for every tensor, minimum, maximum, size, sum and sum of squares (with an axis: per
+    channel, but for the size), and then the model's own.
     """
     clone = model.clone()
     graph = clone.graph
@@ -142,25 +170,34 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
     names = edit.Names(graph)
     outputs: list[ir.Value] = []
 
-    def add(op: str, value: ir.Value, dtype: ir.DataType, axes: list[int] | None = None) -> None:
-        inputs, attributes = [value], {} if op == "Size" else {"keepdims": 0}
-        if axes is not None:
-            inputs.append(edit.add_constant(graph, names.fresh(f"{value.name}_axes"), np.array(axes, np.int64)))
-            attributes["noop_with_empty_axes"] = 1  # a vector: nothing is summed but over the samples
-        node = ir.node(op, inputs, attributes, name=names.fresh(f"{value.name}_{op}"))
+    def add(op: str, inputs: list[ir.Value], attributes: dict[str, Any], dtype: ir.DataType) -> None:
+        node = ir.node(op, inputs, attributes, name=names.fresh(f"{inputs[0].name}_{op}"))
         node.outputs[0].name = names.fresh(f"{node.name}_out")
         node.outputs[0].dtype = dtype
         graph.append(node)
         outputs.append(node.outputs[0])
 
+    def reduce(op: str, value: ir.Value, axes: list[int] | None) -> None:
+        if axes == []:  # a vector is summed over the samples alone; an empty list of axes would mean all of them
+            square = op == "ReduceSumSquare"
+            add("Mul" if square else "Identity", [value] * (2 if square else 1), {}, ir.DataType.FLOAT)
+            return
+        inputs, attributes = [value], {"keepdims": 0}  # type: list[ir.Value], dict[str, Any]
+        if axes is not None and (op == "ReduceSum" or query.opset(clone) >= AXES_ARE_INPUTS):
+            inputs.append(edit.add_constant(graph, names.fresh(f"{value.name}_axes"), np.array(axes, np.int64)))
+        elif axes is not None:
+            attributes["axes"] = axes
+        add(op, inputs, attributes, ir.DataType.FLOAT)
+
     for name, axis in tensors.items():
         value = values[name]
-        add("ReduceMin", value, ir.DataType.FLOAT)
-        add("ReduceMax", value, ir.DataType.FLOAT)
-        add("Size", value, ir.DataType.INT64)
         rank = len(value.shape or ())
         axes = None if axis is None else [a for a in range(rank) if a != axis % rank]
-        add("ReduceSum", value, ir.DataType.FLOAT, axes)
+        reduce("ReduceMin", value, axes)
+        reduce("ReduceMax", value, axes)
+        add("Size", [value], {}, ir.DataType.INT64)
+        reduce("ReduceSum", value, axes)
+        reduce("ReduceSumSquare", value, axes)
     # The model's own outputs stay, so that it runs to its end: a sample it cannot take is found here, not later.
     edit.keep_outputs(clone, [*outputs, *graph.outputs])
     return clone
@@ -184,8 +221,8 @@ def _second_pass(
         clone = model.clone()
         values = {value.name: value for value in query.activations(clone)}
         edit.keep_outputs(clone, [values[name] for name in group])
-        engine = _session(clone, threads)
-        for _, outputs in _stream(engine, data, f"histograms {index + 1}/{len(groups)}", report):
+        engine = lean_session(clone, threads)
+        for _, outputs in stream(engine, data, f"histograms {index + 1}/{len(groups)}", report):
             for name, array in zip(group, outputs, strict=True):
                 count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
     return counts
@@ -224,12 +261,12 @@ def count_into(counts: npt.NDArray[np.int64], array: Array, low: float, high: fl
         counts += found[:bins]
 
 
-def _session(model: ir.Model, threads: int) -> InferenceSession:
+def lean_session(model: ir.Model, threads: int) -> InferenceSession:
     """Lean, and without idle threads that spin: between two runs it is NumPy that needs the processor."""
     return run.session(model, threads=threads, pattern=False, options={"session.intra_op.allow_spinning": "0"})
 
 
-def _stream(
+def stream(
     engine: InferenceSession, data: CalibrationData, what: str, report: Progress
 ) -> Iterator[tuple[int, Sequence[Array]]]:
     """Run every feed; yields (number of the sample in its source, outputs)."""

@@ -12,7 +12,7 @@ Correction   rounding weights shifts a layer's mean output by ΔW·E[x]; with th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,13 @@ class Plan:
         return {choice.node for choice in self.choices if choice.int8}
 
 
-def plan_quantization(model: ir.Model, selection: Selection, observation: Observation, recipe: Quantize) -> Plan:
+def plan_quantization(
+    model: ir.Model,
+    selection: Selection,
+    observation: Observation,
+    recipe: Quantize,
+    weights: Mapping[str, WeightQuant] | None = None,
+) -> Plan:
     """Choose every scale and round every weight.
 
     Args:
@@ -73,6 +79,7 @@ def plan_quantization(model: ir.Model, selection: Selection, observation: Observ
         selection: which nodes are int8.
         observation: statistics of ``selection.tensors``.
         recipe: how ranges and weights are chosen.
+        weights: by node name, weights that are rounded already; others are rounded to nearest.
     """
     activations, inexact = _activation_grids(model, selection, observation, recipe)
     products: dict[str, ProductQuant] = {}
@@ -80,7 +87,9 @@ def plan_quantization(model: ir.Model, selection: Selection, observation: Observ
     for node in model.graph:
         cell = rule(node).int8
         if isinstance(cell, Kernel) and query.label(node) in chosen:
-            products[query.label(node)] = _product(node, cell, activations, observation, recipe)
+            products[query.label(node)] = _product(
+                node, cell, activations, observation, recipe, (weights or {}).get(query.label(node))
+            )
     return Plan(selection.choices, activations, products, inexact)
 
 
@@ -134,28 +143,31 @@ def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine
     stats = observation.tensors.get(str(value.name))
     if stats is None:  # never computed on any sample, as an empty branch
         return Affine(1.0, 0)
-    low, high = choose_range(stats, recipe.ranges, recipe.percentile)
+    low, high = choose_range(stats, "mse" if recipe.ranges == "auto" else recipe.ranges, recipe.percentile)
     return affine(low, high)
 
 
 def _product(
-    node: ir.Node, cell: Kernel, activations: Mapping[str, Affine], observation: Observation, recipe: Quantize
+    node: ir.Node,
+    cell: Kernel,
+    activations: Mapping[str, Affine],
+    observation: Observation,
+    recipe: Quantize,
+    known: WeightQuant | None,
 ) -> ProductQuant:
-    source = node.inputs[cell.act]
-    weight = query.float_array(node.inputs[cell.weight])
-    if source is None or weight is None:
-        raise ValueError(f"{query.label(node)} was selected without a constant weight")
+    source, weight = node.inputs[cell.act], constant_weight(node)
+    if source is None:
+        raise ValueError(f"{query.label(node)} has no input")
     axis = weight_axis(node)
     bias_value = node.inputs[cell.bias] if cell.bias is not None and len(node.inputs) > cell.bias else None
     bias = query.float_array(bias_value)
     s_x = np.float32(activations[str(source.name)].scale)
     # Corrections are small beside the bias itself; twice the room covers them.
     least = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
-    # One input and one output channel a group is what has the int32 kernel; one input channel alone is an ordinary sum.
-    depthwise = node.op_type == "Conv" and query.attribute(node, "group", 1) == weight.shape[0] and weight.shape[1] == 1
-    quant = quantize_weight(weight, axis, exact=recipe.exact and not depthwise, min_scales=least)
-    if depthwise:
-        quant = WeightQuant(quant.values, quant.scales, quant.axis, overflow_free=True)
+    if known is not None and (least is None or (known.scales >= least).all()):
+        quant = known
+    else:
+        quant = nearest_weight(node, recipe, least)
     if cell.bias is None:
         return ProductQuant(quant, None, None)
     total = np.zeros(weight.shape[axis], np.float64) if bias is None else bias.reshape(-1).astype(np.float64)
@@ -166,16 +178,56 @@ def _product(
     return ProductQuant(quant, rounded, scales.astype(np.float32))
 
 
+def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: Floats | None = None) -> WeightQuant:
+    """A product's weight rounded to nearest; see :func:`quantize_weight`."""
+    weight = constant_weight(node)
+    if not is_depthwise(node):
+        return quantize_weight(weight, weight_axis(node), exact=recipe.exact, min_scales=min_scales)
+    return replace(quantize_weight(weight, 0, exact=False, min_scales=min_scales), overflow_free=True)
+
+
+def constant_weight(node: ir.Node) -> Floats:
+    """A product's float32 weight; it was selected because it has one."""
+    weight = query.float_array(node.inputs[1])
+    if weight is None:
+        raise ValueError(f"{query.label(node)} has no constant weight")
+    return weight
+
+
+def is_depthwise(node: ir.Node) -> bool:
+    """Whether a product runs in the int32 kernel: one input and one output channel a group.
+
+    One input channel alone is an ordinary sum.
+    """
+    shape = query.sizes(node.inputs[1]) or ()
+    return node.op_type == "Conv" and query.attribute(node, "group", 1) == shape[0] and shape[1] == 1
+
+
 def _mean_shift(node: ir.Node, quant: WeightQuant, weight: Floats, observation: Observation) -> Floats | float:
-    """ΔW·E[x], float32 [channels]; 0 where the means were not observed. Zero padding is taken as if it were data."""
+    """ΔW·E[x], float32 [channels]; 0 where the means were not observed."""
     source = node.inputs[0]
     stats = observation.tensors.get(str(source.name)) if source is not None else None
-    if stats is None or stats.channel_mean is None:
+    if stats is None or stats.channels is None:
         return 0.0
     error = quant.dequantized() - weight
-    means = stats.channel_mean.astype(np.float32)
+    means = stats.channels.mean.astype(np.float32)
     if node.op_type != "Conv":
         return np.asarray(error @ means if quant.axis == 0 else means @ error, np.float32)
+    error = error * _seen(node)
     groups = query.attribute(node, "group", 1)
     by_input = error.reshape(groups, -1, *error.shape[1:]).sum(axis=tuple(range(3, error.ndim + 1)))
     return np.asarray(np.einsum("goi,gi->go", by_input, means.reshape(groups, -1)).reshape(-1), np.float32)
+
+
+def _seen(conv: ir.Node) -> Floats:
+    """For every tap of a kernel, at what share of the positions it lies inside the input; 1 where sizes are open."""
+    kernel = (query.sizes(conv.inputs[1]) or ())[2:]
+    spatial = (query.sizes(conv.inputs[0], dynamic=0) or ())[2:]
+    if len(spatial) != len(kernel) or 0 in spatial:
+        return np.ones(kernel, np.float32)
+    share = np.ones((), np.float64)
+    for size, taps, stride, dilation, before, behind in zip(spatial, kernel, *query.window(conv, spatial), strict=True):
+        steps = (size + before + behind - dilation * (taps - 1) - 1) // stride + 1
+        place = np.arange(steps)[:, None] * stride + np.arange(taps) * dilation - before
+        share = np.multiply.outer(share, ((place >= 0) & (place < size)).mean(axis=0))
+    return share.astype(np.float32)

@@ -101,7 +101,7 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
         scale = np.maximum(np.float32(factor), floor / unit)
         rounded = np.clip(np.rint(rows / scale[:, None]), -TOP, TOP)
         if exact:
-            _bound_pairs(rounded)
+            bound_pairs(rounded)
         error = np.sum((rounded * scale[:, None] - rows) ** 2, axis=1)
         better = error < best_error
         best_error[better], best_scale[better] = error[better], scale[better]
@@ -111,7 +111,7 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
     return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
 
 
-def _bound_pairs(rounded: Floats) -> None:
+def bound_pairs(rounded: npt.NDArray[np.floating]) -> None:
     """Bring adjacent integers whose same-signed sum exceeds the limit back to it, half from each, in place."""
     pairs = rounded[:, : rounded.shape[1] // 2 * 2].reshape(rounded.shape[0], -1, 2)
     for sign in (1, -1):

@@ -1,0 +1,75 @@
+"""How far a quantized model's outputs lie from the float model's, in decibels, without labels.
+
+    fidelity = mean over samples of  −10 log₁₀ ( mean over outputs of  ‖y − ŷ‖² / ‖y‖² )
+
+A logarithm for each sample, so that one odd sample does not outweigh all others. Outputs behind a Softmax or Sigmoid
+are taken before it: saturated probabilities hide what happens to the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.graph import edit, query, run
+from toolchain.tensors import Array, Feed
+
+SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+BEST_DB = 100.0
+"""No fidelity is higher: float32 itself ends about there."""
+
+
+class Probe:
+    """Measures models against one float model on a few samples.
+
+    Every model must have the float model's node names, as quantized and equalized clones do.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
+        self._points = [_before_saturation(value) for value in model.graph.outputs if query.is_float(value)]
+        self._feeds = list(feeds)
+        self._expected = self._outputs(model)
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to measure: a float output, and a sample."""
+        return bool(self._points and self._feeds)
+
+    def fidelity_db(self, model: ir.Model) -> float:
+        """The fidelity of `model`."""
+        pairs = zip(self._expected, self._outputs(model), strict=True)
+        return float(np.mean([_decibels(expected, got) for expected, got in pairs]))
+
+    def _outputs(self, model: ir.Model) -> list[Sequence[Array]]:
+        if not self.usable:
+            return []
+        clone = model.clone()
+        nodes = {query.label(node): node for node in clone.graph}
+        outputs = {value.name: value for value in clone.graph.outputs}
+        edit.keep_outputs(clone, [nodes[at].inputs[0] if at else outputs[name] for name, at in self._points])  # type: ignore[misc]
+        engine = run.session(clone, threads=0)
+        return [engine.run(None, feed) for feed in self._feeds]
+
+
+def _before_saturation(output: ir.Value) -> tuple[str, str | None]:
+    """The output's name, and the node whose input is measured in its stead."""
+    name, at, node = str(output.name), None, output.producer()
+    while node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
+        at, node = query.label(node), node.inputs[0].producer()
+    return name, at
+
+
+def _decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:
+    shares = [_share(a, b) for a, b in zip(expected, got, strict=True)]
+    return min(BEST_DB, -10 * float(np.log10(max(float(np.mean(shares)), 10 ** (-BEST_DB / 10)))))
+
+
+def _share(expected: Array, got: Array) -> float:
+    """Squared error over energy; 1, as of an output of zeros, for another shape."""
+    if expected.shape != got.shape:
+        return 1.0
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    energy = float(np.sum(a**2))
+    return float(np.sum((a - b) ** 2)) / max(energy, 1e-30)

@@ -113,7 +113,7 @@ TABLE: Mapping[str, OpRule] = {
     "Squeeze":               OpRule(Permuted(),                      SameScale(),                   free),
     "Unsqueeze":             OpRule(Permuted(),                      SameScale(),                   free),
     "Expand":                OpRule(Expanded(),                      SameScale(),                   free),
-    "Gather":                OpRule(Selected(),                      SameScale(),                   free),
+    "Gather":                OpRule(Selected(),                      SameScale(table=0),            free),
     "DepthToSpace":          OpRule(Shuffled(),                      NO_KERNEL,                     free),
     "Identity":              OpRule(Elementwise(),                   NO_KERNEL,                     free),
     "Cast":                  OpRule(Elementwise(),                   INTEGERS,                      free),

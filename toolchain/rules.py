@@ -163,7 +163,12 @@ class OwnScale:
 
 @dataclass(frozen=True)
 class SameScale:
-    """The first input's integers pass unchanged: outputs share its scale and zero point."""
+    """The first input's integers pass unchanged: outputs share its scale and zero point.
+
+    table: this input may be a large constant of which single rows are read; its rows are then stored as int8.
+    """
+
+    table: int | None = None
 
 
 @dataclass(frozen=True)

@@ -67,5 +67,6 @@ def _fragment(model: ir.Model, plan: Plan, names: tuple[str, ...], encoding: Enc
         choices=tuple(c for c in plan.choices if c.node in names),
         activations={n: a for n, a in plan.activations.items() if n in inside},
         products={n: p for n, p in plan.products.items() if n in names},
+        tables={},
     )
     return Fragment(names, alone, apply_quantization(alone, part, encoding))

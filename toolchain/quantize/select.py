@@ -10,24 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
 from toolchain.graph import query
 from toolchain.ops import TABLE, rule
+from toolchain.quantize import stored
 from toolchain.rules import Absorbed, Float, Kernel, OwnScale, SameScale
 
 NOT_IN_TABLE = "its operator is not in the table"
 
+Other = Literal["int8 storage"]
+Precision = Literal["int8", "float"] | Other
+
 
 @dataclass(frozen=True)
 class Choice:
-    """How one node computes. reason: why it stays float, None for int8."""
+    """How one node computes. int8: static int8. reason: why it does not, None where it does.
+
+    other: a way between the two. The constants of `int8 storage` are int8 in the file, and it computes in float.
+    """
 
     node: str
     op: str
     int8: bool
     reason: str | None = None
+    other: Other | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """What tables and manifests call it."""
+        return self.other or ("int8" if self.int8 else "float")
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,10 @@ class Selection:
         """Names of the nodes that compute in int8."""
         return {choice.node for choice in self.choices if choice.int8}
 
+    def other_nodes(self, other: Other) -> set[str]:
+        """Names of the nodes that are neither int8 nor float but this."""
+        return {choice.node for choice in self.choices if choice.other == other}
+
 
 def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str, str] | None = None) -> Selection:
     """Choose int8 or float for every node of an optimized model.
@@ -57,11 +75,15 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
     """
     int8: dict[ir.Node, bool] = {}
     why: dict[ir.Node, str | None] = {}
+    other: dict[ir.Node, Other] = {}
     for node in model.graph:
-        reason = _refusal(node, keep_float, reasons or {}) or _unprofitable(node, int8)
+        kept = _kept(node, keep_float, reasons or {})
+        reason = kept or _refusal(node) or _unprofitable(node, int8)
         int8[node], why[node] = reason is None, reason
+        if not kept and stored.has_table(node):
+            other[node], why[node] = "int8 storage", stored.TABLE
     _drop_unread(model, int8, why)
-    choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n]) for n in model.graph)
+    choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n], other.get(n)) for n in model.graph)
     tensors, same = _tensors(model, int8)
     return Selection(choices, tensors, same)
 
@@ -69,13 +91,16 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
 # ------------------------------------------------------------------------------------------ node by node
 
 
-def _refusal(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -> str | None:
-    """Why `node` alone cannot be int8, None if it can."""
+def _kept(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -> str | None:
+    """Why someone else wants `node` float."""
     name = query.label(node)
     if name in reasons:
         return reasons[name]
-    if name in keep_float or query.op(node) in keep_float:
-        return "the recipe keeps it float"
+    return "the recipe keeps it float" if name in keep_float or query.op(node) in keep_float else None
+
+
+def _refusal(node: ir.Node) -> str | None:
+    """Why `node` alone cannot be int8, None if it can."""
     cell = rule(node).int8
     match cell:
         case Float():

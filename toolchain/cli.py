@@ -200,7 +200,8 @@ def quantize(
     before, after = done.scores
     if as_json:
         choices = [
-            {"node": c.node, "op": c.op, "int8": c.int8, "reason": c.reason} for c in done.quantized.plan.choices
+            {"node": c.node, "op": c.op, "int8": c.int8, "precision": c.precision, "reason": c.reason}
+            for c in done.quantized.plan.choices
         ]
         scores = {"float": before.value, "int8": after.value, "kind": after.kind}
         show_json({"output": str(output), "score": scores, "nodes": choices})

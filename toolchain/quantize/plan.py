@@ -12,7 +12,7 @@ Correction   rounding weights shifts a layer's mean output by ΔW·E[x]; with th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from toolchain.graph import query
 from toolchain.observation import Observation
 from toolchain.ops import rule
-from toolchain.quantize import lattice
+from toolchain.quantize import lattice, stored
 from toolchain.quantize.ranges import Affine, affine, choose_range
 from toolchain.quantize.select import Choice, Selection, clip_limits, output_point, weight_axis
 from toolchain.quantize.weights import WeightQuant, quantize_weight
@@ -48,12 +48,14 @@ class Plan:
 
     choices: every node's precision. activations: tensor name to its grid. products: node name to constants.
     inexact: int8 nodes that may round differently on different processors, and why; select them float instead.
+    tables: node name to the rows it looks up.
     """
 
     choices: tuple[Choice, ...]
     activations: Mapping[str, Affine]
     products: Mapping[str, ProductQuant]
     inexact: Mapping[str, str]
+    tables: Mapping[str, WeightQuant] = field(default_factory=dict)
 
     @property
     def overflow_free(self) -> bool:
@@ -81,7 +83,8 @@ def plan_quantization(model: ir.Model, selection: Selection, observation: Observ
         cell = rule(node).int8
         if isinstance(cell, Kernel) and query.label(node) in chosen:
             products[query.label(node)] = _product(node, cell, activations, observation, recipe)
-    return Plan(selection.choices, activations, products, inexact)
+    tables = stored.tables(model, selection.other_nodes("int8 storage"))
+    return Plan(selection.choices, activations, products, inexact, tables)
 
 
 def _activation_grids(

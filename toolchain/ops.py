@@ -21,6 +21,7 @@ from toolchain.rules import (
     Channels,
     Contracted,
     Cost,
+    Dynamic,
     Elementwise,
     Expanded,
     Float,
@@ -75,7 +76,7 @@ TABLE: Mapping[str, OpRule] = {
     "ConvTranspose":         OpRule(Weighted(out=1, in_=0),          NO_KERNEL,                     conv_transpose_macs),
     "Gemm":                  OpRule(Contracted(bias=2),              Kernel(float_output=True),     matmul_macs),
     "MatMul":                OpRule(Contracted(),                    Kernel(bias=None, float_output=True), matmul_macs),
-    "LSTM":                  OpRule(Recurrent(gates=4),              NO_KERNEL,                     recurrent_macs),
+    "LSTM":                  OpRule(Recurrent(gates=4), Dynamic("DynamicQuantizeLSTM", (1, 2)),     recurrent_macs),
     "GRU":                   OpRule(Recurrent(gates=3),              NO_KERNEL,                     recurrent_macs),
     # normalization
     "BatchNormalization":    OpRule(PerChannel(1, (1, 2, 3, 4)),     BEFORE_BN,                     per_output(2)),

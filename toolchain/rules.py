@@ -177,13 +177,24 @@ class Absorbed:
 
 
 @dataclass(frozen=True)
+class Dynamic:
+    """Weights are int8; activations are rounded anew at every step, to what they span there. Results stay float.
+
+    op: the operator of onnxruntime that does so. weights: [directions, gates x H, K], constant.
+    """
+
+    op: str
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Float:
     """Stays float, for `reason`."""
 
     reason: str
 
 
-Int8 = Kernel | OwnScale | SameScale | Absorbed | Float
+Int8 = Kernel | OwnScale | SameScale | Absorbed | Dynamic | Float
 
 # -------------------------------------------------------------------------------------------------- cost
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from toolchain.graph import check, edit, query
 from toolchain.ops import rule
-from toolchain.quantize import stored
+from toolchain.quantize import recurrent, stored
 from toolchain.quantize.plan import Plan, ProductQuant
 from toolchain.quantize.ranges import Affine
 from toolchain.quantize.select import data_inputs, output_point
@@ -43,6 +43,9 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     absorbed = {n for n in result.graph if query.label(n) in chosen and isinstance(rule(n).int8, Absorbed)}
     writer = _Writer(result.graph, encoding, absorbed)
     nodes = {query.label(node): node for node in result.graph}
+    for name, weights in plan.recurrent.items():
+        recurrent.write(nodes[name], weights, writer.names)
+        result.opset_imports[recurrent.DOMAIN] = 1
     tables: dict[int, stored.Written] = {}
     for name, rows in plan.tables.items():
         stored.write_table(nodes[name], rows, writer.names, tables)

@@ -16,12 +16,12 @@ import onnx_ir as ir
 
 from toolchain.graph import query
 from toolchain.ops import TABLE, rule
-from toolchain.quantize import stored
-from toolchain.rules import Absorbed, Float, Kernel, OwnScale, SameScale
+from toolchain.quantize import recurrent, stored
+from toolchain.rules import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
 
 NOT_IN_TABLE = "its operator is not in the table"
 
-Other = Literal["int8 storage"]
+Other = Literal["int8 dynamic", "int8 storage"]
 Precision = Literal["int8", "float"] | Other
 
 
@@ -29,7 +29,8 @@ Precision = Literal["int8", "float"] | Other
 class Choice:
     """How one node computes. int8: static int8. reason: why it does not, None where it does.
 
-    other: a way between the two. The constants of `int8 storage` are int8 in the file, and it computes in float.
+    other: a way between the two. `int8 storage`: its constant is int8 in the file, and it computes in float.
+    `int8 dynamic`: its products are int8, of activations rounded to what they span at run time.
     """
 
     node: str
@@ -79,9 +80,11 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
     for node in model.graph:
         kept = _kept(node, keep_float, reasons or {})
         reason = kept or _refusal(node) or _unprofitable(node, int8)
+        if reason is None and isinstance(rule(node).int8, Dynamic):
+            other[node], reason = "int8 dynamic", recurrent.DYNAMIC
+        elif not kept and stored.has_table(node):
+            other[node], reason = "int8 storage", stored.TABLE
         int8[node], why[node] = reason is None, reason
-        if not kept and stored.has_table(node):
-            other[node], why[node] = "int8 storage", stored.TABLE
     _drop_unread(model, int8, why)
     choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n], other.get(n)) for n in model.graph)
     tensors, same = _tensors(model, int8)
@@ -109,6 +112,8 @@ def _refusal(node: ir.Node) -> str | None:
             return _kernel_refusal(node, cell)
         case Absorbed():
             return _absorb_refusal(node)
+        case Dynamic():
+            return recurrent.refusal(node, cell)
         case _:
             return _glue_refusal(node, cell)
 
@@ -208,7 +213,7 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
     """Why glue stays float although it could be int8: most of what it reads is float."""
     cell = rule(node).int8
-    if isinstance(cell, Kernel):
+    if isinstance(cell, Kernel | Dynamic):
         return None
     ready = total = 0
     for value in data_inputs(node):

@@ -48,7 +48,7 @@ class Precision(Part):
 
     node: str
     op: str
-    precision: Literal["int8", "int8 storage", "float"]
+    precision: Literal["int8", "int8 dynamic", "int8 storage", "float"]
     reason: str | None = None
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from toolchain.bench.race import Race, race
 from toolchain.data import CalibrationData
 from toolchain.detect import detect_host
+from toolchain.dynamic import inaccurate
 from toolchain.errors import ConfigError, did_you_mean
 from toolchain.graph import edit, query, run
 from toolchain.observation import Observation
@@ -83,16 +84,19 @@ def quantize_model(
     encoding: Encoding = detect_host().int8.activations
     reasons: dict[str, str] = {}
     attempt = _audited(model, data, recipe, encoding, reasons, report)
+    if off := inaccurate(model, attempt.plan, encoding, data):
+        reasons.update(off)
+        attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
     notes: list[str] = []
-    if recipe.quantize.measure and attempt.plan.products:
+    if recipe.quantize.measure and attempt.plan.computes_int8:
         feed = next(iter(data))
         slower = _race_fragments(model, attempt.plan, encoding, feed, report)
         if slower:
             reasons.update(slower)
             attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
-        if attempt.plan.products and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
+        if attempt.plan.computes_int8 and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
             notes.append(note)
-            reasons.update({c.node: note for c in attempt.plan.choices if c.int8})
+            reasons.update({c.node: note for c in attempt.plan.choices if c.int8 or c.other == "int8 dynamic"})
             attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
     return Quantized(model, attempt.plan, attempt.audit, attempt.observation, encoding, tuple(notes))
 

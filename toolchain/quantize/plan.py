@@ -21,7 +21,7 @@ import onnx_ir as ir
 from toolchain.graph import query
 from toolchain.observation import Observation
 from toolchain.ops import rule
-from toolchain.quantize import lattice, stored
+from toolchain.quantize import lattice, recurrent, stored
 from toolchain.quantize.ranges import Affine, affine, choose_range
 from toolchain.quantize.select import Choice, Selection, clip_limits, output_point, weight_axis
 from toolchain.quantize.weights import WeightQuant, quantize_weight
@@ -48,7 +48,7 @@ class Plan:
 
     choices: every node's precision. activations: tensor name to its grid. products: node name to constants.
     inexact: int8 nodes that may round differently on different processors, and why; select them float instead.
-    tables: node name to the rows it looks up.
+    tables: node name to the rows it looks up. recurrent: dynamic node's name to its weights, row by row.
     """
 
     choices: tuple[Choice, ...]
@@ -56,11 +56,18 @@ class Plan:
     products: Mapping[str, ProductQuant]
     inexact: Mapping[str, str]
     tables: Mapping[str, WeightQuant] = field(default_factory=dict)
+    recurrent: Mapping[str, tuple[WeightQuant, ...]] = field(default_factory=dict)
 
     @property
     def overflow_free(self) -> bool:
         """Whether no product can saturate on any processor."""
-        return all(p.weight.overflow_free for p in self.products.values())
+        weights = [p.weight for p in self.products.values()] + [w for ws in self.recurrent.values() for w in ws]
+        return all(weight.overflow_free for weight in weights)
+
+    @property
+    def computes_int8(self) -> bool:
+        """Whether any product is int8, static or dynamic."""
+        return bool(self.products or self.recurrent)
 
     def int8_nodes(self) -> set[str]:
         """Names of the nodes that compute in int8."""
@@ -84,7 +91,8 @@ def plan_quantization(model: ir.Model, selection: Selection, observation: Observ
         if isinstance(cell, Kernel) and query.label(node) in chosen:
             products[query.label(node)] = _product(node, cell, activations, observation, recipe)
     tables = stored.tables(model, selection.other_nodes("int8 storage"))
-    return Plan(selection.choices, activations, products, inexact, tables)
+    steps = recurrent.weights(model, selection.other_nodes("int8 dynamic"), exact=recipe.exact)
+    return Plan(selection.choices, activations, products, inexact, tables, steps)
 
 
 def _activation_grids(

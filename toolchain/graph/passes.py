@@ -64,29 +64,6 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
         edit.replace_node(node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=name))
 
 
-def add_to_bias(model: ir.Model) -> None:
-    """``Conv`` followed by ``Add`` of a per-channel constant: the constant joins the convolution's bias."""
-    names = edit.Names(model.graph)
-    for node in list(model.graph):
-        conv = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
-        if conv is None or conv.op_type != "Conv" or query.sole_consumer(conv.outputs[0]) is not node:
-            continue
-        weight, offset = query.float_array(conv.inputs[1]), query.float_array(node.inputs[1])
-        if weight is None or offset is None:
-            continue
-        channels = (weight.shape[0], *[1] * (weight.ndim - 2))
-        if offset.shape not in (channels, (1, *channels)):
-            continue
-        old = conv.inputs[2] if len(conv.inputs) > 2 else None
-        bias = query.float_array(old)
-        if old is not None and bias is None:
-            continue
-        total = offset.reshape(-1) + (0 if bias is None else bias)
-        name = names.fresh(f"{query.label(conv)}_bias")
-        edit.set_input(conv, 2, edit.add_constant(model.graph, name, total.astype(np.float32)))
-        edit.bypass(node)
-
-
 def batchnorm_to_depthwise(model: ir.Model) -> None:
     """A batch normalization that could not be folded becomes a depthwise 1x1 convolution.
 

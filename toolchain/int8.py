@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from toolchain.bench.race import Race, race
+from toolchain.compress import halve_weights
 from toolchain.data import CalibrationData
 from toolchain.detect import detect_host
 from toolchain.dynamic import inaccurate
@@ -46,7 +47,7 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class Quantized:
     """plan: the numbers. audit: what onnxruntime runs of them. encoding: how this machine takes activations.
-    notes: what was left float as a whole, and why.
+    notes: what was left float as a whole, and why. fp16_weights: how float weights are written.
     """
 
     model: ir.Model
@@ -55,10 +56,12 @@ class Quantized:
     observation: Observation
     encoding: Encoding
     notes: tuple[str, ...] = ()
+    fp16_weights: bool = False
 
     def write(self, encoding: Encoding) -> ir.Model:
         """The quantized model for targets of this encoding."""
-        return apply_quantization(self.model, self.plan, encoding)
+        written = apply_quantization(self.model, self.plan, encoding)
+        return halve_weights(written).model if self.fp16_weights else written
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def quantize_model(
             notes.append(note)
             reasons.update({c.node: note for c in attempt.plan.choices if c.int8 or c.other == "int8 dynamic"})
             attempt = _audited(model, data, recipe, encoding, reasons, report, attempt.observation)
-    return Quantized(model, attempt.plan, attempt.audit, attempt.observation, encoding, tuple(notes))
+    halve = recipe.quantize.fp16_weights
+    if halve:
+        notes.append(str(halve_weights(apply_quantization(model, attempt.plan, encoding))))
+    return Quantized(model, attempt.plan, attempt.audit, attempt.observation, encoding, tuple(notes), halve)
 
 
 def _check_names(model: ir.Model, recipe: Recipe) -> None:

@@ -30,6 +30,7 @@ class Quantize(Part):
     bias_correction: the mean error of the rounded weights is taken out of the bias.
     keep_float: names of nodes, or operator types, that stay float.
     measure: leave fragments float that are measured slower as int8 on this machine.
+    fp16_weights: weights that stay float are stored as float16, for a smaller download.
     """
 
     ranges: RangeMethod = "mse"
@@ -38,6 +39,7 @@ class Quantize(Part):
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()
     measure: bool = True
+    fp16_weights: bool = False
 
 
 class Bench(Part):

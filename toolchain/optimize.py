@@ -164,8 +164,6 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     passes.halve_last,
     common.RemoveUnusedNodesPass(),
     passes.drop_stale_value_info,
-    passes.reshape_keeps_batch,
-    passes.drop_stale_value_info,
     passes.spatial_mean_to_pool,
     common.CommonSubexpressionEliminationPass(),
     common.DeduplicateInitializersPass(),

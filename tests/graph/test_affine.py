@@ -112,20 +112,3 @@ def test_another_halving_is_left_alone():
     )
     passes.halve_last(model)
     assert [value.name for value in list(model.graph)[1].inputs] == ["x", "h"]
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [([-1, 2, 4], [0, 2, 4]), ([-1, 4], [-1, 4]), ([2, -1], [2, -1]), ([-1], [-1]), ([-1, 8, 1], [0, 8, 1])],
-)
-@pytest.mark.parametrize("allowzero", [0, 1])
-def test_a_reshape_of_the_inner_axes_keeps_the_batch(shape, expected, allowzero):
-    body = f"y = Reshape<allowzero = {allowzero}>(x, s)"
-    output = f"float[{', '.join('?' * len(shape))}] y"
-    model = small_models.model(body, "float[N, 8] x", output, {"s": np.array(shape)})
-    passes.reshape_keeps_batch(model)
-    edit.remove_unused(model)
-    [node] = model.graph
-    assert node.inputs[1].const_value.numpy().tolist() == expected
-    x = np.arange(16, dtype=np.float32).reshape(2, 8)
-    np.testing.assert_array_equal(small_models.plain(model, {"x": x})["y"], x.reshape(shape))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -115,25 +113,6 @@ def _sole_pool(node: ir.Node) -> ir.Node | None:
     value = node.inputs[0]
     pool = value.producer() if value is not None and query.sole_consumer(value) is node else None
     return pool if pool is not None and pool.op_type == "MaxPool" and len(pool.outputs) == 1 else None
-
-
-def reshape_keeps_batch(model: ir.Model) -> None:
-    """A ``Reshape`` to [-1, ...] that only lays out the axes behind the first anew says so with [0, ...].
-
-    The size is the same; with 0 shape inference knows that it is the batch's, and onnxruntime fuses what it knows to be
-    of equal shape.
-    """
-    names = edit.Names(model.graph)
-    for node in model.graph:
-        sizes = query.ints(node.inputs[1]) if query.op(node) == "Reshape" else None
-        source = node.inputs[0]
-        if not sizes or sizes[0] != -1 or 0 in sizes or source is None or not source.shape:
-            continue
-        inner = [size for size in source.shape[1:] if isinstance(size, int)]
-        if len(inner) + 1 == len(source.shape) and 0 < math.prod(inner) == math.prod(sizes[1:]):
-            node.attributes.pop("allowzero", None)  # under which 0 is a size
-            shape = np.array([0, *sizes[1:]], np.int64)
-            edit.set_input(node, 1, edit.add_constant(model.graph, names.fresh(f"{query.label(node)}_shape"), shape))
 
 
 def halve_last(model: ir.Model) -> None:

@@ -30,7 +30,7 @@ STAGES = {
 }  # fmt: skip
 RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES, {"report"},
-    {"fidelity"}, {"refine"}, {"int8", "verification"}, {"pipeline"}, {"terminal", "options"}, {"cli"},
+    {"dynamic", "fidelity"}, {"refine"}, {"int8", "verification"}, {"pipeline"}, {"terminal", "options"}, {"cli"},
     {"__main__", "__init__"},
 ]  # fmt: skip
 

@@ -117,6 +117,17 @@ def test_convert_optimize_quantize(toolchain, workplace):
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= operators
 
 
+def test_optimize_stores_large_weights_as_float16(toolchain, workplace):
+    large = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    onnx.save(proto("y = MatMul(x, w)", "float[1, 64] x", "float[1, 64] y", {"w": large}), "large.onnx")
+    done = toolchain("optimize large.onnx -o small.onnx --fp16-weights")
+    assert done.code == 0
+    assert "1 float weights are stored as float16" in done.out + done.err
+    assert Path("small.onnx").stat().st_size < 0.6 * Path("large.onnx").stat().st_size
+    result = toolchain("optimize large.onnx -o small.onnx --fp16-weights --json").result
+    assert (result["fp16_tensors"], result["saved_bytes"]) == (1, large.nbytes // 2)
+
+
 def test_optimize_in_place(toolchain, workplace):
     assert toolchain("optimize net.onnx -o net.onnx").code == 0
     onnx.checker.check_model("net.onnx")

@@ -255,4 +255,5 @@ def test_progress_is_told_of_every_step(raced):
     told = []
     source = model()
     quantize_model(source, data(source), Recipe(), progress=lambda what, done, total: told.append(what))
-    assert list(dict.fromkeys(told)) == ["limits", "histograms 1/1", "planning", "racing int8 against float"]
+    steps = ["limits", "histograms 1/1", "planning", "racing int8 against float", "refining", "second moments 1/1"]
+    assert list(dict.fromkeys(told)) == [*steps, "rounding weights"]

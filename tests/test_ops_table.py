@@ -17,6 +17,7 @@ from toolchain.quantize import select
 from toolchain.rules import (
     Absorbed,
     Contracted,
+    Dynamic,
     Elementwise,
     Expanded,
     Float,
@@ -47,7 +48,7 @@ LINES = [
     ("ConvTranspose", Weighted, Float, [SMALL, (4, 5, 2, 2)], (1, 5, 4, 4), 36 * 5 * 4),
     ("Gemm", Contracted, Kernel, [(2, 6), (6, 5), (5,)], (2, 5), 10 * 6),
     ("MatMul", Contracted, Kernel, [(2, 7, 6), (6, 5)], (2, 7, 5), 70 * 6),
-    ("LSTM", Recurrent, Float, [(5, 2, 3), (1, 16, 3), (1, 16, 4)], (5, 1, 2, 4), 10 * 16 * 7),
+    ("LSTM", Recurrent, Dynamic, [(5, 2, 3), (1, 16, 3), (1, 16, 4)], (5, 1, 2, 4), 10 * 16 * 7),
     ("GRU", Recurrent, Float, [(5, 2, 3), (1, 12, 3), (1, 12, 4)], (5, 1, 2, 4), 10 * 12 * 7),
     ("BatchNormalization", PerChannel, Float, [IMAGE, (4,), (4,), (4,), (4,)], IMAGE, 2 * 144),
     ("LayerNormalization", Pinned, Float, [(2, 6), (6,), (6,)], (2, 6), 8 * 12),

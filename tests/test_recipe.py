@@ -16,7 +16,7 @@ def test_an_empty_recipe_is_the_recommended_one(tmp_path):
     recipe = Recipe.load(tmp_path / "recipe.toml")
     assert recipe == Recipe()
     assert recipe.quantize.exact
-    assert recipe.quantize.ranges == "mse"
+    assert recipe.quantize.ranges == "auto"
     assert recipe.max_drop is None
 
 

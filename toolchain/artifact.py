@@ -44,11 +44,11 @@ class CalibrationEntry(Part):
 
 
 class Precision(Part):
-    """How one node computes. reason: why it stays float; None where it is int8."""
+    """How one node computes. reason: why it is not static int8; None where it is."""
 
     node: str
     op: str
-    precision: Literal["int8", "float"]
+    precision: Literal["int8", "int8 dynamic", "int8 storage", "float"]
     reason: str | None = None
 
 

@@ -139,22 +139,30 @@ def convert(
 
 @app.command()
 def optimize(
-    model: options.Model, output: options.OnnxOutput, freeze: options.Freeze = None, as_json: options.AsJson = False
+    model: options.Model,
+    output: options.OnnxOutput,
+    freeze: options.Freeze = None,
+    fp16_weights: options.Fp16Weights = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Clean a float model up without changing what it computes.
 
     Folds batch normalization and constants, removes dead code, infers shapes; outputs are compared.
     """
     from toolchain import pipeline
+    from toolchain.compress import halve_weights
     from toolchain.convert import parse_freeze
     from toolchain.graph import io
 
     check_output(output)
     with working() as report:
         done = pipeline.prepare(model, freeze=parse_freeze(freeze or ()), progress=report).optimized
-        io.save(done.model, output)
+        halved = halve_weights(done.model) if fp16_weights else None
+        io.save(halved.model if halved else done.model, output)
     if as_json:
         counts = {"nodes_before": done.nodes_before, "nodes_after": done.nodes_after}
+        if halved:
+            counts |= {"fp16_tensors": halved.tensors, "saved_bytes": halved.saved_bytes}
         show_json({"output": str(output), **counts, "max_relative_error": done.max_relative_error})
         return
     moved = done.max_relative_error
@@ -162,6 +170,8 @@ def optimize(
         "it ran on no random input, so nothing was compared" if moved is None else f"outputs moved by {moved:.1e}"
     )
     say(f"{done.nodes_before} nodes became {done.nodes_after}; {compared}")
+    if halved:
+        say(f"{halved}")
     say(f"written: {output}")
 
 
@@ -200,7 +210,8 @@ def quantize(
     before, after = done.scores
     if as_json:
         choices = [
-            {"node": c.node, "op": c.op, "int8": c.int8, "reason": c.reason} for c in done.quantized.plan.choices
+            {"node": c.node, "op": c.op, "int8": c.int8, "precision": c.precision, "reason": c.reason}
+            for c in done.quantized.plan.choices
         ]
         scores = {"float": before.value, "int8": after.value, "kind": after.kind}
         show_json({"output": str(output), "score": scores, "nodes": choices})

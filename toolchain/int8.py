@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from toolchain.bench.race import Race, race
+from toolchain.compress import halve_weights
 from toolchain.data import CalibrationData
 from toolchain.detect import detect_host
+from toolchain.dynamic import inaccurate
 from toolchain.errors import ConfigError, did_you_mean
 from toolchain.fidelity import Probe
 from toolchain.graph import edit, query, run
@@ -52,7 +54,7 @@ CHECK_SAMPLES = 32
 class Quantized:
     """plan: the numbers. audit: what onnxruntime runs of them. encoding: how this machine takes activations.
     model: the float model the plan is for; its channels may be rescaled. steps: what was tried for accuracy.
-    notes: what was left float as a whole, and why.
+    notes: what was left float as a whole, and why. fp16_weights: how float weights are written.
     """
 
     model: ir.Model
@@ -62,10 +64,12 @@ class Quantized:
     encoding: Encoding
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
+    fp16_weights: bool = False
 
     def write(self, encoding: Encoding) -> ir.Model:
         """The quantized model for targets of this encoding."""
-        return apply_quantization(self.model, self.plan, encoding)
+        written = apply_quantization(self.model, self.plan, encoding)
+        return halve_weights(written).model if self.fp16_weights else written
 
 
 @dataclass(frozen=True)
@@ -107,24 +111,29 @@ def quantize_model(
     reasons: dict[str, str] = {}
     loop = _Loop(data, recipe, encoding, reasons, report)
     attempt = loop.audited(model)
+    if off := inaccurate(model, attempt.plan, encoding, data):
+        reasons.update(off)
+        attempt = loop.audited(model, attempt.basis)
     notes: list[str] = []
-    if recipe.quantize.measure and attempt.plan.products:
+    if recipe.quantize.measure and attempt.plan.computes_int8:
         feed = next(iter(data))
         slower = _race_fragments(model, attempt.plan, encoding, feed, report)
         if slower:
             reasons.update(slower)
             attempt = loop.audited(model, attempt.basis)
-        if attempt.plan.products and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
+        if attempt.plan.computes_int8 and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
             notes.append(note)
-            reasons.update({c.node: note for c in attempt.plan.choices if c.int8})
+            reasons.update({c.node: note for c in attempt.plan.choices if c.int8 or c.other == "int8 dynamic"})
             attempt = loop.audited(model, attempt.basis)
     steps: tuple[Step, ...] = ()
     if attempt.plan.products:
         probe = Probe(model, list(check.take(CHECK_SAMPLES)))
         basis, steps = refine(attempt.basis, attempt.selection, data, probe, recipe, report)
         attempt = loop.audited(basis.model, basis)
-    basis = attempt.basis
-    return Quantized(basis.model, attempt.plan, attempt.audit, basis.observation, encoding, steps, tuple(notes))
+    basis, halve = attempt.basis, recipe.quantize.fp16_weights
+    if halve:
+        notes.append(str(halve_weights(apply_quantization(basis.model, attempt.plan, encoding))))
+    return Quantized(basis.model, attempt.plan, attempt.audit, basis.observation, encoding, steps, tuple(notes), halve)
 
 
 def _check_names(model: ir.Model, recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from toolchain.errors import GateError
-from toolchain.graph import check, io, passes, query, run
+from toolchain.graph import affine, check, io, passes, query, run
 from toolchain.tensors import Array, Feed
 
 # Folding batch normalization or constants reassociates float32 sums; 24-bit mantissas and a few hundred
@@ -157,8 +157,11 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     _rewrite(rules.matmul_add_to_gemm_rule, rules.transpose_b_matmul_add_to_gemm_rule),
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-    passes.add_to_bias,
+    affine.affine_into_conv,
+    affine.affine_into_next,
     passes.batchnorm_to_depthwise,
+    common.RemoveUnusedNodesPass(),
+    passes.halve_last,
     common.RemoveUnusedNodesPass(),
     passes.drop_stale_value_info,
     passes.spatial_mean_to_pool,

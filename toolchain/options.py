@@ -76,6 +76,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the 
 On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:cortex-a76.", metavar="PLACE")]
 
 # What comes out.
+Fp16Weights = Annotated[
+    bool, typer.Option("--fp16-weights", help="Store large weights as float16: half the file, the same speed.")
+]
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", metavar="FILE")]
 FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="FOLDER")]
 ResultsOutput = Annotated[

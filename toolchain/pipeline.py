@@ -362,8 +362,7 @@ def _manifest(
         outputs=tuple(_port(spec) for spec in io.outputs(quantized.model)),
         files=(),
         precision=tuple(
-            artifact.Precision(node=c.node, op=c.op, precision="int8" if c.int8 else "float", reason=c.reason)
-            for c in plan.choices
+            artifact.Precision(node=c.node, op=c.op, precision=c.precision, reason=c.reason) for c in plan.choices
         ),
         exactness=artifact.Exactness(
             activations=profile.int8.activations, overflow_free=plan.overflow_free, exceptions=exceptions(plan)

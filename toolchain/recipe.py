@@ -11,7 +11,7 @@ import pydantic
 
 from toolchain.document import Document, Part
 
-RangeMethod = Literal["mse", "minmax", "percentile", "entropy"]
+RangeMethod = Literal["auto", "mse", "minmax", "percentile", "entropy"]
 
 
 class Calibrate(Part):
@@ -33,9 +33,10 @@ class Quantize(Part):
     moments of what they multiply.
     keep_float: names of nodes, or operator types, that stay float.
     measure: leave fragments float that are measured slower as int8 on this machine.
+    fp16_weights: weights that stay float are stored as float16, for a smaller download.
     """
 
-    ranges: RangeMethod | Literal["auto"] = "auto"
+    ranges: RangeMethod = "auto"
     percentile: float = pydantic.Field(default=99.99, gt=50, le=100)
     exact: bool = True
     equalize: bool = True
@@ -43,6 +44,7 @@ class Quantize(Part):
     rounding: bool = True
     keep_float: tuple[str, ...] = ()
     measure: bool = True
+    fp16_weights: bool = False
 
 
 class Bench(Part):

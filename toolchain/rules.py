@@ -163,12 +163,28 @@ class OwnScale:
 
 @dataclass(frozen=True)
 class SameScale:
-    """The first input's integers pass unchanged: outputs share its scale and zero point."""
+    """The first input's integers pass unchanged: outputs share its scale and zero point.
+
+    table: this input may be a large constant of which single rows are read; its rows are then stored as int8.
+    """
+
+    table: int | None = None
 
 
 @dataclass(frozen=True)
 class Absorbed:
     """Vanishes into the producer's requantization when the quantized range ends where it clips."""
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Weights are int8; activations are rounded anew at every step, to what they span there. Results stay float.
+
+    op: the operator of onnxruntime that does so. weights: [directions, gates x H, K], constant.
+    """
+
+    op: str
+    weights: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -178,7 +194,7 @@ class Float:
     reason: str
 
 
-Int8 = Kernel | OwnScale | SameScale | Absorbed | Float
+Int8 = Kernel | OwnScale | SameScale | Absorbed | Dynamic | Float
 
 # -------------------------------------------------------------------------------------------------- cost
 

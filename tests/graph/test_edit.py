@@ -255,3 +255,27 @@ def test_an_extracted_part_leaves_the_weights_of_others_behind():
     model = small_models.model("[one] a = Add(x, w) [two] y = Mul(a, v)", "float[2, 3] x", "float[2, 3] y", constants)
     assert set(edit.extract(model, ["one"]).graph.initializers) == {"w"}
     assert set(edit.extract(model, ["two"]).graph.initializers) == {"v"}
+
+
+def test_a_part_in_front_of_a_branch_is_extracted_from_under_it():
+    value = onnx.helper.make_tensor_value_info
+    branches = {
+        f"{way}_branch": onnx.helper.make_graph(
+            [onnx.helper.make_node(op, ["a"], [way])], way, [], [value(way, onnx.TensorProto.FLOAT, None)]
+        )
+        for way, op in (("then", "Neg"), ("else", "Abs"))
+    }
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["a"], name="one"),
+        onnx.helper.make_node("If", ["flag"], ["y"], name="two", **branches),
+    ]
+    inputs = [value("x", onnx.TensorProto.FLOAT, [2, 3]), value("flag", onnx.TensorProto.BOOL, [])]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, [value("y", onnx.TensorProto.FLOAT, None)])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    whole = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(whole))
+    alone = edit.extract(model, ["one"])
+    check.check(alone)
+    np.testing.assert_array_equal(small_models.plain(alone, X)["a"], np.maximum(X["x"], 0))
+    assert small_models.ops(model) == ["Relu", "If"], "the whole is as it was"
+    check.check(model)

@@ -331,7 +331,8 @@ def test_the_same_inputs_give_the_same_plan():
 
 
 def test_a_plan_knows_no_target():
-    assert list(inspect.signature(plan_quantization).parameters) == ["model", "selection", "observation", "recipe"]
+    asked = ["model", "selection", "observation", "recipe", "weights"]
+    assert list(inspect.signature(plan_quantization).parameters) == asked
     assert not {"target", "encoding"} & set(Plan.__dataclass_fields__)
     assert all(
         0 <= grid.zero_point <= 255

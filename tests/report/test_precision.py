@@ -59,6 +59,14 @@ def test_all_int8_is_one_line():
     assert text(CHOICES[:1]) == "int8: 1 of 1 nodes\n"
 
 
+def test_what_is_neither_int8_nor_float_is_named_as_what_it_is():
+    table = Choice("words", "Gather", int8=False, reason="its table is stored as int8", other="int8 storage")
+    assert text([CHOICES[0], table]) == "int8: 1 of 2 nodes; int8 storage: 1 (Gather)\n"
+    head = text([*CHOICES, table]).splitlines()[0]
+    assert head == "int8: 1 of 7 nodes; int8 storage: 1 (Gather); the others are float:"
+    assert "words" not in text([*CHOICES, table])
+
+
 def test_times_that_differ_from_node_to_node_do_not_make_a_line_each():
     slow = [Choice(f"add_{i}", "Add", int8=False, reason=f"measured slower as int8: {i} µs float") for i in range(30)]
     lines = text(slow).splitlines()

@@ -82,15 +82,18 @@ def bypass(node: ir.Node) -> None:
 
 
 def replace_node(old: ir.Node, new: ir.Node) -> None:
-    """Put `new` in the place of `old`, both of one output, keeping the output's name, type and shape."""
-    graph, before, after = old.graph, old.outputs[0], new.outputs[0]
+    """Put `new` in the place of `old`, of as many outputs, keeping the outputs' names, types and shapes."""
+    graph = old.graph
     if graph is None:
         raise ValueError(f"{old.op_type} is in no graph")
-    name, after.type, after.shape = before.name, before.type, before.shape
     graph.insert_before(old, new)
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    names = [output.name for output in old.outputs]
+    for before, after in zip(old.outputs, new.outputs, strict=True):
+        after.type, after.shape = before.type, before.shape
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
     graph.remove(old, safe=True)
-    after.name = name
+    for name, after in zip(names, new.outputs, strict=True):
+        after.name = name
 
 
 def remove_unused(model: ir.Model) -> None:
@@ -113,6 +116,15 @@ def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
     graph.outputs.clear()
     graph.outputs.extend(chosen)
     remove_unused(model)
+
+
+def _let_go(node: ir.Node) -> None:
+    """The branches of an If or Loop no longer read the graph around them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
 
 
 def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
@@ -140,6 +152,7 @@ def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
         graph.inputs.remove(value)
     for node in reversed(list(graph)):
         if node.name not in chosen:
+            _let_go(node)
             graph.remove(node, safe=True)  # which also lets go of its inputs, so that unused weights are seen as such
     graph.inputs.extend(feeds)
     remove_unused(clone)

@@ -64,29 +64,6 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
         edit.replace_node(node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=name))
 
 
-def add_to_bias(model: ir.Model) -> None:
-    """``Conv`` followed by ``Add`` of a per-channel constant: the constant joins the convolution's bias."""
-    names = edit.Names(model.graph)
-    for node in list(model.graph):
-        conv = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
-        if conv is None or conv.op_type != "Conv" or query.sole_consumer(conv.outputs[0]) is not node:
-            continue
-        weight, offset = query.float_array(conv.inputs[1]), query.float_array(node.inputs[1])
-        if weight is None or offset is None:
-            continue
-        channels = (weight.shape[0], *[1] * (weight.ndim - 2))
-        if offset.shape not in (channels, (1, *channels)):
-            continue
-        old = conv.inputs[2] if len(conv.inputs) > 2 else None
-        bias = query.float_array(old)
-        if old is not None and bias is None:
-            continue
-        total = offset.reshape(-1) + (0 if bias is None else bias)
-        name = names.fresh(f"{query.label(conv)}_bias")
-        edit.set_input(conv, 2, edit.add_constant(model.graph, name, total.astype(np.float32)))
-        edit.bypass(node)
-
-
 def batchnorm_to_depthwise(model: ir.Model) -> None:
     """A batch normalization that could not be folded becomes a depthwise 1x1 convolution.
 
@@ -136,6 +113,29 @@ def _sole_pool(node: ir.Node) -> ir.Node | None:
     value = node.inputs[0]
     pool = value.producer() if value is not None and query.sole_consumer(value) is node else None
     return pool if pool is not None and pool.op_type == "MaxPool" and len(pool.outputs) == 1 else None
+
+
+def halve_last(model: ir.Model) -> None:
+    """``x * (y * 0.5)`` becomes ``(x * y) * 0.5``, bit for bit the same; so onnxruntime knows a ``Gelu``."""
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        for index, value in enumerate(node.inputs if query.op(node) == "Mul" else ()):
+            half = value.producer() if value is not None else None
+            if half is None or query.op(half) != "Mul" or query.scalar(half.inputs[1]) != 0.5:
+                continue
+            other = node.inputs[1 - index]
+            inner = half.inputs[0].producer() if half.inputs[0] is not None else None
+            if other is None or query.constant(other) is not None or inner is None or query.op(inner) != "Add":
+                continue
+            before = inner.inputs[0].producer() if inner.inputs[0] is not None else None
+            if before is None or query.op(before) != "Erf" or query.sole_consumer(half.outputs[0]) is not node:
+                continue
+            product = ir.node("Mul", [other, half.inputs[0]], name=names.fresh(f"{query.label(node)}_whole"))
+            product.outputs[0].name = names.fresh(f"{product.name}_out")
+            product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+            model.graph.insert_before(node, product)
+            edit.replace_node(node, ir.node("Mul", [product.outputs[0], half.inputs[1]], name=query.label(node)))
+            break
 
 
 def drop_stale_value_info(model: ir.Model) -> None:

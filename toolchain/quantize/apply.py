@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from toolchain.graph import check, edit, query
 from toolchain.ops import rule
+from toolchain.quantize import recurrent, stored
 from toolchain.quantize.plan import Plan, ProductQuant
 from toolchain.quantize.ranges import Affine
 from toolchain.quantize.select import data_inputs, output_point
@@ -42,6 +43,12 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     absorbed = {n for n in result.graph if query.label(n) in chosen and isinstance(rule(n).int8, Absorbed)}
     writer = _Writer(result.graph, encoding, absorbed)
     nodes = {query.label(node): node for node in result.graph}
+    for name, weights in plan.recurrent.items():
+        recurrent.write(nodes[name], weights, writer.names)
+        result.opset_imports[recurrent.DOMAIN] = 1
+    tables: dict[int, stored.Written] = {}
+    for name, rows in plan.tables.items():
+        stored.write_table(nodes[name], rows, writer.names, tables)
     values = {str(value.name): value for value in query.activations(result)}
     int8_computed = _int8_values(result, chosen)
     for name, product in plan.products.items():
@@ -73,7 +80,7 @@ class _Writer:
 
     def __init__(self, graph: ir.Graph, encoding: Encoding, absorbed: set[ir.Node]) -> None:
         self._graph = graph
-        self._names = edit.Names(graph)
+        self.names = edit.Names(graph)
         self._dtype: type[np.uint8 | np.int8] = np.uint8 if encoding == "u8" else np.int8
         self._shift = 0 if encoding == "u8" else 128
         self._grids: dict[Affine, tuple[ir.Value, ir.Value]] = {}
@@ -84,14 +91,14 @@ class _Writer:
         return node in self._own
 
     def _constant(self, name: str, array: Array) -> ir.Value:
-        return edit.add_constant(self._graph, self._names.fresh(name), array)
+        return edit.add_constant(self._graph, self.names.fresh(name), array)
 
     def _node(
         self, op: str, inputs: Sequence[ir.Value | None], like: ir.Value, dtype: ir.DataType, axis: int | None = None
     ) -> ir.Node:
         attributes = {} if axis is None else {"axis": axis}
-        node = ir.node(op, inputs, attributes, name=self._names.fresh(f"{like.name}_{op}"))
-        node.outputs[0].name = self._names.fresh(f"{node.name}_out")
+        node = ir.node(op, inputs, attributes, name=self.names.fresh(f"{like.name}_{op}"))
+        node.outputs[0].name = self.names.fresh(f"{node.name}_out")
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), like.shape
         self._own.add(node)
         return node
@@ -124,7 +131,7 @@ class _Writer:
         index = next(i for i, output in enumerate(self._graph.outputs) if output is value)
         name = str(value.name)
         self._graph.outputs[index] = pair
-        value.name = self._names.fresh(f"{name}_float")
+        value.name = self.names.fresh(f"{name}_float")
         pair.name = name
 
     def product(self, node: ir.Node, quant: ProductQuant) -> None:

@@ -26,10 +26,14 @@ ROUNDED_ONCE = frozenset(
 def exceptions(plan: Plan) -> tuple[str, ...]:
     """What may differ, a clause for each cause."""
     found: list[str] = []
-    floats = Counter(c.op for c in plan.choices if not c.int8 and not _same_everywhere(c.op))
+    floats = Counter(c.op for c in plan.choices if c.precision == "float" and not _same_everywhere(c.op))
     if floats:
         kinds = ", ".join(f"{op} ×{count}" for op, count in floats.most_common())
         found.append(f"float operators that every processor rounds its own way in the last place: {kinds}")
+    dynamic = Counter(choice.op for choice in plan.choices if choice.other == "int8 dynamic")
+    if dynamic:
+        kinds = ", ".join(f"{op} ×{count}" for op, count in dynamic.items())
+        found.append(f"dynamic int8 operators, which round what float gates computed to whole steps: {kinds}")
     saturating = sum(not product.weight.overflow_free for product in plan.products.values())
     if saturating:
         found.append(f"int8 products that may saturate on x86 without VNNI: {saturating}")

@@ -30,8 +30,12 @@ class Fragment:
 
 
 def fragments(model: ir.Model, plan: Plan, encoding: Encoding) -> list[Fragment]:
-    """Cut the plan's int8 nodes into connected fragments. `model` is the float model the plan was made for."""
-    return [_fragment(model, plan, group, encoding) for group in _connected(model, plan.int8_nodes())]
+    """Cut the plan's int8 nodes into connected fragments; a dynamic node is one of its own.
+
+    model: the float model the plan was made for.
+    """
+    groups = _connected(model, plan.int8_nodes()) + [(name,) for name in plan.recurrent]
+    return [_fragment(model, plan, group, encoding) for group in groups]
 
 
 def _connected(model: ir.Model, chosen: set[str]) -> list[tuple[str, ...]]:
@@ -67,5 +71,7 @@ def _fragment(model: ir.Model, plan: Plan, names: tuple[str, ...], encoding: Enc
         choices=tuple(c for c in plan.choices if c.node in names),
         activations={n: a for n, a in plan.activations.items() if n in inside},
         products={n: p for n, p in plan.products.items() if n in names},
+        recurrent={n: w for n, w in plan.recurrent.items() if n in names},
+        tables={},
     )
     return Fragment(names, alone, apply_quantization(alone, part, encoding))

@@ -12,7 +12,7 @@ Correction   rounding weights shifts a layer's mean output by ΔW·E[x]; with th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from toolchain.graph import query
 from toolchain.observation import Observation
 from toolchain.ops import rule
-from toolchain.quantize import lattice
+from toolchain.quantize import lattice, recurrent, stored
 from toolchain.quantize.ranges import Affine, affine, choose_range
 from toolchain.quantize.select import Choice, Selection, clip_limits, output_point, weight_axis
 from toolchain.quantize.weights import WeightQuant, quantize_weight
@@ -48,17 +48,26 @@ class Plan:
 
     choices: every node's precision. activations: tensor name to its grid. products: node name to constants.
     inexact: int8 nodes that may round differently on different processors, and why; select them float instead.
+    tables: node name to the rows it looks up. recurrent: dynamic node's name to its weights, row by row.
     """
 
     choices: tuple[Choice, ...]
     activations: Mapping[str, Affine]
     products: Mapping[str, ProductQuant]
     inexact: Mapping[str, str]
+    tables: Mapping[str, WeightQuant] = field(default_factory=dict)
+    recurrent: Mapping[str, tuple[WeightQuant, ...]] = field(default_factory=dict)
 
     @property
     def overflow_free(self) -> bool:
         """Whether no product can saturate on any processor."""
-        return all(p.weight.overflow_free for p in self.products.values())
+        weights = [p.weight for p in self.products.values()] + [w for ws in self.recurrent.values() for w in ws]
+        return all(weight.overflow_free for weight in weights)
+
+    @property
+    def computes_int8(self) -> bool:
+        """Whether any product is int8, static or dynamic."""
+        return bool(self.products or self.recurrent)
 
     def int8_nodes(self) -> set[str]:
         """Names of the nodes that compute in int8."""
@@ -90,7 +99,9 @@ def plan_quantization(
             products[query.label(node)] = _product(
                 node, cell, activations, observation, recipe, (weights or {}).get(query.label(node))
             )
-    return Plan(selection.choices, activations, products, inexact)
+    tables = stored.tables(model, selection.other_nodes("int8 storage"))
+    steps = recurrent.weights(model, selection.other_nodes("int8 dynamic"), exact=recipe.exact)
+    return Plan(selection.choices, activations, products, inexact, tables, steps)
 
 
 def _activation_grids(
@@ -143,7 +154,7 @@ def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine
     stats = observation.tensors.get(str(value.name))
     if stats is None:  # never computed on any sample, as an empty branch
         return Affine(1.0, 0)
-    low, high = choose_range(stats, "mse" if recipe.ranges == "auto" else recipe.ranges, recipe.percentile)
+    low, high = choose_range(stats, recipe.ranges, recipe.percentile)
     return affine(low, high)
 
 

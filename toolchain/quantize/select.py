@@ -10,24 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
 from toolchain.graph import query
 from toolchain.ops import TABLE, rule
-from toolchain.rules import Absorbed, Float, Kernel, OwnScale, SameScale
+from toolchain.quantize import recurrent, stored
+from toolchain.rules import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
 
 NOT_IN_TABLE = "its operator is not in the table"
+
+Other = Literal["int8 dynamic", "int8 storage"]
+Precision = Literal["int8", "float"] | Other
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one node computes. reason: why it stays float, None for int8."""
+    """How one node computes. int8: static int8. reason: why it does not, None where it does.
+
+    other: a way between the two. `int8 storage`: its constant is int8 in the file, and it computes in float.
+    `int8 dynamic`: its products are int8, of activations rounded to what they span at run time.
+    """
 
     node: str
     op: str
     int8: bool
     reason: str | None = None
+    other: Other | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """What tables and manifests call it."""
+        return self.other or ("int8" if self.int8 else "float")
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,10 @@ class Selection:
         """Names of the nodes that compute in int8."""
         return {choice.node for choice in self.choices if choice.int8}
 
+    def other_nodes(self, other: Other) -> set[str]:
+        """Names of the nodes that are neither int8 nor float but this."""
+        return {choice.node for choice in self.choices if choice.other == other}
+
 
 def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str, str] | None = None) -> Selection:
     """Choose int8 or float for every node of an optimized model.
@@ -57,11 +76,17 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
     """
     int8: dict[ir.Node, bool] = {}
     why: dict[ir.Node, str | None] = {}
+    other: dict[ir.Node, Other] = {}
     for node in model.graph:
-        reason = _refusal(node, keep_float, reasons or {}) or _unprofitable(node, int8)
+        kept = _kept(node, keep_float, reasons or {})
+        reason = kept or _refusal(node) or _unprofitable(node, int8)
+        if reason is None and isinstance(rule(node).int8, Dynamic):
+            other[node], reason = "int8 dynamic", recurrent.DYNAMIC
+        elif not kept and stored.has_table(node):
+            other[node], reason = "int8 storage", stored.TABLE
         int8[node], why[node] = reason is None, reason
     _drop_unread(model, int8, why)
-    choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n]) for n in model.graph)
+    choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n], other.get(n)) for n in model.graph)
     tensors, same = _tensors(model, int8)
     return Selection(choices, tensors, same)
 
@@ -69,13 +94,16 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
 # ------------------------------------------------------------------------------------------ node by node
 
 
-def _refusal(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -> str | None:
-    """Why `node` alone cannot be int8, None if it can."""
+def _kept(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -> str | None:
+    """Why someone else wants `node` float."""
     name = query.label(node)
     if name in reasons:
         return reasons[name]
-    if name in keep_float or query.op(node) in keep_float:
-        return "the recipe keeps it float"
+    return "the recipe keeps it float" if name in keep_float or query.op(node) in keep_float else None
+
+
+def _refusal(node: ir.Node) -> str | None:
+    """Why `node` alone cannot be int8, None if it can."""
     cell = rule(node).int8
     match cell:
         case Float():
@@ -84,6 +112,8 @@ def _refusal(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]
             return _kernel_refusal(node, cell)
         case Absorbed():
             return _absorb_refusal(node)
+        case Dynamic():
+            return recurrent.refusal(node, cell)
         case _:
             return _glue_refusal(node, cell)
 
@@ -183,7 +213,7 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
     """Why glue stays float although it could be int8: most of what it reads is float."""
     cell = rule(node).int8
-    if isinstance(cell, Kernel):
+    if isinstance(cell, Kernel | Dynamic):
         return None
     ready = total = 0
     for value in data_inputs(node):

@@ -31,19 +31,26 @@ def float_groups(choices: Iterable[Choice]) -> tuple[FloatGroup, ...]:
     """Float nodes by operator and reason, the most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for choice in choices:
-        if not choice.int8:
+        if choice.precision == "float":
             groups.setdefault((choice.op, choice.reason or "no reason is known"), []).append(choice.node)
     found = [FloatGroup(op, reason, len(nodes), nodes[0]) for (op, reason), nodes in groups.items()]
     return tuple(sorted(found, key=lambda group: -group.nodes))
 
 
 def precision(choices: Sequence[Choice]) -> RenderableType:
-    """How many nodes are int8, then one entry a reason for the rest: counts by operator, and an example."""
-    int8 = sum(choice.int8 for choice in choices)
-    if int8 == len(choices):
-        return Text(f"int8: {int8} of {int8} nodes")
-    head = Text(f"int8: {int8} of {len(choices)} nodes; the others are float:")
-    return Group(head, reasons(float_groups(choices)))
+    """How many nodes are int8 in which way, then one entry a reason for the rest: counts by operator, an example."""
+    counts = Counter(choice.precision for choice in choices)
+    floats = counts.pop("float", 0)
+    ways = [f"int8: {counts.pop('int8', 0)} of {len(choices)} nodes"]
+    ways += [f"{way}: {count} ({_operators(choices, way)})" for way, count in counts.items()]
+    head = "; ".join(ways)
+    if not floats:
+        return Text(head)
+    return Group(Text(f"{head}; the others are float:"), reasons(float_groups(choices)))
+
+
+def _operators(choices: Sequence[Choice], way: str) -> str:
+    return ", ".join(dict.fromkeys(choice.op for choice in choices if choice.precision == way))
 
 
 def reasons(groups: Sequence[FloatGroup]) -> RenderableType:

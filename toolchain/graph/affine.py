@@ -1,0 +1,156 @@
+"""Constant factors and offsets move into the weights and biases of the products beside them.
+
+    f · (W x + b) + c  =  (f W) x + (f b + c)                behind a product, f and c one number or one a channel
+    W (f x) + b        =  (f W) x + b                        in front of it, f one number; zeros that pad stay zeros
+    W (x + c) + b      =  W x + (b + c · Σ W)                in front of one that pads nothing, c one number
+
+Each saves a pass over a tensor, and as int8 two conversions, since a sum or product with a constant has no kernel.
+A factor also moves on through what is linear or commutes with it, on all ways to the products that read it at last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.graph import edit, query
+
+Floats = npt.NDArray[np.float32]
+
+LINEAR = frozenset({"GlobalAveragePool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+"""f · op(x) = op(f · x) for every f."""
+
+
+def affine_into_conv(model: ir.Model) -> None:
+    """``Conv`` followed by ``Mul`` or ``Add`` of constants, one or one a channel: weights and bias take them in."""
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        conv = node.inputs[0].producer() if node.op_type in ("Mul", "Add") and node.inputs[0] is not None else None
+        if conv is None or query.sole_consumer(conv.outputs[0]) is not node or not _is_constant_conv(conv):
+            continue
+        weight, bias = _parameters(conv)
+        number = _per_channel(query.float_array(node.inputs[1]), weight)
+        if number is None:
+            continue
+        if node.op_type == "Mul":
+            _set(model, conv, 1, weight * number.reshape(-1, *[1] * (weight.ndim - 1)), names)
+            bias = None if bias is None else bias * number
+        else:
+            bias = number + (0 if bias is None else bias)
+        if bias is not None:
+            _set(model, conv, 2, bias, names)
+        edit.bypass(node)
+
+
+def affine_into_next(model: ir.Model) -> None:
+    """``Mul`` and ``Add`` of one constant number in front of convolutions: their weights and biases take it in."""
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        number = query.float_array(node.inputs[1]) if node.op_type in ("Mul", "Add") else None
+        if number is None or number.size != 1 or not query.is_float(node.inputs[0]) or _raises_rank(node, number):
+            continue
+        value = np.float32(number.reshape(()))
+        if node.op_type == "Add":
+            changes = _absorb_offset(model, node.outputs[0], value, names)
+        else:
+            changes = _absorb_factor(model, node.outputs[0], value, names) if value else None
+        if changes:
+            for change in changes:
+                change()
+            edit.bypass(node)
+
+
+Changes = list[Callable[[], None]]
+
+
+def _absorb_offset(model: ir.Model, value: ir.Value, number: np.float32, names: edit.Names) -> Changes | None:
+    """What to do so that every reader of `value` computes as if `number` had been added; None if one cannot."""
+    changes: Changes = []
+    for node in _readers(value):
+        if not _is_constant_conv(node) or node.inputs.count(value) > 1 or _pads(node):
+            return None
+
+        def change(node: ir.Node = node) -> None:
+            weight, bias = _parameters(node)
+            added = number * weight.sum(axis=tuple(range(1, weight.ndim)), dtype=np.float64)
+            _set(model, node, 2, added + (0 if bias is None else bias), names)
+
+        changes.append(change)
+    return changes
+
+
+def _absorb_factor(model: ir.Model, value: ir.Value, factor: np.float32, names: edit.Names) -> Changes | None:
+    """What to do so that every reader of `value` computes as if it were `factor` times as large; None if one cannot."""
+    changes: Changes = []
+    for node in _readers(value):
+        if list(node.inputs).count(value) != 1 or (node.inputs[0] is not value and query.op(node) != "Mul"):
+            return None
+        if _is_constant_conv(node):
+            changes.append(lambda node=node: _set(model, node, 1, _parameters(node)[0] * factor, names))  # type: ignore[misc]
+            continue
+        if query.op(node) == "Add":
+            offset = query.float_array(node.inputs[1])
+            if offset is None or not np.isfinite(offset / factor).all():
+                return None
+            changes.append(lambda node=node, offset=offset: _set(model, node, 1, offset / factor, names))  # type: ignore[misc]
+        elif query.op(node) not in LINEAR and query.op(node) != "Mul":
+            return None
+        further = _absorb_factor(model, node.outputs[0], factor, names)
+        if not further:
+            return None
+        changes += further
+    return changes
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Of `value`; none where it leaves the graph, or is read inside a branch, which nothing here looks into."""
+    nodes = query.consumers(value)
+    producer = value.producer()
+    inside = producer is not None and all(node.graph is producer.graph for node in nodes)
+    return nodes if inside and not value.is_graph_output() else []
+
+
+def _is_constant_conv(node: ir.Node) -> bool:
+    if query.op(node) != "Conv" or query.float_array(node.inputs[1]) is None:
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return bias is None or query.float_array(bias) is not None
+
+
+def _parameters(conv: ir.Node) -> tuple[Floats, Floats | None]:
+    weight = query.float_array(conv.inputs[1])
+    if weight is None:
+        raise ValueError(f"{query.label(conv)} has no constant weight")
+    return weight, query.float_array(conv.inputs[2]) if len(conv.inputs) > 2 else None
+
+
+def _per_channel(array: Floats | None, weight: Floats) -> Floats | None:
+    """One number for each output channel, where the array means that."""
+    if array is None or array.ndim > weight.ndim:
+        return None
+    if array.size == 1:
+        return np.full(len(weight), array.reshape(()), np.float32)
+    channels = (len(weight), *[1] * (weight.ndim - 2))
+    return array.reshape(-1) if array.shape in (channels, (1, *channels)) else None
+
+
+def _raises_rank(node: ir.Node, number: Floats) -> bool:
+    rank = query.rank(node.inputs[0]) if node.inputs[0] is not None else None
+    return rank is None or number.ndim > rank
+
+
+def _pads(conv: ir.Node) -> bool:
+    return any(query.attribute(conv, "pads", [0])) or query.attribute(conv, "auto_pad", "NOTSET") not in (
+        "NOTSET",
+        "VALID",
+    )
+
+
+def _set(model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.floating], names: edit.Names) -> None:
+    """Give one node a constant of its own; others may share the old one."""
+    kind = {1: "weight", 2: "bias"}[index]
+    name = names.fresh(f"{query.label(node)}_{kind}")
+    edit.set_input(node, index, edit.add_constant(model.graph, name, np.asarray(array, np.float32)))

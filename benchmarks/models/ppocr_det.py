@@ -1,4 +1,4 @@
-"""PP-OCRv4's mobile text detector (DBNet, arXiv 1911.08947: a segmentation with a feature pyramid): where are the lines?"""
+"""PP-OCRv4's mobile text detector (DBNet, arXiv 1911.08947: a segmentation that is read as boxes around lines)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ LENGTH = 1024
 
 
 def samples(name: str, seed: int, n: int, part: int) -> Path:
-    """Field ``x``: `n` tones, float32 [1024] at 16 kHz; field ``y``: their frequencies in Hz. part: 0 tests, 1 calibrates."""
+    """Field ``x``: `n` tones, float32 [1024] at 16 kHz; ``y``: their frequencies in Hz. part: 0 tests, 1 calibrates."""
 
     def make() -> store.Arrays:
         return store.stack(

@@ -22,7 +22,6 @@ ABLATIONS: Mapping[str, dict[str, object]] = {
 
 STOCK = ("quantize_static", "quantize_dynamic")
 OTHERS = (*STOCK, *peers.PEERS)
-USUAL = tuple(name for name in OTHERS if name != "quark-accurate")  # which takes minutes a model
 LEGEND = (
     "`quantize_static` is onnxruntime's, after its `quant_pre_process`: default (S8S8 per tensor), U8S8 per channel, "
     "and that with `reduce_range`. `quantize_dynamic`: its default, too; unsigned weights where that does not run."

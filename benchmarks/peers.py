@@ -1,7 +1,7 @@
 """Other quantizers, each in an environment of its own, so that none has to agree with another's dependencies:
 
     python -m benchmarks.peers                          # which there are, and which are installed
-    python -m benchmarks.peers install [NAME ...]       # all by default; 1.2 to 1.8 GB each
+    python -m benchmarks.peers install [NAME ...]       # all by default; 1.3 to 1.8 GB each
 
 An environment lies in the cache (``~/.cache/edge-toolchain/peers/NAME``) and holds what ``drivers/requirements`` pins,
 all of it, so that pip resolves nothing. torch is pinned as its CPU build: tell pip where that is, with
@@ -45,20 +45,15 @@ PEERS: Mapping[str, Peer] = {
         "activations and weights per channel.",
     ),
     "quark": Peer(
-        {"Quark": "DEFAULT"},
+        {"Quark": "default"},
         "Quark: AMD's `INT8_CNN_DEFAULT`, for transformers `INT8_TRANSFORMER_DEFAULT` (U8S8 per tensor, min-max).",
     ),
-    "quark-accurate": Peer(
-        {"Quark accurate": "ACCURATE"},
-        "Quark accurate: `INT8_CNN_ACCURATE` or `INT8_TRANSFORMER_ACCURATE` (ranges of 99.9999 %, AdaRound).",
-    ),
 }
-"""Several may share an environment, named like the part before the dash."""
 
 
 def driver(name: str) -> str:
     """The peer's function, as `benchmarks.fresh` names it."""
-    return f"benchmarks.drivers.{_environment(name)}:quantize"
+    return f"benchmarks.drivers.{name}:quantize"
 
 
 def interpreter(name: str) -> str | None:
@@ -98,16 +93,12 @@ def known(name: str) -> str:
     return name
 
 
-def _environment(name: str) -> str:
-    return name.partition("-")[0]
-
-
 def _folder(name: str) -> Path:
-    return cache_dir("peers") / _environment(name)
+    return cache_dir("peers") / name
 
 
 def _pins(name: str) -> Path:
-    return REQUIREMENTS / f"{_environment(name)}.txt"
+    return REQUIREMENTS / f"{name}.txt"
 
 
 def _python(folder: Path) -> Path:

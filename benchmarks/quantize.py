@@ -24,7 +24,7 @@ from itertools import islice, product
 from pathlib import Path
 
 from benchmarks import contestants, elsewhere, feeds, tables
-from benchmarks.contestants import ABLATIONS, OTHERS, USUAL, Made, Variant
+from benchmarks.contestants import ABLATIONS, OTHERS, Made
 from benchmarks.models import MODELS, NAMES, Model, missing
 from toolchain.bench import Subject, bench, describe_host, stats
 from toolchain.data import Feed
@@ -79,17 +79,16 @@ def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequ
     parts = ["# int8 beside others", tables.describe(host), f"{LEGEND} {contestants.legend(options.peers)}", *skipped]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
-            made = _quantize_all(
-                model, contestants.variants(model, options.ablate, options.peers), options.samples, Path(scratch)
-            )
+            made = _quantize_all(model, options, Path(scratch))
             measured = _measure(model, made, options)
         rows += measured
         costs += [_cost(model.NAME, item) for item in made[1:]]
         parts.append(_section(model, made, measured))
+        print(f"\n{parts[-1]}\n", flush=True)
     stem = f"quantize-{tables.slug(host)}"
     Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
     write_text(options.output / f"{stem}.costs.json", json.dumps(costs, indent=1) + "\n")
-    _publish(options.output / f"{stem}.md", parts)
+    write_text(options.output / f"{stem}.md", "\n\n".join(parts) + "\n")
 
 
 def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
@@ -99,9 +98,7 @@ def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
     parts = ["# int8 on emulated processors", tables.describe(host), EMULATED]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
-            made = _quantize_all(
-                model, contestants.variants(model, options.ablate, options.peers), options.samples, Path(scratch)
-            )
+            made = _quantize_all(model, options, Path(scratch))
             answers = []
             for place, item in product(options.emulate, made[1:]):
                 if item.file and (place.samples is None or item.variant.startswith("ours")):
@@ -109,14 +106,9 @@ def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
                     answers.append(elsewhere.answer(model, item.variant, item.file, place))
             rows += [answer.measurement(host, when) for answer in answers]
         parts.append(f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}.\n\n{elsewhere.table(answers)}")
+        print(f"\n{parts[-1]}\n", flush=True)
     Results(measurements=tuple(rows)).save(options.output / "emulated.json")
-    _publish(options.output / "emulated.md", parts)
-
-
-def _publish(path: Path, parts: Sequence[str]) -> None:
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    write_text(path, text)
+    write_text(options.output / "emulated.md", "\n\n".join(parts) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -126,7 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
     parser.add_argument(
-        "--peers", type=_others, default=USUAL, metavar="NAME,...", help=f"{', '.join(OTHERS)}; or none"
+        "--peers", type=_others, default=OTHERS, metavar="NAME,...", help=f"{', '.join(OTHERS)}; or none"
     )
     parser.add_argument(
         "--ablate", action="store_const", const=tuple(ABLATIONS), default=(), help="ours without each part"
@@ -159,12 +151,12 @@ def _listed(text: str, known: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _quantize_all(model: Model, variants: Sequence[Variant], samples: int, scratch: Path) -> list[Made]:
+def _quantize_all(model: Model, options: argparse.Namespace, scratch: Path) -> list[Made]:
     """The float model, then a file for every variant."""
     folder = scratch / "samples"
-    feeds.write(islice(model.calibration(samples), samples), folder)
+    feeds.write(islice(model.calibration(options.samples), options.samples), folder)
     made = [Made("fp32", model.onnx_path())]
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(contestants.variants(model, options.ablate, options.peers)):
         print(f"{model.NAME}: quantizing, {variant.name}", flush=True)
         made.append(contestants.quantize(variant, model.onnx_path(), folder, scratch / f"{number}.onnx"))
     return made

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quantize [MODEL ...] [--peers NAME,...|none] [--samples 64] [--threads 1] [-o FOLDER]
     python -m benchmarks.quantize [MODEL ...] (--ablate | --without PART,...) [--peers none] [--seconds 3]
-    python -m benchmarks.quantize mobilenet_v2 --emulate x86-avx2 --emulate cortex-a53:64
+    python -m benchmarks.quantize mobilenet_v2 --peers quantize_static --emulate x86-avx2 --emulate cortex-a53:64
 
 Each quantization is a fresh process, so that its memory is its own; the files of one model are then timed interleaved
 and scored with the model's labelled metric. In FOLDER: ``quantize-CPU.md``, the table; ``quantize-CPU.json``, raw

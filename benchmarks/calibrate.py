@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from benchmarks import feeds, fresh, ours, peer, tables
+from benchmarks import feeds, fresh, ours, stock, tables
 from benchmarks.models import MODELS, NAMES, Model
 from toolchain.bench import describe_host
 from toolchain.errors import ToolchainError
@@ -24,7 +24,7 @@ from toolchain.files import write_text
 CONTESTANTS: dict[str, tuple[Callable[..., object], str]] = {
     "ours": (ours.calibrate, "selected"),
     "ours, all tensors": (ours.calibrate, "all"),
-    **{f"onnxruntime {name}": (peer.calibrate, name) for name in peer.CALIBRATORS},
+    **{f"onnxruntime {name}": (stock.calibrate, name) for name in stock.CALIBRATORS},
 }
 BOUNDED = tuple(name for name in CONTESTANTS if name.startswith("ours") or name.endswith("MinMax"))
 """Those that do not keep every activation of every sample; the others would take 16 GiB for 256 photographs."""

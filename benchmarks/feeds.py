@@ -1,13 +1,18 @@
-"""Calibration samples as files, one ``.npz`` a sample: every contestant reads the very same ones, one at a time."""
+"""Calibration samples as files, one ``.npz`` a sample: every contestant reads the very same ones, one at a time.
+
+Needs NumPy alone: the peers' environments import it, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolchain.data import Feed
+if TYPE_CHECKING:
+    from toolchain.data import Feed
 
 
 def write(feeds: Iterable[Feed], folder: Path) -> int:

@@ -1,18 +1,16 @@
 """Runs one function in a process of its own and says what it took: seconds, and the peak of resident memory.
 
-Memory is Linux's VmHWM, which never goes down, hence the fresh process. It is read after the function's module (and
-what that imports) is loaded, and again at the end; the seconds are of the call alone.
+Memory is Linux's VmHWM, which never goes down, hence the fresh process (`benchmarks.child`). It is read after the
+function's module (and what that imports) is loaded, and again at the end; the seconds are of the call alone.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,14 @@ from typing import Any
 from toolchain.errors import ToolchainError
 
 ROOT = Path(__file__).parent.parent
+HERE = sys.executable
+LIMIT_S = 1200.0
+SILENT = {"OLIVE_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
+"""Peers that report their use to their makers are asked not to; that would be measured, too."""
 
 
 class FreshError(ToolchainError):
-    """The function raised, or its process was killed."""
+    """The function raised, took too long, or its process was killed."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +39,38 @@ class Cost:
     returned: Any
 
 
-def call(function: Callable[..., object], *arguments: object) -> Cost:
+def call(
+    function: Callable[..., object] | str, *arguments: object, python: str = HERE, limit_s: float = LIMIT_S
+) -> Cost:
     """Call a module's function with JSON-able arguments in a fresh process.
 
+    function: or its name, ``module:function``, where only another interpreter (`python`) can import it.
+
     Raises:
-        FreshError: with the last line the process wrote to stderr.
+        FreshError: with the function's error in one clause; or it took longer than `limit_s`.
     """
-    command = [sys.executable, "-W", "ignore", "-m", __name__, function.__module__, function.__name__]
-    command.append(json.dumps(arguments))
+    where = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
+    module, _, name = where.partition(":")
     with tempfile.TemporaryDirectory(prefix="toolchain-fresh-") as folder:
+        result = Path(folder) / "result.json"
+        command = [python, "-W", "ignore", "-m", "benchmarks.child", module, name, json.dumps(arguments), str(result)]
         # Nothing computed before is found again, and what a peer leaves lying about goes with the folder.
-        environment = {**os.environ, "TOOLCHAIN_CACHE": folder, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        said = lines[-1] if lines else f"exit code {done.returncode}"
-        raise FreshError(said[:240], where=function.__name__)
-    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+        environment = {**os.environ, **SILENT, "TOOLCHAIN_CACHE": folder, "TMPDIR": folder, "PYTHONPATH": str(ROOT)}
+        try:
+            done = subprocess.run(
+                command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=limit_s
+            )
+        except subprocess.TimeoutExpired:
+            raise FreshError(f"given up after {limit_s / 60:.0f} minutes", where=name) from None
+        written = json.loads(result.read_text()) if result.exists() else {"error": _last_words(done)}
+    if "error" in written:
+        raise FreshError(written["error"][:240], where=name)
+    return Cost(**written)
 
 
-def _peak_bytes() -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
-
-
-def _main(module: str, name: str, arguments: str) -> None:
-    function = getattr(importlib.import_module(module), name)
-    baseline = _peak_bytes()
-    started = time.perf_counter()
-    returned = function(*json.loads(arguments))
-    seconds = time.perf_counter() - started
-    print(json.dumps(vars(Cost(seconds, baseline, _peak_bytes(), returned))))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Of a process that could not tell: it was killed, or never started."""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {done.returncode}"

@@ -1,7 +1,8 @@
-"""Static int8, ours beside onnxruntime's `quantize_static`, on the same float file and the same samples:
+"""Static int8, ours beside onnxruntime's own and other quantizers, on the same float file and the same samples:
 
-    python -m benchmarks.quantize [MODEL ...] [--samples 64] [--threads 1] [--ablate] [-o FOLDER]
-    python -m benchmarks.quantize mobilenet_v2 --emulate x86-avx2 --emulate cortex-a53:64
+    python -m benchmarks.quantize [MODEL ...] [--peers NAME,...|none] [--samples 64] [--threads 1] [-o FOLDER]
+    python -m benchmarks.quantize [MODEL ...] (--ablate | --without PART,...) [--peers none] [--seconds 3]
+    python -m benchmarks.quantize mobilenet_v2 --peers quantize_static --emulate x86-avx2 --emulate cortex-a53:64
 
 Each quantization is a fresh process, so that its memory is its own; the files of one model are then timed interleaved
 and scored with the model's labelled metric. In FOLDER: ``quantize-CPU.md``, the table; ``quantize-CPU.json``, raw
@@ -16,13 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice, product
 from pathlib import Path
 
-from benchmarks import elsewhere, feeds, fresh, ours, peer, tables
+from benchmarks import contestants, elsewhere, feeds, tables
+from benchmarks.contestants import ABLATIONS, OTHERS, Made
 from benchmarks.models import MODELS, NAMES, Model, missing
 from toolchain.bench import Subject, bench, describe_host, stats
 from toolchain.data import Feed
@@ -30,10 +32,8 @@ from toolchain.errors import ToolchainError, did_you_mean
 from toolchain.files import write_text
 from toolchain.graph import run
 from toolchain.measurement import Measurement, Results, Score
-from toolchain.quantize import optimized_graph
-from toolchain.recipe import Bench, Recipe
+from toolchain.recipe import Bench
 
-SETTINGS = Bench(min_time_s=3.0, rounds=6, min_runs=30)
 HEAD = (
     "variant",
     "metric",
@@ -51,35 +51,13 @@ LEGEND = (
     "Δ: against fp32. median ms: of one inference, with its 95 % interval, all variants of a model interleaved; "
     "speed-up: against fp32, round by round. Q/DQ left: QuantizeLinear and DequantizeLinear nodes in the graph that "
     "onnxruntime runs. s, peak MiB: of quantizing, calibration included, in a fresh process that "
-    "took `imports` MiB before it began. `quantize_static` is "
-    "onnxruntime's, after its `quant_pre_process`: default (S8S8 per tensor), U8S8 per channel, and that with "
-    "`reduce_range`."
+    "took `imports` MiB before it began."
 )
 EMULATED = (
     "Answers only, no times. Here: on the host above. same top-1: answers whose largest entry stands where it stands "
     "here; bit-identical: answers equal in every bit. No metric there where not all samples were run; a processor "
     "with some of the samples is asked for ours alone."
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to quantize. function: for `fresh.call`; hows: its last arguments, tried in turn until one works."""
-
-    name: str
-    function: Callable[..., object]
-    hows: tuple[tuple[object, ...], ...]
-
-
-@dataclass(frozen=True)
-class Made:
-    """What became of a variant: the file, or the error in one clause."""
-
-    variant: str
-    file: Path | None
-    cost: fresh.Cost | None = None
-    left: int | None = None
-    error: str | None = None
 
 
 def main() -> None:
@@ -98,18 +76,19 @@ def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequ
     host = describe_host()
     rows: list[Measurement] = []
     costs: list[dict[str, object]] = []
-    parts = ["# int8 beside quantize_static", tables.describe(host), LEGEND, *skipped]
+    parts = ["# int8 beside others", tables.describe(host), f"{LEGEND} {contestants.legend(options.peers)}", *skipped]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
-            made = _quantize_all(model, _variants(options.ablate), options.samples, Path(scratch))
-            measured = _measure(model, made, options.threads)
+            made = _quantize_all(model, options, Path(scratch))
+            measured = _measure(model, made, options)
         rows += measured
         costs += [_cost(model.NAME, item) for item in made[1:]]
         parts.append(_section(model, made, measured))
+        print(f"\n{parts[-1]}\n", flush=True)
     stem = f"quantize-{tables.slug(host)}"
     Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
     write_text(options.output / f"{stem}.costs.json", json.dumps(costs, indent=1) + "\n")
-    _publish(options.output / f"{stem}.md", parts)
+    write_text(options.output / f"{stem}.md", "\n\n".join(parts) + "\n")
 
 
 def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
@@ -119,7 +98,7 @@ def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
     parts = ["# int8 on emulated processors", tables.describe(host), EMULATED]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
-            made = _quantize_all(model, _variants(options.ablate), options.samples, Path(scratch))
+            made = _quantize_all(model, options, Path(scratch))
             answers = []
             for place, item in product(options.emulate, made[1:]):
                 if item.file and (place.samples is None or item.variant.startswith("ours")):
@@ -127,22 +106,24 @@ def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
                     answers.append(elsewhere.answer(model, item.variant, item.file, place))
             rows += [answer.measurement(host, when) for answer in answers]
         parts.append(f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}.\n\n{elsewhere.table(answers)}")
+        print(f"\n{parts[-1]}\n", flush=True)
     Results(measurements=tuple(rows)).save(options.output / "emulated.json")
-    _publish(options.output / "emulated.md", parts)
-
-
-def _publish(path: Path, parts: Sequence[str]) -> None:
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    write_text(path, text)
+    write_text(options.output / "emulated.md", "\n\n".join(parts) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Static int8 beside onnxruntime's quantize_static.")
+    parser = argparse.ArgumentParser(description="Static int8 beside onnxruntime's and other quantizers.")
     parser.add_argument("models", nargs="*", metavar="MODEL", type=_known, help="of benchmarks.models; all by default")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ablate", action="store_true", help="ours without each of its parts, too")
+    parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
+    parser.add_argument(
+        "--peers", type=_others, default=OTHERS, metavar="NAME,...", help=f"{', '.join(OTHERS)}; or none"
+    )
+    parser.add_argument(
+        "--ablate", action="store_const", const=tuple(ABLATIONS), default=(), help="ours without each part"
+    )
+    parser.add_argument("--without", type=_parts, dest="ablate", metavar="PART,...", help=f"of {', '.join(ABLATIONS)}")
     parser.add_argument("--emulate", action="append", default=[], type=elsewhere.parse, metavar="CPU[:SAMPLES]")
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
     return parser.parse_args()
@@ -154,48 +135,34 @@ def _known(name: str) -> str:
     return name
 
 
-def _variants(ablate: bool) -> list[Variant]:
-    recipes = {"ours": Recipe()}
-    if ablate:
-        parts: dict[str, dict[str, object]] = {
-            "exactness": {"exact": False},
-            "bias correction": {"bias_correction": False},
-            "MSE ranges": {"ranges": "minmax"},
-            "races": {"measure": False},
-        }
-        recipes |= {f"ours without {part}": Recipe.parse({"quantize": change}) for part, change in parts.items()}
-    mine = [Variant(name, ours.quantize, ((recipe.model_dump_json(),),)) for name, recipe in recipes.items()]
-    return mine + [
-        Variant(f"quantize_static {name}", peer.quantize, ((name, True), (name, False))) for name in peer.VARIANTS
-    ]
+def _others(text: str) -> tuple[str, ...]:
+    return () if text == "none" else _listed(text, OTHERS)
 
 
-def _quantize_all(model: Model, variants: Sequence[Variant], samples: int, scratch: Path) -> list[Made]:
+def _parts(text: str) -> tuple[str, ...]:
+    return _listed(text, tuple(ABLATIONS))
+
+
+def _listed(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"no {name!r}: {did_you_mean(name, known)}")
+    return names
+
+
+def _quantize_all(model: Model, options: argparse.Namespace, scratch: Path) -> list[Made]:
     """The float model, then a file for every variant."""
     folder = scratch / "samples"
-    feeds.write(islice(model.calibration(samples), samples), folder)
+    feeds.write(islice(model.calibration(options.samples), options.samples), folder)
     made = [Made("fp32", model.onnx_path())]
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(contestants.variants(model, options.ablate, options.peers)):
         print(f"{model.NAME}: quantizing, {variant.name}", flush=True)
-        made.append(_quantize(variant, model.onnx_path(), folder, scratch / f"{number}.onnx"))
+        made.append(contestants.quantize(variant, model.onnx_path(), folder, scratch / f"{number}.onnx"))
     return made
 
 
-def _quantize(variant: Variant, model: Path, samples: Path, output: Path) -> Made:
-    errors = []
-    for how in variant.hows:
-        try:
-            cost = fresh.call(variant.function, str(model), str(samples), str(output), *how)
-            graph = optimized_graph(output)
-        except ToolchainError as error:
-            errors.append(error.what.removeprefix("onnxruntime.quantization."))
-            continue
-        left = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
-        return Made(variant.name, output, cost, left)
-    return Made(variant.name, None, error=errors[0])
-
-
-def _measure(model: Model, made: Sequence[Made], threads: int) -> Sequence[Measurement]:
+def _measure(model: Model, made: Sequence[Made], options: argparse.Namespace) -> Sequence[Measurement]:
     """Score and time the files; timed twice, the calmer run is kept."""
     feed: Feed = next(model.calibration(1))
     subjects = []
@@ -208,7 +175,8 @@ def _measure(model: Model, made: Sequence[Made], threads: int) -> Sequence[Measu
         score = Score(kind="evaluate", value=value)
         subjects.append(Subject(item.file, model.NAME, item.variant, target="host", feeds=feed, score=score))
     print(f"{model.NAME}: timing", flush=True)
-    attempts = [bench(subjects, settings=SETTINGS, threads=threads).measurements for _ in range(2)]
+    settings = Bench(min_time_s=options.seconds, rounds=6, min_runs=30)
+    attempts = [bench(subjects, settings=settings, threads=options.threads).measurements for _ in range(2)]
     return min(attempts, key=_unrest)
 
 
@@ -222,7 +190,7 @@ def _section(model: Model, made: Sequence[Made], rows: Sequence[Measurement]) ->
     lines, remarks = [], []
     for item in made:
         if item.file is None:
-            lines.append((item.variant, "failed", *[""] * (len(HEAD) - 2)))
+            lines.append((item.variant, "not installed" if item.missing else "failed", *[""] * (len(HEAD) - 2)))
             remarks.append(f"{item.variant}: {item.error}")
             continue
         remarks += [f"{item.variant}: {note}" for note in (item.cost.returned["notes"] if item.cost else ())]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.models import images, store, text
+from benchmarks.models import boxes, images, store, text
 from toolchain.data import Array, Feed
 
 NAME = "ddddocr_yolox"
@@ -43,20 +43,20 @@ def _letter(rng: np.random.Generator) -> Image.Image:
 def _scene(rng: np.random.Generator, part: int) -> tuple[np.ndarray, np.ndarray]:
     """A photograph with 3 to 6 letters apart from each other, uint8 [3, 416, 416] BGR; boxes [6, 4], NaN if unused."""
     scene = images.wallpaper(rng, *SCENE, part)
-    boxes = np.full((MOST, 4), np.nan)
+    places = np.full((MOST, 4), np.nan)
     for index in range(int(rng.integers(3, MOST + 1))):
         letter = _letter(rng)
         for _ in range(30):  # tries to find a free place
             left, top = (int(rng.integers(most + 1)) for most in np.subtract(scene.size, letter.size))
             box = np.array([left, top, left + letter.width, top + letter.height])
-            if not np.any(_iou(box, boxes[:index]) > 0):
+            if not np.any(boxes.iou(box, places[:index]) > 0):
                 scene.paste(letter, (left, top), letter)
-                boxes[index] = box
+                places[index] = box
                 break
     scene = text.degrade(scene, rng, noise=(1, 8), blur=0.9)
     square = np.full((SIDE, SIDE, 3), 114, np.uint8)
     square[: scene.height, : scene.width] = np.asarray(scene)[:, :, ::-1]
-    return square.transpose(2, 0, 1), boxes
+    return square.transpose(2, 0, 1), places
 
 
 def _samples(n: int, part: int) -> Path:
@@ -78,39 +78,20 @@ def calibration_feeds() -> Iterator[Feed]:
     return calibration(64)
 
 
-def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box with each of [n, 4] left, top, right, bottom; NaN with an unused one."""
-    overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    shared = overlap.clip(min=0).prod(1)
-    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
-    return shared / union
-
-
-def _boxes(out: Array) -> list[np.ndarray]:
+def _found(out: Array) -> list[np.ndarray]:
     """YOLOX's [3549, 6] (x, y, log w, log h, objectness, class) as boxes above a score of 0.25, without doubles."""
     cells = [np.stack(np.meshgrid(*[np.arange(SIDE // step)] * 2), 2).reshape(-1, 2) for step in (8, 16, 32)]
     steps = np.repeat((8, 16, 32), [len(grid) for grid in cells])[:, None]
     centres, sizes = (out[:, :2] + np.concatenate(cells)) * steps, np.exp(out[:, 2:4]) * steps
-    boxes, scores = np.hstack([centres - sizes / 2, centres + sizes / 2]), out[:, 4] * out[:, 5]
+    candidates, scores = np.hstack([centres - sizes / 2, centres + sizes / 2]), out[:, 4] * out[:, 5]
     kept: list[np.ndarray] = []
     for index in np.argsort(-scores)[: min(CANDIDATES, np.count_nonzero(scores > 0.25))]:
-        if not kept or _iou(boxes[index], np.array(kept)).max() < 0.45:
-            kept.append(boxes[index])
+        if not kept or boxes.iou(candidates[index], np.array(kept)).max() < 0.45:
+            kept.append(candidates[index])
     return kept
 
 
 def evaluate(run: store.Run) -> float:
-    """F1: a found box is right when it covers a letter not yet found."""
     test = _samples(100, 0)
-    right = found = there = 0
-    for pixels, truth in zip(store.rows(test), store.field(test), strict=True):
-        free = np.array(truth)
-        boxes = _boxes(run(_feed(pixels))[0][0])
-        there += np.count_nonzero(~np.isnan(free[:, 0]))
-        found += len(boxes)
-        for box in boxes:
-            match = np.nan_to_num(_iou(box, free))
-            if match.max() >= 0.5:
-                right += 1
-                free[match.argmax()] = np.nan
-    return 2 * right / max(1, found + there)
+    truths = zip(store.rows(test), store.field(test), strict=True)
+    return boxes.f1((_found(run(_feed(pixels))[0][0]), truth) for pixels, truth in truths)

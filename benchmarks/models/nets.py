@@ -122,19 +122,23 @@ class SvhnCnn(nn.Module):
         return logits
 
 
-class CrepeTiny(nn.Module):
-    """[n, 1024] samples at 16 kHz → [n, 360] pitch probabilities (arXiv 1802.06182); the norm comes after the ReLU."""
+class Crepe(nn.Module):
+    """[n, 1024] samples at 16 kHz → [n, 360] pitch probabilities (arXiv 1802.06182); the norm comes after the ReLU.
 
-    WIDTHS = (1, 128, 16, 16, 16, 32, 64)
+    widen: how many times as wide as the tiny one.
+    """
 
-    def __init__(self) -> None:
+    WIDTHS = (128, 16, 16, 16, 32, 64)
+
+    def __init__(self, widen: int = 1) -> None:
         super().__init__()
+        widths = (1, *(widen * width for width in self.WIDTHS))
         for index in range(1, 7):
             kernel, stride = (512, 4) if index == 1 else (64, 1)
-            conv = nn.Conv2d(self.WIDTHS[index - 1], self.WIDTHS[index], (kernel, 1), (stride, 1))
+            conv = nn.Conv2d(widths[index - 1], widths[index], (kernel, 1), (stride, 1))
             self.add_module(f"conv{index}", conv)
-            self.add_module(f"conv{index}_BN", nn.BatchNorm2d(self.WIDTHS[index], eps=1e-3))
-        self.classifier = nn.Linear(256, 360)
+            self.add_module(f"conv{index}_BN", nn.BatchNorm2d(widths[index], eps=1e-3))
+        self.classifier = nn.Linear(4 * widths[-1], 360)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, None, :, None]

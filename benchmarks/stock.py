@@ -1,21 +1,18 @@
 """onnxruntime's own quantization as a contestant: functions that `benchmarks.fresh` calls in a process of their own.
 
-It is used as its documentation advises: `quant_pre_process` first, then `quantize_static`.
+It is used as its documentation advises: `quant_pre_process` first, then `quantize_static` or `quantize_dynamic`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-import onnx.version_converter
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from benchmarks import feeds
-from toolchain.data import Feed
+from benchmarks.drivers import graphs
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -37,27 +34,31 @@ CALIBRATORS: dict[str, tuple[CalibrationMethod, dict[str, object]]] = {
 }
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-    def __init__(self, samples: str) -> None:
-        self._feeds: Iterator[Feed] = feeds.read(Path(samples))
-
-    def get_next(self) -> Feed | None:
-        return next(self._feeds, None)
-
-
 def quantize(model: str, samples: str, output: str, variant: str, symbolic: bool) -> dict[str, object]:
     """An ONNX file to an int8 file. variant: a key of `VARIANTS`; symbolic: infer symbolic shapes first."""
+    quantize_static(_prepared(model, output, symbolic), output, graphs.Reader(samples), **VARIANTS[variant])
+    return {"notes": _notes(symbolic)}
+
+
+def quantize_at_run_time(model: str, samples: str, output: str, signed: bool, symbolic: bool) -> dict[str, object]:
+    """An ONNX file to one with int8 weights, whose activations are measured at every run; no sample is read.
+
+    signed: its default; no convolution of onnxruntime's takes such weights.
+    """
+    weights = QuantType.QInt8 if signed else QuantType.QUInt8
+    quantize_dynamic(_prepared(model, output, symbolic), output, weight_type=weights)
+    return {"notes": [*_notes(symbolic), *([] if signed else ["unsigned weights, since its default does not run"])]}
+
+
+def _prepared(model: str, output: str, symbolic: bool) -> str:
     source, prepared = (str(Path(output).with_suffix(f".{name}.onnx")) for name in ("source", "prepared"))
-    onnx.save(_upgraded(onnx.load(model)), source)
+    onnx.save(graphs.upgraded(model), source)
     quant_pre_process(source, prepared, skip_symbolic_shape=not symbolic)
-    quantize_static(prepared, output, _Reader(samples), **VARIANTS[variant])
-    return {"notes": [] if symbolic else ["its symbolic shape inference fails on this model and was left out"]}
+    return prepared
 
 
-def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Scales per channel need opset 13."""
-    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return model if opset >= 13 else onnx.version_converter.convert_version(model, 17)
+def _notes(symbolic: bool) -> list[str]:
+    return [] if symbolic else ["its symbolic shape inference fails on this model and was left out"]
 
 
 def calibrate(model: str, samples: str, method: str) -> int:
@@ -67,5 +68,5 @@ def calibrate(model: str, samples: str, method: str) -> int:
     engine = create_calibrator(
         model, calibrate_method=calibrator, augmented_model_path=augmented, extra_options=options
     )
-    engine.collect_data(_Reader(samples))
+    engine.collect_data(graphs.Reader(samples))
     return len(engine.compute_data().data)

@@ -1,0 +1,100 @@
+"""Who takes part in `benchmarks.quantize`, and with which settings: ours, ours without a part, onnxruntime's, peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import fresh, ours, peers, stock
+from benchmarks.models import Model
+from toolchain.errors import ToolchainError
+from toolchain.quantize import optimized_graph
+from toolchain.recipe import Recipe
+
+ABLATIONS: Mapping[str, dict[str, object]] = {
+    "exactness": {"exact": False},
+    "bias correction": {"bias_correction": False},
+    "MSE ranges": {"ranges": "minmax"},
+    "races": {"measure": False},
+}
+"""Each part of ours → what of the recipe's `quantize` leaves it out."""
+
+STOCK = ("quantize_static", "quantize_dynamic")
+OTHERS = (*STOCK, *peers.PEERS)
+LEGEND = (
+    "`quantize_static` is onnxruntime's, after its `quant_pre_process`: default (S8S8 per tensor), U8S8 per channel, "
+    "and that with `reduce_range`. `quantize_dynamic`: its default, too; unsigned weights where that does not run."
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to quantize. function: for `fresh.call`; hows: its last arguments, tried in turn until one works.
+    python: the interpreter, None where it is not installed.
+    """
+
+    name: str
+    function: Callable[..., object] | str
+    hows: tuple[tuple[object, ...], ...]
+    python: str | None = fresh.HERE
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a variant: the file, or the error in one clause. missing: it is not installed."""
+
+    variant: str
+    file: Path | None
+    cost: fresh.Cost | None = None
+    left: int | None = None
+    error: str | None = None
+    missing: bool = False
+
+
+def legend(others: Sequence[str]) -> str:
+    """The settings of the `others` that take part."""
+    parts = [LEGEND] if set(others) & set(STOCK) else []
+    return " ".join([*parts, *(peers.PEERS[name].settings for name in others if name in peers.PEERS)])
+
+
+def variants(model: Model, ablations: Sequence[str], others: Sequence[str]) -> list[Variant]:
+    """Ours, ours without each of `ablations`, and all rows of the `others`."""
+    recipes = {"ours": Recipe()}
+    recipes |= {f"ours without {part}": Recipe.parse({"quantize": ABLATIONS[part]}) for part in ablations}
+    found = [Variant(name, ours.quantize, ((recipe.model_dump_json(),),)) for name, recipe in recipes.items()]
+    for name in others:
+        found += _stock(name) if name in STOCK else _peer(name, model)
+    return found
+
+
+def _stock(name: str) -> list[Variant]:
+    if name == "quantize_dynamic":
+        hows = tuple((signed, symbolic) for signed in (True, False) for symbolic in (True, False))
+        return [Variant(name, stock.quantize_at_run_time, hows)]
+    return [Variant(f"{name} {key}", stock.quantize, ((key, True), (key, False))) for key in stock.VARIANTS]
+
+
+def _peer(name: str, model: Model) -> list[Variant]:
+    transformer, python = model.KIND.startswith("transformer"), peers.interpreter(name)
+    rows = peers.PEERS[name].rows
+    return [Variant(row, peers.driver(name), ((how, transformer),), python) for row, how in rows.items()]
+
+
+def quantize(variant: Variant, model: Path, samples: Path, output: Path) -> Made:
+    """Run the variant in a fresh process, and see whether onnxruntime takes what it wrote."""
+    if variant.python is None:
+        return Made(variant.name, None, error="not installed, see `python -m benchmarks.peers`", missing=True)
+    errors = []
+    for how in variant.hows:
+        output.unlink(missing_ok=True)
+        try:
+            arguments = (str(model), str(samples), str(output), *how)
+            cost = fresh.call(variant.function, *arguments, python=variant.python)
+            graph = optimized_graph(output)
+        except ToolchainError as error:
+            errors.append(error.what.removeprefix("onnxruntime.quantization."))
+            continue
+        left = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
+        return Made(variant.name, output, cost, left)
+    return Made(variant.name, None, error=errors[0])

@@ -1,0 +1,63 @@
+"""Axis-aligned boxes (left, top, right, bottom; pixels): how well those that were found cover those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box with each of [n, 4]; NaN with one that is NaN."""
+    overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = overlap.clip(min=0).prod(1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
+    return shared / union
+
+
+def f1(pairs: Iterable[tuple[Sequence[np.ndarray], np.ndarray]]) -> float:
+    """F1 at an overlap of 0.5 over images of (found boxes, true boxes [n, 4], NaN where a place is unused).
+
+    A found box is right when it covers a true one that no box before it has covered.
+    """
+    right = found = there = 0
+    for boxes, truth in pairs:
+        free = np.array(truth)
+        there += np.count_nonzero(~np.isnan(free[:, 0]))
+        found += len(boxes)
+        for box in boxes:
+            match = np.nan_to_num(iou(box, free))
+            if match.max() >= 0.5:
+                right += 1
+                free[match.argmax()] = np.nan
+    return 2 * right / max(1, found + there)
+
+
+def blobs(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The parts of a bool image that hang together, at corners too: each as its runs (row, start, stop), from above.
+
+    Runs of neighbouring rows that touch are united (union-find).
+    """
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    stops = np.nonzero(edges == -1)[1]
+    root = list(range(len(rows)))
+
+    def find(run: int) -> int:
+        while root[run] != run:
+            root[run] = root[root[run]]
+            run = root[run]
+        return run
+
+    first = np.searchsorted(rows, np.arange(len(mask) + 1))
+    for row in range(1, len(mask)):
+        above, below = first[row - 1], first[row]
+        while above < first[row] and below < first[row + 1]:
+            if starts[above] <= stops[below] and starts[below] <= stops[above]:
+                root[find(below)] = find(above)
+            if stops[above] < stops[below]:
+                above += 1
+            else:
+                below += 1
+    label = np.array([find(run) for run in range(len(rows))], int)
+    return [(rows[label == one], starts[label == one], stops[label == one]) for one in np.unique(label)]

@@ -1,0 +1,124 @@
+"""Other quantizers, each in an environment of its own, so that none has to agree with another's dependencies:
+
+    python -m benchmarks.peers                          # which there are, and which are installed
+    python -m benchmarks.peers install [NAME ...]       # all by default; 1.3 to 1.8 GB each
+
+An environment lies in the cache (``~/.cache/edge-toolchain/peers/NAME``) and holds what ``drivers/requirements`` pins,
+all of it, so that pip resolves nothing. torch is pinned as its CPU build: tell pip where that is, with
+``PIP_EXTRA_INDEX_URL`` or ``PIP_FIND_LINKS``, if it does not know. ``drivers/NAME.py`` is what then runs in there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import venv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.errors import DeviceError, InputError, ToolchainError, did_you_mean
+from toolchain.files import cache_dir, write_text
+
+REQUIREMENTS = Path(__file__).parent / "drivers" / "requirements"
+DONE = "requirements.txt"  # a copy of the pins, written when all of them are there
+
+
+@dataclass(frozen=True)
+class Peer:
+    """rows: what a table calls each of its settings → the driver's argument `how`. settings: what they are."""
+
+    rows: Mapping[str, str]
+    settings: str
+
+
+PEERS: Mapping[str, Peer] = {
+    "nncf": Peer(
+        {"NNCF": "default", "NNCF mixed": "mixed"},
+        "NNCF: `nncf.quantize` with its defaults; mixed: with preset MIXED, which it advises where activations are not "
+        "ReLU, and with model_type TRANSFORMER for transformers.",
+    ),
+    "olive": Peer(
+        {"Olive": "default", "Olive U8S8": "U8S8"},
+        "Olive: its pass `OnnxStaticQuantization` with its defaults (S8S8 per tensor, min-max), and with uint8 "
+        "activations and weights per channel.",
+    ),
+    "quark": Peer(
+        {"Quark": "default"},
+        "Quark: AMD's `INT8_CNN_DEFAULT`, for transformers `INT8_TRANSFORMER_DEFAULT` (U8S8 per tensor, min-max).",
+    ),
+}
+
+
+def driver(name: str) -> str:
+    """The peer's function, as `benchmarks.fresh` names it."""
+    return f"benchmarks.drivers.{name}:quantize"
+
+
+def interpreter(name: str) -> str | None:
+    """The Python of the peer's environment; None if that is not installed as pinned."""
+    folder, pins = _folder(name), _pins(name)
+    whole = (folder / DONE).is_file() and (folder / DONE).read_text() == pins.read_text()
+    return str(_python(folder)) if whole else None
+
+
+def install(name: str) -> None:
+    """Make the peer's environment, anew if it is not as pinned.
+
+    Raises:
+        DeviceError: pip failed; with its last line.
+    """
+    if interpreter(name):
+        return
+    folder, pins = _folder(name), _pins(name)
+    venv.create(folder, clear=True, symlinks=True)
+    command = [sys.executable, "-m", "pip", "--python", str(_python(folder)), "install", "--no-deps", "-q"]
+    done = subprocess.run([*command, "-r", str(pins)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        hint = "torch is its CPU build: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where pip finds it"
+        raise DeviceError(said[-1].removeprefix("ERROR: "), where=name, hint=hint if "torch" in said[-1] else None)
+    write_text(folder / DONE, pins.read_text())
+
+
+def known(name: str) -> str:
+    """`name`, if there is such a peer.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in PEERS:
+        raise InputError(f"no peer {name!r}", hint=did_you_mean(name, PEERS))
+    return name
+
+
+def _folder(name: str) -> Path:
+    return cache_dir("peers") / name
+
+
+def _pins(name: str) -> Path:
+    return REQUIREMENTS / f"{name}.txt"
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Other quantizers, each in an environment of its own.")
+    parser.add_argument("action", nargs="?", choices=("list", "install"), default="list")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PEERS))
+    options = parser.parse_args()
+    for name in [known(name) for name in options.names] or PEERS:
+        if options.action == "install":
+            print(f"{name}: installing", flush=True)
+            install(name)
+        print(f"{name}: {'installed' if interpreter(name) else 'not installed'}. {PEERS[name].settings}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        raise SystemExit(str(error)) from None

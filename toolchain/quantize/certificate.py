@@ -4,7 +4,7 @@ An int8 product (Conv, Gemm, MatMul) is exact on every kernel of onnxruntime's C
     pairs     adjacent weights a, b satisfy  a⁺ + b⁺ <= 128  and  a⁻ + b⁻ >= -128, so that x86's VPMADDUBSW cannot
               saturate int16 (`weights`); one odd weight at the end is paired with zero. A depthwise convolution
               multiplies in int32 and needs no such thing
-    extremes  |w| <= 127: ARM's SMULL + SMLAL adds two signed products in int16, and 2 · 128 · 127 < 2¹⁵ <= 2 · 128 · 128
+    extremes  |w| <= 127: ARM's SMULL and SMLAL add two signed products in int16, and 2 · 128 · 127 < 2¹⁵ = 2 · 128²
     sums      510 Σ|w| + |b| < 2³¹ for every output channel: activations are at most 255, the zero point's share at most
               as much again, so no partial sum leaves int32 in whatever order it is added
 and its result is then float(sum) · (s_x s_w / s_y), each rounded once by IEEE 754, and rounded to nearest even.

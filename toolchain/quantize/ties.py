@@ -9,8 +9,8 @@ What the kernels compute (r are ratios of scales, u = 2⁻²⁴ the rounding of 
     sum      x86: ((z_c - r_a z_a - r_b z_b) + r_a a) + r_b b in float, ties to even; ARM: r in 22-bit fixed point,
              shifted right by 21 - ⌊log₂ r⌋, ties away from zero (``qladd.cpp``)
              ε = max( 9 u (255 (r_a + r_b) + 255),  255 (2^-shift + u (r_a + r_b)) )
-    average  x86: float(Σ) r in float; ARM: the same r in 64-bit fixed point (``qlgavgpool.cpp``); within a window: a float
-             sum of the area's A numbers, one after the other (``qlinear_pool.cc``)
+    average  x86: float(Σ) r in float; ARM: the same r in 64-bit fixed point (``qlgavgpool.cpp``); within a window: a
+             float sum of the area's A numbers, one after the other (``qlinear_pool.cc``)
              ε = 4 u 256,  and for a window  u (255 r (A + 1) / 2 + 1024)  with r = s_x / s_y
     product  float(a b) r + z_c in float, ties to even of the *sum*; compilers for ARM fuse × and + (``qlmul.cpp``), and
              adding z - 128 instead of z rounds elsewhere.     ε = 2⁻¹⁷ + 2⁻¹⁷

@@ -28,7 +28,7 @@ from toolchain.errors import ToolchainError
 from toolchain.files import write_text
 from toolchain.graph import edit, io, query, run
 from toolchain.int8 import Quantized, quantize_model
-from toolchain.quantize import Encoding, certify, int8_part
+from toolchain.quantize import Encoding, Verdict, certify, int8_part
 from toolchain.quantize.certificate import clauses
 from toolchain.recipe import Quantize, Recipe
 
@@ -50,12 +50,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Subject:
-    """A quantized model whole, and its int8 nodes alone. exceptions: as the manifest has them."""
+    """A quantized model whole, and its int8 nodes alone. verdicts: of the certificate."""
 
     name: str
     whole: Part
     int8: Part
-    exceptions: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def exceptions(self) -> tuple[str, ...]:
+        """What the manifest names."""
+        return clauses(self.verdicts)
+
+    @property
+    def proven(self) -> bool:
+        """Whether every int8 operator has its proof."""
+        return not any(verdict.fault and verdict.kernel for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def prepare(model: Model, folder: Path, samples: int) -> Subject:
         model.NAME,
         Part(whole, feeds, _here(whole[quantized.encoding], feeds)),
         Part(cut, inside, _here(cut[quantized.encoding], inside)),
-        clauses(certify(float_model, quantized.plan)),
+        certify(float_model, quantized.plan),
     )
 
 

@@ -79,6 +79,7 @@ class Exactness(Part):
 
     activations: how they are spelt. x86 has exact kernels for u8 only, ARM for both.
     overflow_free: no product can saturate on any processor. exceptions: what may differ, a clause for each cause.
+    steps: something int8 lies behind what may differ, so that an integer next to a tie may move by one.
     proofs: of every int8 node without a doubt. doubts: every node that may differ. Both are empty in manifests of
     before there was a certificate.
     """
@@ -86,6 +87,7 @@ class Exactness(Part):
     activations: Literal["u8", "s8"]
     overflow_free: bool
     exceptions: tuple[str, ...] = ()
+    steps: bool = False
     proofs: tuple[Proof, ...] = ()
     doubts: tuple[Doubt, ...] = ()
 

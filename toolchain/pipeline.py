@@ -36,7 +36,7 @@ from toolchain.int8 import Quantized, quantize_model
 from toolchain.loading import is_callable_spec, load_callable
 from toolchain.measurement import Measurement, Results, Score
 from toolchain.optimize import Optimized, optimize
-from toolchain.quantize import Encoding, certificate
+from toolchain.quantize import certify, exactness
 from toolchain.recipe import Recipe
 from toolchain.report.quantized import is_quantized
 from toolchain.score import Evaluate, agreement_score, evaluate_score
@@ -365,36 +365,9 @@ def _manifest(
             artifact.Precision(node=c.node, op=c.op, precision="int8" if c.int8 else "float", reason=c.reason)
             for c in plan.choices
         ),
-        exactness=_exactness(quantized, profile.int8.activations),
+        exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
         reference_score=reference,
         notes=(*prepared.converted.notes, *quantized.notes),
-    )
-
-
-def _exactness(quantized: Quantized, activations: Encoding) -> artifact.Exactness:
-    """The certificate, nodes of one verdict together."""
-    verdicts = certificate.certify(quantized.model, quantized.plan)
-    proven: dict[tuple[str, str], list[certificate.Verdict]] = {}
-    doubted: dict[tuple[str, str | None, str], list[str]] = {}
-    for verdict in verdicts:
-        if verdict.fault is not None:
-            doubted.setdefault((verdict.op, verdict.kernel, verdict.fault), []).append(verdict.node)
-        elif verdict.kernel is not None and verdict.proof is not None:
-            proven.setdefault((verdict.kernel, verdict.proof), []).append(verdict)
-    proofs = []
-    for (kernel, proof), group in proven.items():
-        used = max((verdict.used for verdict in group if verdict.used is not None), default=None)
-        nodes = tuple(verdict.node for verdict in group)
-        proofs.append(artifact.Proof(kernel=kernel, proof=proof, nodes=nodes, used=used))
-    return artifact.Exactness(
-        activations=activations,
-        overflow_free=quantized.plan.overflow_free,
-        exceptions=certificate.clauses(verdicts),
-        proofs=tuple(proofs),
-        doubts=tuple(
-            artifact.Doubt(op=op, kernel=kernel, reason=reason, nodes=tuple(nodes))
-            for (op, kernel, reason), nodes in doubted.items()
-        ),
     )
 
 

@@ -17,6 +17,9 @@ FLOAT_TOLERANCE = 1e-5
 """Where float operators remain, vector widths and libraries move the last of 24 bits (6e-8 relative); sums of hundreds
 of terms behind one another may add up to this."""
 
+STEP_TOLERANCE = 1e-2
+"""Where int8 operators lie behind such float operators, an integer next to a tie may move by a step of 1/255."""
+
 
 _AGAIN = "copy the folder whole, or export again"
 
@@ -56,7 +59,8 @@ def verify(folder: str | Path, *, on: str = "local") -> Verification:
     options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
     run_there = emulator.run(cpu, model, golden.feeds, options=options) if cpu else _run_here(model, golden, options)
     outputs = iter(run_there)
-    tolerance = FLOAT_TOLERANCE if manifest.exactness.exceptions else 0.0
+    exactness = manifest.exactness
+    tolerance = (STEP_TOLERANCE if exactness.steps else FLOAT_TOLERANCE) if exactness.exceptions else 0.0
     found = package.check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
     return Verification(tuple(found), len(golden.feeds), tolerance)
 

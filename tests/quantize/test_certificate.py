@@ -8,7 +8,7 @@ import quantize_by_hand as by_hand
 from small_models import weights
 
 from toolchain.graph import query
-from toolchain.quantize import certificate, certify, int8_part
+from toolchain.quantize import certificate, certify, exactness, int8_part
 from toolchain.quantize.certificate import clauses, worst_sum
 from toolchain.quantize.ranges import Affine
 from toolchain.quantize.weights import WeightQuant
@@ -117,6 +117,17 @@ def test_an_int8_operator_nobody_looked_at_has_no_proof(monkeypatch):
     model, plan = planned()
     monkeypatch.setattr(certificate, "BY_TABLE", frozenset())
     assert by_node(model, plan)["leaky"].fault == certificate.UNPROVEN
+
+
+@pytest.mark.parametrize(("behind", "steps"), [("y = Gemm(o, k)", True), ("y = Add(o, o)", False)])
+def test_integers_behind_float_operators_may_move(behind, steps):
+    body = f"[gemm] g = Gemm(x, w) [soft] o = Softmax(g) [last] {behind}"
+    model = by_hand.named(body, "float[3, 8] x", "float[3, 6] y", weights(w=(8, 6), k=(6, 6)))
+    plan = by_hand.planned(model, [{"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}])
+    found = exactness(model, certify(model, plan), "s8")
+    assert (found.steps, found.overflow_free, found.activations) == (steps, True, "s8")
+    assert [doubt.nodes for doubt in found.doubts] == [("soft",)]
+    assert found.exceptions == (f"{certificate.FLOAT}: Softmax ×1",)
 
 
 @pytest.mark.parametrize("encoding", ["u8", "s8"])

@@ -18,25 +18,31 @@ transcendental function do not; they are what is left to name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.artifact import Doubt, Exactness, Proof
 from toolchain.graph import query
 from toolchain.ops import TABLE, rule
 from toolchain.quantize import ties
 from toolchain.quantize.plan import Plan, ProductQuant
-from toolchain.quantize.select import leaves_float
+from toolchain.quantize.select import output_point
 from toolchain.quantize.weights import TOP, as_rows, is_overflow_free
 from toolchain.rules import Absorbed, Kernel, SameScale, free
 
 INT32 = 2.0**31 - 1
 
 ROUNDED_ONCE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Sqrt", "Relu", "Clip", "LeakyRelu", "PRelu", "Where", "MaxPool", "Max", "Min"}
-)
+    {
+        "Add", "Sub", "Mul", "Div", "Sqrt", "Neg", "Abs", "Floor", "Ceil", "Relu", "Clip", "LeakyRelu", "PRelu", "MaxPool",
+        "Max", "Min", "ReduceMax", "ReduceMin", "Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+        "And", "Or", "Not", "ArgMax", "ArgMin",
+    }
+)  # fmt: skip
 """Float operators of one IEEE operation an element, or of none."""
 
 PRODUCT = "products cannot saturate, sums stay inside int32, one multiplication, ties to even"
@@ -49,6 +55,12 @@ VANISHES = "is part of its producer, which saturates at the same place"
 FLOAT = "float operators that every processor rounds its own way in the last place"
 UNPROVEN = "there is no proof for its int8 kernel"
 
+OVERFLOW = "the int32 sum of an output channel may overflow"
+PAIRS = "pairs of products may saturate on x86 without VNNI"
+LOWEST = "a weight of -128 may saturate a pair of products on ARM"
+SATURATING = frozenset({OVERFLOW, PAIRS, LOWEST})
+
+PRODUCTS = {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul"}
 BY_DISTANCE = frozenset({"Add", "Mul", "Sigmoid", "AveragePool", "GlobalAveragePool"})
 BY_TABLE = frozenset({"Concat", "LeakyRelu"})
 
@@ -99,6 +111,46 @@ def clauses(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
     )
 
 
+def exactness(model: ir.Model, verdicts: Collection[Verdict], activations: Literal["u8", "s8"]) -> Exactness:
+    """The certificate of `model` as a manifest has it: nodes of one verdict together."""
+    proven: dict[tuple[str, str], list[Verdict]] = {}
+    doubted: dict[tuple[str, str | None, str], list[str]] = {}
+    for verdict in verdicts:
+        if verdict.fault is not None:
+            doubted.setdefault((verdict.op, verdict.kernel, verdict.fault), []).append(verdict.node)
+        elif verdict.kernel is not None and verdict.proof is not None:
+            proven.setdefault((verdict.kernel, verdict.proof), []).append(verdict)
+    proofs = []
+    for (kernel, proof), group in proven.items():
+        used = max((verdict.used for verdict in group if verdict.used is not None), default=None)
+        proofs.append(Proof(kernel=kernel, proof=proof, nodes=tuple(verdict.node for verdict in group), used=used))
+    return Exactness(
+        activations=activations,
+        overflow_free=not any(verdict.fault in SATURATING for verdict in verdicts),
+        exceptions=clauses(verdicts),
+        steps=_moves_integers(model, verdicts),
+        proofs=tuple(proofs),
+        doubts=tuple(
+            Doubt(op=op, kernel=kernel, reason=reason, nodes=tuple(nodes))
+            for (op, kernel, reason), nodes in doubted.items()
+        ),
+    )
+
+
+def _moves_integers(model: ir.Model, verdicts: Collection[Verdict]) -> bool:
+    """Whether anything int8 lies behind a node that may differ."""
+    doubted = {verdict.node for verdict in verdicts if verdict.fault is not None}
+    int8 = {verdict.node for verdict in verdicts if verdict.kernel is not None}
+    touched: set[ir.Value] = set()
+    for node in model.graph:
+        behind = any(value in touched for value in node.inputs)
+        if behind and query.label(node) in int8:
+            return True
+        if behind or query.label(node) in doubted:
+            touched.update(node.outputs)
+    return False
+
+
 def _float(name: str, op: str) -> Verdict | None:
     row = TABLE.get(op)
     if op in ROUNDED_ONCE or (row is not None and row.cost is free):
@@ -110,7 +162,9 @@ def _int8(node: ir.Node, plan: Plan, chosen: set[str]) -> Verdict:
     name, op = query.label(node), query.op(node)
     cell = rule(node).int8
     if isinstance(cell, Kernel):
-        return _product(node, plan.products[name], leaves_float(node, chosen))
+        if name not in plan.products:  # of a file that others wrote, with weights of another kind
+            return Verdict(name, op, PRODUCTS.get(op, op), None, fault=UNPROVEN)
+        return _product(node, plan.products[name], str(output_point(node, chosen).name) not in plan.activations)
     if isinstance(cell, SameScale):
         return Verdict(name, op, op, PASSES)
     if isinstance(cell, Absorbed):
@@ -128,17 +182,17 @@ def _int8(node: ir.Node, plan: Plan, chosen: set[str]) -> Verdict:
 
 def _product(node: ir.Node, quant: ProductQuant, float_result: bool) -> Verdict:
     name, op = query.label(node), query.op(node)
-    kernel = {"Conv": "QLinearConv", "Gemm": "QGemm"}.get(op, "QLinearMatMul")
+    kernel = PRODUCTS[op]
     if op == "MatMul" and float_result:
         kernel = "MatMulIntegerToFloat"
     values, depthwise = quant.weight.values, is_depthwise(node, quant.weight.values.shape)
     used = worst_sum(quant) / INT32
     if used >= 1:
-        fault = "the int32 sum of an output channel may overflow"
+        fault = OVERFLOW
     elif int(np.min(values, initial=0)) < -TOP:
-        fault = "a weight of -128 may saturate a pair of products on ARM"
+        fault = LOWEST
     elif not depthwise and not is_overflow_free(np.asarray(as_rows(values, quant.weight.axis), np.int8)):
-        fault = "pairs of products may saturate on x86 without VNNI"
+        fault = PAIRS
     else:
         return Verdict(name, op, kernel, DEPTHWISE if depthwise else FLOAT_RESULT if float_result else PRODUCT, used)
     return Verdict(name, op, kernel, None, used, fault)

@@ -34,7 +34,7 @@ from toolchain.quantize import Choice, select
 from toolchain.quantize.select import weight_axis
 from toolchain.report import quantized
 from toolchain.report.amounts import bytes_text, count_text
-from toolchain.report.certified import certificate_of, certified
+from toolchain.report.certified import certificate_of, certified, certify_file
 from toolchain.report.fit import Fit, fit_lines, fit_to
 from toolchain.report.precision import float_groups, precision
 from toolchain.report.quantized import Running
@@ -50,7 +50,8 @@ class Inspection:
     size_bytes: of the file. notes: what was changed to read it. file_nodes: before clean-up, constants left out.
     quantized: whether it holds int8 already; `choices` then say what is, not what would be, and `running` what
         onnxruntime makes of it.
-    int8_weight_bytes: of all constants once quantized. certificate: of a model that lies as it was exported.
+    int8_weight_bytes: of all constants once quantized. certificate: of a quantized model, as it was
+        exported or as its integers prove it.
     """
 
     path: str
@@ -112,6 +113,9 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
     counts = cost.count(model)
     # Of activations that become int8 a quarter stays; which do not is not known before the export.
     peak = counts.peak_activation_bytes if already else counts.peak_activation_bytes // 4
+    runs = quantized.running(model, choices) if already else None
+    if certificate is None and runs is not None:
+        certificate = certify_file(model, choices, () if runs.foreign else runs.unfused)
     weights = counts.weight_bytes - _saved_bytes(model, {choice.node for choice in choices if choice.int8})
     return Inspection(
         path=str(path),
@@ -126,7 +130,7 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         quantized=already,
         choices=choices,
         int8_weight_bytes=weights,
-        running=quantized.running(model, choices) if already else None,
+        running=runs,
         fit=fit_to(target, model, counts, weights=weights, peak=peak) if target else None,
         certificate=certificate,
     )

@@ -10,6 +10,7 @@ import pytest
 from toolchain import package
 from toolchain.artifact import Manifest
 from toolchain.files import sha256
+from toolchain.package.golden import save_golden
 from toolchain.verification import FLOAT_TOLERANCE, STEP_TOLERANCE, verify
 
 
@@ -24,7 +25,7 @@ def moved(folder, part):
     """The golden outputs moved by a part of their largest value, and the manifest that vouches for them."""
     golden = package.load_golden(folder / "golden.npz")
     outputs = tuple({name: y + part * np.abs(y).max() for name, y in of.items()} for of in golden.outputs)
-    package.save_golden(package.Golden(golden.feeds, outputs), folder / "golden.npz")
+    save_golden(package.Golden(golden.feeds, outputs), folder / "golden.npz")
     manifest = Manifest.load(folder / "manifest.json")
     path = folder / "golden.npz"
     files = tuple(

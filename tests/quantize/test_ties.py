@@ -191,6 +191,51 @@ def test_nodes_in_doubt_are_told_with_their_distance(net):
     assert found["pool"] == "a result is 1.0e-08 of a step from a tie, and kernels compute it within 6.1e-05"
 
 
+def settled(net, tied, kept=()):
+    model, grids = net
+    grids = {**grids, **{name: Affine(float(F(scale)), zero) for name, (scale, zero) in tied.items()}}
+    chosen = select(model).int8_nodes()
+    nodes = [node for node in model.graph if node.name in chosen]
+    group, output_of = {name: name for name in grids}, {node.name: node.outputs[0].name for node in nodes}
+    before, refused = dict(grids), ties.settle(nodes, group, output_of, grids, kept)
+    return (
+        {name: grid.scale / before[name].scale for name, grid in grids.items() if grid != before[name]},
+        refused,
+        grids,
+    )
+
+
+GATED = {"c": (0.5, 128), "g": (1 / 256, 0), "m": (1 / 128, 128), "e": (0.1, 128)}
+
+
+def test_a_product_is_settled_by_its_result(net):
+    grown, refused, grids = settled(net, GATED)
+    assert (set(grown), refused) == ({"m"}, {})
+    assert 1 < grown["m"] < 1.03
+    assert "scale" not in ties.doubtful(net[0], select(net[0]), grids)
+
+
+def test_and_by_an_operand_where_the_result_is_kept(net):
+    grown, refused, _ = settled(net, GATED, kept={"m", "g"})
+    assert (set(grown), refused) == ({"c"}, {})
+
+
+def test_where_everything_is_kept_the_reason_is_told(net):
+    grown, refused, _ = settled(net, GATED, kept={"m", "g", "c", "e"})
+    assert (grown, list(refused)) == ({}, ["scale"])
+    assert "of a step from a tie" in refused["scale"]
+
+
+def test_what_an_earlier_node_was_settled_with_stays(net):
+    """The gate's operand must not move once its sigmoid is clear; and a sigmoid in doubt moves its operand."""
+    rng = np.random.default_rng(0)
+    doubtful = (Affine(float(F(rng.uniform(0.02, 0.05))), 128) for _ in range(2000))
+    bad = next(grid for grid in doubtful if not sigmoid_margin(grid, Affine(1 / 256, 0)).clear)
+    grown, refused, grids = settled(net, {**GATED, "e": (bad.scale, bad.zero_point)}, kept={"g"})
+    assert (set(grown), refused) == ({"e", "m"}, {})
+    assert sigmoid_margin(grids["e"], grids["g"]).clear
+
+
 def test_what_is_not_quantized_is_in_no_doubt(net):
     model, _ = net
     assert ties.doubtful(model, select(model), {}) == {}

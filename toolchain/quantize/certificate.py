@@ -38,9 +38,9 @@ INT32 = 2.0**31 - 1
 
 ROUNDED_ONCE = frozenset(
     {
-        "Add", "Sub", "Mul", "Div", "Sqrt", "Neg", "Abs", "Floor", "Ceil", "Relu", "Clip", "LeakyRelu", "PRelu", "MaxPool",
-        "Max", "Min", "ReduceMax", "ReduceMin", "Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
-        "And", "Or", "Not", "ArgMax", "ArgMin",
+        "Add", "Sub", "Mul", "Div", "Sqrt", "Neg", "Abs", "Floor", "Ceil", "Relu", "Clip", "LeakyRelu", "PRelu", "Max",
+        "Min", "MaxPool", "ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "Where", "Equal", "Greater", "GreaterOrEqual",
+        "Less", "LessOrEqual", "And", "Or", "Not",
     }
 )  # fmt: skip
 """Float operators of one IEEE operation an element, or of none."""

@@ -20,8 +20,9 @@ What the kernels compute (r are ratios of scales, u = 2⁻²⁴ the rounding of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -129,6 +130,52 @@ def doubtful(model: ir.Model, selection: Selection, activations: Grids) -> dict[
             known[key] = margin(node, *grids)
         if (near := known[key]) is not None and not near.clear:
             found[query.label(node)] = reason(near)
+    return found
+
+
+def settle(
+    nodes: Iterable[ir.Node],
+    group: Mapping[str, str],
+    output_of: Mapping[str, str],
+    grids: MutableMapping[str, Affine],
+    kept: Collection[str] = (),
+) -> dict[str, str]:
+    """Clear products and sigmoids of ties, changing `grids`; returns the nodes that cannot be, with the reason.
+
+    Args:
+        nodes: int8 nodes in graph order.
+        group: tensor name to the tensor whose scale it has.
+        output_of: node name to the tensor its result is quantized at.
+        grids: scale group to grid; a scale grows by 3 % at most, mostly by less than a thousandth.
+        kept: groups whose scale must stay: those on a lattice, with a stated range, or ending at a Clip's limit.
+    """
+    fixed, refused = set(kept), dict[str, str]()
+    for node in nodes:
+        if node.op_type not in ("Mul", "Sigmoid"):
+            continue
+        name = query.label(node)
+        output, inputs = group[output_of[name]], [group[str(value.name)] for value in data_inputs(node)]
+
+        if not _near(node, inputs, output, grids).clear:
+            for each in dict.fromkeys((output, *inputs)):
+                trial = partial(_with, node, inputs, output, grids, each)
+                if each not in fixed and (tried := clear(trial, grids[each])) is not None:
+                    grids[each] = tried
+                    break
+            else:
+                refused[name] = reason(_near(node, inputs, output, grids))
+        fixed.update((output, *inputs))
+    return refused
+
+
+def _with(node: ir.Node, inputs: list[str], output: str, grids: Grids, name: str, grid: Affine) -> Margin:
+    return _near(node, inputs, output, {**grids, name: grid})
+
+
+def _near(node: ir.Node, inputs: list[str], output: str, grids: Grids) -> Margin:
+    found = margin(node, [grids[name] for name in inputs], grids[output])
+    if found is None:
+        raise ValueError(f"{query.label(node)} has no margin")
     return found
 
 

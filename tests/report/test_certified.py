@@ -109,6 +109,7 @@ def test_weights_with_a_zero_point_have_no_proof(tmp_path):
     assert [(doubt.kernel, doubt.reason) for doubt in found.doubts if doubt.kernel] == [
         ("QLinearConv", certificate.UNPROVEN)
     ]
+    assert not found.overflow_free
 
 
 def test_float_doubts_do_not_unsettle_int8():

@@ -126,7 +126,10 @@ def exactness(model: ir.Model, verdicts: Collection[Verdict], activations: Liter
         proofs.append(Proof(kernel=kernel, proof=proof, nodes=tuple(verdict.node for verdict in group), used=used))
     return Exactness(
         activations=activations,
-        overflow_free=not any(verdict.fault in SATURATING for verdict in verdicts),
+        overflow_free=not any(
+            verdict.fault in SATURATING or (verdict.fault == UNPROVEN and verdict.op in PRODUCTS)
+            for verdict in verdicts
+        ),
         exceptions=clauses(verdicts),
         steps=_moves_integers(model, verdicts),
         proofs=tuple(proofs),
@@ -169,15 +172,16 @@ def _int8(node: ir.Node, plan: Plan, chosen: set[str]) -> Verdict:
         return Verdict(name, op, op, PASSES)
     if isinstance(cell, Absorbed):
         return Verdict(name, op, op, VANISHES)
+    kernel = f"QLinear{op}" if op in TABLE else op  # a file may hold onnxruntime's own operators
     if op in BY_TABLE:
-        return Verdict(name, op, f"QLinear{op}", TABLE_OF_256)
+        return Verdict(name, op, kernel, TABLE_OF_256)
     grids = ties.between(node, chosen, plan.activations)
     near = ties.margin(node, *grids) if grids is not None and op in BY_DISTANCE else None
     if near is None:
-        return Verdict(name, op, f"QLinear{op}", None, fault=UNPROVEN)
+        return Verdict(name, op, kernel, None, fault=UNPROVEN)
     if not near.clear:
-        return Verdict(name, op, f"QLinear{op}", None, fault=ties.reason(near))
-    return Verdict(name, op, f"QLinear{op}", NO_TIE, near.error / near.distance)
+        return Verdict(name, op, kernel, None, fault=ties.reason(near))
+    return Verdict(name, op, kernel, NO_TIE, near.error / near.distance)
 
 
 def _product(node: ir.Node, quant: ProductQuant, float_result: bool) -> Verdict:

@@ -146,7 +146,7 @@ def rows(subject: Subject, processors: Sequence[str]) -> list[tuple[str, ...]]:
     for cpu in processors:
         for encoding in ENCODINGS[:1] if cpu.startswith("x86") else ENCODINGS:
             whole = compare(subject.whole, encoding, cpu)
-            part = str(compare(subject.int8, encoding, cpu)) if whole.differing else "identical"
+            part = str(compare(subject.int8, encoding, cpu)) if whole.differing else ""
             largest = f"{whole.largest:.1e}" if whole.differing else ""
             found.append((subject.name, encoding, cpu, str(whole), largest, part))
             print(" | ".join(found[-1]), flush=True)
@@ -182,10 +182,9 @@ def main() -> None:
 
 
 _LEGEND = (
-    "Every output of {samples} samples on emulated processors, against the u8 file on the host above; everything is "
+    "All outputs on emulated processors, {samples} sample a model, against the u8 file on the host above; everything is "
     "int8 that can be. largest difference: relative to the output's greatest magnitude. int8 part: all int8 nodes cut "
-    "out and fed with the same numbers on both sides, compared where the whole differs (where the whole is identical, "
-    "so is its part)."
+    "out, fed with the same numbers on both sides and compared alone, where the whole differs."
 )
 
 

@@ -183,8 +183,8 @@ def main() -> None:
 
 _LEGEND = (
     "All outputs on emulated processors, {samples} sample a model, against the u8 file on the host above; everything "
-    "is int8 that can be. largest difference: relative to the output's greatest magnitude. int8 part: all int8 nodes cut "
-    "out, fed with the same numbers on both sides and compared alone, where the whole differs."
+    "is int8 that can be. largest difference: relative to the output's greatest magnitude. int8 part: all int8 nodes "
+    "cut out, fed with the same numbers on both sides and compared alone, where the whole differs."
 )
 
 

@@ -52,16 +52,44 @@ class Precision(Part):
     reason: str | None = None
 
 
+class Proof(Part):
+    """Why int8 nodes give the same integers on every processor: a clause, and the nodes it holds for.
+
+    kernel: onnxruntime's name for what runs. used: the worst part of what the proof allows, below 1: of int32's range,
+    or the kernels' error over the nearest tie's distance; None where nothing is used up.
+    """
+
+    kernel: str
+    proof: str
+    nodes: tuple[str, ...]
+    used: float | None = None
+
+
+class Doubt(Part):
+    """Why nodes may give other numbers on other processors. kernel: None for a float operator."""
+
+    op: str
+    kernel: str | None
+    reason: str
+    nodes: tuple[str, ...]
+
+
 class Exactness(Part):
-    """Whether every target computes the same integers.
+    """Whether every target computes the same integers: the certificate.
 
     activations: how they are spelt. x86 has exact kernels for u8 only, ARM for both.
-    overflow_free: no product can saturate on any processor. exceptions: op and why it may differ.
+    overflow_free: no product can saturate on any processor. exceptions: what may differ, a clause for each cause.
+    steps: something int8 lies behind what may differ, so that an integer next to a tie may move by one.
+    proofs: of every int8 node without a doubt. doubts: every node that may differ. Both are empty in manifests of
+    before there was a certificate.
     """
 
     activations: Literal["u8", "s8"]
     overflow_free: bool
     exceptions: tuple[str, ...] = ()
+    steps: bool = False
+    proofs: tuple[Proof, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
 
 
 class Manifest(Document):

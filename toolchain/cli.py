@@ -304,7 +304,7 @@ def compare(
 def inspect(model: options.Model, target: options.BudgetTarget = None, as_json: options.AsJson = False) -> None:
     """Say what a model is made of, and what int8 takes of it.
 
-    Operators, cost, parameters, and which nodes stay float and why.
+    Operators, cost, parameters, and which nodes stay float and why; of an exported folder also its certificate.
     """
     from toolchain.report import inspection
     from toolchain.target import load_target

@@ -36,7 +36,7 @@ from toolchain.int8 import Quantized, quantize_model
 from toolchain.loading import is_callable_spec, load_callable
 from toolchain.measurement import Measurement, Results, Score
 from toolchain.optimize import Optimized, optimize
-from toolchain.quantize import exceptions
+from toolchain.quantize import certify, exactness
 from toolchain.recipe import Recipe
 from toolchain.report.quantized import is_quantized
 from toolchain.score import Evaluate, agreement_score, evaluate_score
@@ -364,9 +364,7 @@ def _manifest(
         precision=tuple(
             artifact.Precision(node=c.node, op=c.op, precision=c.precision, reason=c.reason) for c in plan.choices
         ),
-        exactness=artifact.Exactness(
-            activations=profile.int8.activations, overflow_free=plan.overflow_free, exceptions=exceptions(plan)
-        ),
+        exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
         reference_score=reference,
         notes=(*prepared.converted.notes, *quantized.notes),
     )

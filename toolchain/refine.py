@@ -142,8 +142,8 @@ def _rounded(basis: Basis, selection: Selection, data: CalibrationData, report: 
     weights: dict[str, WeightQuant] = {}
     for node, moments in second_moments(basis.model, data.take(MOMENT_SAMPLES), products, progress=report):
         name = query.label(node)
-        exact = basis.settings.exact and not is_depthwise(node)
         weight, nearest = constant_weight(node), basis.weights[name]
+        exact = basis.settings.exact and not is_depthwise(node, weight.shape)
         weights[name] = round_by_moments(weight, nearest, moments.blocks, moments.positions, exact=exact)
         report("rounding weights", len(weights), len(products))
     return replace(basis, weights=weights)

@@ -17,6 +17,8 @@ FLOAT_TOLERANCE = 1e-5
 """Where float operators remain, vector widths and libraries move the last of 24 bits (6e-8 relative); sums of hundreds
 of terms behind one another may add up to this."""
 
+STEP_TOLERANCE = 1e-2
+"""Where int8 operators lie behind such float operators, an integer next to a tie may move by a step of 1/255."""
 
 DYNAMIC_TOLERANCE = 0.02
 """A dynamic operator rounds what it computed the step before. Where a last bit differs, a value may come out a whole
@@ -68,7 +70,9 @@ def verify(folder: str | Path, *, on: str = "local") -> Verification:
 def _tolerance(manifest: Manifest) -> float:
     if any(entry.precision == "int8 dynamic" for entry in manifest.precision):
         return DYNAMIC_TOLERANCE
-    return FLOAT_TOLERANCE if manifest.exactness.exceptions else 0.0
+    if not manifest.exactness.exceptions:
+        return 0.0
+    return STEP_TOLERANCE if manifest.exactness.steps else FLOAT_TOLERANCE
 
 
 def _manifest(folder: Path) -> Manifest:

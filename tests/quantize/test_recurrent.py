@@ -6,7 +6,8 @@ import quantize_by_hand as by_hand
 import small_models
 
 from toolchain.graph import query
-from toolchain.quantize import audit, exceptions, fragments, optimized_graph, select
+from toolchain.quantize import audit, certify, fragments, optimized_graph, select
+from toolchain.quantize.certificate import clauses
 from toolchain.quantize.weights import is_overflow_free
 
 STEPS, BATCH, WIDTH, HIDDEN = 7, 2, 6, 5
@@ -113,7 +114,7 @@ def test_it_is_named_as_what_it_is():
     [choice] = plan.choices
     assert (choice.int8, choice.precision) == (False, "int8 dynamic")
     assert "rounded at every step" in choice.reason
-    [clause] = exceptions(plan)
+    [clause] = clauses(certify(model, plan))
     assert clause.startswith("dynamic int8 operators")
     assert "LSTM ×1" in clause
 

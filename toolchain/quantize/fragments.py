@@ -38,6 +38,14 @@ def fragments(model: ir.Model, plan: Plan, encoding: Encoding) -> list[Fragment]
     return [_fragment(model, plan, group, encoding) for group in groups]
 
 
+def int8_part(model: ir.Model, plan: Plan, encoding: Encoding) -> Fragment:
+    """All of the plan's int8 nodes cut out together; what float nodes compute for them becomes inputs."""
+    chosen = plan.int8_nodes()
+    return _fragment(
+        model, plan, tuple(name for node in model.graph if (name := query.label(node)) in chosen), encoding
+    )
+
+
 def _connected(model: ir.Model, chosen: set[str]) -> list[tuple[str, ...]]:
     """Groups of int8 nodes joined by tensors between them, in graph order."""
     leader: dict[str, str] = {}

@@ -11,7 +11,7 @@ Correction   rounding weights shifts a layer's mean output by ΔW·E[x]; with th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from toolchain.graph import query
 from toolchain.observation import Observation
 from toolchain.ops import rule
-from toolchain.quantize import lattice, recurrent, stored
+from toolchain.quantize import lattice, recurrent, stored, ties
 from toolchain.quantize.ranges import Affine, affine, choose_range
 from toolchain.quantize.select import Choice, Selection, clip_limits, output_point, weight_axis
 from toolchain.quantize.weights import WeightQuant, quantize_weight
@@ -120,6 +120,8 @@ def _activation_grids(
         settled = [name for name in grids if _stated_range(values[name]) is not None]
         capped = [name for name in grids if np.isfinite(_ceiling(values[name]))]
         inexact = lattice.align(where, grids, settled, capped)
+        aligned = (name for site in where for name in (*site.inputs, site.output))
+        inexact |= ties.settle(nodes, group, output_of, grids, {*settled, *capped, *aligned})
     return {name: grids[source] for name, source in group.items()}, inexact
 
 
@@ -192,7 +194,7 @@ def _product(
 def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: Floats | None = None) -> WeightQuant:
     """A product's weight rounded to nearest; see :func:`quantize_weight`."""
     weight = constant_weight(node)
-    if not is_depthwise(node):
+    if not is_depthwise(node, weight.shape):
         return quantize_weight(weight, weight_axis(node), exact=recipe.exact, min_scales=min_scales)
     return replace(quantize_weight(weight, 0, exact=False, min_scales=min_scales), overflow_free=True)
 
@@ -205,13 +207,12 @@ def constant_weight(node: ir.Node) -> Floats:
     return weight
 
 
-def is_depthwise(node: ir.Node) -> bool:
-    """Whether a product runs in the int32 kernel: one input and one output channel a group.
+def is_depthwise(node: ir.Node, weight: Sequence[int]) -> bool:
+    """Whether a product runs in the kernel that adds in int32: one input and one output channel a group.
 
-    One input channel alone is an ordinary sum.
+    One input channel alone is an ordinary sum. weight: its shape.
     """
-    shape = query.sizes(node.inputs[1]) or ()
-    return node.op_type == "Conv" and query.attribute(node, "group", 1) == shape[0] and shape[1] == 1
+    return node.op_type == "Conv" and query.attribute(node, "group", 1) == weight[0] and weight[1] == 1
 
 
 def _mean_shift(node: ir.Node, quant: WeightQuant, weight: Floats, observation: Observation) -> Floats | float:

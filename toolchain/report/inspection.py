@@ -22,8 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from toolchain import cost
+from toolchain.artifact import Exactness
 from toolchain.bench import model_bytes
 from toolchain.convert import convert
+from toolchain.errors import DataError
 from toolchain.graph import io, query
 from toolchain.graph.passes import name_everything
 from toolchain.ops import rule
@@ -32,6 +34,7 @@ from toolchain.quantize import Choice, select
 from toolchain.quantize.select import weight_axis
 from toolchain.report import quantized
 from toolchain.report.amounts import bytes_text, count_text
+from toolchain.report.certified import certificate_of, certified, certify_file
 from toolchain.report.fit import Fit, fit_lines, fit_to
 from toolchain.report.precision import float_groups, precision
 from toolchain.report.quantized import Running
@@ -47,7 +50,8 @@ class Inspection:
     size_bytes: of the file. notes: what was changed to read it. file_nodes: before clean-up, constants left out.
     quantized: whether it holds int8 already; `choices` then say what is, not what would be, and `running` what
         onnxruntime makes of it.
-    int8_weight_bytes: of all constants once quantized.
+    int8_weight_bytes: of all constants once quantized. certificate: of a quantized model, as it was
+        exported or as its integers prove it.
     """
 
     path: str
@@ -64,6 +68,7 @@ class Inspection:
     int8_weight_bytes: int
     running: Running | None
     fit: Fit | None
+    certificate: Exactness | None = None
 
     @property
     def int8_macs(self) -> int:
@@ -83,7 +88,7 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
     """Look into a model file.
 
     Args:
-        path: an ``.onnx`` or ``.pt2`` file.
+        path: an ``.onnx`` or ``.pt2`` file, or a folder that export wrote.
         target: a profile whose budgets and channel multiple the model is held against.
         freeze: sizes for dynamic axes; the others count as 1.
 
@@ -91,8 +96,15 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         ModelError: missing, damaged, of an unsupported opset or operator.
         InputError: wrong `freeze`.
         GateError: the file is of an old opset, and upgraded it computes something else.
+        DataError: the folder is no export, or holds no ``.onnx`` file.
     """
     path = Path(path)
+    certificate = certificate_of(path)
+    if path.is_dir():
+        if certificate is None or not (path / "model.onnx").is_file():
+            hint = "give a target's folder, as export writes it, or a file"
+            raise DataError("is no exported folder with a model.onnx", where=path, hint=hint)
+        path = path / "model.onnx"
     converted = convert(path, freeze=freeze)
     already = quantized.is_quantized(converted.model)
     model = converted.model if already else optimize(converted.model, verify=False).model
@@ -101,6 +113,9 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
     counts = cost.count(model)
     # Of activations that become int8 a quarter stays; which do not is not known before the export.
     peak = counts.peak_activation_bytes if already else counts.peak_activation_bytes // 4
+    runs = quantized.running(model, choices) if already else None
+    if certificate is None and runs is not None:
+        certificate = certify_file(model, choices, () if runs.foreign else runs.unfused)
     weights = counts.weight_bytes - _saved_bytes(model, {choice.node for choice in choices if choice.int8})
     return Inspection(
         path=str(path),
@@ -115,8 +130,9 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         quantized=already,
         choices=choices,
         int8_weight_bytes=weights,
-        running=quantized.running(model, choices) if already else None,
+        running=runs,
         fit=fit_to(target, model, counts, weights=weights, peak=peak) if target else None,
+        certificate=certificate,
     )
 
 
@@ -163,6 +179,7 @@ def record(found: Inspection) -> dict[str, object]:
         "float": [asdict(group) for group in float_groups(found.choices)],
         "running": asdict(found.running) if found.running else None,
         "fit": asdict(found.fit) if found.fit else None,
+        "exactness": found.certificate.model_dump(mode="json") if found.certificate else None,
     }
 
 
@@ -181,6 +198,8 @@ def render(found: Inspection) -> RenderableType:
     for name, text in _facts(found):
         facts.add_row(name, Text(text))
     parts: list[RenderableType] = [facts, "", _operators(found), "", precision(found.choices)]
+    if found.certificate is not None:
+        parts += ["", certified(found.certificate)]
     return Group(*parts, *([""] if found.fit else []), *(fit_lines(found.fit) if found.fit else ()))
 
 

@@ -1,0 +1,195 @@
+"""The promise of the same bits, held against every processor that can be emulated:
+
+    python -m benchmarks.exactness [MODEL ...] [--processors NAME ...] [--samples 1] [-o FOLDER]
+
+Each model is exported once as u8 (x86) and once as s8 (ARM); both files run on each processor, and every output is
+compared with what this machine's kernels gave. Where the certificate names float operators and outputs differ, the
+int8 part is cut out of the model, fed with the same numbers on both sides and compared alone: identical there means
+that the float operators are the only cause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import tables
+from benchmarks.models import MODELS, NAMES, Model, missing
+from toolchain import pipeline
+from toolchain.bench import describe_host, emulator
+from toolchain.data import Array, Feed, open_data
+from toolchain.errors import ToolchainError
+from toolchain.files import write_text
+from toolchain.graph import edit, io, query, run
+from toolchain.int8 import Quantized, quantize_model
+from toolchain.quantize import Encoding, Verdict, certify, int8_part
+from toolchain.quantize.certificate import clauses
+from toolchain.recipe import Quantize, Recipe
+
+PROCESSORS = ("x86-avx2", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a710", "max")
+ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
+CALIBRATION = 12
+HEAD = ("model", "written as", "processor", "outputs", "largest difference", "int8 part")
+Answers = list[dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model in both spellings, inputs for it, and what this machine's own kernels answer."""
+
+    files: dict[Encoding, Path]
+    feeds: list[Feed]
+    expected: Answers
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A quantized model whole, and its int8 nodes alone. verdicts: of the certificate."""
+
+    name: str
+    whole: Part
+    int8: Part
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def exceptions(self) -> tuple[str, ...]:
+        """What the manifest names."""
+        return clauses(self.verdicts)
+
+    @property
+    def proven(self) -> bool:
+        """Whether every int8 operator has its proof."""
+        return not any(verdict.fault and verdict.kernel for verdict in self.verdicts)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """differing: elements not equal in every bit; largest: relative to the output's greatest magnitude."""
+
+    differing: int
+    size: int
+    largest: float
+
+    def __str__(self) -> str:
+        return f"{self.differing / self.size:.2%} differ" if self.differing else "identical"
+
+
+def prepare(model: Model, folder: Path, samples: int) -> Subject:
+    """Quantize everything that can be, and write it and its int8 part both ways into `folder`."""
+    float_model = pipeline.prepare(model.onnx_path()).model
+    feeds = list(islice(model.calibration(CALIBRATION), CALIBRATION))
+    recipe = Recipe(quantize=Quantize(measure=False))
+    quantized = quantize_model(float_model, open_data(feeds, io.inputs(float_model)), recipe)
+    whole = {encoding: folder / f"{model.NAME}-{encoding}.onnx" for encoding in ENCODINGS}
+    cut = {encoding: folder / f"{model.NAME}-int8-{encoding}.onnx" for encoding in ENCODINGS}
+    for encoding in ENCODINGS:
+        io.save_in_place(quantized.write(encoding), whole[encoding])
+        io.save_in_place(int8_part(float_model, quantized.plan, encoding).int8_model, cut[encoding])
+    feeds = feeds[:samples]
+    inside = _inside(quantized, feeds)
+    return Subject(
+        model.NAME,
+        Part(whole, feeds, _here(whole[quantized.encoding], feeds)),
+        Part(cut, inside, _here(cut[quantized.encoding], inside)),
+        certify(float_model, quantized.plan),
+    )
+
+
+def _inside(quantized: Quantized, feeds: list[Feed]) -> list[Feed]:
+    """What enters the int8 part, as the float model computes it here."""
+    part = int8_part(quantized.model, quantized.plan, quantized.encoding)
+    wanted = {str(value.name) for value in part.float_model.graph.inputs}
+    clone = quantized.model.clone()
+    values = [value for value in query.activations(clone) if value.name in wanted]
+    edit.keep_outputs(clone, values)
+    engine = run.session(clone, threads=1)
+    return [dict(zip([str(v.name) for v in values], engine.run(None, feed), strict=True)) for feed in feeds]
+
+
+def _here(file: Path, feeds: list[Feed]) -> Answers:
+    engine = run.session(file, threads=1)
+    names = [output.name for output in engine.get_outputs()]
+    return [dict(zip(names, engine.run(None, feed), strict=True)) for feed in feeds]
+
+
+def compare(part: Part, encoding: Encoding, cpu: str) -> Difference:
+    """Run one spelling on an emulated processor and compare every element of every output.
+
+    Raises:
+        DeviceError: the emulator is not set up, or failed.
+    """
+    options = {"session.qdqisint8allowed": "1"} if encoding == "s8" else {}
+    there = emulator.run(cpu, part.files[encoding], part.feeds, options=options, timeout_s=1800)
+    differing = size = 0
+    largest = 0.0
+    for expected, found in zip(part.expected, there, strict=True):
+        for name, want in expected.items():
+            got = found[name]
+            size += want.size
+            unequal = int(np.count_nonzero(~((got == want) | (np.isnan(got) & np.isnan(want)))))
+            if unequal:
+                differing += unequal
+                top = float(np.max(np.abs(want.astype(np.float64)), initial=0)) or 1.0
+                largest = max(largest, float(np.max(np.abs(got.astype(np.float64) - want))) / top)
+    return Difference(differing, size, largest)
+
+
+def rows(subject: Subject, processors: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row for each spelling and processor; x86 has kernels for u8 alone."""
+    found = []
+    for cpu in processors:
+        for encoding in ENCODINGS[:1] if cpu.startswith("x86") else ENCODINGS:
+            whole = compare(subject.whole, encoding, cpu)
+            part = str(compare(subject.int8, encoding, cpu)) if whole.differing else ""
+            largest = f"{whole.largest:.1e}" if whole.differing else ""
+            found.append((subject.name, encoding, cpu, str(whole), largest, part))
+            print(" | ".join(found[-1]), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The same bits on every processor that can be emulated.")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(NAMES))
+    parser.add_argument("--processors", nargs="+", choices=tuple(emulator.CPUS), default=PROCESSORS)
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
+    options = parser.parse_args()
+    names = options.models or NAMES
+    for name in names:
+        if name not in NAMES:
+            parser.error(f"unknown model {name!r}; there are {', '.join(NAMES)}")
+    host = describe_host()
+    found: list[tuple[str, ...]] = []
+    causes: list[str] = []
+    for name in names:
+        if reason := missing(name):
+            print(f"{name}: {reason}", flush=True)
+            continue
+        with tempfile.TemporaryDirectory(prefix="toolchain-exactness-") as scratch:
+            subject = prepare(MODELS[name], Path(scratch), options.samples)
+            causes.append(f"- {name}: {'; '.join(subject.exceptions) or 'nothing'}")
+            found += rows(subject, options.processors)
+        legend = _LEGEND.format(samples=options.samples)
+        parts = ["# The same bits elsewhere", tables.describe(host), legend, tables.markdown(HEAD, found)]
+        text = "\n\n".join([*parts, "What the certificates name:", "\n".join(causes)]) + "\n"
+        write_text(options.output / f"exactness-{tables.slug(host)}.md", text)
+
+
+_LEGEND = (
+    "All outputs on emulated processors, {samples} sample a model, against the u8 file on the host above; everything "
+    "is int8 that can be. largest difference: relative to the output's greatest magnitude. int8 part: all int8 nodes "
+    "cut out, fed with the same numbers on both sides and compared alone, where the whole differs."
+)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        raise SystemExit(str(error)) from None

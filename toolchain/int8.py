@@ -77,7 +77,6 @@ class _Attempt:
     """One turn of the loop. basis: what the plan was made from."""
 
     basis: Basis
-    selection: Selection
     plan: Plan
     audit: Audit
 
@@ -128,7 +127,7 @@ def quantize_model(
     steps: tuple[Step, ...] = ()
     if attempt.plan.products:
         probe = Probe(model, list(check.take(CHECK_SAMPLES)))
-        basis, steps = refine(attempt.basis, attempt.selection, data, probe, recipe, report)
+        basis, steps = refine(attempt.basis, loop.select, data, probe, recipe, report)
         attempt = loop.audited(basis.model, basis)
     basis, halve = attempt.basis, recipe.quantize.fp16_weights
     if halve:
@@ -158,21 +157,25 @@ class _Loop:
     def audited(self, model: ir.Model, basis: Basis | None = None) -> _Attempt:
         """`basis` was used before, perhaps for more nodes than are int8 now."""
         while True:  # ends: every turn leaves at least one node more float
-            selection = select(model, self.recipe.quantize.keep_float, self.reasons)
-            basis = self._observed(model, selection, basis)
+            basis = self._observed(model, basis)
             self.report("planning", 0, 0)
-            plan = basis.plan(selection)
+            plan = basis.plan()
             found = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
             stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in self.reasons}
             stray.update(plan.inexact)
             if not stray:
-                return _Attempt(basis, selection, plan, found)
+                return _Attempt(basis, plan, found)
             self.reasons.update(stray)
 
-    def _observed(self, model: ir.Model, selection: Selection, basis: Basis | None) -> Basis:
+    def select(self, model: ir.Model) -> Selection:
+        """Without what has stayed float so far."""
+        return select(model, self.recipe.quantize.keep_float, self.reasons)
+
+    def _observed(self, model: ir.Model, basis: Basis | None) -> Basis:
         """What is known where that is enough. The first time even nothing is observed, so that every sample is run."""
+        selection = self.select(model)
         if basis is not None and _covers(basis.observation, selection):
-            return basis
+            return replace(basis, selection=selection)
         settings = self.recipe.calibrate
         tensors = with_channels(model, selection)
         seen = observe(
@@ -180,7 +183,7 @@ class _Loop:
         )
         if basis is None:
             return Basis.plain(model, selection, seen, self.recipe.quantize)
-        return replace(basis, observation=seen)
+        return replace(basis, selection=selection, observation=seen)
 
 
 def _covers(observation: Observation, selection: Selection) -> bool:

@@ -25,7 +25,10 @@ ANONYMOUS = ""
 MOST_CALLS = 100_000
 """A function that yields more samples than this is taken to have no end."""
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+"""zipfile says RuntimeError to a flipped flag: encrypted."""
 
 
 @dataclass(frozen=True)

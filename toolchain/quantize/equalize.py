@@ -23,7 +23,7 @@ to its output, counted in units of the output's own energy Σ_oc V_oc² E[y_c²]
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +55,7 @@ class ScaleGroup:
 
     tensors: names, in graph order. axis, channels: where their channels lie, and how many there are.
     producers, consumers: the products that take up 1/s and s. ceiling: the least limit of a Clip among them.
+    floor: no share is taken as smaller.
     """
 
     tensors: tuple[str, ...]
@@ -63,6 +64,7 @@ class ScaleGroup:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     ceiling: float = float("inf")
+    floor: float = FLOOR
 
 
 @dataclass
@@ -89,7 +91,7 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     products, clips = [], []
     for node in model.graph:
         computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
-        if _is_product(node):
+        if scalable_product(node):
             products.append(node)
         elif node.op_type in HOMOGENEOUS and (carriers := _carriers(node)):
             for value in carriers:
@@ -113,8 +115,8 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     return [found for group in members.values() if (found := _group(group)) is not None]
 
 
-def _is_product(node: ir.Node) -> bool:
-    """A product of an activation and constants that rescaling may change."""
+def scalable_product(node: ir.Node) -> bool:
+    """Whether `node` is a product of an activation and constants that rescaling may change."""
     if node.op_type not in PRODUCTS or query.constant(node.inputs[0]) is not None:
         return False
     weight = query.float_array(node.inputs[1])
@@ -213,7 +215,7 @@ def plan_equalization(
         share = np.minimum(1.0, MARGIN * largest / largest.max())
         least = np.minimum(1.0, MARGIN * largest / group.ceiling)
         candidates = [np.ones(group.channels)]
-        candidates += [np.maximum(np.maximum(share, FLOOR) ** exponent, least) for exponent in EXPONENTS]
+        candidates += [np.maximum(np.maximum(share, group.floor) ** exponent, least) for exponent in EXPONENTS]
         noises = [sum(_noise(s, low, high, square, *reader) for reader in readers) for s in candidates]
         best = int(np.argmin(noises))
         if noises[best] < LEAST_GAIN * noises[0]:
@@ -266,15 +268,19 @@ def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, Floats]) -> 
             node = nodes[name]
             axis = weight_axis(node)
             rank = query.rank(node.inputs[1]) or 2  # type: ignore[arg-type]
-            _rescale(node, 1, 1 / np.expand_dims(s, [a for a in range(rank) if a != axis]), names)
+            rescale(node, 1, 1 / np.expand_dims(s, [a for a in range(rank) if a != axis]), names)
             if len(node.inputs) > 2 and node.inputs[2] is not None:
-                _rescale(node, 2, 1 / s, names)
-        for name in group.consumers:
-            node = nodes[name]
-            _rescale(node, 1, _spread(node, s), names)
+                rescale(node, 2, 1 / s, names)
+        scale_consumers([nodes[name] for name in group.consumers], s, names)
     edit.remove_unused(result)
     check.check(result)
     return result
+
+
+def scale_consumers(nodes: Iterable[ir.Node], s: Floats, names: edit.Names) -> None:
+    """Multiply the weights of products along their input channels."""
+    for node in nodes:
+        rescale(node, 1, _spread(node, s), names)
 
 
 def _spread(node: ir.Node, s: Floats) -> Floats:
@@ -287,7 +293,8 @@ def _spread(node: ir.Node, s: Floats) -> Floats:
     return rows.reshape(*rows.shape, *[1] * (len(weight) - 2))
 
 
-def _rescale(node: ir.Node, index: int, factors: Floats, names: edit.Names) -> None:
+def rescale(node: ir.Node, index: int, factors: Floats, names: edit.Names) -> None:
+    """Multiply one constant input of a node."""
     array = query.float_array(node.inputs[index])
     if array is None or node.graph is None:
         raise ValueError(f"input {index} of {query.label(node)} is no constant")

@@ -29,9 +29,9 @@ STAGES = {
     "package",
 }  # fmt: skip
 RANKS: list[set[str]] = [
-    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES, {"report"},
-    {"dynamic", "fidelity"}, {"refine"}, {"int8", "verification"}, {"pipeline"}, {"terminal", "options"}, {"cli"},
-    {"__main__", "__init__"},
+    {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
+    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed"}, {"report"}, {"pipeline"},
+    {"terminal", "options"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 
 TORCH_ROOMS = {"convert", "train", "search"}

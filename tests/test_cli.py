@@ -234,11 +234,13 @@ def test_onnxruntime_reports_nothing_to_its_maker(tmp_path, workplace):
 
 
 def test_a_drop_beyond_the_limit_fails(toolchain, workplace):
-    Path("falling.py").write_text("scores = iter([0.9, 0.7])\ndef score(run): return next(scores)\n")
+    Path("falling.py").write_text(
+        "from itertools import chain, repeat\nscores = chain([0.9], repeat(0.7))\ndef score(run): return next(scores)\n"
+    )
     before = content(workplace)
     done = toolchain("quantize net.onnx -c samples.npz --evaluate falling:score --max-drop 0.1 -o q.onnx")
     assert done.code == 1
-    assert done.sentence.startswith("int8 scores 0.7000 where float scores 0.9000, a drop of more than 0.1; ")
+    assert done.sentence.startswith("int8 scores 0.7000 where float scores 0.9000, a drop of more than 0.1, with ")
     assert {name for name in content(workplace) if not name.startswith("__pycache__")} == set(before)
 
 

@@ -18,6 +18,7 @@ from toolchain.recipe import Quantize, Recipe
 from toolchain.rules import OwnScale
 
 IMAGE = "float[1, 4, 8, 8] x"
+RACED = Recipe.parse({"quantize": {"mixed": False}})
 UNRACED = Recipe(quantize=Quantize(measure=False))
 ISLAND = "[first] c = Conv(x, w) [tanh] t = Tanh(c) [second] d = Conv(t, v) [relu] y = Relu(d)"
 
@@ -183,7 +184,7 @@ def test_the_data_is_observed_once_while_the_loop_turns(monkeypatch):
 
 def test_faster_as_int8_stays_int8(raced):
     source = model()
-    result = quantize_model(source, data(source), Recipe())
+    result = quantize_model(source, data(source), RACED)
     assert result.plan.int8_nodes() == {"first", "second", "relu"}
     assert [names(first) & {"first", "second"} for first, _, _ in raced.pairs] == [
         {"first"},
@@ -195,7 +196,7 @@ def test_faster_as_int8_stays_int8(raced):
 def test_fragments_race_on_the_tensors_they_meet_in_the_model(raced):
     source = model()
     samples = data(source)
-    quantize_model(source, samples, Recipe())
+    quantize_model(source, samples, RACED)
     known = small_models.every_value(ir.to_proto(source), next(iter(samples)))
     for first, second, feed in raced.pairs:
         assert [v.name for v in first.graph.inputs] == [v.name for v in second.graph.inputs] == list(feed)
@@ -206,7 +207,7 @@ def test_fragments_race_on_the_tensors_they_meet_in_the_model(raced):
 def test_a_fragment_that_is_slower_stays_float_with_both_times(raced):
     raced.slower = lambda first: "second" in names(first) and "first" not in names(first)
     source = model()
-    result = quantize_model(source, data(source), Recipe())
+    result = quantize_model(source, data(source), RACED)
     assert result.plan.int8_nodes() == {"first"}
     reason = "measured slower as int8: 1500.0 µs against 1000.0 µs float for its fragment of 2 nodes"
     assert floats(result)["second"] == floats(result)["relu"] == reason
@@ -218,7 +219,7 @@ def test_a_fragment_that_is_slower_stays_float_with_both_times(raced):
 def test_a_whole_that_is_slower_stays_float_with_a_note(raced):
     raced.slower = lambda first: {"first", "second"} <= names(first)
     source = model()
-    result = quantize_model(source, data(source), Recipe())
+    result = quantize_model(source, data(source), RACED)
     assert result.plan.products == {}
     assert result.plan.activations == {}
     note = "the whole model is slower as int8 here: 1.50 ms against 1.00 ms float"
@@ -232,7 +233,7 @@ def test_a_whole_that_is_slower_stays_float_with_a_note(raced):
 
 def test_a_model_that_is_one_fragment_races_as_a_whole_only(raced):
     source = model("[a] a = Conv(x, w) [r] r = Relu(a) [y] y = Conv(r, v)")
-    quantize_model(source, data(source), Recipe())
+    quantize_model(source, data(source), RACED)
     assert len(raced.pairs) == 1
     assert raced.pairs[0][0] is source
 
@@ -246,7 +247,7 @@ def test_without_measuring_nothing_races(raced):
 def test_the_real_clock_gives_a_verdict():
     """No claim who wins: only that the race runs, and that what it decides is a whole and clean plan."""
     source = model()
-    result = quantize_model(source, data(source), Recipe())
+    result = quantize_model(source, data(source), RACED)
     assert result.audit.clean
     assert {choice.node for choice in result.plan.choices} == {"first", "tanh", "second", "relu"}
 
@@ -254,6 +255,6 @@ def test_the_real_clock_gives_a_verdict():
 def test_progress_is_told_of_every_step(raced):
     told = []
     source = model()
-    quantize_model(source, data(source), Recipe(), progress=lambda what, done, total: told.append(what))
+    quantize_model(source, data(source), RACED, progress=lambda what, done, total: told.append(what))
     steps = ["limits", "histograms 1/1", "planning", "racing int8 against float", "refining", "second moments 1/1"]
     assert list(dict.fromkeys(told)) == [*steps, "rounding weights"]

@@ -52,6 +52,25 @@ class Precision(Part):
     reason: str | None = None
 
 
+class AccuracyStep(Part):
+    """A step that was tried for accuracy: the outputs' fidelity without and with it, in dB, and the decision."""
+
+    name: str
+    without_db: float
+    with_db: float
+    used: bool
+
+
+class TradeOff(Part):
+    """A plan that was tried for ``max_drop``. float_nodes: operators left float for it. speedup: over the float model
+    on the exporting machine, one thread.
+    """
+
+    float_nodes: int
+    score: float
+    speedup: float
+
+
 class Proof(Part):
     """Why int8 nodes give the same integers on every processor: a clause, and the nodes it holds for.
 
@@ -109,6 +128,8 @@ class Manifest(Document):
     files: tuple[FileEntry, ...]
     precision: tuple[Precision, ...]
     exactness: Exactness
+    steps: tuple[AccuracyStep, ...] = ()
+    tradeoff: tuple[TradeOff, ...] = ()
     reference_score: Score | None = None
     measurements: tuple[Measurement, ...] = ()
     notes: tuple[str, ...] = ()

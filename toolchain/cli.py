@@ -11,21 +11,19 @@ import logging
 import signal
 import sys
 import warnings
+from dataclasses import asdict
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 
 from toolchain import options
-from toolchain.errors import GateError, InputError, ToolchainError
+from toolchain.errors import GateError, ToolchainError
 from toolchain.files import check_output
 from toolchain.terminal import say, show, show_json, working
-
-if TYPE_CHECKING:
-    from toolchain.recipe import Recipe
 
 app = typer.Typer(
     name="toolchain",
@@ -75,7 +73,7 @@ def export(
     """
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
-    from toolchain.report import precision, render
+    from toolchain.report import explain, precision, render
 
     with working() as report:
         done = pipeline.export(
@@ -87,7 +85,7 @@ def export(
             evaluate=evaluate,
             inputs=[parse_input(text) for text in inputs or ()],
             freeze=parse_freeze(freeze or ()),
-            recipe=_recipe(recipe, max_drop),
+            recipe=options.read_recipe(recipe, max_drop),
             progress=report,
         )
     if as_json:
@@ -95,6 +93,8 @@ def export(
         return
     show(render(done.results))
     show(precision(done.quantized.plan.choices))
+    if done.curve:
+        show(explain.curve(done.curve))
     exceptions = done.manifests[0].exactness.exceptions if done.manifests else ()
     say(f"the same numbers on every processor{', except: ' + '; '.join(exceptions) if exceptions else ''}")
     for note in (*done.prepared.converted.notes, *done.quantized.notes):
@@ -187,11 +187,13 @@ def quantize(
     freeze: options.Freeze = None,
     recipe: options.RecipeFile = None,
     max_drop: options.MaxDrop = None,
+    explain: options.Explain = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write one int8 model for one target."""
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
+    from toolchain.report import explain as report_explain
     from toolchain.report import precision
 
     with working() as report:
@@ -204,9 +206,10 @@ def quantize(
             evaluate=evaluate,
             inputs=[parse_input(text) for text in inputs or ()],
             freeze=parse_freeze(freeze or ()),
-            recipe=_recipe(recipe, max_drop),
+            recipe=options.read_recipe(recipe, max_drop),
             progress=report,
         )
+        noises = done.quantized.noises() if explain else ()
     before, after = done.scores
     if as_json:
         choices = [
@@ -214,9 +217,16 @@ def quantize(
             for c in done.quantized.plan.choices
         ]
         scores = {"float": before.value, "int8": after.value, "kind": after.kind}
-        show_json({"output": str(output), "score": scores, "nodes": choices})
+        tried = {"steps": [asdict(s) for s in done.quantized.steps], "tradeoff": [asdict(p) for p in done.curve]}
+        found = {"noise": [asdict(noise) for noise in noises]} if explain else {}
+        show_json({"output": str(output), "score": scores, "nodes": choices, **tried, **found})
         return
     show(precision(done.quantized.plan.choices))
+    if explain:
+        show(report_explain.steps(done.quantized.steps))
+        show(report_explain.noises(noises, done.quantized.plan.choices))
+    if done.curve:
+        show(report_explain.curve(done.curve))
     say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
     say(f"written: {output}")
 
@@ -266,7 +276,7 @@ def bench(
     check_format(format)
     if output is not None:
         check_output(output)
-    settings = _recipe(recipe, None).bench
+    settings = options.read_recipe(recipe, None).bench
     profile = load_target(target) if target else None
     names = _distinct_names(models)
     subjects = [Subject(path, name, path.suffix.lstrip(".")) for path, name in zip(models, names, strict=True)]
@@ -294,7 +304,7 @@ def compare(
     from toolchain.report import compare as run
     from toolchain.report import render
 
-    found = run(results, baseline, None if max_regression is None else _fraction(max_regression))
+    found = run(results, baseline, None if max_regression is None else options.read_share(max_regression))
     show(render(found, "json" if as_json else format))
     if found.regressions:
         raise typer.Exit(GateError.exit_code)
@@ -361,27 +371,6 @@ def targets_check(file: options.ProfileFile, as_json: options.AsJson = False) ->
 
 
 # ----------------------------------------------------------------------------------------------- helpers
-
-
-def _recipe(path: Path | None, max_drop: float | None) -> Recipe:
-    from toolchain.recipe import Recipe
-
-    recipe = Recipe.load(path) if path else Recipe()
-    if max_drop is None:
-        return recipe
-    if not 0 <= max_drop < float("inf"):
-        raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more")
-    return recipe.model_copy(update={"max_drop": max_drop})
-
-
-def _fraction(text: str) -> float:
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = float("nan")
-    if not 0 <= share < float("inf"):
-        raise InputError(f"is {text!r}", where="--max-regression", hint="give a share like 5% or 0.05")
-    return share
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:

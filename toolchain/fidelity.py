@@ -8,7 +8,7 @@ are taken before it: saturated probabilities hide what happens to the scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +30,7 @@ class Probe:
     def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
         self._points = [_before_saturation(value) for value in model.graph.outputs if query.is_float(value)]
         self._feeds = list(feeds)
-        self._expected = self._outputs(model)
+        self._expected = self._runner(model)({}) if self.usable else []
 
     @property
     def usable(self) -> bool:
@@ -39,18 +39,25 @@ class Probe:
 
     def fidelity_db(self, model: ir.Model) -> float:
         """The fidelity of `model`."""
-        pairs = zip(self._expected, self._outputs(model), strict=True)
-        return float(np.mean([_decibels(expected, got) for expected, got in pairs]))
+        return self.opened(model)({})
 
-    def _outputs(self, model: ir.Model) -> list[Sequence[Array]]:
-        if not self.usable:
-            return []
+    def opened(self, model: ir.Model) -> Callable[[Feed], float]:
+        """A function from further inputs, the same for every sample, to the fidelity of `model` with them."""
+        run_all = self._runner(model)
+
+        def measure(more: Feed) -> float:
+            pairs = zip(self._expected, run_all(more), strict=True)
+            return float(np.mean([_decibels(expected, got) for expected, got in pairs]))
+
+        return measure
+
+    def _runner(self, model: ir.Model) -> Callable[[Feed], list[Sequence[Array]]]:
         clone = model.clone()
         nodes = {query.label(node): node for node in clone.graph}
         outputs = {value.name: value for value in clone.graph.outputs}
         edit.keep_outputs(clone, [nodes[at].inputs[0] if at else outputs[name] for name, at in self._points])  # type: ignore[misc]
         engine = run.session(clone, threads=0)
-        return [engine.run(None, feed) for feed in self._feeds]
+        return lambda more: [engine.run(None, {**feed, **more}) for feed in self._feeds]
 
 
 def _before_saturation(output: ir.Value) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ What is decided here holds for every target: the plan is one, so the integers ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -36,40 +36,75 @@ from toolchain.quantize import (
     Selection,
     apply_quantization,
     audit,
+    certify,
     fragments,
     optimized_graph,
     select,
 )
 from toolchain.recipe import Recipe
 from toolchain.refine import Basis, Step, refine, with_channels
+from toolchain.sensitivity import Noise, clusters, noises
 from toolchain.tensors import Feed
 
 Progress = Callable[[str, int, int], None]
 
 CHECK_SAMPLES = 32
 """So many samples at most judge a step."""
+SENSITIVITY_SAMPLES = 8
+LOUD = 0.1
+"""A tensor that makes so much of all noise is worth a try in float ..."""
+LEAST_RELIEF_DB = 0.5
+"""... and stays float if that helps so much."""
+MOST_RELIEVED = 4
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """plan: the numbers. audit: what onnxruntime runs of them. encoding: how this machine takes activations.
-    model: the float model the plan is for; its channels may be rescaled. steps: what was tried for accuracy.
-    notes: what was left float as a whole, and why. fp16_weights: how float weights are written.
+    """basis: what the plan was made from; its float model's channels may be rescaled. plan: the numbers.
+    audit: what onnxruntime runs of them. source: the float model as it was given. loop: makes the plan again with more
+    left float. check: the samples that steps were judged by. steps: what was tried for accuracy. notes: what was left
+    float as a whole, and why.
     """
 
-    model: ir.Model
+    basis: Basis
     plan: Plan
     audit: Audit
-    observation: Observation
-    encoding: Encoding
+    source: ir.Model
+    loop: Loop
+    check: CalibrationData
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
-    fp16_weights: bool = False
+
+    @property
+    def model(self) -> ir.Model:
+        """The float model the plan is for."""
+        return self.basis.model
+
+    @property
+    def observation(self) -> Observation:
+        """What the plan's numbers come from."""
+        return self.basis.observation
+
+    @property
+    def encoding(self) -> Encoding:
+        """How this machine takes activations."""
+        return self.loop.encoding
 
     def write(self, encoding: Encoding) -> ir.Model:
         """The quantized model for targets of this encoding."""
         written = apply_quantization(self.model, self.plan, encoding)
-        return halve_weights(written).model if self.fp16_weights else written
+        return halve_weights(written).model if self.loop.recipe.quantize.fp16_weights else written
+
+    def noises(self) -> tuple[Noise, ...]:
+        """What the rounding of each tensor and weight does to the outputs, the worst first."""
+        probe = Probe(self.model, list(self.check.take(SENSITIVITY_SAMPLES)))
+        return noises(self.model, self.plan, probe, self.check.fingerprint, self.loop.report) if probe.usable else ()
+
+    def leaving_float(self, reasons: Mapping[str, str]) -> Quantized:
+        """Planned and audited again with the nodes of `reasons` float, too; everything else as it was decided."""
+        loop = replace(self.loop, reasons={**self.loop.reasons, **reasons})
+        attempt = loop.audited(self.model, self.basis)
+        return replace(self, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit, loop=loop)
 
 
 @dataclass(frozen=True)
@@ -108,7 +143,7 @@ def quantize_model(
     report = progress or (lambda what, done, total: None)
     encoding: Encoding = detect_host().int8.activations
     reasons: dict[str, str] = {}
-    loop = _Loop(data, recipe, encoding, reasons, report)
+    loop = Loop(data, recipe, encoding, reasons, report)
     attempt = loop.audited(model)
     if off := inaccurate(model, attempt.plan, encoding, data):
         reasons.update(off)
@@ -125,14 +160,43 @@ def quantize_model(
             reasons.update({c.node: note for c in attempt.plan.choices if c.int8 or c.other == "int8 dynamic"})
             attempt = loop.audited(model, attempt.basis)
     steps: tuple[Step, ...] = ()
+    probe = Probe(model, list(check.take(CHECK_SAMPLES)))
     if attempt.plan.products:
-        probe = Probe(model, list(check.take(CHECK_SAMPLES)))
         basis, steps = refine(attempt.basis, loop.select, data, probe, recipe, report)
         attempt = loop.audited(basis.model, basis)
-    basis, halve = attempt.basis, recipe.quantize.fp16_weights
-    if halve:
-        notes.append(str(halve_weights(apply_quantization(basis.model, attempt.plan, encoding))))
-    return Quantized(basis.model, attempt.plan, attempt.audit, basis.observation, encoding, steps, tuple(notes), halve)
+    if recipe.quantize.fp16_weights:
+        notes.append(str(halve_weights(apply_quantization(attempt.basis.model, attempt.plan, encoding))))
+    done = Quantized(attempt.basis, attempt.plan, attempt.audit, model, loop, check, steps, tuple(notes))
+    free = recipe.quantize.mixed and recipe.quantize.measure and attempt.plan.products and probe.usable
+    if free and not _is_exact(done):
+        return _relieved(done, probe, next(iter(data)))
+    return done
+
+
+def _is_exact(quantized: Quantized) -> bool:
+    """Whether every processor gives the same bits; a float operator would put an end to that."""
+    return not any(verdict.fault for verdict in certify(quantized.model, quantized.plan))
+
+
+def _relieved(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
+    """With the few operators float that make most of the error, where the model is not slower for it."""
+    best = probe.fidelity_db(quantized.write(quantized.encoding))
+    before, used = best, False
+    worst = [
+        cluster for cluster in clusters(quantized.model, quantized.plan, quantized.noises()) if cluster.share >= LOUD
+    ]
+    for cluster in worst[:MOST_RELIEVED]:
+        reason = f"rounding {cluster.tensor!r} is {cluster.share:.0%} of the error, and float is no slower here"
+        tried = quantized.leaving_float(dict.fromkeys(cluster.nodes, reason))
+        written = tried.write(quantized.encoding)
+        found = probe.fidelity_db(written)
+        if found < best + LEAST_RELIEF_DB:
+            continue
+        if not _race(quantized.write(quantized.encoding), written, feed, seconds=0.5).second_is_slower():
+            quantized, best, used = tried, found, True
+    if not worst:
+        return quantized
+    return replace(quantized, steps=(*quantized.steps, Step("precision", before, best, used)))
 
 
 def _check_names(model: ir.Model, recipe: Recipe) -> None:
@@ -145,7 +209,7 @@ def _check_names(model: ir.Model, recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True)
-class _Loop:
+class Loop:
     """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows."""
 
     data: CalibrationData

@@ -1,11 +1,16 @@
-"""The command line's arguments and options, each with what it says in ``--help``."""
+"""The command line's arguments and options, each with what it says in ``--help``, and how their texts are read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from toolchain.errors import InputError
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Recipe
 
 # What a command works on.
 Source = Annotated[
@@ -51,7 +56,13 @@ Evaluate = Annotated[
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(help="Fail (exit 1) where int8 scores lower than float by more than this.", metavar="NUMBER"),
+    typer.Option(
+        help="Leave operators float until int8 scores no lower than this below float; fail (exit 1) if none suffice.",
+        metavar="NUMBER",
+    ),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Show what each step gained, and where the error that is left comes from.")
 ]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="A recipe (TOML); default: the recommended one.", metavar="FILE")
@@ -93,3 +104,26 @@ MaxRegression = Annotated[
     str | None, typer.Option(help="Fail (exit 1) where a row is slower by more, e.g. 5%.", metavar="SHARE")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def read_recipe(path: Path | None, max_drop: float | None) -> Recipe:
+    """The recipe of ``--recipe``, with ``--max-drop`` in it."""
+    from toolchain.recipe import Recipe
+
+    recipe = Recipe.load(path) if path else Recipe()
+    if max_drop is None:
+        return recipe
+    if not 0 <= max_drop < float("inf"):
+        raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more")
+    return recipe.model_copy(update={"max_drop": max_drop})
+
+
+def read_share(text: str) -> float:
+    """``5%`` or ``0.05`` of ``--max-regression``."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share < float("inf"):
+        raise InputError(f"is {text!r}", where="--max-regression", hint="give a share like 5% or 0.05")
+    return share

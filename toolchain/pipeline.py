@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from toolchain import artifact, package
 from toolchain.bench import Subject
@@ -35,6 +36,7 @@ from toolchain.graph import io, run
 from toolchain.int8 import Quantized, quantize_model
 from toolchain.loading import is_callable_spec, load_callable
 from toolchain.measurement import Measurement, Results, Score
+from toolchain.mixed import Point, search
 from toolchain.optimize import Optimized, optimize
 from toolchain.quantize import certify, exactness
 from toolchain.recipe import Recipe
@@ -65,13 +67,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made. results: the fp32 row first, then a row for each target."""
+    """What an export made. results: the fp32 row first, then a row for each target. curve: the plans that were tried
+    for ``max_drop``.
+    """
 
     folder: Path
     results: Results
     manifests: tuple[artifact.Manifest, ...]
     quantized: Quantized
     prepared: Prepared
+    curve: tuple[Point, ...] = ()
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -138,16 +143,15 @@ def export(
     work = _prepare_int8(
         source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
     )
-    prepared, quantized, data = work.prepared, work.quantized, work.data
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
-        pair = _write_pair(quantized, Path(scratch))
-        scores = _scores(pair, work, recipe.max_drop, progress)
+        work, pair, scores = _settle(work, recipe, Path(scratch), progress)
+        quantized = work.quantized
         golden = _golden(pair, work.held)
         rows = _bench(pair, model_name(source), scores, golden.feeds[0], recipe, progress)
         results, manifests = [rows[0]], []
         for number, profile in enumerate(profiles):
             progress(f"packaging for {profile.name}", number, len(profiles))
-            manifest = _manifest(prepared, quantized, data, profile, recipe, scores[0])
+            manifest = _manifest(work, profile, recipe, scores[0])
             encoding = profile.int8.activations
             model = pair.int8 if encoding == quantized.encoding else quantized.write(encoding)
             manifest, row = _package(folder / profile.name, model, rows[1], manifest, profile, golden)
@@ -155,16 +159,17 @@ def export(
             results.append(row)
         found = Results(measurements=tuple(results))
         (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
-    return Exported(output, found, tuple(manifests), quantized, prepared)
+    return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve)
 
 
 @dataclass(frozen=True)
 class QuantizedFile:
-    """What :func:`quantize` made. scores: of float and of int8."""
+    """What :func:`quantize` made. scores: of float and of int8. curve: the plans that were tried for ``max_drop``."""
 
     output: Path
     quantized: Quantized
     scores: tuple[Score, Score]
+    curve: tuple[Point, ...] = ()
 
 
 def quantize(
@@ -188,10 +193,9 @@ def quantize(
         source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
     )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
-        pair = _write_pair(work.quantized, Path(scratch))
-        scores = _scores(pair, work, recipe.max_drop, progress)
+        work, _, scores = _settle(work, recipe, Path(scratch), progress)
     io.save(work.quantized.write(profile.int8.activations), output)
-    return QuantizedFile(Path(output), work.quantized, scores)
+    return QuantizedFile(Path(output), work.quantized, scores, work.curve)
 
 
 def model_name(source: ModelSource) -> str:
@@ -216,7 +220,9 @@ def load_evaluate(evaluate: str | Evaluate | None) -> Evaluate | None:
 
 @dataclass(frozen=True)
 class _Work:
-    """Everything up to the plan. held: samples kept for agreement and golden data; scorer: the user's function."""
+    """Everything up to the plan. held: samples that no statistic was taken from, for agreement and golden data.
+    scorer: the user's function. curve: the plans that were tried for ``max_drop``.
+    """
 
     prepared: Prepared
     quantized: Quantized
@@ -224,6 +230,7 @@ class _Work:
     held: CalibrationData
     scorer: Evaluate | None
     scorer_name: str
+    curve: tuple[Point, ...] = ()
 
 
 def _prepare_int8(
@@ -247,10 +254,10 @@ def _prepare_int8(
     progress("checking the calibration data", 0, 0)
     specs = io.inputs(prepared.model)
     data = open_data(calibration, specs, preprocess=preprocess, samples=recipe.calibrate.samples)
-    train, held = (data, data) if scorer else data.split()
-    quantized = quantize_model(prepared.model, train, recipe, progress=progress)
+    train, check = data.split()
+    quantized = quantize_model(prepared.model, train, recipe, check=check, progress=progress)
     name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
-    return _Work(prepared, quantized, data, held, scorer, name)
+    return _Work(prepared, quantized, data, check, scorer, name)
 
 
 @dataclass(frozen=True)
@@ -262,35 +269,53 @@ class _Pair:
     outputs: tuple[str, ...]
 
 
-def _write_pair(quantized: Quantized, folder: Path) -> _Pair:
-    pair = _Pair(folder / "float.onnx", folder / "int8.onnx", tuple(s.name for s in io.outputs(quantized.model)))
-    io.save_in_place(quantized.model, pair.float_)
+def _write_pair(work: _Work, folder: Path) -> _Pair:
+    model, quantized = work.prepared.model, work.quantized
+    pair = _Pair(folder / "float.onnx", folder / "int8.onnx", tuple(s.name for s in io.outputs(model)))
+    io.save_in_place(model, pair.float_)
     io.save_in_place(quantized.write(quantized.encoding), pair.int8)
     return pair
 
 
-def _scores(pair: _Pair, work: _Work, max_drop: float | None, progress: Progress) -> tuple[Score, Score]:
-    """Of float and int8, held against `max_drop`."""
-    reference, engine = run.session(pair.float_), run.session(pair.int8)
-    if work.scorer is None:
-        progress("measuring agreement with float", 0, 0)
-        before = Score(kind="agreement", value=1.0, samples=len(work.held))
-        try:
-            after = agreement_score(reference, engine, work.held)
-        except run.OrtError as error:
-            what = f"onnxruntime cannot run the model on a sample that is held out ({run.one_line(error)})"
-            raise DataError(what, where=work.data.source, hint="mend or remove the sample") from None
-    else:
-        progress("evaluating float", 0, 0)
+def _settle(work: _Work, recipe: Recipe, folder: Path, progress: Progress) -> tuple[_Work, _Pair, tuple[Score, Score]]:
+    """Score float and int8; where int8 loses more than is allowed, leave operators float until it does not."""
+    pair = _write_pair(work, folder)
+    progress("evaluating float", 0, 0)
+    reference = run.session(pair.float_)
+    before = Score(kind="agreement", value=1.0, samples=len(work.held))
+    if work.scorer is not None:
         before = evaluate_score(work.scorer, reference, work.scorer_name)
-        progress("evaluating int8", 0, 0)
-        after = evaluate_score(work.scorer, engine, work.scorer_name)
-    if max_drop is not None and before.value - after.value > max_drop:
+    progress("evaluating int8", 0, 0)
+    after = _score(work, reference, run.session(pair.int8))
+    allowed = recipe.max_drop
+    if allowed is None or before.value - after.value <= allowed:
+        return work, pair, (before, after)
+
+    def rate(model: ir.Model) -> float:
+        return _score(work, reference, run.session(model)).value
+
+    feed = next(iter(work.held))
+    found, curve = search(work.quantized, work.quantized.noises(), rate, before.value - allowed, feed, progress)
+    work = replace(work, quantized=found, curve=curve)
+    pair = _write_pair(work, folder)
+    after = _score(work, reference, run.session(pair.int8))
+    if before.value - after.value > allowed:
         raise GateError(
-            f"int8 scores {after.value:.4f} where float scores {before.value:.4f}, a drop of more than {max_drop:g}",
-            hint="give more representative calibration data, keep some nodes float, or allow a larger drop",
+            f"int8 scores {after.value:.4f} where float scores {before.value:.4f}, a drop of more than {allowed:g}, "
+            f"with {curve[-1].float_nodes} operators left float",
+            hint="give more representative calibration data, or allow a larger drop",
         )
-    return before, after
+    return work, pair, (before, after)
+
+
+def _score(work: _Work, reference: InferenceSession, engine: InferenceSession) -> Score:
+    if work.scorer is not None:
+        return evaluate_score(work.scorer, engine, work.scorer_name)
+    try:
+        return agreement_score(reference, engine, work.held)
+    except run.OrtError as error:
+        what = f"onnxruntime cannot run the model on a sample that is held out ({run.one_line(error)})"
+        raise DataError(what, where=work.data.source, hint="mend or remove the sample") from None
 
 
 def _golden(pair: _Pair, held: CalibrationData) -> package.Golden:
@@ -342,9 +367,8 @@ def _package(
     return manifest, row.model_copy(update={"sha256": file.sha256, "size_bytes": file.size_bytes})
 
 
-def _manifest(
-    prepared: Prepared, quantized: Quantized, data: CalibrationData, profile: Target, recipe: Recipe, reference: Score
-) -> artifact.Manifest:
+def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) -> artifact.Manifest:
+    prepared, quantized, data = work.prepared, work.quantized, work.data
     plan = quantized.plan
     return artifact.Manifest(
         target=profile.name,
@@ -365,6 +389,8 @@ def _manifest(
             artifact.Precision(node=c.node, op=c.op, precision=c.precision, reason=c.reason) for c in plan.choices
         ),
         exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
+        steps=tuple(artifact.AccuracyStep(**asdict(step)) for step in quantized.steps),
+        tradeoff=tuple(artifact.TradeOff(**asdict(point)) for point in work.curve),
         reference_score=reference,
         notes=(*prepared.converted.notes, *quantized.notes),
     )

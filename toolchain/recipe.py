@@ -31,6 +31,8 @@ class Quantize(Part):
     equalize, bias_correction, rounding: steps that are taken where they lower the outputs' error: channels are
     rescaled to like ranges; the mean error of the weights is taken out of the bias; weights are rounded by the second
     moments of what they multiply.
+    mixed: the few operators that make most of the error stay float, where the model is no slower for it and does not
+    give the same bits everywhere anyway.
     keep_float: names of nodes, or operator types, that stay float.
     measure: leave fragments float that are measured slower as int8 on this machine.
     fp16_weights: weights that stay float are stored as float16, for a smaller download.
@@ -42,6 +44,7 @@ class Quantize(Part):
     equalize: bool = True
     bias_correction: bool = True
     rounding: bool = True
+    mixed: bool = True
     keep_float: tuple[str, ...] = ()
     measure: bool = True
     fp16_weights: bool = False

@@ -74,9 +74,15 @@ def _decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:
 
 
 def _share(expected: Array, got: Array) -> float:
-    """Squared error over energy; 1, as of an output of zeros, for another shape."""
+    """Squared error over energy, of the elements that are finite in `expected`.
+
+    1, as of an output of zeros, for another shape, for what is not finite, and for any error where there is no energy.
+    """
     if expected.shape != got.shape:
         return 1.0
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    energy = float(np.sum(a**2))
-    return float(np.sum((a - b) ** 2)) / max(energy, 1e-30)
+    finite = np.isfinite(expected)
+    a, b = expected[finite].astype(np.float64), got[finite].astype(np.float64)
+    energy, error = float(np.sum(a**2)), float(np.sum((a - b) ** 2))
+    if not np.isfinite(error):
+        return 1.0
+    return error / energy if energy > 0 else float(error > 0)

@@ -151,6 +151,44 @@ def test_activations_are_fed_or_computed_in_graph_order(graph):
     assert names == ["x", "k", "f", "i", "a", "b", "c", "s", "left", "right", "y"]
 
 
+WINDOWS = [
+    "strides = [1, 1]",
+    "strides = [2, 3]",
+    "pads = [1, 2, 3, 0], strides = [2, 2]",
+    "dilations = [2, 3], pads = [2, 2, 2, 2]",
+    *(f'auto_pad = "SAME_{end}", strides = [{s}, {4 - s}]' for end in ("UPPER", "LOWER") for s in (1, 2, 3)),
+    'auto_pad = "VALID", strides = [2, 1]',
+    'auto_pad = "NOTSET", pads = [1, 1, 1, 1]',
+]
+
+
+@pytest.mark.parametrize("attributes", WINDOWS)
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (4, 5)])
+@pytest.mark.parametrize("spatial", [(11, 13), (12, 14)])
+def test_a_window_sees_what_onnxruntime_sees(attributes, kernel, spatial):
+    """A kernel of ones over numbered pixels, by hand on the padded picture."""
+    text = f"float[1, 1, {spatial[0]}, {spatial[1]}] x"
+    weight = np.ones((1, 1, *kernel), np.float32)
+    model = small_models.model(f"y = Conv<{attributes}>(x, w)", text, "y", {"w": weight})
+    strides, dilations, before, behind = query.window(next(iter(model.graph)), spatial)
+    x = np.arange(1.0, np.prod(spatial) + 1, dtype=np.float32).reshape(1, 1, *spatial)
+    padded = np.pad(x[0, 0], list(zip(before, behind, strict=True)))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    rows, columns = (range(0, n - r + 1, s) for n, r, s in zip(padded.shape, reach, strides, strict=True))
+    by_hand = [
+        [padded[i : i + reach[0] : dilations[0], j : j + reach[1] : dilations[1]].sum() for j in columns] for i in rows
+    ]
+    np.testing.assert_allclose(small_models.plain(model, {"x": x})["y"][0, 0], by_hand, rtol=1e-6)
+
+
+def test_a_window_of_one_axis_and_of_three():
+    for rank in (1, 3):
+        shape = ", ".join(["1", "1"] + ["5"] * rank)
+        weight = np.ones((1, 1, *[3] * rank), np.float32)
+        model = small_models.model("y = Conv(x, w)", f"float[{shape}] x", "y", {"w": weight})
+        assert query.window(next(iter(model.graph)), [5] * rank) == ([1] * rank, [1] * rank, [0] * rank, [0] * rank)
+
+
 def test_opset(graph):
     assert query.opset(graph) == 17
     graph.opset_imports.pop("")

@@ -94,6 +94,49 @@ def test_limits_means_and_counts_of_every_tensor():
         assert_histogram(stats, arrays)
 
 
+@pytest.mark.parametrize("opset", [13, 17, 18])
+def test_limits_and_squares_of_every_channel(opset):
+    """Along any axis of tensors of one to four axes; channels without a value above, or below, zero among them."""
+    model = small_models.model(
+        "a = Conv(x, w) b = Relu(a) c = Neg(b) f = Flatten(c) v = ReduceMean<axes = [0], keepdims = 0>(f) y = Abs(v)"
+        if opset < 18
+        else "a = Conv(x, w) b = Relu(a) c = Neg(b) f = Flatten(c) v = ReduceMean<keepdims = 0>(f, zero) y = Abs(v)",
+        "float[N, 2, 3, 4] x",
+        "y",
+        {**integers(0, w=(5, 2, 1, 1)), **({"zero": np.array([0])} if opset >= 18 else {})},
+        opset=opset,
+    )
+    rng = np.random.default_rng(2)
+    feeds = [{"x": rng.integers(-4, 5, (1 + i, 2, 3, 4)).astype(np.float32)} for i in range(4)]
+    axes = {"x": 2, "a": 1, "b": 3, "c": -1, "f": 1, "y": 0, "v": -1}
+    found = observe(model, opened(model, feeds), axes)
+    for name, arrays in kept_whole(model, feeds).items():
+        axis, channels = axes[name], found.tensors[name].channels
+        rows = np.concatenate([np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays], axis=1)
+        rows = rows.astype(np.float64)
+        np.testing.assert_array_equal(channels.minimum, rows.min(axis=1), err_msg=name)
+        np.testing.assert_array_equal(channels.maximum, rows.max(axis=1), err_msg=name)
+        np.testing.assert_allclose(channels.mean, rows.mean(axis=1), rtol=1e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(channels.square, (rows**2).mean(axis=1), rtol=1e-6, err_msg=name)
+        assert found.tensors[name].minimum == rows.min()
+        assert found.tensors[name].maximum == rows.max()
+
+
+def test_channels_keep_their_places_in_the_file(tmp_path):
+    """Tables of different lengths stand side by side; a file of another version is none."""
+    model = net()
+    found = observe(model, opened(model, image_feeds()), {"x": 1, "a": None, "b": 1, "y": 1}, cache=False)
+    found.save(tmp_path / "seen.npz")
+    assert_same(Observation.load(tmp_path / "seen.npz"), found)
+    with np.load(tmp_path / "seen.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "old.npz", **{**arrays, "version": arrays["version"] - 1})
+    assert Observation.load(tmp_path / "old.npz") is None
+    found = observe(model, opened(model, image_feeds()), {"a": None}, cache=False)
+    found.save(tmp_path / "none.npz")
+    assert_same(Observation.load(tmp_path / "none.npz"), found)
+
+
 def test_histograms_are_numpys_where_edges_are_float32_numbers():
     """Integers over [-2^k, 2^k] in 2^k bins: every edge is exact, so there is no excuse."""
     model = small_models.model("y = Relu(x)", "float[N, 4] x", "float[N, 4] y")
@@ -312,7 +355,8 @@ def assert_same(one, other, message=""):
         assert stats.histogram.dtype == got.histogram.dtype
         assert (stats.channels is None) == (got.channels is None)
         if stats.channels is not None:
-            np.testing.assert_array_equal(stats.channels.mean, got.channels.mean)
+            for field in ("mean", "square", "minimum", "maximum"):
+                np.testing.assert_array_equal(getattr(stats.channels, field), getattr(got.channels, field))
 
 
 def test_whatever_matters_makes_it_run_again():

@@ -51,7 +51,7 @@ def samples(draw):
     return (values * 10.0 ** draw(st.integers(-6, 6))).astype(np.float32)
 
 
-methods = st.sampled_from(("mse", "minmax", "percentile"))
+methods = st.sampled_from(("mse", "minmax", "percentile", "entropy"))
 
 
 @given(samples(), methods, st.floats(60, 100))
@@ -130,13 +130,71 @@ def test_a_bulk_within_one_step_is_not_taken_for_spread_out():
     assert choose_range(stats_of(values), "mse", 99.99)[1] == 1000.0
 
 
-@pytest.mark.parametrize("method", ["mse", "minmax", "percentile"])
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "entropy"])
 @pytest.mark.parametrize("value", [0.0, 5.0, -0.25, 1e-30, 3e38])
 def test_a_constant_tensor(method, value):
     values = np.full(100, value, np.float32)
     low, high = choose_range(stats_of(values), method, 99.9)
     assert (low, high) == (min(float(np.float32(value)), 0.0), max(float(np.float32(value)), 0.0))
     assert fake_quantized(values, affine(low, high)) == pytest.approx(values, rel=1e-6)
+
+
+# --- entropy ---
+
+
+def slow_entropy(stats):
+    """Bin by bin: what lies beyond is counted into the ends of P; Q is each level's mean over its bins of P."""
+    edges = np.linspace(stats.minimum, stats.maximum, len(stats.histogram) + 1)
+    bins = [((a + b) / 2, float(n)) for a, b, n in zip(edges, edges[1:], stats.histogram, strict=False)]
+    widest = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
+    found = []
+    for share in np.linspace(1.0, 0.02, 128):
+        low, high = (np.clip(limit, *(max(np.abs(widest)) * share * np.array([-1, 1]))) for limit in widest)
+        inside = [(centre, n) for centre, n in bins if low <= centre <= high]
+        if len(inside) < 2:
+            break
+        p = [n for _, n in inside]
+        p[0] += sum(n for centre, n in bins if centre < low)
+        p[-1] += sum(n for centre, n in bins if centre > high)
+        levels = {}
+        for (centre, n), clipped in zip(inside, p, strict=True):
+            if clipped:
+                levels.setdefault(round(255 * (centre - low) / (high - low)), []).append(n)
+        total = sum(n for _, n in inside)
+        divergence = 0.0
+        for (centre, _), clipped in zip(inside, p, strict=True):
+            if clipped:
+                members = levels[round(255 * (centre - low) / (high - low))]
+                q = sum(members) / len(members) / max(total, 1.0)
+                divergence += clipped / sum(p) * np.log(clipped / sum(p) / max(q, 1e-12))
+        found.append((divergence, low, high))
+    return found
+
+
+@given(samples(), st.sampled_from((16, 300, 700)))
+@settings(max_examples=15, deadline=None)
+def test_entropy_is_the_least_divergence_counted_slowly(values, bins):
+    assume(values.max() > values.min())
+    stats = stats_of(values)
+    counts = np.histogram(values, bins, (stats.minimum, stats.maximum))[0].astype(np.int64)
+    stats = TensorStats(stats.minimum, stats.maximum, stats.count, None, counts)
+    low, high = choose_range(stats, "entropy", 99.99)
+    candidates = slow_entropy(stats)
+    mine = min(d for d, a, b in candidates if (a, b) == pytest.approx((low, high), rel=1e-9, abs=0))
+    assert mine <= min(candidates)[0] + 1e-9 * (1 + abs(mine))
+
+
+def test_entropy_cuts_a_far_outlier_of_a_bell():
+    values = np.append(np.random.default_rng(0).standard_normal(100_000), [40.0]).astype(np.float32)
+    low, high = choose_range(stats_of(values), "entropy", 99.99)
+    assert 2 < high < 12
+    assert -5 < low < 0
+
+
+def test_entropy_keeps_what_is_evenly_spread():
+    flat = stats_of(np.random.default_rng(0).uniform(-1, 1, 1_000_000).astype(np.float32))
+    low, high = choose_range(flat, "entropy", 99.99)
+    assert (low, high) == pytest.approx((flat.minimum, flat.maximum), rel=0.02)
 
 
 # --- grids ---

@@ -47,6 +47,8 @@ HOMOGENEOUS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Identity", "Add", "Mul"}
 )
 """f(x / s) = f(x) / s for every channel. Add: of two tensors of the group. Mul: by a tensor outside of it."""
+SPATIAL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
+"""They mix what lies along every axis but the first two."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ScaleGroup:
 
     tensors: names, in graph order. axis, channels: where their channels lie, and how many there are.
     producers, consumers: the products that take up 1/s and s. ceiling: the least limit of a Clip among them.
-    floor: no share is taken as smaller.
+    floor: no share is taken as smaller. clipped: the tensors a limit applies to.
     """
 
     tensors: tuple[str, ...]
@@ -65,6 +67,7 @@ class ScaleGroup:
     consumers: tuple[str, ...]
     ceiling: float = float("inf")
     floor: float = FLOOR
+    clipped: tuple[str, ...] = ()
 
 
 @dataclass
@@ -75,6 +78,7 @@ class _Members:
     producers: list[ir.Node] = field(default_factory=list)
     consumers: list[ir.Node] = field(default_factory=list)
     ceiling: float = float("inf")
+    clipped: list[str] = field(default_factory=list)
     pinned: bool = False
 
 
@@ -87,7 +91,8 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
             value = leader[value]
         return value
 
-    pinned = [value for value in query.activations(model) if value.is_graph_input() or value.is_graph_output()]
+    values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
+    pinned = [value for value in values if _seen_elsewhere(value, model.graph)]
     products, clips = [], []
     for node in model.graph:
         computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
@@ -101,7 +106,7 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
         else:
             pinned += [*computed, *node.outputs]
     members: dict[ir.Value, _Members] = {}
-    for value in query.activations(model):
+    for value in values:
         members.setdefault(find(value), _Members()).values.append(value)
     for value in pinned:
         if find(value) in members:
@@ -110,9 +115,16 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
         members[find(node.outputs[0])].producers.append(node)
         members[find(node.inputs[0])].consumers.append(node)  # type: ignore[arg-type]
     for node in clips:
-        group = members[find(node.outputs[0])]
-        group.ceiling = min(group.ceiling, _ceiling(node))
+        group, limit = members[find(node.outputs[0])], _ceiling(node)
+        group.ceiling = min(group.ceiling, limit)
+        group.clipped += [str(node.outputs[0].name)] * (limit < float("inf"))
     return [found for group in members.values() if (found := _group(group)) is not None]
+
+
+def _seen_elsewhere(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether a tensor enters or leaves the graph, or the branches of an If or Loop read it."""
+    inside = all(use.node.graph is graph for use in value.uses())
+    return value.is_graph_input() or value.is_graph_output() or not inside
 
 
 def scalable_product(node: ir.Node) -> bool:
@@ -142,7 +154,9 @@ def _carriers(node: ir.Node) -> list[ir.Value]:
         return [first if sizes[0] > sizes[1] else second]
     if node.op_type == "Clip" and _ceiling(node) <= 0:
         return []
-    if node.op_type == "Resize" and query.attribute(node, "mode", "nearest") == "cubic":
+    if node.op_type == "Resize" and (
+        query.attribute(node, "mode", "nearest") == "cubic" or query.attribute(node, "extrapolation_value", 0.0) != 0
+    ):
         return []
     return sources[:1] if len(node.outputs) == 1 else []
 
@@ -161,7 +175,8 @@ def _group(members: _Members) -> ScaleGroup | None:
     axes = {_channel_axis(node, node.outputs[0]) for node in members.producers}
     axes |= {_channel_axis(node, node.inputs[0]) for node in members.consumers}  # type: ignore[arg-type]
     axis = axes.pop()
-    if axes or axis is None:
+    operators = {node.op_type for value in members.values if (node := value.producer()) is not None}
+    if axes or axis is None or (axis != 1 and operators & SPATIAL):
         return None
     shapes = [query.sizes(value, dynamic=0) for value in members.values]
     channels = {shape[axis] if shape is not None and len(shape) > axis else 0 for shape in shapes}
@@ -176,6 +191,7 @@ def _group(members: _Members) -> ScaleGroup | None:
         tuple(query.label(node) for node in members.producers),
         tuple(query.label(node) for node in members.consumers),
         members.ceiling,
+        clipped=tuple(members.clipped),
     )
 
 
@@ -203,7 +219,7 @@ def plan_equalization(
     for group in groups:
         names = [name for name in group.tensors if name in quantized and name in observation.tensors]
         stats = [s for name in names if (s := observation.tensors[name].channels) is not None]
-        if not stats:
+        if not stats or not set(group.clipped) <= set(names):
             continue
         low = np.min([s.minimum for s in stats], axis=0).clip(max=0.0)
         high = np.max([s.maximum for s in stats], axis=0).clip(min=0.0)

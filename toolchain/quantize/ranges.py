@@ -66,7 +66,7 @@ def _percentile_range(stats: TensorStats, percentile: float) -> tuple[float, flo
 
 
 def _entropy_range(stats: TensorStats) -> tuple[float, float]:
-    """Both limits drawn in alike until the clipped histogram P and its 255 levels Q differ least: Σ P ln (P / Q).
+    """|x| clipped until the clipped histogram P and its 255 levels Q differ least: Σ P ln (P / Q).
 
     As TensorRT calibrates (Migacz, 2017, "8-bit inference with TensorRT"): what is clipped counts into P's outermost
     bins, and Q spreads each level evenly over those of its bins that are not empty.
@@ -75,8 +75,8 @@ def _entropy_range(stats: TensorStats) -> tuple[float, float]:
     centres = (edges[:-1] + edges[1:]) / 2
     widest = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     best, least = widest, np.inf
-    for share in np.linspace(1.0, 0.02, CANDIDATES):
-        low, high = widest[0] * share, widest[1] * share
+    for limit in _candidates(max(-widest[0], widest[1])):
+        low, high = max(widest[0], -limit), min(widest[1], limit)
         inside = np.flatnonzero((centres >= low) & (centres <= high))
         if len(inside) < 2:
             break

@@ -277,10 +277,15 @@ def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int 
     names = {query.label(node) for node, chosen in int8.items() if chosen}
     tensors: dict[str, int | None] = {}
     same: dict[str, str] = {}
+    torn: set[str] = set()  # a convolution and a matrix product take different axes of one tensor for its channels
 
     def want(value: ir.Value, axis: int | None) -> None:
-        if value.name is not None and tensors.get(value.name) is None:
-            tensors[value.name] = axis
+        if value.name is None:
+            return
+        known = tensors.get(value.name)
+        if known is not None and axis is not None and known != axis:
+            torn.add(value.name)
+        tensors[value.name] = axis if known is None else known
 
     for node in model.graph:
         cell = rule(node).int8
@@ -298,4 +303,4 @@ def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int 
             want(point, None)
             if isinstance(cell, SameScale) and point.name is not None and node.inputs[0] is not None:
                 same[point.name] = str(node.inputs[0].name)
-    return tensors, same
+    return {name: None if name in torn else axis for name, axis in tensors.items()}, same

@@ -13,9 +13,19 @@ from toolchain.quantize import optimized_graph
 from toolchain.recipe import Recipe
 
 ABLATIONS: Mapping[str, dict[str, object]] = {
-    "exactness": {"exact": False},
+    "measured ranges": {"ranges": "minmax"},
+    "equalization": {"equalize": False},
     "bias correction": {"bias_correction": False},
-    "MSE ranges": {"ranges": "minmax"},
+    "rounding": {"rounding": False},
+    "mixed precision": {"mixed": False},
+    "all of these": {
+        "ranges": "minmax",
+        "equalize": False,
+        "bias_correction": False,
+        "rounding": False,
+        "mixed": False,
+    },
+    "exactness": {"exact": False},
     "races": {"measure": False},
 }
 """Each part of ours → what of the recipe's `quantize` leaves it out."""

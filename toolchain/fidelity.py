@@ -47,7 +47,7 @@ class Probe:
 
         def measure(more: Feed) -> float:
             pairs = zip(self._expected, run_all(more), strict=True)
-            return float(np.mean([_decibels(expected, got) for expected, got in pairs]))
+            return float(np.mean([decibels(expected, got) for expected, got in pairs]))
 
         return measure
 
@@ -68,7 +68,8 @@ def _before_saturation(output: ir.Value) -> tuple[str, str | None]:
     return name, at
 
 
-def _decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:
+def decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:
+    """Of one sample: energy over squared error, mean over outputs."""
     shares = [_share(a, b) for a, b in zip(expected, got, strict=True)]
     return min(BEST_DB, -10 * float(np.log10(max(float(np.mean(shares)), 10 ** (-BEST_DB / 10)))))
 

@@ -8,7 +8,7 @@ import small_models
 from small_models import weights
 
 from toolchain.quantize import select
-from toolchain.quantize.equalize import FLOOR, apply_equalization, plan_equalization, scale_groups
+from toolchain.quantize.equalize import FLOOR, _noise, apply_equalization, plan_equalization, scale_groups
 
 IMAGE = "float[1, 4, 8, 8] x"
 ZERO_SIX = {"zero": np.float32(0), "six": np.float32(6)}
@@ -121,3 +121,13 @@ def test_a_clip_that_was_not_observed_forbids_everything_but_one():
     result = apply_equalization(model, scales)
     for feed in feeds:
         close(small_models.plain(result, feed)["y"], small_models.plain(model, feed)["y"])
+
+
+def test_the_expected_noise_by_hand():
+    """Two channels of [0, 2] and [-1, 3], halved and kept: steps of (4 + 1) / 255 and 2 / 127."""
+    low, high, square, s = np.array([0.0, -1.0]), np.array([2.0, 3.0]), np.array([1.0, 2.0]), np.array([0.5, 1.0])
+    weight = np.array([2.0, -2.0]).reshape(1, 1, 2, 1)
+    energy = 2**2 * 1 + 2**2 * 2
+    step, weight_step = 5 / 255, 2 / 127
+    expected = (step**2 * (1 + 4) + weight_step**2 * (4 * 1 + 2)) / (12 * energy)
+    assert _noise(s, low, high, square, weight, energy) == pytest.approx(expected)

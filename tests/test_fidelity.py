@@ -27,7 +27,7 @@ def test_no_error_is_the_best_there_is():
 
 
 def test_logarithms_are_averaged_over_samples_and_shares_over_outputs():
-    """Errors of 1 on energies of 4 · 10², 4 · 100²: 20 and 40 dB. Of two outputs, one exact, half the share: 3 dB more."""
+    """Errors of 1 on energies of 4 · 10², 4 · 100²: 20 and 40 dB. One output of two is exact: 3 dB more."""
 
     def shifted(shift):
         return by_hand.named("y = Add(x, k) z = Neg(x)", "float[1, 4] x", "y, z", {"k": np.float32(shift)})

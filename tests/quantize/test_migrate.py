@@ -42,7 +42,9 @@ CASES = {
     # name: (body, outputs, int8 nodes, how many multiplications are put in)
     "normalization alone": (f"{NORM} y = MatMul(n, w)", "y", {"y"}, 0),
     "without a bias": ("n = LayerNormalization(x, g) y = MatMul(n, w)", "y", {"y"}, 0),
-    "three products, as in attention": (f"{NORM} y = MatMul(n, w) a = MatMul(n, v) b = MatMul(n, w)", "y, a, b", {"y", "a", "b"}, 0),
+    "three products, as in attention": (
+        f"{NORM} y = MatMul(n, w) a = MatMul(n, v) b = MatMul(n, w)", "y, a, b", {"y", "a", "b"}, 0,
+    ),
     "one of the products is float": (f"{NORM} y = MatMul(n, w) a = MatMul(n, w)", "y, a", {"y"}, 1),
     "and a shortcut": (f"{NORM} a = MatMul(n, w) t = Tanh(n) y = MatMul(t, w)", "y, a", {"a"}, 1),
     "that leaves the graph": (f"{NORM} y = MatMul(n, w)", "n, y", {"y"}, 1),

@@ -42,7 +42,7 @@ def whole_of(blocks):
 
 
 def errors(weight, quant, blocks, positions=MANY):
-    """Δw H Δwᵀ by output channel with H damped as documented: a hundredth of its mean diagonal, or columns/positions."""
+    """Δw H Δwᵀ by output channel with H damped by a hundredth of its mean diagonal, or columns/positions of it."""
     h = whole_of(blocks)
     share = max(0.01, max(b.shape[1] for b in blocks) / positions)
     rows = as_rows(weight, quant.axis).astype(np.float64)

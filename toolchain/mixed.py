@@ -87,6 +87,8 @@ def search(
 
 def _bisect(score: Callable[[int], float], largest: int, least: float) -> None:
     """Find the fewest that are enough, taking the score to grow with the number."""
+    if score(0) >= least:
+        return
     low, high = 0, 1
     while score(min(high, largest)) < least:
         if high >= largest:

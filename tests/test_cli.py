@@ -244,6 +244,50 @@ def test_a_drop_beyond_the_limit_fails(toolchain, workplace):
     assert {name for name in content(workplace) if not name.startswith("__pycache__")} == set(before)
 
 
+def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace):
+    Path("all.toml").write_text("quantize.measure = false")
+    Path("strict.py").write_text(
+        "import numpy as np\n"
+        "expected = []\n"
+        "def score(run):\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    shape = np.load('samples.npz')\n"
+        "    name = shape.files[0]\n"
+        "    got = run({name: rng.standard_normal((1, *shape[name].shape[1:])).astype(np.float32)})[0]\n"
+        "    expected.append(got) if not expected else None\n"
+        "    return 1.0 if np.allclose(got, expected[0], rtol=1e-4, atol=1e-5) else 0.0\n"
+    )
+    done = toolchain(
+        "quantize net.onnx -c samples.npz --evaluate strict:score --max-drop 0.5 --recipe all.toml -o q.onnx --json"
+    )
+    assert done.code == 0, done.err
+    curve = done.result["tradeoff"]
+    assert [curve[0]["float_nodes"], curve[0]["score"]] == [0, 0.0]
+    assert curve[-1]["score"] == 1.0
+    left = [node for node in done.result["nodes"] if "of the error" in (node["reason"] or "")]
+    assert len(left) > 0
+    assert done.result["score"] == {"float": 1.0, "int8": 1.0, "kind": "evaluate"}
+    table = toolchain(
+        "quantize net.onnx -c samples.npz --evaluate strict:score --max-drop 0.5 --recipe all.toml -o q.onnx"
+    )
+    assert "operators left float for accuracy" in table.out
+
+
+def test_explain_shows_the_steps_and_the_worst_causes(toolchain, workplace):
+    Path("all.toml").write_text("quantize.measure = false")
+    done = toolchain("quantize net.onnx -c samples.npz --recipe all.toml -o q.onnx --explain")
+    assert done.code == 0, done.err
+    assert "fidelity to float at the outputs" in done.out
+    assert "where the error that is left comes from" in done.out
+    found = toolchain("quantize net.onnx -c samples.npz --recipe all.toml -o q.onnx --explain --json").result
+    assert {"without_db", "with_db", "used", "name"} == set(found["steps"][0])
+    assert sum(noise["share"] for noise in found["noise"]) == pytest.approx(1.0)
+    assert "noise" not in toolchain("quantize net.onnx -c samples.npz -o q.onnx --json").result
+    Path("none.toml").write_text('quantize.keep_float = ["Conv", "Gemm", "MatMul"]')
+    done = toolchain("quantize net.onnx -c samples.npz --recipe none.toml -o q.onnx --explain")
+    assert "nothing computes in int8, so there is nothing to explain" in done.out
+
+
 def test_slowing_down_beyond_the_limit_fails(toolchain, workplace):
     toolchain("bench net.onnx --recipe fast.toml -o one.json")
     found = json.loads(Path("one.json").read_text())

@@ -22,6 +22,8 @@ WORST = 15
 
 def steps(found: Sequence[Step]) -> RenderableType:
     """A line for every step that was tried."""
+    if not found:
+        return Text("nothing computes in int8, so there is nothing to explain")
     table = _table("step", "without", "with", "")
     for step in found:
         table.add_row(step.name, f"{step.without_db:.1f} dB", f"{step.with_db:.1f} dB", "" if step.used else "left out")
@@ -30,6 +32,8 @@ def steps(found: Sequence[Step]) -> RenderableType:
 
 def noises(found: Sequence[Noise], choices: Sequence[Choice], worst: int = WORST) -> RenderableType:
     """The causes of the error that is left, the worst first, and how what computes them is computed."""
+    if not found:
+        return Text()
     precision = {choice.node: choice.precision for choice in choices}
     table = _table("share", "alone", "rounding of", "")
     for noise in found[:worst]:

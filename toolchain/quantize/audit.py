@@ -23,7 +23,7 @@ import onnx
 from toolchain.graph import run
 
 # Layout and fusion passes append these to the name of the node they replace.
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*|/MatMulAddFusion(_\d+)?)+$")
 
 
 @dataclass(frozen=True)

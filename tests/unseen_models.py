@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -88,7 +88,8 @@ def efficientnet() -> nn.Module:
     act, gate = nn.SiLU(), nn.Sigmoid
     return nn.Sequential(
         conv(3, 16, 3, 2, act=act), inverted(16, 64, 24, act, gate, 3, 2), inverted(24, 96, 24, act, gate, 3),
-        inverted(24, 96, 40, act, gate, 5, 2), inverted(40, 160, 40, act, gate, 5), conv(40, 128, 1, act=act), head(128),
+        inverted(24, 96, 40, act, gate, 5, 2), inverted(40, 160, 40, act, gate, 5), conv(40, 128, 1, act=act),
+        head(128),
     )  # fmt: skip
 
 
@@ -241,9 +242,7 @@ class Language(nn.Module):
     def __init__(self, width: int = 96, length: int = 64, *, decoder: bool):
         super().__init__()
         self.words, self.places = nn.Embedding(200, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(
-            *(Block(width, 4, first=decoder, causal=decoder, tanh=decoder) for _ in range(2))
-        )
+        self.blocks = nn.Sequential(*(Block(width, 4, first=decoder, causal=decoder, tanh=decoder) for _ in range(2)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 200 if decoder else 12, bias=not decoder)
 

@@ -3,8 +3,8 @@
     x W + b  over [..., K]   =   reshape( reshape(x, [-1, K]) W + b )
 
 A ``MatMul`` and an ``Add`` of a vector are two passes, and no int8 kernel takes the bias. Where all sizes are known
-onnxruntime joins them into a float ``Gemm`` before it looks for integers, so that what was planned as an integer product
-runs in float on weights that are dequantized at every run. As a ``Gemm`` from the beginning it is one integer kernel.
+onnxruntime joins them into a float ``Gemm`` before it looks for integers, so that what was planned as an integer
+product runs in float on weights that are dequantized at every run. As a ``Gemm`` from the start it is one int8 kernel.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from toolchain.graph import edit, query
 
 Floats = npt.NDArray[np.float32]
 
-UNARY = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu"})
-"""Element by element, so that they may stand in front of a reshape as well as behind it."""
+ROWWISE = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "Gelu"}
+    | {"Add", "Sub", "Mul", "Div", "LayerNormalization"}
+)
+"""They compute every row of the last axis for itself, so that they may stand on either side of a reshape."""
 
 
 def scale_into_linear(model: ir.Model) -> None:
@@ -49,39 +52,85 @@ def scale_into_linear(model: ir.Model) -> None:
 
 
 def linear_to_gemm(model: ir.Model) -> None:
-    """``MatMul`` and ``Add`` of constants over three axes and more become ``Reshape``, ``Gemm``, ``Reshape``.
+    """``MatMul`` and ``Add`` of constants over three axes and more become ``Gemm`` between two ``Reshape``.
 
-    One axis may be open. What follows element by element moves in front of the last ``Reshape``, where a product
-    absorbs it.
+    One axis may be open. What computes row by row behind it is done on the matrix too, and only what needs the axes
+    sees the last ``Reshape``: products absorb a Relu, and sums in front of LayerNormalization do not become
+    onnxruntime's ``SkipLayerNormalization``, which takes five times as long (measured: 128 rows of 384, 269 µs against
+    47 for both).
     """
-    names = edit.Names(model.graph)
-    flat: dict[ir.Value, ir.Value] = {}
+    rows = _Rows(model)
     for node in list(model.graph):
-        before = _sole_producer(node) if query.op(node) == "Add" else None
-        if before is None or before.op_type != "MatMul" or before.inputs[0] is None:
+        last = rows.gemm(node) or rows.rowwise(node)
+        if last is None:
             continue
-        source, weight = before.inputs[0], query.float_array(before.inputs[1])
-        rank = query.rank(source)
-        if weight is None or weight.ndim != 2 or rank is None or rank < 3 or not query.is_float(source):
-            continue
-        bias = _vector(query.float_array(node.inputs[1]), weight.shape[1], rank)
-        shape = _target(source, weight.shape[1])
-        if bias is None or shape is None:
-            continue
-        rows = _rows(model, source, weight.shape[0], before, names, flat)
-        constant = edit.add_constant(model.graph, names.fresh(f"{query.label(node)}_bias"), bias)
-        gemm = ir.node("Gemm", [rows, before.inputs[1], constant], name=names.fresh(f"{query.label(before)}_gemm"))
-        last = _place(model, gemm, f"{node.outputs[0].name}_rows", [None, weight.shape[1]], before, names)
-        tail = node
-        while (follower := query.sole_consumer(tail.outputs[0])) is not None and _is_unary(follower, tail.outputs[0]):
-            moved = ir.node(follower.op_type, [last, *follower.inputs[1:]], name=follower.name)
-            moved.attributes.update(follower.attributes)
-            follower.name = names.fresh(f"{query.label(follower)}_shape")
-            last = _place(model, moved, f"{follower.outputs[0].name}_rows", [None, weight.shape[1]], follower, names)
-            tail = follower
-        target = edit.add_constant(model.graph, names.fresh(f"{query.label(tail)}_sizes"), shape)
-        edit.replace_node(tail, ir.node("Reshape", [last, target], name=names.fresh(f"{query.label(node)}_shape")))
+        shape = _target(node.outputs[0])
+        target = edit.add_constant(model.graph, rows.names.fresh(f"{query.label(node)}_sizes"), shape)
+        reshape = ir.node("Reshape", [last, target], name=rows.names.fresh(f"{query.label(node)}_shape"))
+        edit.replace_node(node, reshape)
+        rows.known[reshape.outputs[0]] = last
     edit.remove_unused(model)
+
+
+class _Rows:
+    """Tensors as matrices of their last axis, each made once. known: by the tensor with all its axes."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph, self.names = model.graph, edit.Names(model.graph)
+        self.known: dict[ir.Value, ir.Value] = {}
+
+    def gemm(self, add: ir.Node) -> ir.Value | None:
+        """The rows of a sum, computed by a Gemm, where it adds a constant vector to a product with a constant."""
+        product = _sole_producer(add) if query.op(add) == "Add" else None
+        if product is None or product.op_type != "MatMul" or product.inputs[0] is None:
+            return None
+        source, weight = product.inputs[0], query.float_array(product.inputs[1])
+        if weight is None or weight.ndim != 2 or not _is_open_once(source) or not _is_open_once(add.outputs[0]):
+            return None
+        bias = _vector(query.float_array(add.inputs[1]), weight.shape[1], query.rank(source))
+        if bias is None:
+            return None
+        constant = edit.add_constant(self._graph, self.names.fresh(f"{query.label(add)}_bias"), bias)
+        inputs = [self._of(source, weight.shape[0], product), product.inputs[1], constant]
+        name = self.names.fresh(f"{query.label(product)}_gemm")
+        return self._place(ir.node("Gemm", inputs, name=name), add, weight.shape[1])
+
+    def rowwise(self, node: ir.Node) -> ir.Value | None:
+        """The rows of what a node computes row by row, where the rows of something it reads are known."""
+        output = node.outputs[0]
+        if query.op(node) not in ROWWISE or len(node.outputs) > 1 or not _is_open_once(output):
+            return None
+        data = [value for value in node.inputs if value is not None and query.constant(value) is None]
+        small = all(v is None or v in data or (query.rank(v) or 0) < 2 for v in node.inputs)
+        same = all(value.shape == output.shape and query.is_float(value) for value in data)
+        width = output.shape[-1] if output.shape is not None else None
+        if not small or not same or not isinstance(width, int) or not any(value in self.known for value in data):
+            return None
+        axis = query.attribute(node, "axis", -1)
+        if node.op_type == "LayerNormalization" and axis not in (-1, len(output.shape or ()) - 1):
+            return None
+        inputs = [self._of(value, width, node) if value in data else value for value in node.inputs]
+        moved = ir.node(node.op_type, inputs, name=self.names.fresh(f"{query.label(node)}_rows"))
+        moved.attributes.update(node.attributes)
+        if "axis" in moved.attributes:
+            moved.attributes["axis"] = ir.AttrInt64("axis", -1)
+        return self._place(moved, node, width)
+
+    def _of(self, source: ir.Value, width: int, before: ir.Node) -> ir.Value:
+        if source not in self.known:
+            sizes = np.array([-1, width], np.int64)
+            target = edit.add_constant(self._graph, self.names.fresh(f"{source.name}_sizes"), sizes)
+            node = ir.node("Reshape", [source, target], name=self.names.fresh(f"{source.name}_reshape"))
+            self.known[source] = self._place(node, before, width, f"{source.name}_rows")
+        return self.known[source]
+
+    def _place(self, node: ir.Node, before: ir.Node, width: int, name: str | None = None) -> ir.Value:
+        """Insert `node` in front of `before`; its output."""
+        output = node.outputs[0]
+        output.name = self.names.fresh(name or f"{before.outputs[0].name}_rows")
+        output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, width])
+        self._graph.insert_before(before, node)
+        return output
 
 
 def merge_reshapes(model: ir.Model) -> None:
@@ -109,37 +158,17 @@ def _vector(array: Floats | None, size: int, rank: int | None) -> Floats | None:
     return np.broadcast_to(array.reshape(-1), (size,)).astype(np.float32)
 
 
-def _target(source: ir.Value, columns: int) -> npt.NDArray[np.int64] | None:
-    """The sizes of `source` with other columns, -1 for the one that may be open; None where several are."""
-    sizes = query.sizes(source, dynamic=-1)
-    if sizes is None or sizes[:-1].count(-1) > 1 or 0 in sizes:
-        return None
-    return np.array([*sizes[:-1], columns], np.int64)
+def _is_open_once(value: ir.Value) -> bool:
+    """Whether a float tensor has three axes or more, none empty, and a size for all but one, which has a name."""
+    if value.shape is None or len(value.shape) < 3 or not query.is_float(value):
+        return False
+    sizes = list(value.shape)
+    unnamed = any(not isinstance(size, int) and size.value is None for size in sizes)
+    return not unnamed and 0 not in sizes and sum(not isinstance(size, int) for size in sizes) <= 1
 
 
-def _rows(
-    model: ir.Model, source: ir.Value, width: int, before: ir.Node, names: edit.Names, flat: dict[ir.Value, ir.Value]
-) -> ir.Value:
-    """`source` as a matrix of its last axis, made once for all its readers."""
-    if source not in flat:
-        target = edit.add_constant(model.graph, names.fresh(f"{source.name}_sizes"), np.array([-1, width], np.int64))
-        node = ir.node("Reshape", [source, target], name=names.fresh(f"{query.label(before)}_rows"))
-        flat[source] = _place(model, node, f"{source.name}_rows", [None, width], before, names)
-    return flat[source]
-
-
-def _place(
-    model: ir.Model, node: ir.Node, name: str, shape: list[int | None], before: ir.Node, names: edit.Names
-) -> ir.Value:
-    """Insert `node` in front of `before`; its output."""
-    output = node.outputs[0]
-    output.name, output.type, output.shape = names.fresh(name), ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
-    model.graph.insert_before(before, node)
-    return output
-
-
-def _is_unary(node: ir.Node, value: ir.Value) -> bool:
-    return query.op(node) in UNARY and node.inputs[0] is value
+def _target(value: ir.Value) -> npt.NDArray[np.int64]:
+    return np.array(query.sizes(value, dynamic=-1), np.int64)
 
 
 def _set(model: ir.Model, node: ir.Node, index: int, array: Floats, names: edit.Names) -> None:

@@ -20,7 +20,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from toolchain.errors import GateError
-from toolchain.graph import affine, check, io, passes, query, run
+from toolchain.graph import affine, check, io, linear, passes, query, run
 from toolchain.tensors import Array, Feed
 
 # Folding batch normalization or constants reassociates float32 sums; 24-bit mantissas and a few hundred
@@ -165,6 +165,10 @@ PASSES: tuple[Callable[[ir.Model], object], ...] = (
     common.RemoveUnusedNodesPass(),
     passes.drop_stale_value_info,
     passes.spatial_mean_to_pool,
+    linear.scale_into_linear,
+    linear.linear_to_gemm,
+    linear.merge_reshapes,
+    passes.drop_stale_value_info,
     common.CommonSubexpressionEliminationPass(),
     common.DeduplicateInitializersPass(),
     common.RemoveUnusedFunctionsPass(),

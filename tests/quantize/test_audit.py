@@ -59,6 +59,26 @@ def test_an_operator_without_a_kernel_is_named():
     assert not found.clean
 
 
+STACK = "[w_weight] wd = DequantizeLinear<axis = 1>(wq, ws, wz) [w] m = MatMul(d, wd) y = Add(m, b)"
+
+
+def test_a_product_joined_with_its_sum_before_integers_are_looked_for_is_seen():
+    """onnxruntime makes a float Gemm of it where all sizes are known."""
+    constants = {"wq": np.arange(-8, 8, dtype=np.int8).reshape(4, 4), "b": np.ones(4, np.float32)}
+    for shape, unfused in (("1, 5, 4", ("w",)), ("N, 5, 4", ())):
+        model = small_models.model(
+            f"{INPUT} {STACK}", f"float[{shape}] x", f"float[{shape}] y", {**SCALES, **constants}
+        )
+        found = audit(optimized_graph(model), {"w"})
+        assert found.unfused == unfused
+        assert found.clean == (not unfused)
+
+
+def test_a_product_under_another_name_is_known_by_its_weight():
+    found = audited(f"{INPUT} {WEIGHT.replace('[weight]', '[conv_weight]')} [other] y = Conv(d, wd)", {"conv"})
+    assert found.unfused == ("conv",)
+
+
 def test_what_was_planned_float_is_no_fault():
     found = audited(f"{INPUT} [tanh] c = Tanh(d) {OUTPUT}", set())
     assert found.clean
@@ -97,6 +117,8 @@ def test_session_options_reach_the_audit(tmp_path):
         ("conv_nhwc_token_3", "conv"),
         ("conv/duplicated", "conv"),
         ("conv/fuse_relu", "conv"),
+        ("matmul/MatMulAddFusion", "matmul"),
+        ("matmul/MatMulAddFusion_2", "matmul"),
         ("my_token_ring", "my_token_ring"),
         ("conv_1", "conv_1"),
         ("", ""),

@@ -91,7 +91,10 @@ def batchnorm_to_depthwise(model: ir.Model) -> None:
 
 
 def relu_before_pool(model: ir.Model) -> None:
-    """``Relu(MaxPool(x))`` becomes ``MaxPool(Relu(x))``, the same number by number; there a product absorbs it."""
+    """``Relu(MaxPool(x))`` becomes ``MaxPool(Relu(x))``, the same number by number; there a product absorbs it.
+
+    So it is for a Slice, as behind the padded convolution of a causal network.
+    """
     names = edit.Names(model.graph)
     for node in [node for node in model.graph if node.op_type == "Relu"]:
         first = node
@@ -109,10 +112,10 @@ def relu_before_pool(model: ir.Model) -> None:
 
 
 def _sole_pool(node: ir.Node) -> ir.Node | None:
-    """The MaxPool that `node` reads and nothing else does."""
+    """The MaxPool or Slice that `node` reads and nothing else does."""
     value = node.inputs[0]
     pool = value.producer() if value is not None and query.sole_consumer(value) is node else None
-    return pool if pool is not None and pool.op_type == "MaxPool" and len(pool.outputs) == 1 else None
+    return pool if pool is not None and query.op(pool) in ("MaxPool", "Slice") and len(pool.outputs) == 1 else None
 
 
 def halve_last(model: ir.Model) -> None:

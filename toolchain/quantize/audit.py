@@ -4,7 +4,7 @@ A QDQ file is only a wish. onnxruntime turns ``DQ → op → Q`` into an integer
 otherwise runs the pieces as they stand: a float operator between two conversions, or worse, weights dequantized at
 every inference (the usual reason why an "int8" model is slower than its source). The audit saves the optimized
 graph and reports
-    unfused     nodes planned as int8 that still read a DequantizeLinear
+    unfused     nodes planned as int8 that still read a DequantizeLinear, or whose weight is dequantized at run time
     weights     weight tensors that are dequantized at run time
     boundaries  conversions between int8 and float, each costing a pass over its tensor
 """
@@ -23,7 +23,7 @@ import onnx
 from toolchain.graph import run
 
 # Layout and fusion passes append these to the name of the node they replace.
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*|/MatMulAddFusion(_\d+)?)+$")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ def audit(graph: onnx.GraphProto, planned: Collection[str]) -> Audit:
         sources = [producer[value] for value in node.input if value in producer]
         if name in planned and any(source.op_type == "DequantizeLinear" for source in sources):
             unfused.append(name)
+    # Whatever a product is called after fusion, one whose weight is dequantized at every run is no integer kernel.
+    owners = (weight.removesuffix("_weight") for weight in weights)
+    unfused += [name for name in owners if name in planned and name not in unfused]
     operators = Counter(node.op_type if not node.domain else f"{node.domain}::{node.op_type}" for node in graph.node)
     boundaries = operators["QuantizeLinear"] + operators["DequantizeLinear"] - len(weights)
     return Audit(tuple(unfused), tuple(weights), boundaries, operators)

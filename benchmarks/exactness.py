@@ -90,14 +90,14 @@ def prepare(model: Model, folder: Path, samples: int) -> Subject:
     cut = {encoding: folder / f"{model.NAME}-int8-{encoding}.onnx" for encoding in ENCODINGS}
     for encoding in ENCODINGS:
         io.save_in_place(quantized.write(encoding), whole[encoding])
-        io.save_in_place(int8_part(float_model, quantized.plan, encoding).int8_model, cut[encoding])
+        io.save_in_place(int8_part(quantized.model, quantized.plan, encoding).int8_model, cut[encoding])
     feeds = feeds[:samples]
     inside = _inside(quantized, feeds)
     return Subject(
         model.NAME,
         Part(whole, feeds, _here(whole[quantized.encoding], feeds)),
         Part(cut, inside, _here(cut[quantized.encoding], inside)),
-        certify(float_model, quantized.plan),
+        certify(quantized.model, quantized.plan),
     )
 
 

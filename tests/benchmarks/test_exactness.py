@@ -10,7 +10,7 @@ from toolchain.bench import emulator
 
 pytestmark = pytest.mark.slow
 REAL = emulator.folder()  # read now: a test's cache is another
-EVERYWHERE = ("mobilenet_v2", "minilm_l6", "ppocr_cls")
+EVERYWHERE = ("mobilenet_v2",)
 APART = ("cortex-a53", "max")  # the oldest core, and every feature there is
 
 

@@ -171,7 +171,7 @@ def test_a_sample_that_breaks_the_model_is_named():
 
 def test_the_data_is_observed_once_while_the_loop_turns(monkeypatch):
     seen = []
-    monkeypatch.setattr(int8, "observe", lambda *a, _real=int8.observe, **k: seen.append(1) or _real(*a, **k))
+    monkeypatch.setattr(int8, "observed", lambda *a, _real=int8.observed, **k: seen.append(1) or _real(*a, **k))
     wrong = {**ops.TABLE, "Tanh": ops.OpRule(ops.TABLE["Tanh"].channels, OwnScale(), ops.TABLE["Tanh"].cost)}
     monkeypatch.setattr(ops, "TABLE", wrong)
     source = model()

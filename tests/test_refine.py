@@ -9,11 +9,10 @@ from toolchain import refine as refine_module
 from toolchain.data import open_data
 from toolchain.fidelity import Probe
 from toolchain.graph import io
-from toolchain.observe import observe
 from toolchain.optimize import optimize
 from toolchain.quantize import select
 from toolchain.recipe import Quantize, Recipe
-from toolchain.refine import LEAST_GAIN_DB, LEAST_MIGRATION_DB, Basis, Step, refine, with_channels
+from toolchain.refine import LEAST_GAIN_DB, LEAST_MIGRATION_DB, Basis, Step, observed, refine
 
 BODY = "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) y = Conv(r, v, k)"
 CONSTANTS = weights(w=(8, 4, 3, 3), b=(8,), v=(4, 8, 1, 1), k=(4,))
@@ -28,7 +27,8 @@ def setup(body=BODY, constants=None, outputs="y", recipe=None, inputs="float[1, 
     feeds = [{"x": rng.standard_normal(spec.dims).astype(np.float32)} for _ in range(12)]
     data, recipe = open_data(feeds[:8], io.inputs(model)), recipe or Recipe()
     selection = select(model)
-    basis = Basis.plain(model, selection, observe(model, data, with_channels(model, selection)), recipe.quantize)
+    seen = observed(model, selection, data, recipe.calibrate, lambda *news: None)
+    basis = Basis.plain(model, selection, seen, recipe.quantize)
     return basis, data, Probe(model, feeds[8:]), recipe
 
 

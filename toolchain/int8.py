@@ -12,7 +12,7 @@ What is decided here holds for every target: the plan is one, so the integers ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -26,7 +26,7 @@ from toolchain.errors import ConfigError, did_you_mean
 from toolchain.fidelity import Probe
 from toolchain.graph import edit, query, run
 from toolchain.observation import Observation
-from toolchain.observe import observe
+from toolchain.observe import Progress
 from toolchain.ops import TABLE
 from toolchain.quantize import (
     Audit,
@@ -42,11 +42,9 @@ from toolchain.quantize import (
     select,
 )
 from toolchain.recipe import Recipe
-from toolchain.refine import Basis, Step, refine, with_channels
+from toolchain.refine import Basis, Step, observed, refine
 from toolchain.sensitivity import Noise, clusters, noises
 from toolchain.tensors import Feed
-
-Progress = Callable[[str, int, int], None]
 
 CHECK_SAMPLES = 32
 """So many samples at most judge a step."""
@@ -159,18 +157,24 @@ def quantize_model(
             notes.append(note)
             reasons.update({c.node: note for c in attempt.plan.choices if c.int8 or c.other == "int8 dynamic"})
             attempt = loop.audited(model, attempt.basis)
-    steps: tuple[Step, ...] = ()
-    probe = Probe(model, list(check.take(CHECK_SAMPLES)))
+    done = Quantized(attempt.basis, attempt.plan, attempt.audit, model, loop, check, notes=tuple(notes))
     if attempt.plan.products:
-        basis, steps = refine(attempt.basis, loop.select, data, probe, recipe, report)
-        attempt = loop.audited(basis.model, basis)
+        done = _improved(done, recipe, feed=next(iter(data)))
     if recipe.quantize.fp16_weights:
-        notes.append(str(halve_weights(apply_quantization(attempt.basis.model, attempt.plan, encoding))))
-    done = Quantized(attempt.basis, attempt.plan, attempt.audit, model, loop, check, steps, tuple(notes))
-    free = recipe.quantize.mixed and recipe.quantize.measure and attempt.plan.products and probe.usable
-    if free and not _is_exact(done):
-        return _relieved(done, probe, next(iter(data)))
+        halved = halve_weights(apply_quantization(done.model, done.plan, encoding))
+        done = replace(done, notes=(*done.notes, str(halved)))
     return done
+
+
+def _improved(quantized: Quantized, recipe: Recipe, feed: Feed) -> Quantized:
+    """Refined step by step, and relieved of its loudest operators where that is free."""
+    loop = quantized.loop
+    probe = Probe(quantized.source, list(quantized.check.take(CHECK_SAMPLES)))
+    basis, steps = refine(quantized.basis, loop.select, loop.data, probe, recipe, loop.report)
+    attempt = loop.audited(basis.model, basis)
+    done = replace(quantized, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit, steps=steps)
+    free = recipe.quantize.mixed and recipe.quantize.measure and attempt.plan.products and probe.usable
+    return _relieved(done, probe, feed) if free and not _is_exact(done) else done
 
 
 def _is_exact(quantized: Quantized) -> bool:
@@ -180,8 +184,9 @@ def _is_exact(quantized: Quantized) -> bool:
 
 def _relieved(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
     """With the few operators float that make most of the error, where the model is not slower for it."""
-    best = probe.fidelity_db(quantized.write(quantized.encoding))
-    before, used = best, False
+    current = quantized.write(quantized.encoding)
+    best = before = probe.fidelity_db(current)
+    used = False
     worst = [
         cluster for cluster in clusters(quantized.model, quantized.plan, quantized.noises()) if cluster.share >= LOUD
     ]
@@ -192,8 +197,8 @@ def _relieved(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
         found = probe.fidelity_db(written)
         if found < best + LEAST_RELIEF_DB:
             continue
-        if not _race(quantized.write(quantized.encoding), written, feed, seconds=0.5).second_is_slower():
-            quantized, best, used = tried, found, True
+        if not _race(current, written, feed, seconds=0.5).second_is_slower():
+            quantized, current, best, used = tried, written, found, True
     if not worst:
         return quantized
     return replace(quantized, steps=(*quantized.steps, Step("precision", before, best, used)))
@@ -240,11 +245,7 @@ class Loop:
         selection = self.select(model)
         if basis is not None and _covers(basis.observation, selection):
             return replace(basis, selection=selection)
-        settings = self.recipe.calibrate
-        tensors = with_channels(model, selection)
-        seen = observe(
-            model, self.data, tensors, bins=settings.bins, group_mib=settings.group_mib, progress=self.report
-        )
+        seen = observed(model, selection, self.data, self.recipe.calibrate, self.report)
         if basis is None:
             return Basis.plain(model, selection, seen, self.recipe.quantize)
         return replace(basis, selection=selection, observation=seen)

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from toolchain.bench.race import race
 from toolchain.graph import run
 from toolchain.int8 import Quantized
+from toolchain.observe import Progress
 from toolchain.sensitivity import Noise, clusters
 from toolchain.tensors import Feed
 
-Progress = Callable[[str, int, int], None]
 Rate = Callable[[ir.Model], float]
 """From a quantized model to its score, higher is better."""
 

@@ -23,7 +23,7 @@ from toolchain.data import CalibrationData
 from toolchain.fidelity import Probe
 from toolchain.graph import query
 from toolchain.observation import Observation
-from toolchain.observe import observe, second_moments
+from toolchain.observe import Progress, observe, second_moments
 from toolchain.ops import rule
 from toolchain.quantize import Plan, Selection, apply_quantization, plan_quantization
 from toolchain.quantize.equalize import apply_equalization, plan_equalization, scale_groups
@@ -31,10 +31,9 @@ from toolchain.quantize.migrate import apply_migration, migration_groups
 from toolchain.quantize.plan import constant_weight, is_depthwise, nearest_weight
 from toolchain.quantize.rounding import round_by_moments
 from toolchain.quantize.weights import WeightQuant
-from toolchain.recipe import Quantize, Recipe
+from toolchain.recipe import Calibrate, Quantize, Recipe
 from toolchain.rules import Kernel
 
-Progress = Callable[[str, int, int], None]
 Select = Callable[[ir.Model], Selection]
 
 LEAST_GAIN_DB = 0.1
@@ -76,14 +75,17 @@ class Basis:
         return plan_quantization(self.model, self.selection, self.observation, self.settings, self.weights)
 
 
-Observe = Callable[[ir.Model, Basis], Basis]
+Change = Callable[[ir.Model, Basis], Basis]
 """A basis like another one, for a changed model."""
 
 
-def with_channels(model: ir.Model, selection: Selection) -> dict[str, int | None]:
-    """The tensors to observe, with the channel axis of all that equalization may rescale."""
+def observed(
+    model: ir.Model, selection: Selection, data: CalibrationData, calibrate: Calibrate, report: Progress
+) -> Observation:
+    """Statistics of the selection's tensors, by channel for all that equalization may rescale."""
     axes = {name: group.axis for group in scale_groups(model) for name in group.tensors}
-    return {name: axes.get(name) if axis is None else axis for name, axis in selection.tensors.items()}
+    tensors = {name: axes.get(name) if axis is None else axis for name, axis in selection.tensors.items()}
+    return observe(model, data, tensors, bins=calibrate.bins, group_mib=calibrate.group_mib, progress=report)
 
 
 def refine(
@@ -101,16 +103,15 @@ def refine(
     """
     wanted = recipe.quantize
 
-    def observed(model: ir.Model, old: Basis) -> Basis:
-        chosen, settings = select(model), recipe.calibrate
-        tensors = with_channels(model, chosen)
-        seen = observe(model, data, tensors, bins=settings.bins, group_mib=settings.group_mib, progress=report)
+    def changed_to(model: ir.Model, old: Basis) -> Basis:
+        chosen = select(model)
+        seen = observed(model, chosen, data, recipe.calibrate, report)
         return Basis(model, chosen, seen, old.settings, _nearest(model, chosen, old.settings))
 
     steps: list[tuple[str, bool, Callable[[Basis], Basis | None]]] = [
         ("ranges", wanted.ranges == "auto", lambda b: _set(b, ranges="mse")),
-        ("equalization", wanted.equalize, lambda b: _equalized(b, observed)),
-        ("migration", wanted.equalize, lambda b: _migrated(b, observed)),
+        ("equalization", wanted.equalize, lambda b: _equalized(b, changed_to)),
+        ("migration", wanted.equalize, lambda b: _migrated(b, changed_to)),
         ("bias correction", wanted.bias_correction, lambda b: _set(b, bias_correction=True)),
         ("rounding", wanted.rounding, lambda b: _rounded(b, data, report)),
     ]
@@ -140,16 +141,16 @@ def _set(basis: Basis, **settings: object) -> Basis:
     return replace(basis, settings=basis.settings.model_copy(update=settings))
 
 
-def _equalized(basis: Basis, observed: Observe) -> Basis | None:
+def _equalized(basis: Basis, changed_to: Change) -> Basis | None:
     groups = scale_groups(basis.model)
     scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return observed(apply_equalization(basis.model, scales), basis) if scales else None
+    return changed_to(apply_equalization(basis.model, scales), basis) if scales else None
 
 
-def _migrated(basis: Basis, observed: Observe) -> Basis | None:
+def _migrated(basis: Basis, changed_to: Change) -> Basis | None:
     groups = migration_groups(basis.model, basis.selection.int8_nodes())
     scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return observed(apply_migration(basis.model, scales), basis) if scales else None
+    return changed_to(apply_migration(basis.model, scales), basis) if scales else None
 
 
 def _rounded(basis: Basis, data: CalibrationData, report: Progress) -> Basis:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,11 +24,11 @@ import onnx_ir as ir
 from toolchain.fidelity import Probe
 from toolchain.files import cache_dir, write_text
 from toolchain.graph import edit, io, query
+from toolchain.observe import Progress
 from toolchain.ops import macs
 from toolchain.quantize import Plan
 from toolchain.quantize.switches import switch_feed, with_switches
 
-Progress = Callable[[str, int, int], None]
 SAVE_EVERY = 16
 LEAST_SHARE = 1e-3
 """Of all multiply-accumulates: an operator counts as at least so much, for a float one between int8 ones costs two

@@ -32,6 +32,7 @@ import onnx_ir as ir
 
 from toolchain.graph import check, edit, query
 from toolchain.observation import Observation
+from toolchain.quantize.plan import constant_weight
 from toolchain.quantize.select import clip_limits, weight_axis
 
 Floats = npt.NDArray[np.float64]
@@ -247,10 +248,7 @@ def _reader(node: ir.Node, square: Floats) -> tuple[Floats, float]:
 
 
 def _by_input(node: ir.Node) -> Floats:
-    weight = query.float_array(node.inputs[1])
-    if weight is None:
-        raise ValueError(f"{query.label(node)} has no constant weight")
-    wide = weight.astype(np.float64)
+    wide = constant_weight(node).astype(np.float64)
     if node.op_type == "Conv":
         groups = query.attribute(node, "group", 1)
         return wide.reshape(groups, len(wide) // groups, wide.shape[1], -1)

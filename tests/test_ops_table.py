@@ -57,7 +57,7 @@ LINES = [
     ("Relu", Elementwise, Absorbed, [IMAGE], IMAGE, 144),
     ("Clip", Elementwise, Absorbed, [IMAGE, (), ()], IMAGE, 144),
     ("LeakyRelu", Elementwise, OwnScale, [IMAGE], IMAGE, 144),
-    ("PRelu", PerChannel, Float, [IMAGE, (4, 1, 1)], IMAGE, 144),
+    ("PRelu", Elementwise, Float, [IMAGE, (4, 1, 1)], IMAGE, 144),
     ("Sigmoid", Elementwise, OwnScale, [IMAGE], IMAGE, 4 * 144),
     ("HardSigmoid", Elementwise, Float, [IMAGE], IMAGE, 2 * 144),
     ("HardSwish", Elementwise, Float, [IMAGE], IMAGE, 3 * 144),

@@ -87,7 +87,7 @@ TABLE: Mapping[str, OpRule] = {
     "Relu":                  OpRule(Elementwise(),                   Absorbed(),                    per_output(1)),
     "Clip":                  OpRule(Elementwise(),                   Absorbed(),                    per_output(1)),
     "LeakyRelu":             OpRule(Elementwise(),                   OwnScale(),                    per_output(1)),
-    "PRelu":                 OpRule(PerChannel(1, (1,)),             NO_KERNEL,                     per_output(1)),
+    "PRelu":                 OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
     "Sigmoid":               OpRule(Elementwise(),                   OwnScale(output_range=(0.0, 1.0)), per_output(4)),
     "HardSigmoid":           OpRule(Elementwise(),                   NO_KERNEL,                     per_output(2)),
     "HardSwish":             OpRule(Elementwise(),                   NO_KERNEL,                     per_output(3)),

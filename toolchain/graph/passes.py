@@ -38,6 +38,34 @@ def constants_second(model: ir.Model) -> None:
             edit.set_input(node, 1, first)
 
 
+def read_known_sizes(model: ir.Model) -> None:
+    """What a ``Gather`` or ``Slice`` takes of a ``Shape`` becomes a constant where those sizes are known.
+
+    Constant folding does so only where all sizes are; one dynamic batch hides the width of every reshape behind it.
+    """
+    for shape in [node for node in model.graph if node.op_type == "Shape" and node.inputs[0] is not None]:
+        sizes = query.sizes(shape.inputs[0], dynamic=-1)
+        if sizes is None:
+            continue
+        start, end = query.attribute(shape, "start", 0), query.attribute(shape, "end", len(sizes))
+        window = np.array(sizes[start:end], np.int64)
+        for reader in query.consumers(shape.outputs[0]):
+            numbers = [query.constant(value) for value in reader.inputs[1:]]
+            if any(number is None for number in numbers) or reader.inputs[0] is not shape.outputs[0]:
+                continue
+            if reader.op_type == "Gather":
+                found = window[numbers[0]]
+            elif reader.op_type == "Slice" and len(numbers) < 4:
+                found = window[int(numbers[0].item()) : int(numbers[1].item())]  # type: ignore[union-attr]
+            else:
+                continue
+            if found.size and (found >= 0).all() and not reader.outputs[0].is_graph_output():
+                names = edit.Names(model.graph)
+                known = edit.add_constant(model.graph, names.fresh(f"{reader.outputs[0].name}_known"), found)
+                reader.outputs[0].replace_all_uses_with(known)
+    edit.remove_unused(model)
+
+
 def spatial_mean_to_pool(model: ir.Model) -> None:
     """``ReduceMean`` over all spatial axes becomes ``GlobalAveragePool`` (+ Flatten without keepdims).
 

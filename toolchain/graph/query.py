@@ -37,6 +37,26 @@ def ints(value: ir.Value | None) -> list[int] | None:
     return None if array is None else [int(x) for x in array.reshape(-1)]
 
 
+def slots(value: ir.Value | None) -> list[int | None] | None:
+    """The numbers of a shape that is a constant or joined from constants and single numbers, None for what is computed.
+
+    None as a whole where the shape is computed in another way.
+    """
+    known = ints(value)
+    if known is not None:
+        return list(known)
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Concat":
+        return None
+    found: list[int | None] = []
+    for part in node.inputs:
+        known = ints(part)
+        if known is None and sizes(part, dynamic=-1) != (1,):
+            return None
+        found += known if known is not None else [None]
+    return found
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """An attribute's plain value; sequences come as lists, strings as str."""
     attr = node.attributes.get(name)

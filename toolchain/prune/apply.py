@@ -132,15 +132,32 @@ def _hidden(c: _Context, node: ir.Node) -> None:
 
 
 def _shape(c: _Context, node: ir.Node) -> None:
-    """Of a Reshape or Expand: sizes that are known are written; -1 and what the run tells stay."""
-    old = query.ints(node.inputs[1])
-    if old is None:
+    """Of a Reshape or Expand: sizes that are known are written; -1, 0, 1 and what the run tells stay."""
+    shape, new = node.inputs[1], _static(node.outputs[0])
+    old = query.slots(shape)
+    if old is None or shape is None or len(old) != len(new):
         return
-    new = _static(node.outputs[0])
-    known = [now if then > 1 and now >= 0 else then for then, now in zip(old, new, strict=True)] if (
-        len(old) == len(new)
-    ) else new  # fmt: skip
-    c.give(node, 1, known)
+    numbers = [then if then is None or then <= 1 or now < 0 else now for then, now in zip(old, new, strict=True)]
+    if None not in numbers:
+        c.give(node, 1, [number for number in numbers if number is not None])
+        return
+    concat = shape.producer()
+    if concat is None:
+        return
+    # Others may read the same shape for tensors that are not cut, so this node gets one of its own.
+    parts, at = [], 0
+    for part in concat.inputs:
+        count = (query.sizes(part) or (1,))[0]
+        if query.ints(part) is not None:
+            name = c.names.fresh(f"{query.label(node)}_sizes")
+            part = edit.add_constant(c.model.graph, name, np.array(numbers[at : at + count], np.int64))
+        parts.append(part)
+        at += count
+    own = ir.node("Concat", parts, {"axis": 0}, name=c.names.fresh(f"{query.label(node)}_shape"))
+    own.outputs[0].name, own.outputs[0].type = c.names.fresh(f"{own.name}_out"), shape.type
+    own.outputs[0].shape = shape.shape
+    c.model.graph.insert_before(node, own)
+    edit.set_input(node, 1, own.outputs[0])
 
 
 def _split(c: _Context, node: ir.Node) -> None:

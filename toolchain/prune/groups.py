@@ -14,10 +14,13 @@ import onnx_ir as ir
 
 from toolchain import ops
 from toolchain.graph import query
-from toolchain.prune.axes import Space, leaves
-from toolchain.prune.layout import Layout
+from toolchain.prune.axes import Space, leaves, owners
+from toolchain.prune.layout import GATES, KERNEL, Layout
+from toolchain.rules import SpatialOnly
 
 UNUSED = "nothing sums over it, so cutting it changes the answer"
+STRUCTURE = {KERNEL, GATES}
+"""Axes that are no channels: nobody asks why they are not cut."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ def parameters(model: ir.Model) -> list[tuple[ir.Node, int, ir.Value]]:
         (node, index, value)
         for node in model.graph
         for index, value in enumerate(node.inputs)
-        if query.is_float(value) and query.constant(value) is not None and max(query.sizes(value) or (0,)) > 1
+        if not isinstance(ops.rule(node).channels, SpatialOnly)  # scales of a Resize
+        and query.is_float(value)
+        and query.constant(value) is not None
+        and max(query.sizes(value) or (0,)) > 1
     ]
 
 
@@ -73,7 +79,7 @@ def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
         for axis, space in enumerate(layout.axes.get(value, ())):
             parts = list(leaves(space))
             for leaf in dict.fromkeys(parts):
-                if not leaf.size or leaf.size == 1 or (axis > 1 and query.rank(value) != 3 and leaf.pins):
+                if not leaf.size or leaf.size == 1 or STRUCTURE & set(leaf.pins):
                     continue
                 member = Member(query.label(node), query.op(node), str(value.name), axis, leaf in made)
                 members.setdefault(leaf, []).append(member)
@@ -103,8 +109,6 @@ def _closed_leaves(layout: Layout) -> set[Space]:
 
 def _share(space: Space, leaf: Space) -> float:
     """Which part of an axis stands or falls with a leaf."""
-    from toolchain.prune.axes import owners
-
     return float(np.mean(owners(space, leaf) >= 0))
 
 

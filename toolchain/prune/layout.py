@@ -11,8 +11,10 @@ data is pinned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -33,7 +35,7 @@ READ = "its sizes are read as data"
 LOOKED_UP = "{op} selects from it by number"
 MEAN = "{op} divides by its size"
 RUN_TIME = "its size is only known when the model runs"
-EXPANDED = "{op} repeats one value over it"
+GATES = "a recurrent cell's gates"
 
 
 class NotUnderstood(Exception):
@@ -308,32 +310,55 @@ def _pad(b: _Builder, node: ir.Node) -> list[Axes]:
 def _reshaped(b: _Builder, node: ir.Node, cell: rules.Reshaped) -> list[Axes]:
     x = b.of(node.inputs[0])
     known = query.sizes(node.outputs[0], dynamic=-1)
-    if known is None or (node.op_type == "Reshape" and query.ints(node.inputs[1]) is None):
+    if known is None or (node.op_type == "Reshape" and not _states(node.inputs[1], known)):
         raise NotUnderstood
     result = [space(size) for size in known]
-    left, right = list(x), list(result)
-    # What is only known at run time divides both products; the same axis on both sides does not.
-    for source, target in zip(_shape(node.inputs[0]), _shape(node.outputs[0]), strict=False):
-        one = sum(not isinstance(d, int) for d in _shape(node.inputs[0])) == 1
-        one &= sum(not isinstance(d, int) for d in _shape(node.outputs[0])) == 1
-        if isinstance(source, int) or isinstance(target, int) or not (source == target or one):
+    left, right = deque(x), deque(result)
+    symbols = deque(_symbols(node.inputs[0])), deque(_symbols(node.outputs[0]))
+    while left and right:  # as long as what stands before is the same on both sides, equal axes are the same
+        source, target = left[0].root.size, right[0].root.size
+        if source is None and target is None:
+            alone = [sum(s.root.size is None for s in side) == 1 for side in (left, right)]
+            if symbols[0][0] != symbols[1][0] and not (all(alone) and _static_size(left) == _static_size(right)):
+                break
+        elif source is not None and source == target:
+            unify(left[0], right[0])
+        else:
             break
-        result[len(result) - len(right)] = left[0]
-        left, right = left[1:], right[1:]
+        for side in (left, right, *symbols):
+            side.popleft()
     tail = _static_tail(left), _static_tail(right)
     if len(tail[0]) == len(left) and len(tail[1]) == len(right):
         align(left, right)
     else:
-        _align_right(left, right, tail)
+        _align_right(list(left), list(right), tail)
     return [tuple(result)]
 
 
-def _shape(value: ir.Value | None) -> list[int | str | None]:
+def _states(shape: ir.Value | None, known: Sequence[int]) -> bool:
+    """Whether a shape's numbers can be written anew: it is a constant, or joined from constants and what the run tells.
+
+    What the run tells may not be the size of an axis that is known: then it is not seen where it comes from.
+    """
+    slots = query.slots(shape)
+    if slots is None:
+        return False
+    return len(slots) != len(known) or all(
+        slot is not None or size < 0 for slot, size in zip(slots, known, strict=True)
+    )
+
+
+def _symbols(value: ir.Value | None) -> list[str | None]:
+    """Names of the axes that only the run tells; a name of no meaning for those without one."""
     shape = value.shape if value is not None and value.shape is not None else ()
-    return [d if isinstance(d, int) else d.value for d in shape]
+    return [None if isinstance(d, int) else (d.value or f"{id(d)}") for d in shape]
 
 
-def _static_tail(axes: Sequence[Space]) -> list[Space]:
+def _static_size(axes: Iterable[Space]) -> int:
+    return prod(axis.root.size for axis in axes if axis.root.size is not None)
+
+
+def _static_tail(axes: deque[Space]) -> list[Space]:
     tail: list[Space] = []
     for axis in reversed(axes):
         if axis.root.size is None:
@@ -345,9 +370,8 @@ def _static_tail(axes: Sequence[Space]) -> list[Space]:
 def _align_right(left: list[Space], right: list[Space], tail: tuple[list[Space], list[Space]]) -> None:
     """Only the last axes are comparable: equal products there are aligned, the rest is pinned."""
     for count in range(len(tail[0]), 0, -1):
-        wanted = product(*tail[0][-count:]).size if count > 1 else tail[0][-1].root.size
         for other in range(len(tail[1]), 0, -1):
-            if (product(*tail[1][-other:]).size if other > 1 else tail[1][-1].root.size) == wanted:
+            if _static_size(tail[0][-count:]) == _static_size(tail[1][-other:]):
                 align(tail[0][-count:], tail[1][-other:])
                 _pin_all([*left[:-count], *right[:-other]], UNRESOLVED.format(op="Reshape"))
                 return
@@ -374,15 +398,12 @@ def _permuted(b: _Builder, node: ir.Node, cell: rules.Permuted) -> list[Axes]:
 
 def _expanded(b: _Builder, node: ir.Node, cell: rules.Expanded) -> list[Axes]:
     x, known = b.of(node.inputs[0]), query.sizes(node.outputs[0], dynamic=-1)
-    if known is None:
+    if known is None or not _states(node.inputs[1], known):
         raise NotUnderstood
-    reason = EXPANDED.format(op=node.op_type)
-    result = [space(size, reason) for size in known]
+    result = [space(size) for size in known]
     for back, axis in enumerate(reversed(x), start=1):
         if axis.root.size != 1:
             result[-back] = axis
-            if query.constant(node.inputs[1]) is None and axis.root.size is not None:
-                axis.pin(reason)
     return [tuple(result)]
 
 
@@ -435,7 +456,7 @@ def _recurrent(b: _Builder, node: ir.Node, cell: rules.Recurrent) -> list[Axes]:
     unify(w[2], x[2])
 
     def gates(count: int) -> Space:
-        return product(Space(count, "a recurrent cell's gates"), hidden)
+        return product(Space(count, GATES), hidden)
 
     given = dict(enumerate(node.inputs))
     wanted: dict[int, Callable[[], Space]] = {
@@ -447,7 +468,7 @@ def _recurrent(b: _Builder, node: ir.Node, cell: rules.Recurrent) -> list[Axes]:
             axes = b.of(value)
             unify(axes[1 if index in (1, 2, 3, 7) else 2], make())
             unify(axes[0], directions)
-    b.close(node, (0, 2))
+    b.close(node, (0, 2), (2, 2))  # it sums over its own state, too
     states = (directions, x[1], hidden)
     return [(x[0], *states), states, states][: len(node.outputs)]
 
@@ -471,7 +492,8 @@ def _pinned(b: _Builder, node: ir.Node, cell: rules.Pinned) -> list[Axes]:
     x = b.of(node.inputs[0])
     if node.op_type == "Shape":
         known = query.sizes(node.outputs[0], dynamic=-1) or (-1,)
-        _pin_all(x, READ)
+        for at in _axes_read(node, len(x)):
+            x[at].pin(READ)
         return [tuple(space(size, READ) for size in known)]
     at = query.attribute(node, "axis", -1 if cell.axis is None else cell.axis) % len(x)
     behind = x[at:] if cell.axis is not None else x[at : at + 1]
@@ -480,6 +502,30 @@ def _pinned(b: _Builder, node: ir.Node, cell: rules.Pinned) -> list[Axes]:
         if value is not None:
             _broadcast([x, b.of(value)])
     return [x, *([(*x[:at], *(Space(1) for _ in behind))] * (len(node.outputs) - 1))]
+
+
+def _axes_read(node: ir.Node, rank: int) -> set[int]:
+    """The axes whose sizes somebody takes from a Shape, as far as that can be seen."""
+    start = query.attribute(node, "start", 0)
+    window = list(range(rank))[start : query.attribute(node, "end", rank)]
+    read: set[int] = set()
+    readers = query.consumers(node.outputs[0])
+    for cast in [reader for reader in readers if reader.op_type == "Cast"]:
+        readers += query.consumers(cast.outputs[0])
+    for reader in [reader for reader in readers if reader.op_type != "Cast"]:
+        numbers = [query.ints(value) for value in reader.inputs[1:]]
+        if reader.op_type == "Gather" and numbers[0] is not None:
+            read.update(window[i] for i in numbers[0])
+        elif (
+            reader.op_type == "Slice"
+            and numbers[0] is not None
+            and numbers[1] is not None
+            and numbers[3:] in ([], [[1]])
+        ):
+            read.update(window[numbers[0][0] : numbers[1][0]])
+        else:
+            read.update(window)
+    return read | (set(window) if node.outputs[0].is_graph_output() else set())
 
 
 _KNOWN = frozenset({"LayerNormalization", "Softmax", "Shape"})

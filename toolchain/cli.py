@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 
-from toolchain import options
+from toolchain import cli_prune, cli_targets, options
 from toolchain.errors import GateError, ToolchainError
 from toolchain.files import check_output
 from toolchain.terminal import say, show, show_json, working
@@ -32,8 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-targets_app = typer.Typer(help="List, show, detect and check device profiles.", no_args_is_help=True)
-app.add_typer(targets_app, name="targets")
+app.add_typer(cli_targets.app, name="targets")
 
 # --------------------------------------------------------------------------------------------- commands
 
@@ -65,6 +64,7 @@ def export(
     freeze: options.Freeze = None,
     recipe: options.RecipeFile = None,
     max_drop: options.MaxDrop = None,
+    prune: options.PruneTo = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a verified int8 artifact for each target, and measure it.
@@ -73,7 +73,7 @@ def export(
     """
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
-    from toolchain.report import explain, precision, render
+    from toolchain.report import explain, precision, pruned, render
 
     with working() as report:
         done = pipeline.export(
@@ -85,13 +85,15 @@ def export(
             evaluate=evaluate,
             inputs=[parse_input(text) for text in inputs or ()],
             freeze=parse_freeze(freeze or ()),
-            recipe=options.read_recipe(recipe, max_drop),
+            recipe=options.with_prune(options.read_recipe(recipe, max_drop), {"speedup": prune}),
             progress=report,
         )
     if as_json:
         show_json({"folder": str(done.folder), "results": done.results.model_dump(mode="json")})
         return
     show(render(done.results))
+    if done.pruned is not None:
+        show(pruned.render(done.pruned))
     show(precision(done.quantized.plan.choices))
     if done.curve:
         show(explain.curve(done.curve))
@@ -149,14 +151,14 @@ def optimize(
 
     Folds batch normalization and constants, removes dead code, infers shapes; outputs are compared.
     """
-    from toolchain import pipeline
     from toolchain.compress import halve_weights
     from toolchain.convert import parse_freeze
     from toolchain.graph import io
+    from toolchain.preparation import prepare
 
     check_output(output)
     with working() as report:
-        done = pipeline.prepare(model, freeze=parse_freeze(freeze or ()), progress=report).optimized
+        done = prepare(model, freeze=parse_freeze(freeze or ()), progress=report).optimized
         halved = halve_weights(done.model) if fp16_weights else None
         io.save(halved.model if halved else done.model, output)
     if as_json:
@@ -173,6 +175,9 @@ def optimize(
     if halved:
         say(f"{halved}")
     say(f"written: {output}")
+
+
+app.command()(cli_prune.prune)
 
 
 @app.command()
@@ -311,11 +316,22 @@ def compare(
 
 
 @app.command()
-def inspect(model: options.Model, target: options.BudgetTarget = None, as_json: options.AsJson = False) -> None:
+def inspect(
+    model: options.Model,
+    target: options.BudgetTarget = None,
+    groups: options.Groups = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Say what a model is made of, and what int8 takes of it.
 
     Operators, cost, parameters, and which nodes stay float and why; of an exported folder also its certificate.
     """
+    if groups:
+        from toolchain.report import grouping
+
+        found_groups = grouping.inspect_groups(model)
+        show_json(grouping.record(found_groups)) if as_json else show(grouping.render(found_groups))
+        return
     from toolchain.report import inspection
     from toolchain.target import load_target
 
@@ -324,50 +340,6 @@ def inspect(model: options.Model, target: options.BudgetTarget = None, as_json: 
         show_json(inspection.record(found))
         return
     show(inspection.render(found))
-
-
-@targets_app.command("list")
-def targets_list(as_json: options.AsJson = False) -> None:
-    """List all profiles."""
-    from toolchain.report import list_targets
-    from toolchain.target import known_targets, load_target
-
-    found = [load_target(name) for name in known_targets()]
-    if as_json:
-        show_json([target.model_dump(mode="json") for target in found])
-        return
-    show(list_targets(found))
-
-
-@targets_app.command("show")
-def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None:
-    """Show everything a profile states."""
-    from toolchain.report import show_target
-    from toolchain.target import load_target
-
-    found = load_target(name)
-    if as_json:
-        show(found.to_json())
-        return
-    show(show_target(found))
-
-
-@targets_app.command("detect")
-def targets_detect(as_json: options.AsJson = False) -> None:
-    """Show this machine as a profile."""
-    targets_show("host", as_json)
-
-
-@targets_app.command("check")
-def targets_check(file: options.ProfileFile, as_json: options.AsJson = False) -> None:
-    """Check a profile against the schema."""
-    from toolchain.target import Target
-
-    found = Target.load(file)
-    if as_json:
-        show_json({"file": str(file), "name": found.name, "valid": True})
-        return
-    say(f"{file}: a valid profile of {found.title}")
 
 
 # ----------------------------------------------------------------------------------------------- helpers

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 
 from toolchain.errors import InputError
 
@@ -86,6 +88,35 @@ BudgetTarget = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the profile's.", metavar="NUMBER")]
 On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:cortex-a76.", metavar="PLACE")]
 
+# How much to prune.
+Speedup = Annotated[float | None, typer.Option(help="So many times as fast, such as 1.3.", metavar="FACTOR")]
+LatencyMs = Annotated[float | None, typer.Option(help="So many milliseconds an inference.", metavar="NUMBER")]
+Keep = Annotated[
+    float | None, typer.Option(help="This part of the multiply-accumulates stays, such as 0.7.", metavar="SHARE")
+]
+PruneTo = Annotated[
+    float | None, typer.Option("--prune", help="Prune first, to so many times as fast as int8 alone.", metavar="FACTOR")
+]
+Criterion = Annotated[
+    str | None, typer.Option(help="Which channels go first: obs, activation, l2, l1 or random.", metavar="NAME")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        help="Train so long, without labels, to give the unpruned model's answers (PyTorch).", metavar="NUMBER"
+    ),
+]
+ForInt8 = Annotated[bool, typer.Option("--for-int8", help="Measure widths as int8, which is to follow.")]
+Sparsity = Annotated[
+    str | None,
+    typer.Option(
+        help="Zero single weights instead: a share such as 0.5, or a pattern such as 2:4. Smaller when compressed, no "
+        "faster.",
+        metavar="SHARE|N:M",
+    ),
+]
+Groups = Annotated[bool, typer.Option("--groups", help="Show what can only be cut together, and what cannot be cut.")]
+
 # What comes out.
 Fp16Weights = Annotated[
     bool, typer.Option("--fp16-weights", help="Store large weights as float16: half the file, the same speed.")
@@ -116,6 +147,27 @@ def read_recipe(path: Path | None, max_drop: float | None) -> Recipe:
     if not 0 <= max_drop < float("inf"):
         raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more")
     return recipe.model_copy(update={"max_drop": max_drop})
+
+
+def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recipe:
+    """The recipe with what the command line says of pruning; a goal given there replaces the recipe's."""
+    from toolchain.recipe import Prune
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not chosen:
+        return recipe
+    goals = ("speedup", "latency_ms", "keep")
+    old = recipe.prune.model_dump()
+    if any(name in chosen for name in goals):
+        old |= dict.fromkeys(goals)
+    try:
+        return recipe.model_copy(update={"prune": Prune.model_validate({**old, **chosen})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "--speedup, --latency-ms, --keep"
+        what = first["msg"].removeprefix("Value error, ").lower()
+        shown = f" ({first['input']!r})" if first["loc"] else ""
+        raise InputError(f"{what}{shown}", where=where, hint="see `toolchain prune --help`") from None
 
 
 def read_share(text: str) -> float:

@@ -15,60 +15,42 @@ first slow step, and everything is written to a temporary folder and renamed int
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
-from onnxruntime import InferenceSession
 
 from toolchain import artifact, package
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
-from toolchain.convert import Converted, ModelSource, convert
-from toolchain.data import CalibrationData, DataSpec, check_source, open_data
+from toolchain.convert import ModelSource
+from toolchain.data import CalibrationData, DataSpec
 from toolchain.detect import detect_host
-from toolchain.errors import DataError, GateError, InputError, ModelError
+from toolchain.errors import GateError, InputError
 from toolchain.files import check_output, replacing
 from toolchain.graph import io, run
 from toolchain.int8 import Quantized, quantize_model
-from toolchain.loading import is_callable_spec, load_callable
 from toolchain.measurement import Measurement, Results, Score
 from toolchain.mixed import Point, search
-from toolchain.optimize import Optimized, optimize
+from toolchain.preparation import Job, Prepared, Progress, model_name, open_job, silent
+from toolchain.pruning import Pruned, prune_model
 from toolchain.quantize import certify, exactness
 from toolchain.recipe import Recipe
-from toolchain.report.quantized import is_quantized
-from toolchain.score import Evaluate, agreement_score, evaluate_score
+from toolchain.score import Evaluate
 from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
 from toolchain.verification import verify
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total); total 0 where it is not known."""
 
 GOLDEN_SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A source brought to a clean float model."""
-
-    converted: Converted
-    optimized: Optimized
-
-    @property
-    def model(self) -> ir.Model:
-        """The optimized float model."""
-        return self.optimized.model
-
-
-@dataclass(frozen=True)
 class Exported:
     """What an export made. results: the fp32 row first, then a row for each target. curve: the plans that were tried
-    for ``max_drop``.
+    for ``max_drop``. pruned: what was cut out first, where the recipe asks for it.
     """
 
     folder: Path
@@ -77,28 +59,7 @@ class Exported:
     quantized: Quantized
     prepared: Prepared
     curve: tuple[Point, ...] = ()
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress of a library call: none."""
-
-
-def prepare(
-    source: ModelSource,
-    *,
-    inputs: Sequence[TensorSpec] = (),
-    freeze: Mapping[str, int] | None = None,
-    progress: Progress = silent,
-) -> Prepared:
-    """Convert and optimize.
-
-    Raises:
-        ModelError, InputError, GateError: as :func:`convert` and :func:`optimize` do.
-    """
-    progress("converting", 0, 0)
-    converted = convert(source, inputs=inputs, freeze=freeze)
-    progress("optimizing", 0, 0)
-    return Prepared(converted, optimize(converted.model))
+    pruned: Pruned | None = None
 
 
 def export(
@@ -141,25 +102,33 @@ def export(
         package.check_folder(output / profile.name)
     check_output(output / "results.json")
     work = _prepare_int8(
-        source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
+        source,
+        calibration,
+        inputs,
+        freeze,
+        preprocess=preprocess,
+        evaluate=evaluate,
+        recipe=recipe,
+        profiles=profiles,
+        progress=progress,
     )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
-        work, pair, scores = _settle(work, recipe, Path(scratch), progress)
+        work, files, scores = _settle(work, recipe, Path(scratch), progress)
         quantized = work.quantized
-        golden = _golden(pair, work.held)
-        rows = _bench(pair, model_name(source), scores, golden.feeds[0], recipe, progress)
-        results, manifests = [rows[0]], []
+        golden = _golden(files, work.job.held)
+        rows = _bench(files, model_name(source), scores, golden.feeds[0], recipe, progress)
+        results, manifests = [*rows[:-1]], []
         for number, profile in enumerate(profiles):
             progress(f"packaging for {profile.name}", number, len(profiles))
-            manifest = _manifest(work, profile, recipe, scores[0])
+            manifest = _manifest(work, profile, recipe, scores.dense)
             encoding = profile.int8.activations
-            model = pair.int8 if encoding == quantized.encoding else quantized.write(encoding)
-            manifest, row = _package(folder / profile.name, model, rows[1], manifest, profile, golden)
+            model = files.int8 if encoding == quantized.encoding else quantized.write(encoding)
+            manifest, row = _package(folder / profile.name, model, rows[-1], manifest, profile, golden)
             manifests.append(manifest)
             results.append(row)
         found = Results(measurements=tuple(results))
         (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
-    return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve)
+    return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve, work.pruned)
 
 
 @dataclass(frozen=True)
@@ -190,29 +159,20 @@ def quantize(
     profile = load_target(target) if isinstance(target, str) else target
     check_output(output)
     work = _prepare_int8(
-        source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
+        source,
+        calibration,
+        inputs,
+        freeze,
+        preprocess=preprocess,
+        evaluate=evaluate,
+        recipe=recipe,
+        profiles=[profile],
+        progress=progress,
     )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
         work, _, scores = _settle(work, recipe, Path(scratch), progress)
     io.save(work.quantized.write(profile.int8.activations), output)
-    return QuantizedFile(Path(output), work.quantized, scores, work.curve)
-
-
-def model_name(source: ModelSource) -> str:
-    """What tables call a model: its file's stem, its factory's name, or its class."""
-    if not isinstance(source, str | Path):
-        return type(source).__name__
-    text = str(source)
-    if Path(text).exists() or not is_callable_spec(text):
-        return Path(text).stem
-    module, _, factory = text.partition(":")
-    # A factory called "model" says nothing; the module it lives in does.
-    return module.rsplit(".", 1)[-1] if factory.lower() in ("model", "module", "build", "main", "load") else factory
-
-
-def load_evaluate(evaluate: str | Evaluate | None) -> Evaluate | None:
-    """The scoring function behind ``--evaluate``."""
-    return load_callable(evaluate) if isinstance(evaluate, str) else evaluate  # type: ignore[return-value]
+    return QuantizedFile(Path(output), work.quantized, (scores.dense, scores.int8), work.curve)
 
 
 # ---------------------------------------------------------------------------------- what export is made of
@@ -220,17 +180,20 @@ def load_evaluate(evaluate: str | Evaluate | None) -> Evaluate | None:
 
 @dataclass(frozen=True)
 class _Work:
-    """Everything up to the plan. held: samples that no statistic was taken from, for agreement and golden data.
-    scorer: the user's function. curve: the plans that were tried for ``max_drop``.
+    """Everything up to the plan. prepared: the float model the plan is for, pruned where that was asked for.
+    dense: the float model as it came. curve: the plans that were tried for ``max_drop``.
     """
 
+    job: Job
     prepared: Prepared
     quantized: Quantized
-    data: CalibrationData
-    held: CalibrationData
-    scorer: Evaluate | None
-    scorer_name: str
+    pruned: Pruned | None = None
     curve: tuple[Point, ...] = ()
+
+    @property
+    def dense(self) -> ir.Model:
+        """The float model before pruning."""
+        return self.job.prepared.model
 
 
 def _prepare_int8(
@@ -242,96 +205,113 @@ def _prepare_int8(
     preprocess: str | Path | None,
     evaluate: str | Evaluate | None,
     recipe: Recipe,
+    profiles: Sequence[Target],
     progress: Progress,
 ) -> _Work:
-    """Check what was given, then convert, optimize, observe and plan."""
-    scorer = load_evaluate(evaluate)
-    check_source(calibration, preprocess)
-    prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
-    if is_quantized(prepared.model):
-        hint = "give the float model it was made from; `toolchain inspect` and `bench` take it as it is"
-        raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
-    progress("checking the calibration data", 0, 0)
-    specs = io.inputs(prepared.model)
-    data = open_data(calibration, specs, preprocess=preprocess, samples=recipe.calibrate.samples)
-    train, check = data.split()
-    quantized = quantize_model(prepared.model, train, recipe, check=check, progress=progress)
-    name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
-    return _Work(prepared, quantized, data, check, scorer, name)
+    """Check what was given, then convert, optimize, prune, observe and plan."""
+    job = open_job(
+        source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
+    )
+    prepared, pruned = job.prepared, None
+    if recipe.prune.wanted:
+        pruned = prune_model(
+            prepared.model,
+            job.train,
+            recipe.prune,
+            check=job.held,
+            int8=True,
+            multiple=max(profile.channel_multiple for profile in profiles),
+            here=any(profile.name == "host" for profile in profiles),
+            progress=progress,
+        )
+        prepared = prepared.with_model(pruned.model)
+    quantized = quantize_model(prepared.model, job.train, recipe, check=job.held, progress=progress)
+    return _Work(job, prepared, quantized, pruned)
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """The float model and its int8 twin as this machine takes activations: the same integers as every target's."""
+class _Files:
+    """The float models and the int8 one as this machine takes activations: the same integers as every target's.
+    pruned: None where nothing was.
+    """
 
-    float_: Path
+    dense: Path
+    pruned: Path | None
     int8: Path
     outputs: tuple[str, ...]
 
 
-def _write_pair(work: _Work, folder: Path) -> _Pair:
-    model, quantized = work.prepared.model, work.quantized
-    pair = _Pair(folder / "float.onnx", folder / "int8.onnx", tuple(s.name for s in io.outputs(model)))
-    io.save_in_place(model, pair.float_)
-    io.save_in_place(quantized.write(quantized.encoding), pair.int8)
-    return pair
+@dataclass(frozen=True)
+class _Scores:
+    dense: Score
+    pruned: Score | None
+    int8: Score
 
 
-def _settle(work: _Work, recipe: Recipe, folder: Path, progress: Progress) -> tuple[_Work, _Pair, tuple[Score, Score]]:
-    """Score float and int8; where int8 loses more than is allowed, leave operators float until it does not."""
-    pair = _write_pair(work, folder)
+def _write_files(work: _Work, folder: Path) -> _Files:
+    quantized = work.quantized
+    names = tuple(spec.name for spec in io.outputs(work.dense))
+    thinned = folder / "pruned.onnx" if work.pruned is not None and work.pruned.helped else None
+    files = _Files(folder / "float.onnx", thinned, folder / "int8.onnx", names)
+    io.save_in_place(work.dense, files.dense)
+    if thinned is not None:
+        io.save_in_place(work.prepared.model, thinned)
+    io.save_in_place(quantized.write(quantized.encoding), files.int8)
+    return files
+
+
+def _settle(work: _Work, recipe: Recipe, folder: Path, progress: Progress) -> tuple[_Work, _Files, _Scores]:
+    """Score all; where int8 loses more than is allowed, leave operators float until it does not."""
+    files, job = _write_files(work, folder), work.job
     progress("evaluating float", 0, 0)
-    reference = run.session(pair.float_)
-    before = Score(kind="agreement", value=1.0, samples=len(work.held))
-    if work.scorer is not None:
-        before = evaluate_score(work.scorer, reference, work.scorer_name)
+    reference = run.session(files.dense)
+    before = Score(kind="agreement", value=1.0, samples=len(job.held))
+    if job.scorer is not None:
+        before = job.score(reference, reference)
+    thinned = job.score(reference, run.session(files.pruned)) if files.pruned is not None else None
     progress("evaluating int8", 0, 0)
-    after = _score(work, reference, run.session(pair.int8))
+    after = job.score(reference, run.session(files.int8))
     allowed = recipe.max_drop
     if allowed is None or before.value - after.value <= allowed:
-        return work, pair, (before, after)
+        return work, files, _Scores(before, thinned, after)
+    if thinned is not None and before.value - thinned.value > allowed:
+        raise GateError(
+            f"pruned, it scores {thinned.value:.4f} and before {before.value:.4f}, a drop of more than {allowed:g}",
+            hint="prune less, give more calibration data, or allow a larger drop",
+        )
 
     def rate(model: ir.Model) -> float:
-        return _score(work, reference, run.session(model)).value
+        return job.score(reference, run.session(model)).value
 
-    feed = next(iter(work.held))
+    feed = next(iter(job.held))
     found, curve = search(work.quantized, work.quantized.noises(), rate, before.value - allowed, feed, progress)
     work = replace(work, quantized=found, curve=curve)
-    pair = _write_pair(work, folder)
-    after = _score(work, reference, run.session(pair.int8))
+    files = _write_files(work, folder)
+    after = job.score(reference, run.session(files.int8))
     if before.value - after.value > allowed:
         raise GateError(
             f"int8 scores {after.value:.4f} where float scores {before.value:.4f}, a drop of more than {allowed:g}, "
             f"with {curve[-1].float_nodes} operators left float",
             hint="give more representative calibration data, or allow a larger drop",
         )
-    return work, pair, (before, after)
+    return work, files, _Scores(before, thinned, after)
 
 
-def _score(work: _Work, reference: InferenceSession, engine: InferenceSession) -> Score:
-    if work.scorer is not None:
-        return evaluate_score(work.scorer, engine, work.scorer_name)
-    try:
-        return agreement_score(reference, engine, work.held)
-    except run.OrtError as error:
-        what = f"onnxruntime cannot run the model on a sample that is held out ({run.one_line(error)})"
-        raise DataError(what, where=work.data.source, hint="mend or remove the sample") from None
-
-
-def _golden(pair: _Pair, held: CalibrationData) -> package.Golden:
-    engine = run.session(pair.int8, threads=1)
+def _golden(files: _Files, held: CalibrationData) -> package.Golden:
+    engine = run.session(files.int8, threads=1)
     feeds: list[Feed] = list(held.take(GOLDEN_SAMPLES))
-    outputs: list[dict[str, Array]] = [dict(zip(pair.outputs, engine.run(None, feed), strict=True)) for feed in feeds]
+    outputs: list[dict[str, Array]] = [dict(zip(files.outputs, engine.run(None, feed), strict=True)) for feed in feeds]
     return package.Golden(tuple(feeds), tuple(outputs))
 
 
 def _bench(
-    pair: _Pair, name: str, scores: tuple[Score, Score], feed: Feed, recipe: Recipe, progress: Progress
+    files: _Files, name: str, scores: _Scores, feed: Feed, recipe: Recipe, progress: Progress
 ) -> tuple[Measurement, ...]:
-    subjects = [
-        Subject(pair.float_, name, "fp32", target="host", feeds=feed, score=scores[0]),
-        Subject(pair.int8, name, "int8", target="host", feeds=feed, score=scores[1]),
-    ]
+    subjects = [Subject(files.dense, name, "fp32", target="host", feeds=feed, score=scores.dense)]
+    if files.pruned is not None:
+        subjects.append(Subject(files.pruned, name, "pruned", target="host", feeds=feed, score=scores.pruned))
+    variant = "int8" if files.pruned is None else "pruned+int8"
+    subjects.append(Subject(files.int8, name, variant, target="host", feeds=feed, score=scores.int8))
     target = detect_host()
     found = run_bench(subjects, settings=recipe.bench, target=target, progress=lambda line: progress(line, 0, 0))
     return found.measurements
@@ -368,7 +348,7 @@ def _package(
 
 
 def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) -> artifact.Manifest:
-    prepared, quantized, data = work.prepared, work.quantized, work.data
+    prepared, quantized, data = work.prepared, work.quantized, work.job.data
     plan = quantized.plan
     return artifact.Manifest(
         target=profile.name,

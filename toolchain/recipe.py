@@ -50,6 +50,39 @@ class Quantize(Part):
     fp16_weights: bool = False
 
 
+class Prune(Part):
+    """How a graph is pruned. At most one goal: speedup: so many times as fast as before. latency_ms: an inference takes
+    so long. keep: this part of the multiply-accumulates stays.
+    criterion: which channels go first; see :mod:`toolchain.prune.score`.
+    uniform: all groups to the same part, instead of by loss and latency.
+    branches: whole residual branches may go.
+    repair: what is left is fitted to the dense model's answers, layer by layer.
+    minutes: of training after that to give the dense model's answers, without labels; needs PyTorch. 0: none.
+    seed: of what is drawn at random.
+    """
+
+    speedup: float | None = pydantic.Field(default=None, gt=1)
+    latency_ms: float | None = pydantic.Field(default=None, gt=0)
+    keep: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    criterion: Literal["obs", "activation", "l2", "l1", "random"] = "obs"
+    uniform: bool = False
+    branches: bool = True
+    repair: bool = True
+    minutes: float = pydantic.Field(default=0.0, ge=0)
+    seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _one_goal(self) -> Prune:
+        if sum(goal is not None for goal in (self.speedup, self.latency_ms, self.keep)) > 1:
+            raise ValueError("speedup, latency_ms and keep exclude each other")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a goal."""
+        return any(goal is not None for goal in (self.speedup, self.latency_ms, self.keep))
+
+
 class Bench(Part):
     """How latency is measured: warm up, then at least `min_runs` runs and `min_time_s` seconds."""
 
@@ -67,6 +100,7 @@ class Recipe(Document):
 
     schema_version: Literal[1] = 1
     calibrate: Calibrate = Calibrate()
+    prune: Prune = Prune()
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
     max_drop: float | None = pydantic.Field(default=None, ge=0)

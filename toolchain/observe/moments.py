@@ -8,7 +8,7 @@ of at most `BLOCK` columns, for a K of thousands makes a matrix of gigabytes tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,50 @@ def second_moments(
             yield total.node, total.moments()
 
 
+def channel_moments(
+    model: ir.Model,
+    data: CalibrationData,
+    wanted: Iterable[tuple[str, int]],
+    *,
+    positions: int = 4096,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> dict[tuple[str, int], tuple[Doubles, Doubles]]:
+    """Second moments [C, C] and means [C] of the places of an axis, over all other axes of some positions.
+
+    Args:
+        model: the float model.
+        data: feeds the model takes.
+        wanted: (tensor, axis).
+        positions: drawn in all, at least ten for every place.
+        threads: onnxruntime threads, 0 for its own choice.
+        progress: told about every sample.
+
+    Raises:
+        DataError: onnxruntime refuses a sample.
+    """
+    pairs = sorted(set(wanted))
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    clone = model.clone()
+    values = {value.name: value for value in query.activations(clone)}
+    edit.keep_outputs(clone, [values[name] for name in names])
+    report = progress or (lambda what, done, total: None)
+    sums: dict[tuple[str, int], tuple[Doubles, Doubles]] = {}
+    zero = np.zeros(1)
+    counts = dict.fromkeys(pairs, 0)
+    for number, outputs in stream(lean_session(clone, threads), data, "moments of channels", report):
+        found = dict(zip(names, outputs, strict=True))
+        for pair in pairs:
+            flat = np.moveaxis(found[pair[0]], pair[1], -1)
+            flat = flat.reshape(-1, flat.shape[-1])
+            share = max(LEAST_POSITIONS, max(positions, 10 * flat.shape[1]) // len(data))
+            x: Doubles = flat[drawer(share, number)(len(flat))].astype(np.float64)
+            second, mean = sums.get(pair, (zero, zero))
+            sums[pair] = second + x.T @ x, mean + x.sum(axis=0)
+            counts[pair] += len(x)
+    return {pair: (second / counts[pair], mean / counts[pair]) for pair, (second, mean) in sums.items()}
+
+
 class _Sum:
     """Adds up one node's moments."""
 
@@ -93,11 +137,11 @@ class _Sum:
         self._positions = 0
 
     def add(self, x: Array, seed: int) -> None:
-        rows = _rows(self.node, x, self._wanted, seed)
-        self._positions += rows.shape[1]
+        found = rows(self.node, x, self._wanted, seed)
+        self._positions += found.shape[1]
         start = 0
         for block in self._blocks:
-            part = rows[..., start : start + block.shape[1]]
+            part = found[..., start : start + block.shape[1]]
             block += np.matmul(part.transpose(0, 2, 1), part)
             start += block.shape[1]
 
@@ -140,12 +184,12 @@ def _batches(nodes: Sequence[ir.Node], budget: int) -> list[list[ir.Node]]:
     return batches
 
 
-def _rows(node: ir.Node, x: Array, wanted: int, seed: int) -> Floats:
+def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> Floats:
     """At most `wanted` of the vectors the product contracts: float32 [groups, n, K]."""
-    draw = _drawer(wanted, seed)
+    draw = drawer(wanted, seed)
     if node.op_type != "Conv":
-        rows = x.reshape(-1, x.shape[-1])
-        return rows[draw(len(rows))][None].astype(np.float32)
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[draw(len(flat))][None].astype(np.float32)
     kernel = (query.sizes(node.inputs[1]) or ())[2:]
     strides, dilations, before, behind = query.window(node, x.shape[2:])
     padded = np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)])
@@ -162,7 +206,8 @@ def _rows(node: ir.Node, x: Array, wanted: int, seed: int) -> Floats:
     return patches.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
 
 
-def _drawer(wanted: int, seed: int) -> Callable[[int], npt.NDArray[np.intp]]:
+def drawer(wanted: int, seed: int) -> Callable[[int], npt.NDArray[np.intp]]:
+    """A function from how many positions there are to those of them that are drawn, sorted; the same for a seed."""
     rng = np.random.default_rng(seed)
 
     def draw(available: int) -> npt.NDArray[np.intp]:

@@ -164,9 +164,7 @@ def _split(c: _Context, node: ir.Node) -> None:
     at = query.attribute(node, "axis", 0)
     sizes = [_static(output)[at] for output in node.outputs]
     node.attributes.pop("num_outputs", None)
-    if "split" in node.attributes:
-        node.attributes["split"] = ir.AttrInt64s("split", sizes)
-    elif query.opset(c.model) < 13:
+    if "split" in node.attributes or query.opset(c.model) < 13:
         node.attributes["split"] = ir.AttrInt64s("split", sizes)
     else:
         c.give(node, 1, sizes)

@@ -1,0 +1,270 @@
+"""Repair after pruning, without labels and without gradients: every layer is fitted anew, in depth order.
+
+A layer that followed cut channels, or follows a layer that did, reads other numbers than before: x̂ instead of x. Its
+weights are set to those that give the dense model's answer y from x̂ with the least squared error, over positions of the
+calibration data (the dense model's are run beside):
+
+    W' = (E[y x̂ᵀ] + λ W) (E[x̂ x̂ᵀ] + λ I)⁻¹       x̂ with a 1 behind, for the bias
+
+λ is chosen by the error on a quarter of the positions, which the sums leave out; so is whether W is changed at all.
+Where the layer's answer is added to a stream, r̂ + f̂ must be r + f: the branch makes up for what the stream has lost.
+
+With more columns than positions the same ridge is solved in the space of positions (its dual).
+Sources: GRAIL and CORP (closed-form repair after pruning), ThiNet (arXiv 1707.06342, sequential least squares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnxruntime import InferenceSession
+
+from toolchain import ops
+from toolchain.data import CalibrationData
+from toolchain.graph import edit, query
+from toolchain.observe import Progress
+from toolchain.observe.engine import lean_session
+from toolchain.observe.moments import drawer, rows
+from toolchain.rules import Contracted, Weighted
+from toolchain.tensors import Array
+
+Doubles = npt.NDArray[np.float64]
+
+POSITIONS_A_COLUMN = 6
+MOST_POSITIONS = 12_000
+PRIMAL_COLUMNS = 2_400
+"""Up to so many columns E[x̂ x̂ᵀ] is inverted; beyond, positions are fewer and the dual is solved."""
+DUAL_POSITIONS = 3_000
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""λ in parts of the mean of E[x̂ x̂ᵀ]'s diagonal."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A product with constant weights of the pruned graph. sums: the Add that its answer goes into and the input that
+    is not its own, where there is one.
+    """
+
+    node: ir.Node
+    sums: tuple[ir.Value, ir.Value] | None
+
+
+def repair(
+    pruned: ir.Model,
+    dense: ir.Model,
+    data: CalibrationData,
+    kept: Callable[[str], npt.NDArray[np.intp] | None],
+    *,
+    progress: Progress | None = None,
+) -> ir.Model:
+    """A clone of `pruned` whose layers are fitted to the answers of `dense`.
+
+    Args:
+        pruned: a cut model; its nodes have the names they have in `dense`.
+        dense: what it was cut from.
+        data: unlabelled samples.
+        kept: which channels (axis 1 of a Conv's answer, the last of others) of a tensor of `dense` are left; None: all.
+        progress: told about every layer.
+    """
+    clone = pruned.clone()
+    report = progress or (lambda what, done, total: None)
+    changed = _changed(clone, dense)
+    todo = [layer for layer in _layers(clone) if changed & {layer.node.name, layer.sums and layer.sums[0].name}]
+    for number, layer in enumerate(todo):
+        _fit(clone, dense, data, layer, kept)
+        report("repairing", number + 1, len(todo))
+    return clone
+
+
+def _layers(model: ir.Model) -> Iterator[Layer]:
+    for node in model.graph:
+        cell = ops.rule(node).channels
+        kind = (isinstance(cell, Weighted) and node.op_type == "Conv") or isinstance(cell, Contracted)
+        if not kind or query.float_array(node.inputs[1]) is None or query.attribute(node, "transA", 0):
+            continue
+        if len(query.sizes(node.inputs[1]) or ()) < 2 or (node.op_type == "MatMul" and query.rank(node.inputs[1]) != 2):  # type: ignore[arg-type]
+            continue
+        yield Layer(node, _sum_behind(node))
+
+
+def _sum_behind(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    reader = query.sole_consumer(node.outputs[0])
+    if reader is None or reader.op_type != "Add":
+        return None
+    a, b = reader.inputs
+    other = b if a is node.outputs[0] else a
+    if other is None or query.constant(other) is not None or other is node.outputs[0]:
+        return None
+    # The other side must be there already: two branches cannot both make up for the stream.
+    order = {n: i for i, n in enumerate(reader.graph)}  # type: ignore[arg-type]
+    made = other.producer()
+    return (reader.outputs[0], other) if made is None or order[made] < order[node] else None
+
+
+def _changed(pruned: ir.Model, dense: ir.Model) -> set[str | None]:
+    """Nodes that read, are or make other than in the dense model, by name, and the tensors that stand for others."""
+    before = {node.name: node for node in dense.graph}
+    tainted: set[ir.Value] = set()
+    found: set[str | None] = set()
+    for node in pruned.graph:
+        twin = before.get(node.name)
+        other = twin is None or any(v in tainted for v in node.inputs)
+        if twin is not None and not other:
+            for mine, its in zip(node.inputs, twin.inputs, strict=True):
+                if (
+                    mine is not None
+                    and its is not None
+                    and query.sizes(mine, dynamic=-1) != query.sizes(its, dynamic=-1)
+                ):
+                    other = True
+                if (mine is None) != (its is None) or (mine is not None and its is not None and mine.name != its.name):
+                    other = other or query.constant(mine) is None
+        if twin is not None and (renamed := {v.name for v in node.outputs} - {v.name for v in twin.outputs}):
+            found |= renamed
+            other = True
+        if other:
+            found.add(node.name)
+            tainted.update(node.outputs)
+    return found
+
+
+def _differ(mine: ir.Value | None, its: ir.Value | None) -> bool:
+    if mine is None or its is None:
+        return mine is not its
+    sizes = query.sizes(mine, dynamic=-1) != query.sizes(its, dynamic=-1)
+    return sizes or (mine.name != its.name and query.constant(mine) is None)
+
+
+def _fit(
+    model: ir.Model,
+    dense: ir.Model,
+    data: CalibrationData,
+    layer: Layer,
+    kept: Callable[[str], npt.NDArray[np.intp] | None],
+) -> None:
+    node = layer.node
+    weight = query.float_array(node.inputs[1])
+    if weight is None:
+        return
+    matrix, groups = _matrix(node, weight)
+    columns = matrix.shape[2] + 1
+    wanted = min(MOST_POSITIONS, POSITIONS_A_COLUMN * columns) if columns <= PRIMAL_COLUMNS else DUAL_POSITIONS
+    old = matrix.astype(np.float64)
+    x, y = _samples(model, dense, data, layer, kept, wanted, groups)
+    if biased := node.op_type != "MatMul":
+        bias = _bias(node, groups * matrix.shape[1]).reshape(groups, -1, 1)
+        old = np.concatenate([old, bias], axis=2)
+        x = np.concatenate([x, np.ones((*x.shape[:2], 1))], axis=2)
+    holdout = np.arange(x.shape[1]) % 4 == 3
+    new = _ridge(x[:, ~holdout], y[:, ~holdout], x[:, holdout], y[:, holdout], old)
+    if new is not old:
+        count = matrix.shape[2]
+        _write(model, node, new[:, :, :count], new[:, :, count:].reshape(-1) if biased else None, weight)
+
+
+def _matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
+    """[groups, outputs of one, columns], the columns as :func:`toolchain.observe.moments.rows` lays them out."""
+    if node.op_type == "Conv":
+        groups = query.attribute(node, "group", 1)
+        flat = np.moveaxis(weight, 1, -1).reshape(groups, len(weight) // groups, -1)
+        return flat, groups
+    turned = bool(query.attribute(node, "transB", 0))
+    matrix = np.asarray(weight if turned else weight.T, np.float64)[None]
+    return matrix * float(query.attribute(node, "alpha", 1.0)), 1
+
+
+def _bias(node: ir.Node, count: int) -> Array:
+    bias = query.float_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is None:
+        return np.zeros(count, np.float32)
+    return np.broadcast_to(bias.reshape(-1) * np.float32(query.attribute(node, "beta", 1.0)), (count,))
+
+
+def _samples(
+    model: ir.Model,
+    dense: ir.Model,
+    data: CalibrationData,
+    layer: Layer,
+    kept: Callable[[str], npt.NDArray[np.intp] | None],
+    wanted: int,
+    groups: int,
+) -> tuple[Doubles, Doubles]:
+    """x̂ [groups, n, columns] and the answers wanted of it [groups, n, outputs of one]."""
+    node = layer.node
+    read = [str(node.inputs[0].name)]  # type: ignore[union-attr]
+    target = str(node.outputs[0].name)
+    if layer.sums is not None:
+        target = str(layer.sums[0].name)
+        read.append(str(layer.sums[1].name))
+    engines = _tapped(model, read), _tapped(dense, [target])
+    share = max(8, wanted // len(data))
+    channels = 1 if node.op_type == "Conv" else -1
+    index = kept(target)
+    xs, ys = [], []
+    for number, feed in zip(data.numbers, data, strict=True):
+        found = engines[0].run(None, feed)
+        (answer,) = engines[1].run(None, feed)
+        if index is not None:
+            answer = answer.take(index, channels)
+        if layer.sums is not None:
+            answer = answer - found[1]
+        x = rows(node, found[0], share, number)
+        flat = np.moveaxis(answer, channels, -1).reshape(-1, answer.shape[channels])
+        ys.append(flat[drawer(share, number)(len(flat))])
+        xs.append(x)
+    x: Doubles = np.concatenate(xs, axis=1).astype(np.float64)
+    y: Doubles = np.concatenate(ys).astype(np.float64)
+    return x, y.reshape(len(y), groups, -1).transpose(1, 0, 2)
+
+
+def _tapped(model: ir.Model, names: Sequence[str]) -> InferenceSession:
+    clone = model.clone()
+    values = {value.name: value for value in query.activations(clone)}
+    edit.keep_outputs(clone, [values[name] for name in names])
+    return lean_session(clone, 0)
+
+
+def _ridge(x: Doubles, y: Doubles, x_held: Doubles, y_held: Doubles, old: Doubles) -> Doubles:
+    """The best of several ridges toward `old` [G, O, K], or `old` itself."""
+    rest = y - np.matmul(x, old.transpose(0, 2, 1))
+    rest_held = y_held - np.matmul(x_held, old.transpose(0, 2, 1))
+    best, least = old, float(np.sum(rest_held**2))
+    n, columns = x.shape[1:]
+    dual = columns > n
+    gram = np.matmul(x, x.transpose(0, 2, 1)) if dual else np.matmul(x.transpose(0, 2, 1), x)
+    right = rest if dual else np.matmul(x.transpose(0, 2, 1), rest)
+    values, vectors = np.linalg.eigh(gram)
+    turned = np.matmul(vectors.transpose(0, 2, 1), right)
+    scale = np.maximum(values.sum(axis=1) / columns, 1e-12)
+    for ridge in RIDGES:
+        shrunk = turned / (np.maximum(values, 0) + ridge * scale[:, None])[:, :, None]
+        change = np.matmul(vectors, shrunk)  # [G, n or K, O]
+        change = np.matmul(x.transpose(0, 2, 1), change) if dual else change
+        error = float(np.sum((rest_held - np.matmul(x_held, change)) ** 2))
+        if np.isfinite(error) and error < least:
+            best, least = old + change.transpose(0, 2, 1), error
+    return best
+
+
+def _write(model: ir.Model, node: ir.Node, matrix: Doubles, bias: Doubles | None, weight: Array) -> None:
+    """Put fitted weights in; a Conv or Gemm without a bias gets one."""
+    names = edit.Names(model.graph)
+    if node.op_type == "Conv":
+        spatial = weight.shape[2:]
+        new = np.moveaxis(matrix.reshape(len(weight), *spatial, weight.shape[1]), -1, 1)
+    else:
+        new = matrix[0] if query.attribute(node, "transB", 0) else matrix[0].T
+    edit.set_input(node, 1, _constant(model, names, f"{query.label(node)}_fitted", new))
+    if bias is not None:
+        edit.set_input(node, 2, _constant(model, names, f"{query.label(node)}_fitted_bias", bias))
+        for name in ("alpha", "beta"):
+            node.attributes.pop(name, None)
+    edit.remove_unused(model)
+
+
+def _constant(model: ir.Model, names: edit.Names, name: str, array: Doubles) -> ir.Value:
+    return edit.add_constant(model.graph, names.fresh(name), np.ascontiguousarray(array, np.float32))

@@ -1,0 +1,87 @@
+"""``inspect --groups``: what can only be cut together, how much work it takes part in, and why the rest stays whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from toolchain.convert import convert
+from toolchain.ops import macs
+from toolchain.optimize import optimize
+from toolchain.prune.apply import separate
+from toolchain.prune.groups import Group, groups
+from toolchain.prune.layout import layout
+from toolchain.report.amounts import count_text
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """All groups of a model, and its multiply-accumulates."""
+
+    groups: tuple[Group, ...]
+    macs: int
+
+    @property
+    def free_share(self) -> float:
+        """Part of the groups that may be cut."""
+        return sum(group.free for group in self.groups) / max(len(self.groups), 1)
+
+
+def inspect_groups(path: str | Path) -> Grouping:
+    """The groups of a float model.
+
+    Raises:
+        ModelError: as :func:`toolchain.convert.convert` does.
+    """
+    model = separate(optimize(convert(path).model, verify=False).model)
+    return Grouping(groups(model, layout(model)), sum(macs(node) or 0 for node in model.graph))
+
+
+def render(found: Grouping) -> RenderableType:
+    """A row a group: name, size, share of the work, members, and the reason where it is pinned."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in ("group", "size", "work", "members", "pinned, because"):
+        table.add_column(header, justify="right" if header in ("size", "work") else "left", overflow="fold")
+    for group in found.groups:
+        members = [f"{m.op} {m.node}[{m.axis}]" for m in group.members if m.op in ("Conv", "Gemm", "MatMul", "LSTM")]
+        members = list(dict.fromkeys(members)) or [f"{m.op} {m.node}[{m.axis}]" for m in group.members]
+        more = f", {len(members) - SHOWN} more" if len(members) > SHOWN else ""
+        table.add_row(
+            group.name,
+            str(group.size),
+            f"{group.macs / max(found.macs, 1):.1%}",
+            ", ".join(members[:SHOWN]) + more,
+            "" if group.free else group.pins[0],
+        )
+    free = sum(group.free for group in found.groups)
+    return Lines(table, Text(f"{free} of {len(found.groups)} groups may be cut; {count_text(found.macs)} MACs in all"))
+
+
+def record(found: Grouping) -> dict[str, Any]:
+    """The same for machines, whole."""
+    return {
+        "macs": found.macs,
+        "groups": [
+            {
+                "name": g.name,
+                "size": g.size,
+                "macs": g.macs,
+                "free": g.free,
+                "pins": list(g.pins),
+                "members": [
+                    {"node": m.node, "op": m.op, "parameter": m.parameter, "axis": m.axis, "makes": m.makes}
+                    for m in g.members
+                ],
+            }
+            for g in found.groups
+        ],
+    }

@@ -1,0 +1,81 @@
+"""What pruning took, what it is worth, and how that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from toolchain.measurement import Score
+from toolchain.report.amounts import count_text
+
+if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
+    from toolchain.pruning import Pruned
+
+SHOWN = 24
+
+
+def render(found: Pruned, scores: Sequence[Score] = ()) -> RenderableType:
+    """A line for every group that was cut, and the sums."""
+    if not found.helped:
+        return Text(f"nothing was pruned: {found.reason}; the model is as it was given")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in ("group", "channels", "of", "in"):
+        table.add_column(header, justify="right" if header in ("channels", "of") else "left", no_wrap=header == "group")
+    for cut in sorted(found.cuts, key=lambda c: c.kept / c.size)[:SHOWN]:
+        others = f" and {len(cut.nodes) - 2} more" if len(cut.nodes) > 2 else ""
+        table.add_row(cut.group, str(cut.kept), str(cut.size), f"{', '.join(cut.nodes[:2])}{others}")
+    lines: list[RenderableType] = [table] if found.cuts else []
+    if len(found.cuts) > SHOWN:
+        lines.append(Text(f"... and {len(found.cuts) - SHOWN} groups more"))
+    if found.dropped:
+        lines.append(Text(f"residual branches dropped, by their sums: {', '.join(found.dropped)}"))
+    lines += [Text(line) for line in _sums(found, scores)]
+    return Group(*lines)
+
+
+def _sums(found: Pruned, scores: Sequence[Score]) -> list[str]:
+    lines = []
+    if found.verified is not None:
+        how = "bit for bit on selection weights" if found.verified.exact else "within rounding"
+        lines.append(f"proved against the masked dense graph: {how}; own weights moved by {found.verified.error:.0e}")
+    (macs, left_macs), (params, left) = found.macs, found.parameters
+    lines.append(
+        f"multiply-accumulates {count_text(macs)} -> {count_text(left_macs)}, "
+        f"parameters {count_text(params)} -> {count_text(left)}"
+    )
+    int8 = f"; as int8, {found.int8_speedup:.2f}x int8 alone" if found.int8_speedup is not None else ""
+    lines.append(f"fp32 {found.speedup:.2f}x as fast, measured here, 1 thread{int8}; widths chosen by: {found.savings}")
+    if found.fidelity_db is not None:
+        lines.append("fidelity {:.1f} dB as cut, {:.1f} dB after repair".format(*found.fidelity_db))
+    if len(scores) == 2:
+        lines.append(f"{scores[1].kind}: before {scores[0].value:.4f}, pruned {scores[1].value:.4f}")
+    return [*lines, *found.notes]
+
+
+def record(found: Pruned, scores: Sequence[Score] = ()) -> dict[str, Any]:
+    """The same for machines."""
+    fidelity = found.fidelity_db
+    return {
+        "helped": found.helped,
+        "reason": found.reason,
+        "speedup": found.speedup,
+        "int8_speedup": found.int8_speedup,
+        "fidelity_db": None
+        if found.fidelity_db is None
+        else dict(zip(("cut", "repaired"), found.fidelity_db, strict=True)),
+        "macs": list(found.macs),
+        "parameters": list(found.parameters),
+        "chosen_by": found.savings,
+        "groups": [{"name": c.group, "size": c.size, "kept": c.kept, "nodes": list(c.nodes)} for c in found.cuts],
+        "dropped": list(found.dropped),
+        "score": [score.value for score in scores],
+        "proof": None
+        if found.verified is None
+        else {"error": found.verified.error, "identical": found.verified.identical, "exact": found.verified.exact},
+        "notes": list(found.notes),
+    }

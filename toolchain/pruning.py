@@ -176,11 +176,8 @@ def _basis(model: ir.Model, data: CalibrationData, settings: Prune, multiple: in
 def _sized(model: ir.Model, feed: Feed) -> ir.Model:
     """A clone whose tensors have the sizes that they have for a sample."""
     probe = model.clone()
-    names = [str(v.name) for v in query.activations(probe) if v.dtype is not None and v.shape is not None]
-    values = {value.name: value for value in query.activations(probe)}
-    wanted = [
-        n for n in names if not values[n].is_graph_input() and any(not isinstance(d, int) for d in values[n].shape)
-    ]  # type: ignore[union-attr]
+    values = {str(value.name): value for value in query.activations(probe)}
+    wanted = [name for name, value in values.items() if not value.is_graph_input() and -1 in _sizes(value)]
     clone = model.clone()
     sizes = {name: array.shape for name, array in feed.items()}
     if wanted:

@@ -114,15 +114,7 @@ def _changed(pruned: ir.Model, dense: ir.Model) -> set[str | None]:
         twin = before.get(node.name)
         other = twin is None or any(v in tainted for v in node.inputs)
         if twin is not None and not other:
-            for mine, its in zip(node.inputs, twin.inputs, strict=True):
-                if (
-                    mine is not None
-                    and its is not None
-                    and query.sizes(mine, dynamic=-1) != query.sizes(its, dynamic=-1)
-                ):
-                    other = True
-                if (mine is None) != (its is None) or (mine is not None and its is not None and mine.name != its.name):
-                    other = other or query.constant(mine) is None
+            other = any(_differ(mine, its) for mine, its in zip(node.inputs, twin.inputs, strict=True))
         if twin is not None and (renamed := {v.name for v in node.outputs} - {v.name for v in twin.outputs}):
             found |= renamed
             other = True
@@ -216,9 +208,9 @@ def _samples(
         flat = np.moveaxis(answer, channels, -1).reshape(-1, answer.shape[channels])
         ys.append(flat[drawer(share, number)(len(flat))])
         xs.append(x)
-    x: Doubles = np.concatenate(xs, axis=1).astype(np.float64)
+    columns: Doubles = np.concatenate(xs, axis=1).astype(np.float64)
     y: Doubles = np.concatenate(ys).astype(np.float64)
-    return x, y.reshape(len(y), groups, -1).transpose(1, 0, 2)
+    return columns, y.reshape(len(y), groups, -1).transpose(1, 0, 2)
 
 
 def _tapped(model: ir.Model, names: Sequence[str]) -> InferenceSession:

@@ -133,9 +133,8 @@ def ranking(
             energy = np.diag(moments[consumer.reads, consumer.axis].second)
             scores += _normalized(_by_place(consumer, energy * _power(consumer), group.size))
         return np.argsort(scores, kind="stable")
-    return _greedy(
-        group.size, [_Surgeon(consumer, moments[consumer.reads, consumer.axis], group.size) for consumer in read], least
-    )
+    surgeons = [_Surgeon(consumer, moments[consumer.reads, consumer.axis], group.size) for consumer in read]
+    return _greedy(group.size, surgeons, least)
 
 
 def _power(consumer: Consumer) -> Doubles:

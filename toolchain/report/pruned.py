@@ -65,9 +65,7 @@ def record(found: Pruned, scores: Sequence[Score] = ()) -> dict[str, Any]:
         "reason": found.reason,
         "speedup": found.speedup,
         "int8_speedup": found.int8_speedup,
-        "fidelity_db": None
-        if found.fidelity_db is None
-        else dict(zip(("cut", "repaired"), found.fidelity_db, strict=True)),
+        "fidelity_db": None if fidelity is None else {"cut": fidelity[0], "repaired": fidelity[1]},
         "macs": list(found.macs),
         "parameters": list(found.parameters),
         "chosen_by": found.savings,

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain import pipeline
+from toolchain import preparation
 from toolchain.bench import describe_host, emulator
 from toolchain.data import Array, Feed, open_data
 from toolchain.errors import ToolchainError
@@ -82,7 +82,7 @@ class Difference:
 
 def prepare(model: Model, folder: Path, samples: int) -> Subject:
     """Quantize everything that can be, and write it and its int8 part both ways into `folder`."""
-    float_model = pipeline.prepare(model.onnx_path()).model
+    float_model = preparation.prepare(model.onnx_path()).model
     feeds = list(islice(model.calibration(CALIBRATION), CALIBRATION))
     recipe = Recipe(quantize=Quantize(measure=False))
     quantized = quantize_model(float_model, open_data(feeds, io.inputs(float_model)), recipe)

@@ -10,7 +10,7 @@ from toolchain.graph import io, query
 from toolchain.int8 import quantize_model
 from toolchain.observe import observe
 from toolchain.optimize import optimize
-from toolchain.pipeline import prepare
+from toolchain.preparation import prepare
 from toolchain.quantize import select
 from toolchain.recipe import Recipe
 

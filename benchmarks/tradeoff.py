@@ -26,7 +26,7 @@ from toolchain.files import write_text
 from toolchain.graph import io, run
 from toolchain.int8 import quantize_model
 from toolchain.mixed import Point, search
-from toolchain.pipeline import prepare
+from toolchain.preparation import prepare
 from toolchain.recipe import Recipe
 
 STARTS = {"plain int8": ABLATIONS["all of these"], "default recipe": {}}

@@ -21,7 +21,7 @@ from command import content, save_net
 from small_models import proto
 
 COMMANDS = [
-    "export", "convert", "optimize", "quantize", "verify", "bench", "compare", "inspect",
+    "export", "convert", "optimize", "prune", "quantize", "verify", "bench", "compare", "inspect",
     "targets list", "targets show", "targets detect", "targets check",
 ]  # fmt: skip
 PYTHON = [sys.executable, "-m", "toolchain"]
@@ -70,7 +70,7 @@ def test_version_and_module():
         ("export net.onnx", "missing option '--target' / '-t'; see `toolchain export --help`"),
         ("bench", "missing argument 'MODEL'; see `toolchain bench --help`"),
         ("convert net.onnx out.onnx", "missing option '--output' / '-o'; see `toolchain convert --help`"),
-        ("inspect net.onnx --bogus", "no such option: --bogus; see `toolchain inspect --help`"),
+        ("inspect net.onnx --xyz", "no such option: --xyz; see `toolchain inspect --help`"),
         ("bench net.onnx --threads 0", "invalid value for '--threads'"),
         ("quantize net.onnx -c x -o y --max-drop much", "invalid value for '--max-drop'"),
         ("targets lst", "no such command 'lst'; did you mean 'list'?"),

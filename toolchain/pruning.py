@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from toolchain.bench.race import race
+from toolchain.bench.race import Race, race
 from toolchain.data import CalibrationData
 from toolchain.errors import GateError, ModelError
 from toolchain.fidelity import Probe
@@ -335,7 +335,7 @@ def _reach_goal(
 
         def met(widths: Widths) -> bool:
             pruned = _cut_model(basis, widths)
-            return _speedup(dense, quick_int8(pruned, some) if int8 else pruned, basis.feed) >= goal
+            return _speedup(_race(dense, quick_int8(pruned, some) if int8 else pruned, basis.feed)) >= goal
 
     low, high = 0, len(path) - 1
     turns = max(1, int(np.ceil(np.log2(len(path)))))
@@ -354,8 +354,12 @@ def _cut_model(basis: _Basis, widths: Widths) -> ir.Model:
     return drop_branches(cut, widths.dropped)
 
 
-def _speedup(dense: ir.Model, pruned: ir.Model, feed: Feed) -> float:
-    before, after = race(run.session(dense, threads=1), run.session(pruned, threads=1), feed, seconds=1.0).medians_s
+def _race(dense: ir.Model, pruned: ir.Model, feed: Feed) -> Race:
+    return race(run.session(dense, threads=1), run.session(pruned, threads=1), feed, seconds=1.0)
+
+
+def _speedup(found: Race) -> float:
+    before, after = found.medians_s
     return before / after
 
 
@@ -384,11 +388,10 @@ def _finish(
     if settings.repair:
         pruned = _repaired(basis, cuts, pruned, data, probe, report)
     after_db = probe.fidelity_db(pruned)
-    speedup = _speedup(basis.model, pruned, basis.feed)
-    int8_speedup = None
+    fp32 = deployed = _race(basis.model, pruned, basis.feed)
     if int8:
         some = data.take(4)
-        int8_speedup = _speedup(quick_int8(basis.model, some), quick_int8(pruned, some), basis.feed)
+        deployed = _race(quick_int8(basis.model, some), quick_int8(pruned, some), basis.feed)
     result = Pruned(
         pruned,
         True,
@@ -399,14 +402,14 @@ def _finish(
         ),
         dropped=widths.dropped,
         verified=verified,
-        speedup=speedup,
-        int8_speedup=int8_speedup,
+        speedup=_speedup(fp32),
+        int8_speedup=_speedup(deployed) if int8 else None,
         fidelity_db=(before_db, after_db),
         savings=savings,
         parameters=(parameter_count(basis.model), parameter_count(pruned)),
         macs=(_total_macs(basis.sized), _total_macs(_sized(pruned, basis.feed))),
     )
-    if (int8_speedup if int8_speedup is not None else speedup) < 1:
+    if deployed.second_is_slower(by=1.0):
         return replace(result, model=basis.model, helped=False, reason="pruned, it was measured slower")
     return result
 

@@ -106,20 +106,24 @@ def _sum_behind(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _changed(pruned: ir.Model, dense: ir.Model) -> set[str | None]:
-    """Nodes that read, are or make other than in the dense model, by name, and the tensors that stand for others."""
+    """Nodes that read something else than in the dense model, by name, and tensors that stand for others.
+
+    A product whose rows were cut and that reads what it read before gives what it gave: there is nothing to repair.
+    """
     before = {node.name: node for node in dense.graph}
     tainted: set[ir.Value] = set()
     found: set[str | None] = set()
     for node in pruned.graph:
         twin = before.get(node.name)
-        other = twin is None or any(v in tainted for v in node.inputs)
-        if twin is not None and not other:
-            other = any(_differ(mine, its) for mine, its in zip(node.inputs, twin.inputs, strict=True))
-        if twin is not None and (renamed := {v.name for v in node.outputs} - {v.name for v in twin.outputs}):
-            found |= renamed
-            other = True
-        if other:
+        if twin is None or any(value in tainted for value in node.inputs):
             found.add(node.name)
+            tainted.update(node.outputs)
+            continue
+        if any(_differ(mine, its) for mine, its in zip(node.inputs, twin.inputs, strict=True)):
+            tainted.update(node.outputs)
+        renamed = {value.name for value in node.outputs} - {value.name for value in twin.outputs}
+        if renamed:
+            found |= {node.name, *renamed}
             tainted.update(node.outputs)
     return found
 

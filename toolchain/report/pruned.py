@@ -43,6 +43,8 @@ def _sums(found: Pruned, scores: Sequence[Score]) -> list[str]:
     if found.verified is not None:
         how = "bit for bit on selection weights" if found.verified.exact else "within rounding"
         lines.append(f"proved against the masked dense graph: {how}; own weights moved by {found.verified.error:.0e}")
+    if not found.cuts and not found.dropped:  # single weights: nothing of this changed
+        return [*found.notes, *_score_line(scores)]
     (macs, left_macs), (params, left) = found.macs, found.parameters
     lines.append(
         f"multiply-accumulates {count_text(macs)} -> {count_text(left_macs)}, "
@@ -52,9 +54,13 @@ def _sums(found: Pruned, scores: Sequence[Score]) -> list[str]:
     lines.append(f"fp32 {found.speedup:.2f}x as fast, measured here, 1 thread{int8}; widths chosen by: {found.savings}")
     if found.fidelity_db is not None:
         lines.append("fidelity {:.1f} dB as cut, {:.1f} dB after repair".format(*found.fidelity_db))
-    if len(scores) == 2:
-        lines.append(f"{scores[1].kind}: before {scores[0].value:.4f}, pruned {scores[1].value:.4f}")
-    return [*lines, *found.notes]
+    return [*lines, *found.notes, *_score_line(scores)]
+
+
+def _score_line(scores: Sequence[Score]) -> list[str]:
+    if len(scores) != 2:
+        return []
+    return [f"{scores[1].kind}: before {scores[0].value:.4f}, pruned {scores[1].value:.4f}"]
 
 
 def record(found: Pruned, scores: Sequence[Score] = ()) -> dict[str, Any]:

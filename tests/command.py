@@ -75,6 +75,7 @@ quantize.measure = false
 bench = { warmup_s = 0.0, min_time_s = 0.0, min_runs = 3, rounds = 1 }
 """
 """A recipe for tests that look at everything but speed."""
+QUANTIZE = "quantize net.onnx --recipe fast.toml -o q.onnx"
 
 
 def save_net(path: Path) -> Path:

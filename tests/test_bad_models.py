@@ -117,11 +117,11 @@ def test_module_callables(refused, code, text, source, said):
 
 
 def test_any_byte_may_be_damaged(tmp_path):
-    """300 times one byte is changed: the model is still read, or refused in a sentence; never a traceback."""
+    """100 times one byte is changed: the model is still read, or refused in a sentence; never a traceback."""
     whole = save_net(tmp_path / "net.onnx").read_bytes()
     rng, bad = np.random.default_rng(0), tmp_path / "bad.onnx"
     outcomes, sentences = [], []
-    for _ in range(300):
+    for _ in range(100):
         data = bytearray(whole)
         # Most of the file are weights, so most of the damage is done to the structure before and behind them.
         place = int(rng.choice([rng.integers(600), len(data) - 1 - rng.integers(300), rng.integers(len(data))]))
@@ -133,7 +133,7 @@ def test_any_byte_may_be_damaged(tmp_path):
         except ToolchainError as error:
             outcomes.append(False)
             sentences.append(str(error))
-    assert 30 < sum(outcomes) < 270
+    assert 10 < sum(outcomes) < 90
     assert not [sentence for sentence in sentences if "\n" in sentence]
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -53,16 +54,18 @@ class CommandLine:
     def __call__(self, line: str, *more: object) -> Done:
         """`line` is split as a shell does, `more` are arguments as they stand."""
         self._capture.readouterr()
-        handlers, before = {number: signal.getsignal(number) for number in SIGNALS}, sys.argv
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         filters = list(logging.getLogger().handlers)
-        sys.argv = ["toolchain", *shlex.split(line), *map(str, more)]
+        arguments = mock.patch.object(sys, "argv", ["toolchain", *shlex.split(line), *map(str, more)])
+        # Or help would speak of `python -m pytest.toolchain` where tests run in the process they were started in.
+        started = mock.patch.object(sys.modules["__main__"], "__package__", None)
         try:
-            cli.main()
+            with arguments, started:
+                cli.main()
             raise AssertionError("main must end the process")
         except SystemExit as end:
             code = end.code or 0
         finally:
-            sys.argv = before
             logging.getLogger().handlers[:] = filters
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -75,6 +78,7 @@ quantize.measure = false
 bench = { warmup_s = 0.0, min_time_s = 0.0, min_runs = 3, rounds = 1 }
 """
 """A recipe for tests that look at everything but speed."""
+QUANTIZE = "quantize net.onnx --recipe fast.toml -o q.onnx"
 
 
 def save_net(path: Path) -> Path:

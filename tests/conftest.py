@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import os
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from command import FAST, CommandLine, samples, save_net
+from command import FAST, CommandLine, content, samples, save_net
 
 from toolchain.bench import emulator
 
@@ -14,10 +19,16 @@ from toolchain.bench import emulator
 os.environ.setdefault("TOOLCHAIN_EMULATOR", str(emulator.folder()))
 
 
+@pytest.fixture(scope="session")
+def _caches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Every test gets an empty cache of its own."""
-    monkeypatch.setenv("TOOLCHAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+def _own_cache(_caches, monkeypatch):
+    """Every test gets a cache of its own, a folder that is made where it is needed."""
+    monkeypatch.setenv("TOOLCHAIN_CACHE", str(next(_caches)))
 
 
 @pytest.fixture
@@ -35,3 +46,61 @@ def workplace(tmp_path_factory, monkeypatch):
     np.savez(folder / "samples.npz", x=samples())
     (folder / "fast.toml").write_text(FAST)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _export():
+    """What :func:`exported` did, by what it is: filled by the first test that asks."""
+    return {}
+
+
+@pytest.fixture
+def exported(toolchain, workplace, tmp_path_factory, _export):
+    """The net exported for two targets into ``out``: done once, a copy for every test. What the command printed."""
+    if not _export:
+        done = toolchain("export net.onnx -t host -t raspberry-pi-5 -c samples.npz --recipe fast.toml -o out --json")
+        assert done.code == 0, done.err
+        kept = tmp_path_factory.mktemp("exported") / "out"
+        shutil.copytree("out", kept)
+        _export.update(done=done, folder=kept)
+    else:
+        shutil.copytree(_export["folder"], "out")
+    return _export["done"]
+
+
+@pytest.fixture
+def short_races(monkeypatch):
+    """For tests that look at everything but speed."""
+    monkeypatch.setattr("toolchain.mixed.RACE_SECONDS", 0.02)
+
+
+@pytest.fixture
+def refused(toolchain, workplace):
+    """Runs a command that must be refused; returns the sentence. Nothing in the current folder may change."""
+
+    def run(line, *more):
+        before = content(workplace)
+        importlib.invalidate_caches()
+        done = toolchain(line, *more)
+        assert done.code == 2, done
+        after = {name: data for name, data in content(workplace).items() if "__pycache__" not in name}
+        assert after == before
+        return done.sentence
+
+    return run
+
+
+@pytest.fixture
+def code(workplace):
+    """A module of the user's, ``mine``: ``code("def net(): ...")``."""
+
+    def write(text):
+        Path("mine.py").write_text(text)
+        sys.modules.pop("mine", None)
+
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    yield write
+    sys.dont_write_bytecode = before
+    sys.modules.pop("mine", None)
+    while str(workplace) in sys.path:
+        sys.path.remove(str(workplace))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,12 @@ def files(house: Path) -> list[Path]:
 def trees(house: Path) -> Iterator[tuple[Path, str, ast.Module]]:
     """Every file, its name below the house, and its syntax tree."""
     for path in files(house):
-        yield path, str(path.relative_to(house)), ast.parse(path.read_text(encoding="utf-8"))
+        yield path, str(path.relative_to(house)), parsed(path.read_text(encoding="utf-8"))
+
+
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def imports(house: Path) -> list[Import]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pty
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-from command import content, save_net
+from command import QUANTIZE, content, save_net
 from small_models import proto
 
 COMMANDS = [
@@ -25,14 +26,6 @@ COMMANDS = [
     "targets list", "targets show", "targets detect", "targets check",
 ]  # fmt: skip
 PYTHON = [sys.executable, "-m", "toolchain"]
-
-
-@pytest.fixture
-def exported(toolchain, workplace):
-    """The net exported for two targets into ``out``."""
-    done = toolchain("export net.onnx -t host -t raspberry-pi-5 -c samples.npz --recipe fast.toml -o out --json")
-    assert done.code == 0, done.err
-    return done
 
 
 # ------------------------------------------------------------------------------------------------- help
@@ -181,11 +174,13 @@ def test_stdout_holds_the_result_alone(toolchain, workplace):
     assert sorted(set(done.err.splitlines())) == ["printed", "said by a child", "written by a library"]
 
 
-def test_a_terminal_without_our_signs_shows_the_rest(workplace):
+def test_a_terminal_without_our_signs_shows_the_rest(toolchain, workplace, monkeypatch):
     onnx.save(proto("y = Sin(x)", "float[1] x", "float[1] y"), "sine.onnx")
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([*PYTHON, "inspect", "sine.onnx"], env=ascii_only, capture_output=True, text=True, check=True)
-    assert "1 ? Sin" in done.stdout
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert toolchain("inspect sine.onnx").code == 0
+    ascii_only.flush()
+    assert b"1 ? Sin" in ascii_only.buffer.getvalue()
 
 
 def test_nothing_is_logged_where_the_constant_folder_gives_up(toolchain, workplace):
@@ -205,10 +200,10 @@ def test_nothing_is_logged_where_the_constant_folder_gives_up(toolchain, workpla
     ]
 
 
-def test_progress_is_drawn_on_terminals_only(workplace):
-    command = [*PYTHON, "convert", "net.onnx", "-o", "out.onnx"]
+def test_progress_is_drawn_on_terminals_only(toolchain, workplace):
+    command = "convert net.onnx -o out.onnx"
     ours, theirs = pty.openpty()
-    drawn = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=True)
+    drawn = subprocess.run([*PYTHON, *command.split()], stdout=subprocess.PIPE, stderr=theirs, check=True)
     os.close(theirs)
     seen = b""
     with contextlib.suppress(OSError):  # EIO: all has been read
@@ -217,8 +212,8 @@ def test_progress_is_drawn_on_terminals_only(workplace):
     os.close(ours)
     assert b"converting" in seen
     assert drawn.stdout == b""
-    piped = subprocess.run(command, capture_output=True, check=True)
-    assert (piped.stdout, piped.stderr) == (b"", b"written: out.onnx\n")
+    piped = toolchain(command)
+    assert (piped.out, piped.err) == ("", "written: out.onnx\n")
 
 
 def test_onnxruntime_reports_nothing_to_its_maker(tmp_path, workplace):
@@ -233,19 +228,18 @@ def test_onnxruntime_reports_nothing_to_its_maker(tmp_path, workplace):
 # ------------------------------------------------------------------------------------------------- gates
 
 
-def test_a_drop_beyond_the_limit_fails(toolchain, workplace):
+def test_a_drop_beyond_the_limit_fails(toolchain, workplace, short_races):
     Path("falling.py").write_text(
         "from itertools import chain, repeat\nscores = chain([0.9], repeat(0.7))\ndef score(run): return next(scores)\n"
     )
     before = content(workplace)
-    done = toolchain("quantize net.onnx -c samples.npz --evaluate falling:score --max-drop 0.1 -o q.onnx")
+    done = toolchain(f"{QUANTIZE} -c samples.npz --evaluate falling:score --max-drop 0.1")
     assert done.code == 1
     assert done.sentence.startswith("int8 scores 0.7000 where float scores 0.9000, a drop of more than 0.1, with ")
     assert {name for name in content(workplace) if not name.startswith("__pycache__")} == set(before)
 
 
-def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace):
-    Path("all.toml").write_text("quantize.measure = false")
+def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace, short_races):
     Path("strict.py").write_text(
         "import numpy as np\n"
         "expected = []\n"
@@ -257,9 +251,8 @@ def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace):
         "    expected.append(got) if not expected else None\n"
         "    return 1.0 if np.allclose(got, expected[0], rtol=1e-4, atol=1e-5) else 0.0\n"
     )
-    done = toolchain(
-        "quantize net.onnx -c samples.npz --evaluate strict:score --max-drop 0.5 --recipe all.toml -o q.onnx --json"
-    )
+    command = f"{QUANTIZE} -c samples.npz --evaluate strict:score --max-drop 0.5"
+    done = toolchain(f"{command} --json")
     assert done.code == 0, done.err
     curve = done.result["tradeoff"]
     assert [curve[0]["float_nodes"], curve[0]["score"]] == [0, 0.0]
@@ -267,22 +260,18 @@ def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace):
     left = [node for node in done.result["nodes"] if "of the error" in (node["reason"] or "")]
     assert len(left) > 0
     assert done.result["score"] == {"float": 1.0, "int8": 1.0, "kind": "evaluate"}
-    table = toolchain(
-        "quantize net.onnx -c samples.npz --evaluate strict:score --max-drop 0.5 --recipe all.toml -o q.onnx"
-    )
-    assert "operators left float for accuracy" in table.out
+    assert "operators left float for accuracy" in toolchain(command).out
 
 
 def test_explain_shows_the_steps_and_the_worst_causes(toolchain, workplace):
-    Path("all.toml").write_text("quantize.measure = false")
-    done = toolchain("quantize net.onnx -c samples.npz --recipe all.toml -o q.onnx --explain")
+    done = toolchain(f"{QUANTIZE} -c samples.npz --explain")
     assert done.code == 0, done.err
     assert "fidelity to float at the outputs" in done.out
     assert "where the error that is left comes from" in done.out
-    found = toolchain("quantize net.onnx -c samples.npz --recipe all.toml -o q.onnx --explain --json").result
+    found = toolchain(f"{QUANTIZE} -c samples.npz --explain --json").result
     assert {"without_db", "with_db", "used", "name"} == set(found["steps"][0])
     assert sum(noise["share"] for noise in found["noise"]) == pytest.approx(1.0)
-    assert "noise" not in toolchain("quantize net.onnx -c samples.npz -o q.onnx --json").result
+    assert "noise" not in toolchain(f"{QUANTIZE} -c samples.npz --json").result
     Path("none.toml").write_text('quantize.keep_float = ["Conv", "Gemm", "MatMul"]')
     done = toolchain("quantize net.onnx -c samples.npz --recipe none.toml -o q.onnx --explain")
     assert "nothing computes in int8, so there is nothing to explain" in done.out

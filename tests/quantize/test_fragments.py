@@ -6,7 +6,7 @@ import pytest
 import quantize_by_hand as by_hand
 import small_models
 from hypothesis import given, settings
-from test_plan_apply import build, draw_feeds, networks
+from quantizable_nets import build, draw_feeds, networks
 
 from toolchain.graph import check
 from toolchain.quantize import fragments

@@ -30,17 +30,10 @@ def text(found):
     return " ".join(console.file.getvalue().split())
 
 
-@pytest.fixture
-def exported(toolchain, workplace):
-    done = toolchain("export net.onnx -t host -t raspberry-pi-5 -c samples.npz --recipe fast.toml -o out --json")
-    assert done.code == 0, done.err
-    return workplace / "out"
-
-
-def test_an_exported_folder_shows_its_certificate(exported, toolchain):
+def test_an_exported_folder_shows_its_certificate(exported, toolchain, workplace):
     for target in ("host", "raspberry-pi-5"):
-        manifest = Manifest.load(exported / target / "manifest.json")
-        found = inspect(exported / target)
+        manifest = Manifest.load(workplace / "out" / target / "manifest.json")
+        found = inspect(workplace / "out" / target)
         assert found.certificate == manifest.exactness
         int8 = {row.node for row in manifest.precision if row.precision == "int8"}
         assert {node for proof in manifest.exactness.proofs for node in proof.nodes} == int8
@@ -51,8 +44,8 @@ def test_an_exported_folder_shows_its_certificate(exported, toolchain):
     assert toolchain("inspect out/host --json").result["exactness"]["overflow_free"] is True
 
 
-def test_a_file_beside_its_manifest_is_certified_by_it_and_a_changed_one_by_itself(exported):
-    folder = exported / "host"
+def test_a_file_beside_its_manifest_is_certified_by_it_and_a_changed_one_by_itself(exported, workplace):
+    folder = workplace / "out" / "host"
     assert certificate_of(folder / "model.onnx") == Manifest.load(folder / "manifest.json").exactness
     model = onnx.load(folder / "model.onnx")
     model.producer_name = "somebody"
@@ -62,12 +55,13 @@ def test_a_file_beside_its_manifest_is_certified_by_it_and_a_changed_one_by_itse
     assert {"QLinearConv", "QGemm"} <= kernels
 
 
-def test_a_folder_that_is_no_export_is_one_sentence(exported, toolchain):
+def test_a_folder_that_is_no_export_is_one_sentence(exported, toolchain, workplace):
+    out = workplace / "out"
     with pytest.raises(DataError, match=r"is no exported folder with a model\.onnx; give a target's folder"):
-        inspect(exported)
-    shutil.move(exported / "host" / "model.onnx", exported / "model.onnx")
+        inspect(out)
+    shutil.move(out / "host" / "model.onnx", out / "model.onnx")
     with pytest.raises(DataError, match="is no exported folder with"):
-        inspect(exported / "host")
+        inspect(out / "host")
     assert toolchain("inspect out").code == 2
 
 

@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
+from toolchain.train.distil import Distilled, distil
 from toolchain.train.torch_graph import TorchGraph
 
+__all__ = ["Distilled", "TorchGraph", "distil"]

@@ -35,7 +35,9 @@ def table() -> Mapping[str, Op]:
 
 
 def _refuse(node: ir.Node, what: str) -> ModelError:
-    return ModelError(f"{what} is not supported in training", where=f"{op(node)} {label(node)!r}", hint="do not train it")
+    return ModelError(
+        f"{what} is not supported in training", where=f"{op(node)} {label(node)!r}", hint="do not train it"
+    )
 
 
 def _plain(**functions: Callable[..., Any]) -> dict[str, Op]:
@@ -51,8 +53,11 @@ def _pointwise() -> dict[str, Op]:
         return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
 
     def clip(node: ir.Node, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        bounds = [None if bound is None else bound.item() for bound in (low, high)]
-        return x if bounds == [None, None] else torch.clamp(x, *bounds)
+        if not x.is_floating_point():
+            return torch.clamp(x, low, high)
+        # Not torch.clamp: its gradient takes four passes over the tensor where this one's takes one.
+        lowest, highest = (-torch.inf if low is None else low.item()), (torch.inf if high is None else high.item())
+        return functional.hardtanh(x, lowest, highest)
 
     def hard_sigmoid(node: ir.Node, x: Tensor) -> Tensor:
         return (attribute(node, "alpha", 0.2) * x + attribute(node, "beta", 0.5)).clamp(0, 1)
@@ -257,7 +262,7 @@ def _selections() -> dict[str, Op]:
     def concat(node: ir.Node, *x: Tensor) -> Tensor:
         return torch.cat(x, attribute(node, "axis"))
 
-    def split(node: ir.Node, x: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
+    def split(node: ir.Node, x: Tensor, sizes: Tensor | None = None) -> Any:
         axis, parts = attribute(node, "axis", 0), len(node.outputs)
         return torch.split(x, -(-x.shape[axis] // parts) if sizes is None else sizes.tolist(), axis)
 
@@ -267,12 +272,14 @@ def _selections() -> dict[str, Op]:
         spans = zip(starts.tolist(), ends.tolist(), axes or range(count), steps or [1] * count, strict=True)
         for start, end, axis, step in spans:
             places = np.arange(x.shape[axis])[start:end:step]
-            x = picked(x, axis, places) if step != 1 else x.narrow(axis, int(places[0]) if len(places) else 0, len(places))
+            x = (
+                picked(x, axis, places)
+                if step != 1
+                else x.narrow(axis, int(places[0]) if len(places) else 0, len(places))
+            )
         return x
 
-    def pad(
-        node: ir.Node, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None
-    ) -> Tensor:
+    def pad(node: ir.Node, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
         chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes.tolist()]
         amounts, mode = pads.tolist(), attribute(node, "mode", "constant")
         around = [(0, 0)] * x.ndim
@@ -294,13 +301,17 @@ def _selections() -> dict[str, Op]:
         node: ir.Node, x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None
     ) -> Tensor:
         axes, mode = attribute(node, "axes", list(range(x.ndim))), attribute(node, "mode", "nearest")
-        if mode == "cubic" or attribute(node, "antialias", 0) or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        if (
+            mode == "cubic"
+            or attribute(node, "antialias", 0)
+            or attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch"
+        ):
             raise _refuse(node, "this kind of interpolation")
-        by_scale = sizes is None or not sizes.numel()
+        given: Any = scales if sizes is None else sizes
         for place, axis in enumerate(axes):
-            size = x.shape[axis]
-            wanted = int(np.floor(size * scales[place].item())) if by_scale else int(sizes[place])
-            scale = scales[place].item() if by_scale else wanted / size
+            size, amount = x.shape[axis], given[place].item()
+            wanted = int(np.floor(size * amount)) if sizes is None else int(amount)
+            scale = amount if sizes is None else wanted / size
             if wanted == size and scale == 1:
                 continue
             at = _coordinates(node, wanted, size, scale)

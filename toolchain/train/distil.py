@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, total): steps where their number is given, else seconds."""
 
 RATE = 1e-3
-"""The largest step, as a share of a weight's unit."""
+"""The largest step of a weight, as a share of its channel's root mean square."""
 WARM_UP = 0.05
 BETAS = (0.9, 0.99)
 LONGEST_GRADIENT = 1.0
@@ -57,6 +57,7 @@ def distil(
     minutes: float,
     steps: int | None = None,
     seed: int = 0,
+    rate: float = RATE,
     check: CalibrationData | None = None,
     threads: int = 0,
     progress: Progress | None = None,
@@ -72,6 +73,7 @@ def distil(
         steps: plan for so many and stop there, or when time is up. The result is the same every time, which that of a
             time cannot be.
         seed: of the order of samples and of what is done to them.
+        rate: the highest learning rate.
         check: held-out samples, at most 64 of them; None holds some of `data` back.
         threads: 0 takes one for every processor.
         progress: told about every step.
@@ -109,7 +111,7 @@ def distil(
         looking, kept = time.monotonic() - looked, None
         while (share := gone()) < 1:
             report("distilling", *((int(share * minutes * 60), int(minutes * 60)) if steps is None else (done, steps)))
-            adam.param_groups[0]["lr"] = RATE * min(1.0, (share + 1e-3) / WARM_UP) * (0.5 + 0.5 * cos(pi * share))
+            adam.param_groups[0]["lr"] = rate * min(1.0, (share + 1e-3) / WARM_UP) * (0.5 + 0.5 * cos(pi * share))
             lesson.gradients(lesson.batch(rng), pool)
             torch.nn.utils.clip_grad_norm_(lesson.moves.values(), LONGEST_GRADIENT)
             adam.step()

@@ -36,7 +36,7 @@ def table() -> Mapping[str, Op]:
 
 def _refuse(node: ir.Node, what: str) -> ModelError:
     return ModelError(
-        f"{what} is not supported in training", where=f"{op(node)} {label(node)!r}", hint="do not train it"
+        f"{what} cannot be trained through", where=f"{op(node)} {label(node)!r}", hint="leave training out"
     )
 
 
@@ -257,7 +257,7 @@ def _selections() -> dict[str, Op]:
     from torch.nn import functional
 
     def picked(x: Tensor, axis: int, places: Array) -> Tensor:
-        return x.index_select(axis, torch.from_numpy(np.asarray(places, np.int64)))
+        return x.index_select(axis, torch.from_numpy(np.array(places, np.int64, order="C")))
 
     def concat(node: ir.Node, *x: Tensor) -> Tensor:
         return torch.cat(x, attribute(node, "axis"))

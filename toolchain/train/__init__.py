@@ -1,0 +1,8 @@
+"""Training without labels, in torch: a changed model is taught to do what the model it was made from does."""
+
+from __future__ import annotations
+
+from toolchain.train.distil import Distilled, distil
+from toolchain.train.torch_graph import TorchGraph
+
+__all__ = ["Distilled", "TorchGraph", "distil"]

@@ -32,7 +32,7 @@ STAGES = {
 RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
     {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed", "latency", "reconstruct"},
-    {"pruning"}, {"report"}, {"preparation"}, {"pipeline", "pruned_file"}, {"terminal", "options"},
+    {"candidates"}, {"pruning"}, {"report"}, {"preparation"}, {"pipeline", "pruned_file"}, {"terminal", "options"},
     {"cli_prune", "cli_targets"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolchain.train.distil import Distilled, distil
+from toolchain.train.distil import Distilled, distil, require_torch
 from toolchain.train.torch_graph import TorchGraph
 
-__all__ = ["Distilled", "TorchGraph", "distil"]
+__all__ = ["Distilled", "TorchGraph", "distil", "require_torch"]

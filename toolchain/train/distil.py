@@ -49,6 +49,17 @@ class Distilled:
     seconds: float
 
 
+def require_torch(model: ir.Model) -> None:
+    """Say so before anything slow.
+
+    Raises:
+        ModelError: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        hint = "pip install 'edge-toolchain[torch]'"
+        raise ModelError("torch is not installed, and training needs it", where=model.graph.name, hint=hint)
+
+
 def distil(
     student: ir.Model,
     teacher: ir.Model,
@@ -85,12 +96,7 @@ def distil(
     began = time.monotonic()
     if not minutes > 0 or (steps is not None and steps < 1):
         raise InputError(f"{minutes:g} minutes, {steps} steps", where="training", hint="give more than none")
-    if importlib.util.find_spec("torch") is None:
-        raise ModelError(
-            "torch is not installed, and training needs it",
-            where=student.graph.name,
-            hint="pip install 'edge-toolchain[torch]'",
-        )
+    require_torch(student)
     import torch
 
     def gone() -> float:

@@ -1,0 +1,210 @@
+"""What could be cut, and what each cut would cost: the candidates that pruning chooses from.
+
+Losses are noise at the model's outputs on held-out samples, with just this one cut made and folded into its consumers.
+Savings are milliseconds of the part of the graph in which the group appears, by whatever clock is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.data import CalibrationData
+from toolchain.fidelity import Probe
+from toolchain.graph import edit, query, run
+from toolchain.latency import Clock
+from toolchain.observe import Progress
+from toolchain.observe.moments import channel_moments
+from toolchain.ops import macs
+from toolchain.prune.apply import apply_cuts, keep_sets, separate
+from toolchain.prune.axes import leaves, places
+from toolchain.prune.branches import Branch, branches, drop_branches
+from toolchain.prune.groups import Group, groups
+from toolchain.prune.layout import Layout, layout
+from toolchain.prune.score import Channels, Consumer, consumers, fold, makers, needed, ranking
+from toolchain.prune.widths import Item, Option, aligned, without_dominated
+from toolchain.recipe import Prune
+from toolchain.tensors import Feed
+
+Places = npt.NDArray[np.intp]
+
+FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+"""Widths that are tried for a group."""
+LEAST_SAVING = 0.005
+"""Of the time of a group's neighbourhood; what saves less is noise."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What every decision is made from. sized: the model with every axis as long as in the first sample."""
+
+    model: ir.Model
+    sized: ir.Model
+    layout: Layout
+    free: Mapping[str, Group]
+    read: Mapping[str, Sequence[Consumer]]
+    moments: Mapping[tuple[str, int], Channels]
+    order: Mapping[str, Places]
+    feed: Feed
+
+
+def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Progress) -> Basis:
+    """Groups, who reads them, and the order in which their channels go.
+
+    Args:
+        model: an optimized float model.
+        data: what moments are taken from.
+        settings: criterion and seed.
+        report: told about every step.
+            report: progress.
+    """
+    separated = separate(model)
+    found = layout(separated)
+    free = {group.name: group for group in groups(separated, found) if group.free}
+    read = {name: consumers(separated, found, group) for name, group in free.items()}
+    wanted = needed(consumer for some in read.values() for consumer in some)
+    moments = (
+        {at: Channels(*m) for at, m in channel_moments(separated, data, wanted, progress=report).items()}
+        if wanted
+        else {}
+    )
+    order = {}
+    for number, (name, group) in enumerate(free.items()):
+        report("ranking channels", number + 1, len(free))
+        made = makers(separated, found, group)
+        order[name] = ranking(
+            group, read[name], moments, settings.criterion, made=made, seed=settings.seed, least=max(1, group.size // 5)
+        )
+    feed = next(iter(data))
+    return Basis(separated, sized(separated, feed), found, free, read, moments, order, feed)
+
+
+def sized(model: ir.Model, feed: Feed) -> ir.Model:
+    """A clone whose tensors have the sizes that they have for a sample."""
+    probe = model.clone()
+    values = {str(value.name): value for value in query.activations(probe)}
+    wanted = [name for name, value in values.items() if not value.is_graph_input() and -1 in _sizes(value)]
+    clone = model.clone()
+    sizes = {name: array.shape for name, array in feed.items()}
+    if wanted:
+        edit.keep_outputs(probe, [values[name] for name in wanted])
+        found = run.session(probe, pattern=False).run(None, feed)
+        sizes |= {name: array.shape for name, array in zip(wanted, found, strict=True)}
+    for value in query.activations(clone):
+        if value.name in sizes:
+            value.shape = ir.Shape(sizes[value.name])
+    return clone
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    return query.sizes(value, dynamic=-1) or ()
+
+
+# ------------------------------------------------------------------------------------- options, and what they cost
+
+
+def items(basis: Basis, settings: Prune, probe: Probe, clock: Clock, multiple: int, report: Progress) -> list[Item]:
+    """Every group's widths and every branch, with what they lose and save.
+
+    Args:
+        basis: of the model.
+        settings: whether branches may go, and whether losses are taken after folding.
+        probe: measures at the outputs.
+        clock: tells the time of parts.
+        multiple: widths are multiples of it.
+        report: progress.
+    """
+    items = []
+    droppable = branches(basis.model) if settings.branches and settings.criterion != "random" else ()
+    total = len(basis.free) + len(droppable)
+    for number, (name, group) in enumerate(basis.free.items()):
+        report("measuring widths", number + 1, total)
+        around = _touched(basis.layout, basis.model, group)
+        widths = aligned(group.size, multiple, FRACTIONS)
+        cuts = [{name: kept_of(basis, name, width)} for width in widths]
+        parts = [edit.extract(basis.sized, around)]
+        parts += [edit.extract(apply_cuts(basis.sized, cut), around) for cut in cuts]
+        base, *times = clock(parts)
+        options = []
+        for width, cut, ms in zip(widths, cuts, times, strict=True):
+            if base - ms > LEAST_SAVING * base:
+                loss = _loss(probe, _folded(basis, cut, settings.repair))
+                options.append(Option(width, loss, base - ms))
+        if options:
+            items.append(without_dominated(Item(name, group.size, tuple(options), _work(basis.model, around))))
+    nodes_of = {name: set(_touched(basis.layout, basis.model, group)) for name, group in basis.free.items()}
+    for number, branch in enumerate(droppable):
+        report("measuring branches", len(basis.free) + number + 1, total)
+        items.append(_branch_item(basis, branch, nodes_of, probe, clock))
+    return items
+
+
+def _branch_item(basis: Basis, branch: Branch, nodes_of: Mapping[str, set[str]], probe: Probe, clock: Clock) -> Item:
+    inside = tuple(name for name, nodes in nodes_of.items() if nodes <= set(branch.nodes))
+    whole = [*branch.nodes, branch.name]
+    (time_ms,) = clock([edit.extract(basis.sized, whole)])
+    loss = _loss(probe, drop_branches(basis.model, [branch.name]))
+    return Item(branch.name, 1, (Option(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
+
+
+def _touched(found: Layout, model: ir.Model, group: Group) -> list[str]:
+    """The nodes that read or make a tensor with the group in it."""
+
+    def has(value: ir.Value | None) -> bool:
+        return value is not None and any(group.leaf in set(leaves(axis)) for axis in found.axes.get(value, ()))
+
+    return [str(n.name) for n in model.graph if any(has(v) for v in n.inputs) or any(has(v) for v in n.outputs)]
+
+
+def _work(model: ir.Model, names: Sequence[str]) -> dict[str, float]:
+    chosen = set(names)
+    return {str(n.name): float(macs(n) or 0) for n in model.graph if n.name in chosen and (macs(n) or 0)}
+
+
+def kept_of(basis: Basis, name: str, width: int) -> list[int]:
+    """The places that a group of so many keeps."""
+    return sorted(int(place) for place in basis.order[name][basis.free[name].size - width :])
+
+
+def _loss(probe: Probe, model: ir.Model) -> float:
+    return float(10 ** (-probe.fidelity_db(model) / 10))
+
+
+def _folded(basis: Basis, cuts: Mapping[str, Sequence[int]], mend: bool) -> ir.Model:
+    """Cut, and what the consumers lose folded into what they keep."""
+    pruned = apply_cuts(basis.model, cuts)
+    if not mend:
+        return pruned
+    keep = keep_sets(basis.model, basis.layout, cuts)
+    before, after = ({n.name: n for n in m.graph} for m in (basis.model, pruned))
+    names = edit.Names(pruned.graph)
+    for name in cuts:
+        for consumer in basis.read[name]:
+            old, new = before[consumer.node], after.get(consumer.node)
+            if consumer.weight is None or new is None or old.op_type not in ("Conv", "Gemm", "MatMul"):
+                continue
+            if old.inputs[0] is None or old.inputs[0].name != consumer.reads or query.attribute(old, "group", 1) > 1:
+                continue
+            kept = places(basis.layout.axes[old.inputs[0]][consumer.axis], keep)
+            rows = fold(consumer.weight, basis.moments[consumer.reads, consumer.axis].second, kept)
+            array = query.float_array(old.inputs[1])
+            if array is None:
+                continue
+            out = 0 if old.op_type == "Conv" or query.attribute(old, "transB", 0) else 1
+            shape = (len(kept), array.shape[0], *array.shape[2:]) if old.op_type == "Conv" else rows.shape
+            whole = rows.reshape(shape)
+            whole = whole.swapaxes(0, 1) if out == 0 else whole
+            left = places(basis.layout.axes[old.inputs[1]][out], keep)  # type: ignore[index]
+            whole = np.ascontiguousarray(whole.take(left, out), np.float32)
+            edit.set_input(new, 1, edit.add_constant(pruned.graph, names.fresh(f"{consumer.node}_folded"), whole))
+    edit.remove_unused(pruned)
+    return pruned
+
+
+def total_macs(model: ir.Model) -> int:
+    """Multiply-accumulates of all operators whose cost is known."""
+    return sum(macs(node) or 0 for node in model.graph)

@@ -154,7 +154,7 @@ def _page(
         label = f"{model.METRIC.split(' (')[0]}, %"
         curves.plot(found, base.score.value, model.NAME, label, options.plots / f"prune-{model.NAME}.svg")
     best = curves.unbeaten(found, base.score.value)
-    table = [(UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_file(base), "")]
+    table: list[tuple[str, ...]] = [(UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_file(base), "")]
     for point in found:
         same = [cut for cut in cuts if (cut.contestant, cut.size) == (point.contestant, point.size)]
         table.append(_line(point, point in best, base.score.value, measured[_label(same[0])], same))

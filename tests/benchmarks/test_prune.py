@@ -16,12 +16,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import choices, curves, feeds, peers, pruners
+from benchmarks import choices, curves, feeds, fresh, peers, pruners, timing
 from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, missing
-from benchmarks.prune import architecture
+from benchmarks.prune import UNPRUNED, _measure, _page, architecture
+from toolchain.bench import bench
 from toolchain.graph import io, run
 from toolchain.pipeline import prepare
+from toolchain.recipe import Bench
 
 DRIVERS = Path(peers.__file__).parent / "drivers"
 
@@ -100,6 +102,40 @@ def test_files_of_one_architecture_differ_in_weights_alone(tmp_path):
     assert architecture(reshaping_gemm(tmp_path / "b.onnx", rng.normal(size=(4, 3)), 4)) == base
     assert architecture(reshaping_gemm(tmp_path / "c.onnx", rng.normal(size=(4, 2)), 4)) != base
     assert architecture(reshaping_gemm(tmp_path / "d.onnx", rng.normal(size=(4, 3)), 2)) != base
+
+
+class Small:
+    """A benchmark model of one product; its metric is read off its first output."""
+
+    NAME, KIND, METRIC = "small", "tiny", "share (one sample)"
+
+    def calibration(self, n):
+        return ({"x": np.ones((2, 4), np.float32)} for _ in range(n))
+
+    def evaluate(self, answer):
+        return float(answer({"x": np.ones((2, 4), np.float32)})[0][0, 0])
+
+
+def test_the_page_of_a_few_files(tmp_path, monkeypatch):
+    """Files of one shape share a time, each has a metric of its own, and failures are remarks."""
+    brief = Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=1)
+    monkeypatch.setattr(timing, "calmest", lambda subjects, *_: bench(subjects, settings=brief, threads=1).measurements)
+    source = reshaping_gemm(tmp_path / "source.onnx", np.full((4, 512), 0.2), 4)
+    files = [reshaping_gemm(tmp_path / f"{i}.onnx", np.full((4, 2), x / 4), 4) for i, x in enumerate((0.5, 0.7))]
+    cost = fresh.Cost(1.5, 0, 0, None)
+    cuts = [pruners.Cut("x", 0.1, seed, pruners.Made("x", file, cost)) for seed, file in enumerate(files)]
+    cuts.append(pruners.Cut("y", 0.1, 0, pruners.Made("y", None, error="no such thing")))
+    options = argparse.Namespace(seconds=0.05, threads=1, samples=8, seeds=2, peers=("onnxsim",), plots=tmp_path)
+    rows = _measure(Small(), source, cuts, options)
+    assert [row.variant for row in rows] == [UNPRUNED, "x, 0.1, seed 0", "x, 0.1, seed 1"]
+    assert [row.score.value for row in rows] == [pytest.approx(v, abs=1e-6) for v in (0.8, 0.5, 0.7)]
+    assert rows[1].latency == rows[2].latency != rows[0].latency
+    assert [row.note for row in rows] == [None, None, "timed as x, 0.1, seed 0"]
+    page = _page(Small(), rows[0].host, cuts, rows, options)
+    (line,) = [line for line in page.splitlines() if line.startswith(("| x ", "| **x**"))]
+    assert [cell.strip() for cell in line.split("|")][2:6] == ["0.1", "0.6000", "0.5000 … 0.7000", "-20.0"]
+    assert "- y, 0.1: no such thing." in page
+    assert (tmp_path / "prune-small.svg").is_file()
 
 
 def test_everybody_takes_part_with_sizes_of_their_own(tmp_path, monkeypatch):

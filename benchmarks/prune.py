@@ -160,7 +160,7 @@ def _page(
         table.append(_line(point, point in best, base.score.value, measured[_label(same[0])], same))
     remarks = {f"- {cut.contestant}, {cut.size:g}: {cut.made.error}." for cut in cuts if cut.made.error}
     settings = " ".join([pruners.LEGEND, *(peers.PRUNERS[name].settings for name in options.peers)])
-    title = f"{model.KIND}; metric: {model.METRIC}. {options.samples} samples, {options.seeds} seeds."
+    title = f"{model.KIND}; metric: {model.METRIC}. Seeds: {options.seeds}, of {options.samples} samples each."
     parts = [f"# {model.NAME} pruned, beside others", tables.describe(host), title, f"{LEGEND} {settings}"]
     return "\n\n".join([*parts, tables.markdown(HEAD, table), "\n".join(sorted(remarks))]).strip() + "\n"
 

@@ -31,7 +31,7 @@ ABLATIONS: Mapping[str, dict[str, object]] = {
 """Each part of ours → what of the recipe's `quantize` leaves it out."""
 
 STOCK = ("quantize_static", "quantize_dynamic")
-OTHERS = (*STOCK, *peers.PEERS)
+OTHERS = (*STOCK, *peers.QUANTIZERS)
 LEGEND = (
     "`quantize_static` is onnxruntime's, after its `quant_pre_process`: default (S8S8 per tensor), U8S8 per channel, "
     "and that with `reduce_range`. `quantize_dynamic`: its default, too; unsigned weights where that does not run."
@@ -65,7 +65,7 @@ class Made:
 def legend(others: Sequence[str]) -> str:
     """The settings of the `others` that take part."""
     parts = [LEGEND] if set(others) & set(STOCK) else []
-    return " ".join([*parts, *(peers.PEERS[name].settings for name in others if name in peers.PEERS)])
+    return " ".join([*parts, *(peers.PEERS[name].settings for name in others if name in peers.QUANTIZERS)])
 
 
 def variants(model: Model, ablations: Sequence[str], others: Sequence[str]) -> list[Variant]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks import feeds
@@ -22,6 +23,17 @@ def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, ob
     io.save(quantized.write(quantized.encoding), Path(output))
     choices = quantized.plan.choices
     return {"int8": sum(c.int8 for c in choices), "nodes": len(choices), "notes": list(quantized.notes)}
+
+
+def prune(
+    name: str, model: str, samples: str, output: str, how: dict[str, object], size: float, seed: int
+) -> dict[str, object]:
+    """An ONNX file to a smaller one. how: what of the settings is not their default; size: the speed-up aimed at."""
+    float_model = io.load(Path(model))
+    settings = import_module("toolchain.recipe").Prune(**{"speedup": size, "seed": seed, **how})
+    data = _data(samples, io.inputs(float_model))
+    io.save(import_module("toolchain.pruning").prune_model(float_model, data, settings=settings).model, Path(output))
+    return {"notes": []}
 
 
 def calibrate(model: str, samples: str, scope: str) -> int:

@@ -1,7 +1,7 @@
-"""Other quantizers, each in an environment of its own, so that none has to agree with another's dependencies:
+"""Other quantizers and pruners, each in an environment of its own, so that none has to agree with another's packages:
 
     python -m benchmarks.peers                          # which there are, and which are installed
-    python -m benchmarks.peers install [NAME ...]       # all by default; 1.3 to 1.8 GB each
+    python -m benchmarks.peers install [NAME ...]       # all by default; up to 1.8 GB each
 
 An environment lies in the cache (``~/.cache/edge-toolchain/peers/NAME``) and holds what ``drivers/requirements`` pins,
 all of it, so that pip resolves nothing. torch is pinned as its CPU build: tell pip where that is, with
@@ -27,13 +27,17 @@ DONE = "requirements.txt"  # a copy of the pins, written when all of them are th
 
 @dataclass(frozen=True)
 class Peer:
-    """rows: what a table calls each of its settings → the driver's argument `how`. settings: what they are."""
+    """rows: what a table calls each of its settings → the driver's argument `how`. settings: what they are.
+
+    blind: those of its `how` that read no samples, so that all seeds give the same.
+    """
 
     rows: Mapping[str, str]
     settings: str
+    blind: frozenset[str] = frozenset()
 
 
-PEERS: Mapping[str, Peer] = {
+QUANTIZERS: Mapping[str, Peer] = {
     "nncf": Peer(
         {"NNCF": "default", "NNCF mixed": "mixed"},
         "NNCF: `nncf.quantize` with its defaults; mixed: with preset MIXED, which it advises where activations are not "
@@ -50,10 +54,33 @@ PEERS: Mapping[str, Peer] = {
     ),
 }
 
+PRUNERS: Mapping[str, Peer] = {
+    "torch_pruning": Peer(
+        {
+            "Torch-Pruning": "uniform",
+            "Torch-Pruning global": "global",
+            "Torch-Pruning, norms": "uniform norms",
+            "Torch-Pruning global, norms": "global norms",
+        },
+        "Torch-Pruning: `BasePruner` (its `MetaPruner`) with `GroupMagnitudeImportance`, one ratio for all layers or "
+        "ranked globally, widths rounded to the profile's channel multiple, the last linear layer left alone; norms: "
+        "the statistics of all batch norms are taken anew on the samples.",
+        frozenset({"uniform", "global"}),
+    ),
+    "onnxsim": Peer(
+        {"onnxsim": "l2", "onnxsim global": "global", "onnxsim Wanda, fine-tuned": "wanda"},
+        "onnxsim: `apply_structured_pruning`, one ratio for all layers or ranked globally; Wanda, fine-tuned: "
+        "`apply_structured_wanda_pruning`, then `apply_pruning_finetune`, both with the samples.",
+        frozenset({"l2", "global"}),
+    ),
+}
+
+PEERS = {**QUANTIZERS, **PRUNERS}
+
 
 def driver(name: str) -> str:
     """The peer's function, as `benchmarks.fresh` names it."""
-    return f"benchmarks.drivers.{name}:quantize"
+    return f"benchmarks.drivers.{name}:{'prune' if name in PRUNERS else 'quantize'}"
 
 
 def interpreter(name: str) -> str | None:
@@ -106,7 +133,7 @@ def _python(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Other quantizers, each in an environment of its own.")
+    parser = argparse.ArgumentParser(description="Other quantizers and pruners, each in an environment of its own.")
     parser.add_argument("action", nargs="?", choices=("list", "install"), default="list")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PEERS))
     options = parser.parse_args()

@@ -26,17 +26,16 @@ from pathlib import Path
 import numpy as np
 from onnxruntime import InferenceSession
 
-from benchmarks import contestants, elsewhere, feeds, tables
+from benchmarks import choices, contestants, elsewhere, feeds, tables, timing
 from benchmarks.contestants import ABLATIONS, OTHERS, Made
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain.bench import Subject, bench, describe_host, stats
+from toolchain.bench import Subject, describe_host, stats
 from toolchain.data import Feed
-from toolchain.errors import ToolchainError, did_you_mean
+from toolchain.errors import ToolchainError
 from toolchain.fidelity import decibels
 from toolchain.files import write_text
 from toolchain.graph import run
 from toolchain.measurement import Measurement, Results, Score
-from toolchain.recipe import Bench
 from toolchain.tensors import Array
 
 FIDELITY_SAMPLES = 64
@@ -121,7 +120,9 @@ def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Static int8 beside onnxruntime's and other quantizers.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", type=_known, help="of benchmarks.models; all by default")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", type=choices.model, help="of benchmarks.models; all by default"
+    )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
@@ -137,26 +138,12 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _known(name: str) -> str:
-    if name not in NAMES:
-        raise argparse.ArgumentTypeError(f"no model {name!r}: {did_you_mean(name, NAMES)}")
-    return name
-
-
 def _others(text: str) -> tuple[str, ...]:
-    return () if text == "none" else _listed(text, OTHERS)
+    return choices.listed(text, OTHERS)
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    return _listed(text, tuple(ABLATIONS))
-
-
-def _listed(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"no {name!r}: {did_you_mean(name, known)}")
-    return names
+    return choices.listed(text, tuple(ABLATIONS))
 
 
 def _quantize_all(model: Model, options: argparse.Namespace, scratch: Path) -> list[Made]:
@@ -194,18 +181,12 @@ def _measure(
         score = Score(kind="evaluate", value=value)
         subjects.append(Subject(item.file, model.NAME, item.variant, target="host", feeds=feed, score=score))
     print(f"{model.NAME}: timing", flush=True)
-    settings = Bench(min_time_s=options.seconds, rounds=6, min_runs=30)
-    attempts = [bench(subjects, settings=settings, threads=options.threads).measurements for _ in range(2)]
+    rows = timing.calmest(subjects, options.seconds, options.threads)
     fidelity = {
         name: float(np.mean([decibels(*pair) for pair in zip(answers["fp32"], found, strict=True)]))
         for name, found in answers.items()
     }
-    return min(attempts, key=_unrest), fidelity
-
-
-def _unrest(rows: Sequence[Measurement]) -> float:
-    """How much the samples scatter, all models of the run together; it knows nothing of which one is faster."""
-    return sum(stats.variation(row.latency.samples_ms) for row in rows if row.latency)
+    return rows, fidelity
 
 
 def _section(model: Model, made: Sequence[Made], rows: Sequence[Measurement], fidelity: Mapping[str, float]) -> str:

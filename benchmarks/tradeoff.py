@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     model, host = MODELS[options.model], describe_host()
     curves = {name: _curve(model, dict(change), options) for name, change in STARTS.items()}
-    base = _score(model, model.onnx_path())
+    base = score(model, model.onnx_path())
     rows = [
         (name, str(p.float_nodes), f"{p.score:.4f}", f"{p.speedup:.2f}")
         for name, curve in curves.items()
@@ -62,12 +62,13 @@ def _curve(model: Model, change: dict[str, object], options: argparse.Namespace)
     feeds = list(islice(model.calibration(options.samples), options.samples))
     data = open_data(feeds, io.inputs(float_model))
     quantized = quantize_model(float_model, data, Recipe.parse({"quantize": change}))
-    rate = lambda written: _score(model, written)  # noqa: E731
+    rate = lambda written: score(model, written)  # noqa: E731
     noises = quantized.noises()
     return search(quantized, noises, rate, float("inf"), feeds[0], lambda *_: None, points=options.points)[1]
 
 
-def _score(model: Model, what: object) -> float:
+def score(model: Model, what: object) -> float:
+    """The labelled metric of a file or model."""
     engine = run.session(what)  # type: ignore[arg-type]
     return float(model.evaluate(lambda feed: list(engine.run(None, feed))))
 

@@ -39,7 +39,7 @@ def test_rows_are_those_asked_for():
     everything = rows(tuple(contestants.ABLATIONS), contestants.OTHERS)
     assert len(everything) == len(set(everything))
     assert {f"quantize_static {name}" for name in stock.VARIANTS} <= set(everything)
-    assert {row for peer in peers.PEERS.values() for row in peer.rows} <= set(everything)
+    assert {row for peer in peers.QUANTIZERS.values() for row in peer.rows} <= set(everything)
 
 
 def test_the_legend_tells_the_settings_of_those_that_take_part():
@@ -85,7 +85,7 @@ def test_an_unknown_peer_is_one_sentence():
         peers.known("nncff")
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", peers.QUANTIZERS)
 def test_a_peer_is_whole(name):
     """Pins of everything it has, torch for the CPU; a driver that needs nothing of ours but what needs nothing."""
     lines = (DRIVERS / "requirements" / f"{name}.txt").read_text().splitlines()

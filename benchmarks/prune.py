@@ -1,0 +1,197 @@
+"""Pruning, ours beside chance, plain norms and other pruners, on the same float model and the same samples:
+
+    python -m benchmarks.prune MODEL ... [--peers NAME,...|none] [--seeds 3] [--samples 64] [-o FOLDER]
+    python -m benchmarks.prune MODEL ... [--points 1.1,1.2,1.4] [--ratios 0.05,0.1,0.2,0.3] [--without INGREDIENT,...]
+
+Each contestant cuts the model to several sizes, each in a fresh process; a seed is a set of calibration samples of its
+own (and of draws, where something is drawn). All files of one model are then timed interleaved, in one run, and scored
+with the model's labelled metric, on data that nobody has seen. In FOLDER: ``prune-MODEL-CPU.md``, the table, and
+``prune-MODEL-CPU.json``, raw timings for `toolchain compare`; in ``docs``: ``prune-MODEL.svg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from benchmarks import choices, curves, peers, pruners, tables, timing
+from benchmarks.curves import Point, Run, Spread
+from benchmarks.models import MODELS, Model, missing
+from benchmarks.pruners import INGREDIENTS, Cut
+from benchmarks.tradeoff import DOCS, score
+from toolchain.bench import Subject, describe_host, stats
+from toolchain.errors import ToolchainError
+from toolchain.files import sha256, write_text
+from toolchain.graph import io
+from toolchain.measurement import Host, Measurement, Results, Score
+from toolchain.pipeline import prepare
+
+UNPRUNED = "unpruned"
+HEAD = ("contestant", "size", "metric", "worst … best", "Δ points", "speed-up", "least … most", "median ms", "MB", "s")
+LEGEND = (
+    "Means over the seeds, and what the seeds give at worst and at best; one seed where they change nothing. Δ points, "
+    "speed-up: against the unpruned model, all files cleaned up by `toolchain optimize` and timed interleaved, round "
+    "by round; files that differ in weights alone are timed once. s: of pruning, without the clean-up. "
+    "Bold: no other point (nor the unpruned model) is at least as fast and as accurate."
+)
+
+
+def main() -> None:
+    options = _arguments()
+    for name in options.models:
+        if reason := missing(name):
+            raise SystemExit(f"{name}: {reason}")
+    for name in options.models:
+        _compare(MODELS[name], options)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pruning beside chance, plain norms and other pruners.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", type=choices.model, help="of benchmarks.models")
+    parser.add_argument("--peers", type=_others, default=tuple(peers.PRUNERS), metavar="NAME,...|none")
+    parser.add_argument("--without", type=_parts, default=(), metavar="PART,...", help=f"of {', '.join(INGREDIENTS)}")
+    parser.add_argument("--points", type=choices.numbers, default=(1.1, 1.2, 1.4), help="speed-ups that ours aims at")
+    parser.add_argument("--ratios", type=choices.numbers, default=(0.05, 0.1, 0.2, 0.3), help="what peers take out")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
+    parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
+    parser.add_argument("--plots", type=Path, default=DOCS, help="folder of the plot")
+    return parser.parse_args()
+
+
+def _others(text: str) -> tuple[str, ...]:
+    return choices.listed(text, tuple(peers.PRUNERS))
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return choices.listed(text, tuple(INGREDIENTS))
+
+
+def _compare(model: Model, options: argparse.Namespace) -> None:
+    """Prune, score and time one model, and write down what came of it."""
+    host = describe_host()
+    field = pruners.contestants(options.points, options.ratios, options.without, options.peers)
+    with tempfile.TemporaryDirectory(prefix="toolchain-prune-") as scratch:
+        source = Path(scratch) / "unpruned.onnx"
+        io.save(prepare(model.onnx_path()).model, source)
+        samples = pruners.sample_folders(model, options.samples, options.seeds, Path(scratch))
+        cuts: list[Cut] = []
+        for contestant in field:
+            print(f"{model.NAME}: pruning, {contestant.name}", flush=True)
+            cuts += pruners.cut_all(contestant, model, source, samples, Path(scratch))
+        rows = _measure(model, source, cuts, options)
+    stem = f"prune-{model.NAME}-{tables.slug(host)}"
+    Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
+    text = _page(model, host, cuts, rows, options)
+    write_text(options.output / f"{stem}.md", text)
+    print(f"\n{text}", flush=True)
+
+
+def _measure(model: Model, source: Path, cuts: Sequence[Cut], options: argparse.Namespace) -> list[Measurement]:
+    """Score every file, and time one of each shape; the unpruned model is the first row."""
+    files = {UNPRUNED: source} | {_label(cut): cut.made.file for cut in cuts if cut.made.file}
+    scores = {}
+    for label, file in files.items():
+        print(f"{model.NAME}: scoring, {label}", flush=True)
+        scores[label] = Score(kind="evaluate", value=score(model, file))
+    shapes = {label: architecture(file) for label, file in files.items()}
+    first = {shape: label for label, shape in reversed(shapes.items())}
+    feed = next(iter(model.calibration(1)))
+    subjects = [Subject(files[label], model.NAME, label, target="host", feeds=feed) for label in first.values()]
+    print(f"{model.NAME}: timing {len(subjects)} files", flush=True)
+    timed = {row.variant: row for row in timing.calmest(subjects, options.seconds, options.threads)}
+    return [
+        timed[first[shapes[label]]].model_copy(
+            update={
+                "variant": label,
+                "sha256": sha256(file),
+                "score": scores[label],
+                "note": None if first[shapes[label]] == label else f"timed as {first[shapes[label]]}",
+            }
+        )
+        for label, file in files.items()
+    ]
+
+
+def architecture(file: Path) -> str:
+    """A fingerprint of all that latency depends on: the graph, without the values of its float weights."""
+    proto = onnx.load(file)
+    proto.ClearField("metadata_props")
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _label(cut: Cut) -> str:
+    return f"{cut.contestant}, {cut.size:g}, seed {cut.seed}"
+
+
+def _page(
+    model: Model, host: Host, cuts: Sequence[Cut], rows: Sequence[Measurement], options: argparse.Namespace
+) -> str:
+    """The table in Markdown; draws the plot, too."""
+    base, *others = rows
+    measured = {row.variant: row for row in others}
+    assert base.latency
+    assert base.score
+    runs = []
+    for cut in cuts:
+        row = measured.get(_label(cut))
+        if row and row.latency and row.score:
+            faster = stats.speedup(base.latency, row.latency).value
+            runs.append(Run(cut.contestant, cut.size, faster, row.score.value))
+    found = curves.points(runs)
+    if found:
+        label = f"{model.METRIC.split(' (')[0]}, %"
+        curves.plot(found, base.score.value, model.NAME, label, options.plots / f"prune-{model.NAME}.svg")
+    best = curves.unbeaten(found, base.score.value)
+    table: list[tuple[str, ...]] = [(UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_file(base), "")]
+    for point in found:
+        same = [cut for cut in cuts if (cut.contestant, cut.size) == (point.contestant, point.size)]
+        table.append(_line(point, point in best, base.score.value, measured[_label(same[0])], same))
+    remarks = {f"- {cut.contestant}, {cut.size:g}: {cut.made.error}." for cut in cuts if cut.made.error}
+    settings = " ".join([pruners.LEGEND, *(peers.PRUNERS[name].settings for name in options.peers)])
+    title = f"{model.KIND}; metric: {model.METRIC}. Seeds: {options.seeds}, of {options.samples} samples each."
+    parts = [f"# {model.NAME} pruned, beside others", tables.describe(host), title, f"{LEGEND} {settings}"]
+    return "\n\n".join([*parts, tables.markdown(HEAD, table), "\n".join(sorted(remarks))]).strip() + "\n"
+
+
+def _line(point: Point, best: bool, base: float, row: Measurement, cuts: Sequence[Cut]) -> tuple[str, ...]:
+    seconds = [cut.made.cost.seconds for cut in cuts if cut.made.cost]
+    return (
+        f"**{point.contestant}**" if best else point.contestant,
+        f"{point.size:g}",
+        f"{point.metric.mean:.4f}",
+        _ends(point.metric, 4),
+        f"{100 * (point.metric.mean - base):+.1f}",
+        f"{point.speedup.mean:.2f}",
+        _ends(point.speedup, 2),
+        *_file(row),
+        f"{sum(seconds) / len(seconds):.1f}",
+    )
+
+
+def _ends(spread: Spread, digits: int) -> str:
+    return "" if spread.low == spread.high else f"{spread.low:.{digits}f} … {spread.high:.{digits}f}"
+
+
+def _file(row: Measurement) -> tuple[str, str]:
+    """Of the first seed."""
+    assert row.latency
+    return f"{stats.median(row.latency.samples_ms).value:#.3g}", f"{row.size_bytes / 1e6:.2f}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ToolchainError as error:
+        raise SystemExit(str(error)) from None

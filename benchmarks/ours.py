@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from benchmarks import feeds
 from toolchain.data import CalibrationData, open_data
+from toolchain.detect import detect_host
 from toolchain.graph import io, query
 from toolchain.int8 import quantize_model
 from toolchain.observe import observe
 from toolchain.optimize import optimize
 from toolchain.preparation import prepare
+from toolchain.pruning import prune_model
 from toolchain.quantize import select
-from toolchain.recipe import Recipe
+from toolchain.recipe import Prune, Recipe
 
 
 def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, object]:
@@ -30,10 +31,15 @@ def prune(
 ) -> dict[str, object]:
     """An ONNX file to a smaller one. how: what of the settings is not their default; size: the speed-up aimed at."""
     float_model = io.load(Path(model))
-    settings = import_module("toolchain.recipe").Prune(**{"speedup": size, "seed": seed, **how})
-    data = _data(samples, io.inputs(float_model))
-    io.save(import_module("toolchain.pruning").prune_model(float_model, data, settings=settings).model, Path(output))
-    return {"notes": []}
+    settings = Prune.model_validate({"speedup": size, "seed": seed, **how})
+    found = prune_model(
+        float_model,
+        _data(samples, io.inputs(float_model)),
+        settings,
+        multiple=detect_host().channel_multiple,
+    )
+    io.save(found.model, Path(output))
+    return {"notes": [] if found.helped else [found.reason]}
 
 
 def calibrate(model: str, samples: str, scope: str) -> int:

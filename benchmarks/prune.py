@@ -29,7 +29,7 @@ from toolchain.errors import ToolchainError
 from toolchain.files import sha256, write_text
 from toolchain.graph import io
 from toolchain.measurement import Host, Measurement, Results, Score
-from toolchain.pipeline import prepare
+from toolchain.preparation import prepare
 
 UNPRUNED = "unpruned"
 HEAD = ("contestant", "size", "metric", "worst … best", "Δ points", "speed-up", "least … most", "median ms", "MB", "s")

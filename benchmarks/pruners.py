@@ -16,14 +16,16 @@ from toolchain.optimize import optimize
 
 INGREDIENTS: Mapping[str, dict[str, object]] = {
     "second moments": {"criterion": "activation"},
-    "repair": {"repair": False, "reconstruct_minutes": 0.0},
-    "reconstruction": {"reconstruct_minutes": 0.0},
+    "repair": {"repair": False},
     "branches": {"branches": False},
     "allocation": {"uniform": True},
 }
 """Each part of ours → what of the recipe's `prune` leaves it out."""
 
-PLAIN: dict[str, object] = {"uniform": True, "repair": False, "branches": False, "reconstruct_minutes": 0.0}
+TRAINED: Mapping[str, dict[str, object]] = {"ours, 3 minutes of training": {"minutes": 3.0}}
+"""Without labels either, but with PyTorch."""
+
+PLAIN: dict[str, object] = {"uniform": True, "repair": False, "branches": False}
 CONTROLS: Mapping[str, dict[str, object]] = {
     "random, uniform": {"criterion": "random", **PLAIN},
     "L2, uniform": {"criterion": "l2", **PLAIN},
@@ -67,7 +69,7 @@ def contestants(
     points: tuple[float, ...], ratios: tuple[float, ...], without: Sequence[str], others: Sequence[str]
 ) -> list[Contestant]:
     """Ours and the controls at the speed-ups `points`, ours without each of `without`, the `others` at `ratios`."""
-    hows: dict[str, dict[str, object]] = {"ours": {}, **CONTROLS}
+    hows: dict[str, dict[str, object]] = {"ours": {}, **TRAINED, **CONTROLS}
     hows |= {f"ours without {part}": INGREDIENTS[part] for part in without}
     found = [Contestant(name, ours.prune, how, points, name in BLIND) for name, how in hows.items()]
     for other in others:

@@ -22,7 +22,7 @@ from benchmarks.models import MODELS, missing
 from benchmarks.prune import UNPRUNED, _measure, _page, architecture
 from toolchain.bench import bench
 from toolchain.graph import io, run
-from toolchain.pipeline import prepare
+from toolchain.preparation import prepare
 from toolchain.recipe import Bench
 
 DRIVERS = Path(peers.__file__).parent / "drivers"

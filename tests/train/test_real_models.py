@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from toolchain.graph import io, run
-from toolchain.pipeline import prepare
+from toolchain.preparation import prepare
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("benchmarks.models.store")

@@ -112,15 +112,15 @@ def _time(subjects: Sequence[tuple[ir.Model, Feed]]) -> list[float]:
     repeats = []
     for engine, feed in engines:
         engine.run(None, feed)
-        started = time.perf_counter()
+        started = time.thread_time()
         engine.run(None, feed)
-        repeats.append(max(3, int(SECONDS / ROUNDS / max(time.perf_counter() - started, 1e-6))))
+        repeats.append(max(3, int(SECONDS / ROUNDS / max(time.thread_time() - started, 1e-6))))
     rounds: list[list[float]] = [[] for _ in engines]
     for _ in range(ROUNDS):
         for (engine, feed), count, samples in zip(engines, repeats, rounds, strict=True):
             for _ in range(count):
-                started = time.perf_counter()
+                started = time.thread_time()
                 engine.run(None, feed)
-                samples.append(time.perf_counter() - started)
-    # What disturbs only ever adds: the lower quartile is the steadiest.
+                samples.append(time.thread_time() - started)
+    # Time of the thread itself, and of that the lower quartile: what disturbs only ever adds.
     return [float(np.quantile(samples, 0.25)) * 1e3 for samples in rounds]

@@ -246,22 +246,35 @@ def grouped_norm(b: Ledger, node: ir.Node, cell: rules.GroupedNorm) -> list[Axes
 
 def pinned(b: Ledger, node: ir.Node, cell: rules.Pinned) -> list[Axes]:
     """Nothing of the axis may go: LayerNormalization, Softmax; and what makes numbers of sizes."""
-    if node.op_type in ("Range", "Shape"):
+    if node.op_type in ("Range", "Shape", "Size"):
         return _counted(b, node)
-    x = b.of(node.inputs[0])
-    at = query.attribute(node, "axis", -1 if cell.axis is None else cell.axis) % len(x)
-    behind = x[at:] if cell.axis is not None else x[at : at + 1]
-    pin_all(behind, f"{node.op_type}: {cell.reason}")
+    x, reason = b.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
+    named = query.ints(node.inputs[1]) if node.op_type == "CumSum" else None
+    usual = (0 if node.op_type == "ArgMax" else -1) if cell.axis is None else cell.axis
+    at = (named[0] if named else query.attribute(node, "axis", usual)) % len(x)
+    gone = range(at, len(x) if cell.axis is not None else at + 1)
+    pin_all([x[i] for i in gone], reason)
     for value in node.inputs[1:]:
         if value is not None:
             broadcast([x, b.of(value)])
-    return [x, *([(*x[:at], *(Space(1) for _ in behind))] * (len(node.outputs) - 1))]
+    return [_beside(x, gone, output, reason) for output in node.outputs]
+
+
+def _beside(x: Axes, gone: range, output: ir.Value, reason: str) -> Axes:
+    """Axes of an output that has lost the pinned ones, or has them in the same or in a new size."""
+    known = query.sizes(output, dynamic=-1)
+    if known is None or len(known) != len(x):
+        return tuple(axis for i, axis in enumerate(x) if i not in gone)
+    return tuple(
+        axis if i not in gone or axis.root.size == size else space(size, reason)
+        for i, (axis, size) in enumerate(zip(x, known, strict=True))
+    )
 
 
 def _counted(b: Ledger, node: ir.Node) -> list[Axes]:
-    if node.op_type == "Shape":
+    if node.op_type != "Range":
         x = b.of(node.inputs[0])
-        pin_all([x[at] for at in _axes_read(node, len(x))], READ)
+        pin_all(x if node.op_type == "Size" else [x[at] for at in _axes_read(node, len(x))], READ)
     return [tuple(space(size, READ) for size in query.sizes(node.outputs[0], dynamic=-1) or (-1,))]
 
 

@@ -235,19 +235,20 @@ def grouped_norm(b: Ledger, node: ir.Node, cell: rules.GroupedNorm) -> list[Axes
     if channels is None:
         raise NotUnderstoodError
     groups: int = channels if cell.groups == 0 else query.attribute(node, "num_groups", channels)
-    group, inner = Space(groups), Space(channels // groups, NORMALIZED.format(op=node.op_type))
+    reason = NORMALIZED.format(op=node.op_type)
+    group, inner = Space(groups), Space(channels // groups, reason)
     unify(x[1], product(group, inner))
     for value in node.inputs[1:3]:
         (own,) = b.of(value)
         unify(own, x[1] if own.root.size == channels else group)
-    pin_all(x[2:], WINDOW.format(op=node.op_type))
+    pin_all(x[2:], reason)
     return [x]
 
 
 def pinned(b: Ledger, node: ir.Node, cell: rules.Pinned) -> list[Axes]:
     """Nothing of the axis may go: LayerNormalization, Softmax; and what makes numbers of sizes."""
     if node.op_type in ("Range", "Shape", "Size"):
-        return _counted(b, node)
+        return _counted(b, node, cell)
     x, reason = b.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
     named = query.ints(node.inputs[1]) if node.op_type == "CumSum" else None
     usual = (0 if node.op_type == "ArgMax" else -1) if cell.axis is None else cell.axis
@@ -271,11 +272,11 @@ def _beside(x: Axes, gone: range, output: ir.Value, reason: str) -> Axes:
     )
 
 
-def _counted(b: Ledger, node: ir.Node) -> list[Axes]:
+def _counted(b: Ledger, node: ir.Node, cell: rules.Pinned) -> list[Axes]:
     if node.op_type != "Range":
         x = b.of(node.inputs[0])
         pin_all(x if node.op_type == "Size" else [x[at] for at in _axes_read(node, len(x))], READ)
-    return [tuple(space(size, READ) for size in query.sizes(node.outputs[0], dynamic=-1) or (-1,))]
+    return [b.fresh(node.outputs[0], f"{node.op_type}: {cell.reason}")]
 
 
 def _axes_read(node: ir.Node, rank: int) -> set[int]:

@@ -87,7 +87,7 @@ def _largest(array: Array) -> float:
 
 
 def _both(model: ir.Model, pruned: ir.Model, cuts: Cuts, feed: Feed) -> tuple[Sequence[Array], Sequence[Array]]:
-    # In blocks of channels, onnxruntime averages over positions in an order that depends on how many channels there are.
+    # In blocks of channels, onnxruntime averages over positions in an order that depends on how many there are.
     engines = [run.session(m, threads=1, without=["NchwcTransformer"]) for m in (masked(model, cuts), pruned)]
     reference, result = (engine.run(None, feed) for engine in engines)
     return reference, result

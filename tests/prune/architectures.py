@@ -41,7 +41,8 @@ def library(name: str):
         pass
     except RuntimeError:
         DEFINED.append(torch.library.Library("torchvision", "DEF"))
-        DEFINED[-1].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for operator in ("nms", "qnms"):
+            DEFINED[-1].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return pytest.importorskip(name)
 
 

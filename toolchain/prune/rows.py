@@ -250,6 +250,10 @@ def pinned(b: Ledger, node: ir.Node, cell: rules.Pinned) -> list[Axes]:
     if node.op_type in ("Range", "Shape", "Size"):
         return _counted(b, node, cell)
     x, reason = b.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
+    if node.op_type in ("GatherElements", "GatherND", "ScatterElements", "ScatterND"):
+        for value in node.inputs:
+            b.pin(value, reason)
+        return [b.fresh(output, reason) for output in node.outputs]
     named = query.ints(node.inputs[1]) if node.op_type == "CumSum" else None
     usual = (0 if node.op_type == "ArgMax" else -1) if cell.axis is None else cell.axis
     at = (named[0] if named else query.attribute(node, "axis", usual)) % len(x)

@@ -174,6 +174,8 @@ def _multiplies_activations(node: ir.Node) -> bool:
     cell = rule(node).channels
     if isinstance(cell, rules.Contracted):
         return all(query.constant(value) is None for value in node.inputs[:2])
+    if isinstance(cell, rules.Weighted):
+        return query.constant(node.inputs[1]) is None
     # A recurrent cell reads its own state; sums over channels that are cut are rounded in another order.
     return isinstance(cell, rules.Recurrent) or (isinstance(cell, rules.Reduced) and not cell.weighs)
 

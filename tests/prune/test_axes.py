@@ -166,6 +166,15 @@ def test_a_shuffle_makes_both_halves_one():
     assert list(places(result[0], keep)) == list(places(result[1], keep))
 
 
+def test_several_factors_meet_a_sum_and_go_on():
+    """(1 + 3) x 2 against 2 x 2 x 2: the first two are as large as the sum, and the third is free."""
+    last = Space(2), Space(2)
+    left, right = [total(Space(1), Space(3)), last[0]], [Space(2), Space(2), last[1]]
+    assert align(left, right) == ([], [])
+    assert last[0].root is last[1].root
+    assert not last[0].pins
+
+
 def test_factors_without_a_common_form_are_pinned_with_the_reason():
     left, right = [Space(6), Space(4)], [Space(4), Space(6)]
     align(left, right)

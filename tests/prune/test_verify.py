@@ -6,7 +6,7 @@ import pytest
 import small_models
 from small_models import weights
 
-from toolchain.graph import edit, query
+from toolchain.graph import edit, query, run
 from toolchain.prune import verify
 from toolchain.prune.apply import apply_cuts, separate
 from toolchain.prune.verify import masked, selection, verify_cuts
@@ -127,3 +127,11 @@ def test_sums_of_activations_are_held_to_a_tolerance():
     found = verify_cuts(model, {"one:2": [0, 3, 6]})
     assert found.mismatches == ()
     assert not found.exact
+
+
+def test_the_runtime_folds_no_scale_into_selection_weights(tmp_path):
+    body = "a = Conv(x, w) c = BatchNormalization(a, s, b, m, v) y = Mul(c, k)"
+    constants = {**weights(w=(6, 3, 1, 1), s=(6,), b=(6,), m=(6,), k=(6, 1, 1)), "v": np.ones(6, np.float32)}
+    model = small_models.model(body, "float[1, 3, 8, 8] x", "float[1, 6, 8, 8] y", constants)
+    run.session(model, without=verify.REORDERING, optimized=tmp_path / "run.onnx")
+    assert small_models.ops(ir.load(tmp_path / "run.onnx")) == ["Conv", "BatchNormalization", "Mul"]

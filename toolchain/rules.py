@@ -87,12 +87,12 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Expanded:
-    """A size-1 axis becomes a new dim of its own."""
+    """A size-1 axis becomes a new dim of its own; copies of a whole axis are pinned."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduced dim is closed (sum) or pinned (`weighs`: its size enters the result, as in a mean)."""
+    """A reduced dim is closed (sum) or pinned (`weighs`: its size enters the result, as in a mean, or zeros do)."""
 
     weighs: bool
 
@@ -123,7 +123,7 @@ class GroupedNorm:
 
 @dataclass(frozen=True)
 class Pinned:
-    """These axes of the input keep their size (None: all axes), for `reason`."""
+    """The axis that the attribute names (None: the last), or all from `axis` on, keep their size, for `reason`."""
 
     reason: str
     axis: int | None = None

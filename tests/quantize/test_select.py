@@ -61,7 +61,7 @@ REFUSED = {
         "[n] y = Gemm<beta = 2.0>(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(4,)), "alpha=1 or beta=2 has no",
     ),
     "operator without a kernel": ("[n] y = Tanh(x)", IMAGE, {}, "no fused int8 kernel"),
-    "operator without a row": ("[n] y = Sin(x)", IMAGE, {}, "its operator is not in the table"),
+    "operator without a row": ("[n] y = Selu(x)", IMAGE, {}, "its operator is not in the table"),
     "relu of a graph input": ("[n] y = Relu(x)", IMAGE, {}, "follows a float operator"),
     "relu of a float": ("t = Tanh(x) [n] y = Relu(t)", IMAGE, {}, "follows a float operator"),
     "relu of something read twice": (

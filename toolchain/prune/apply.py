@@ -16,6 +16,7 @@ from toolchain.graph import check, edit, query
 from toolchain.prune.axes import Places, Space, places
 from toolchain.prune.groups import by_name, groups
 from toolchain.prune.layout import Layout, layout
+from toolchain.prune.rows import given
 from toolchain.tensors import Array
 
 Cuts = Mapping[str, Sequence[int]]
@@ -96,9 +97,11 @@ class _Context:
         self.model, self.names, self.layout, self.keep = model, names, found, keep
 
     def give(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
-        """Make an integer constant input anew."""
+        """Make an integer constant input anew, of the type it had: operators want one type for all of theirs."""
+        old = query.constant(node.inputs[index]) if len(node.inputs) > index else None
+        array = np.array(numbers, np.int64 if old is None else old.dtype)
         name = self.names.fresh(f"{query.label(node)}_sizes")
-        edit.set_input(node, index, edit.add_constant(self.model.graph, name, np.array(numbers, np.int64)))
+        edit.set_input(node, index, edit.add_constant(self.model.graph, name, array))
 
     def kept(self, value: ir.Value | None, axis: int) -> Places:
         if value is None:
@@ -132,14 +135,15 @@ def _hidden(c: _Context, node: ir.Node) -> None:
 
 
 def _shape(c: _Context, node: ir.Node) -> None:
-    """Of a Reshape or Expand: sizes that are known are written; -1, 0, 1 and what the run tells stay."""
-    shape, new = node.inputs[1], _static(node.outputs[0])
+    """Sizes that are known are written; -1, 0, 1 and what the run tells stay."""
+    index = 0 if node.op_type == "ConstantOfShape" else 1
+    shape, new = node.inputs[index], _static(node.outputs[0])
     old = query.slots(shape)
     if old is None or shape is None or len(old) != len(new):
         return
     numbers = [then if then is None or then <= 1 or now < 0 else now for then, now in zip(old, new, strict=True)]
     if None not in numbers:
-        c.give(node, 1, [number for number in numbers if number is not None])
+        c.give(node, index, [number for number in numbers if number is not None])
         return
     concat = shape.producer()
     if concat is None:
@@ -157,7 +161,7 @@ def _shape(c: _Context, node: ir.Node) -> None:
     own.outputs[0].name, own.outputs[0].type = c.names.fresh(f"{own.name}_out"), shape.type
     own.outputs[0].shape = shape.shape
     c.model.graph.insert_before(node, own)
-    edit.set_input(node, 1, own.outputs[0])
+    edit.set_input(node, index, own.outputs[0])
 
 
 def _split(c: _Context, node: ir.Node) -> None:
@@ -173,23 +177,26 @@ def _split(c: _Context, node: ir.Node) -> None:
 def _slice(c: _Context, node: ir.Node) -> None:
     x = node.inputs[0]
     starts, ends = query.ints(node.inputs[1]), query.ints(node.inputs[2])
-    axes = query.ints(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else None
     if x is None or starts is None or ends is None:
         return
     rank = len(c.layout.axes[x])
-    for index, at in enumerate(axes if axes is not None else range(len(starts))):
+    axes = query.ints(given(node, 3)) or list(range(len(starts)))
+    steps = query.ints(given(node, 4)) or [1] * len(starts)
+    for index, (at, step) in enumerate(zip(axes, steps, strict=True)):
         size = c.layout.axes[x][at % rank].root.size
         kept = c.kept(x, at % rank)
         if size is None or len(kept) == size:
             continue
-        bounds = [min(max(p + size if p < 0 else p, 0), size) for p in (starts[index], ends[index])]
-        starts[index], ends[index] = (int(np.searchsorted(kept, bound)) for bound in bounds)
+        start, end = (min(max(p + size if p < 0 else p, 0), size) for p in (starts[index], ends[index]))
+        # In steps, whole rows of as many places as a step were cut, so that the first stays where it was in its row.
+        bounds = (start, len(kept)) if step != 1 else (np.searchsorted(kept, start), np.searchsorted(kept, end))
+        starts[index], ends[index] = map(int, bounds)
     c.give(node, 1, starts)
     c.give(node, 2, ends)
 
 
 def _resize(c: _Context, node: ir.Node) -> None:
-    sizes = query.ints(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else None
+    sizes = query.ints(given(node, 3))
     if sizes is not None and len(sizes) == len(_static(node.outputs[0])):
         c.give(node, 3, [now if now >= 0 else then for then, now in zip(sizes, _static(node.outputs[0]), strict=True)])
 
@@ -202,6 +209,7 @@ RESIZED = {
     "GRU": _hidden,
     "Reshape": _shape,
     "Expand": _shape,
+    "ConstantOfShape": _shape,
     "Split": _split,
     "Slice": _slice,
     "Resize": _resize,

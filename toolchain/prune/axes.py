@@ -191,7 +191,7 @@ def align(left: Sequence[Space], right: Sequence[Space]) -> tuple[list[Space], l
             break
         if x.size == y.size:
             unify(xs.popleft(), ys.popleft())
-        elif not (_fits(x, y, ys) or _fits(y, x, xs)):
+        elif not (_fits(xs, ys) or _fits(ys, xs)):
             break
     rest = [s for s in xs if s.root.size != 1], [s for s in ys if s.root.size != 1]
     for space in (*rest[0], *rest[1]):
@@ -212,21 +212,24 @@ def _factors(spaces: deque[Space]) -> Space | None:
     return None
 
 
-def _fits(large: Space, small: Space, smalls: deque[Space]) -> bool:
+def _fits(larges: deque[Space], smalls: deque[Space]) -> bool:
     """Whether the larger of two first factors was brought nearer to the smaller: divided, or met by several of them."""
+    large, small = larges[0].root, smalls[0].root
     if large.size is None or small.size is None or large.size % small.size:
         return False
     if not large._parts:
         _divide(large, (small.size, large.size // small.size), is_sum=False)
         return True
-    taken: list[Space] = []  # a sum cannot be divided; but several factors together may be as large
-    while smalls and prod(space.root.size or 0 for space in taken) < large.size:
-        taken.append(smalls.popleft())
-    smalls.appendleft(product(*taken))
-    if smalls[0].root.size != large.size:
-        return False
-    _align_sums([large], [smalls[0]])
-    return True
+    # A sum cannot be divided; but several factors together may be as large.
+    for count in range(2, len(smalls) + 1):
+        taken = [smalls[i] for i in range(count)]
+        if prod(space.root.size or 0 for space in taken) == large.size:
+            _align_sums([large], [product(*taken)])
+            larges.popleft()
+            for _ in taken:
+                smalls.popleft()
+            return True
+    return False
 
 
 def _align_sums(left: Sequence[Space], right: Sequence[Space]) -> None:

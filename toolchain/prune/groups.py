@@ -61,7 +61,8 @@ def parameters(model: ir.Model) -> list[tuple[ir.Node, int, ir.Value]]:
         (node, index, value)
         for node in model.graph
         for index, value in enumerate(node.inputs)
-        if not isinstance(ops.rule(node).channels, SpatialOnly)  # scales of a Resize
+        if value is not None
+        and not isinstance(ops.rule(node).channels, SpatialOnly)  # scales of a Resize
         and query.is_float(value)
         and query.constant(value) is not None
         and max(query.sizes(value) or (0,)) > 1
@@ -73,7 +74,7 @@ def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
     members: dict[Space, list[Member]] = {}
     macs: dict[Space, dict[str, float]] = {}
     closers = _closed_leaves(layout)
-    for node, index, value in parameters(model):
+    for node, _, value in parameters(model):
         made = {leaf for output in node.outputs for axis in layout.axes.get(output, ()) for leaf in leaves(axis)}
         cost = ops.macs(node) or 0
         for axis, space in enumerate(layout.axes.get(value, ())):

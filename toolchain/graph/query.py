@@ -99,7 +99,7 @@ def activations(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Strides, dilations, and pads before and behind of a Conv or pool over an input of these spatial sizes (ONNX, Conv)."""
+    """Strides, dilations, and pads before and behind of a Conv or pool over an input of these spatial sizes."""
     rank = len(spatial)
     kernel = attribute(node, "kernel_shape") or (sizes(node.inputs[1]) or ())[2:]
     strides = attribute(node, "strides", [1] * rank)

@@ -35,7 +35,8 @@ def test_a_real_model_computes_what_onnxruntime_computes(name):
     with torch.no_grad():
         got = graph({key: torch.from_numpy(array) for key, array in feed.items()}, names)
     for output, expected in zip(names, run.run(model, [feed])[0], strict=True):
-        assert run.relative_error(expected, got[output].numpy()) < 1e-4
+        # Not relative where all is near zero: onnxruntime's Sigmoid rounds what is below 1e-8 to 0.
+        assert np.abs(expected - got[output].numpy()).max() < 1e-4 * max(1e-3, np.abs(expected).max())
     assert len(graph.parameters) >= 8
     again = run.run(graph.write_back(), [feed])[0]
     assert all(np.array_equal(a, b) for a, b in zip(again, run.run(model, [feed])[0], strict=True))

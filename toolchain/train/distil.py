@@ -6,11 +6,12 @@ units weights move, tells :mod:`toolchain.train.lesson`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from toolchain.data import CalibrationData
 from toolchain.errors import InputError, ModelError
-from toolchain.train.lesson import Lesson
+from toolchain.train.lesson import Exam, Lesson
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total): steps where their number is given, else seconds."""
@@ -38,13 +39,13 @@ CHECKED = 64
 class Distilled:
     """A trained model.
 
-    before_db, after_db: fidelity to the teacher on held-out samples, as :mod:`toolchain.fidelity` defines it. Where
-    training did not help, they are equal and `model` is the student as it was.
+    before, after: how the outputs of held-out samples lie to the teacher's. Where training did not lower the loss,
+    they are equal and `model` is the student as it was.
     """
 
     model: ir.Model
-    before_db: float
-    after_db: float
+    before: Exam
+    after: Exam
     steps: int
     seconds: float
 
@@ -97,35 +98,81 @@ def distil(
     if not minutes > 0 or (steps is not None and steps < 1):
         raise InputError(f"{minutes:g} minutes, {steps} steps", where="training", hint="give more than none")
     require_torch(student)
-    import torch
-
-    def gone() -> float:
-        """Share of the training that is done; 1 leaves time for the last look at the held-out samples."""
-        share = (time.monotonic() - began) / max(minutes * 60 - looking, 1e-9)
-        return share if steps is None else max(done / steps, float(share >= 1))
-
-    report = progress or (lambda what, done, total: None)
     if check is None:
         data, check = data.split()
-    check = check.take(CHECKED)
-    lesson = Lesson(student, teacher, data)
-    rng, adam = np.random.default_rng(seed), torch.optim.Adam(list(lesson.moves.values()), betas=BETAS)
-    done, checks, known = 0, list(CHECKS), torch.get_num_threads()
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        looked = time.monotonic()
-        best = before = lesson.fidelity_db(check, pool)
-        looking, kept = time.monotonic() - looked, None
-        while (share := gone()) < 1:
-            report("distilling", *((int(share * minutes * 60), int(minutes * 60)) if steps is None else (done, steps)))
-            adam.param_groups[0]["lr"] = rate * min(1.0, (share + 1e-3) / WARM_UP) * (0.5 + 0.5 * cos(pi * share))
-            lesson.gradients(lesson.batch(rng), pool)
-            torch.nn.utils.clip_grad_norm_(lesson.moves.values(), LONGEST_GRADIENT)
-            adam.step()
-            done += 1
-            if (checks and share >= checks[0]) or gone() >= 1:
-                checks = checks[1:]
-                found = lesson.fidelity_db(check, pool)
-                best, kept = (found, lesson.state()) if found > best else (best, kept)
-    torch.set_num_threads(known)
+    with _one_thread_an_operator() as initializer:
+        lesson = Lesson(student, teacher, data)
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1, initializer=initializer) as pool:
+            schedule = _Schedule(began, minutes * 60, steps)
+            report = progress or (lambda what, done, total: None)
+            return _train(
+                student, lesson, check.take(CHECKED), schedule, rate, np.random.default_rng(seed), pool, report
+            )
+
+
+@contextlib.contextmanager
+def _one_thread_an_operator() -> Iterator[Callable[[], None]]:
+    """Gives what every other thread has to call first. Threads within an operator wait for each other busily."""
+    import torch
+
+    known = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(known)
+
+
+@dataclass
+class _Schedule:
+    """When training ends. looking: seconds that the last look at the held-out samples will take."""
+
+    began: float
+    seconds: float
+    steps: int | None
+    done: int = 0
+    looking: float = 0.0
+
+    def share(self) -> float:
+        """Of the training that is done, 1 at its end."""
+        share = (time.monotonic() - self.began) / max(self.seconds - self.looking, 1e-9)
+        return share if self.steps is None else max(self.done / self.steps, float(share >= 1))
+
+    def tell(self, report: Progress) -> None:
+        """Progress in steps where they are counted, else in seconds."""
+        if self.steps is None:
+            report("distilling", int(min(self.share(), 1) * self.seconds), int(self.seconds))
+        else:
+            report("distilling", self.done, self.steps)
+
+
+def _train(
+    student: ir.Model,
+    lesson: Lesson,
+    check: CalibrationData,
+    schedule: _Schedule,
+    rate: float,
+    rng: np.random.Generator,
+    pool: Executor,
+    report: Progress,
+) -> Distilled:
+    import torch
+
+    looked = time.monotonic()
+    best = before = lesson.examine(check, pool)
+    schedule.looking = time.monotonic() - looked
+    adam = torch.optim.Adam(list(lesson.moves.values()), betas=BETAS)
+    kept, checks = None, list(CHECKS)
+    while (share := schedule.share()) < 1:
+        schedule.tell(report)
+        adam.param_groups[0]["lr"] = rate * min(1.0, (share + 1e-3) / WARM_UP) * (0.5 + 0.5 * cos(pi * share))
+        lesson.gradients(lesson.batch(rng), pool)
+        torch.nn.utils.clip_grad_norm_(lesson.moves.values(), LONGEST_GRADIENT)
+        adam.step()
+        schedule.done += 1
+        if (checks and share >= checks[0]) or schedule.share() >= 1:
+            checks = checks[1:]
+            found = lesson.examine(check, pool)
+            best, kept = (found, lesson.state()) if found.loss < best.loss else (best, kept)
     model = student if kept is None else lesson.written(kept)
-    return Distilled(model, before, best, done, time.monotonic() - began)
+    return Distilled(model, before, best, schedule.done, time.monotonic() - schedule.began)

@@ -17,8 +17,10 @@ an operator, which on a busy machine takes most of the time.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +46,18 @@ SMALLEST_UNIT = 0.1
 """Of the tensor's root mean square: a channel of zeros can move as well."""
 
 Example = Mapping[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Of held-out samples, outputs alone: the mean loss, and the fidelity in dB as :mod:`toolchain.fidelity` has it.
+
+    The loss decides what is better: of two models with one fidelity to the scores, the one with larger scores mostly
+    gives the right classes.
+    """
+
+    loss: float
+    fidelity_db: float
 
 
 class Lesson:
@@ -101,10 +115,11 @@ class Lesson:
             move.grad = functools.reduce(torch.add, shares) / len(parts) if shares else None
         return float(np.mean([loss for loss, _ in found]))
 
-    def fidelity_db(self, data: CalibrationData, pool: Executor) -> float:
-        """How near the outputs are to the teacher's: 10 log₁₀ (energy over squared error), mean over samples."""
+    def examine(self, data: CalibrationData, pool: Executor) -> Exam:
+        """The student as it is now, one held-out sample at a time."""
         examples = [{name: _tensor(array) for name, array in feed.items()} for feed in data]
-        return float(np.mean(list(pool.map(self._decibels, examples))))
+        losses, decibels = zip(*pool.map(self._examined, examples), strict=True)
+        return Exam(float(np.mean(losses)), float(np.mean(decibels)))
 
     def state(self) -> dict[str, Tensor]:
         """A copy of `moves`, for :meth:`written`."""
@@ -141,22 +156,24 @@ class Lesson:
 
         loss = self._loss(self._graph({**example, **self._weights()}, self._names), self._goals(example))
         found = torch.autograd.grad(loss, list(self.moves.values()), allow_unused=True)
-        return float(loss), dict(zip(self.moves, found, strict=True))
+        return float(loss.detach()), dict(zip(self.moves, found, strict=True))
 
     def _loss(self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor]) -> Tensor:
-        inner = [name for name in self._names if name not in self._heads]
+        """Of the outputs, and of as many inner tensors as there are."""
+        inner = [name for name in got if name not in self._heads]
         losses = [_error(got[name], goals[name]) / len(self._heads) for name in self._heads]
         losses += [_divergence(got[name], goals[name]) / len(self._heads) for name in sorted(self._scores)]
         losses += [_error(got[name], goals[name]) / len(inner) for name in inner]
-        return sum(losses[1:], start=losses[0])
+        return functools.reduce(operator.add, losses)
 
-    def _decibels(self, example: Example) -> float:
+    def _examined(self, example: Example) -> tuple[float, float]:
+        """Loss and decibels of one sample."""
         import torch
 
         with torch.no_grad():
             got, goals = self._graph({**example, **self._weights()}, self._heads), self._goals(example)
-            shares = [float(_error(got[name], goals[name])) for name in self._heads]
-        return min(BEST_DB, -10 * float(np.log10(max(float(np.mean(shares)), 1e-10))))
+            error = float(np.mean([float(_error(got[name], goals[name])) for name in self._heads]))
+            return float(self._loss(got, goals)), min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
 
     def _stackable(self, student: ir.Model, teacher: ir.Model) -> bool:
         """Whether two samples at once give what each gives alone."""

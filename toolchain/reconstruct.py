@@ -9,6 +9,10 @@ calibration data (the dense model's are run beside):
 λ is chosen by the error on a quarter of the positions, which the sums leave out; so is whether W is changed at all.
 Where the layer's answer is added to a stream, r̂ + f̂ must be r + f: the branch makes up for what the stream has lost.
 
+Behind a Relu or Clip it is of no matter how far below zero an answer lies: where the activation cuts y off, W' is free
+to answer anything that is cut off, too. What is wanted is then set anew from what is answered, a few times over (the
+non-linear reconstruction of Zhang et al., arXiv 1505.06798).
+
 With more columns than positions the same ridge is solved in the space of positions (its dual).
 Sources: GRAIL and CORP (closed-form repair after pruning), ThiNet (arXiv 1707.06342, sequential least squares).
 """
@@ -41,6 +45,9 @@ PRIMAL_COLUMNS = 2_400
 DUAL_POSITIONS = 3_000
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """λ in parts of the mean of E[x̂ x̂ᵀ]'s diagonal."""
+UNLIMITED = (-np.inf, np.inf)
+ROUNDS = 4
+"""With a Relu or Clip behind, what is wanted depends on what is answered, and is looked at so often."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +162,40 @@ def _fit(
         bias = _bias(node, groups * matrix.shape[1]).reshape(groups, -1, 1)
         old = np.concatenate([old, bias], axis=2)
         x = np.concatenate([x, np.ones((*x.shape[:2], 1))], axis=2)
-    holdout = np.arange(x.shape[1]) % 4 == 3
-    new = _ridge(x[:, ~holdout], y[:, ~holdout], x[:, holdout], y[:, holdout], old)
+    held = np.arange(x.shape[1]) % 4 == 3
+    train, check = _Positions(x[:, ~held], y[:, ~held]), _Positions(x[:, held], y[:, held])
+    new = _ridge(train, check, old, _limits(node))
     if new is not old:
         count = matrix.shape[2]
         _write(model, node, new[:, :, :count], new[:, :, count:].reshape(-1) if biased else None, weight)
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """x: [groups, n, columns] that the layer reads, y: [groups, n, outputs of one] that it should answer."""
+
+    x: Doubles
+    y: Doubles
+
+    def answers(self, matrix: Doubles) -> Doubles:
+        """Of a layer with this matrix [groups, outputs of one, columns]."""
+        found: Doubles = np.matmul(self.x, matrix.transpose(0, 2, 1))
+        return found
+
+    def error(self, matrix: Doubles, limits: tuple[float, float]) -> float:
+        """Squared, of what passes the activation behind."""
+        return float(np.sum((np.clip(self.y, *limits) - np.clip(self.answers(matrix), *limits)) ** 2))
+
+
+def _limits(node: ir.Node) -> tuple[float, float]:
+    """Between which the activation behind a layer passes its answers on."""
+    reader = query.sole_consumer(node.outputs[0])
+    if reader is None or reader.op_type not in ("Relu", "Clip"):
+        return UNLIMITED
+    if reader.op_type == "Relu":
+        return 0.0, np.inf
+    low, high = (query.scalar(v) for v in [*reader.inputs[1:], None, None][:2])
+    return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
 def _matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
@@ -224,26 +260,38 @@ def _tapped(model: ir.Model, names: Sequence[str]) -> InferenceSession:
     return lean_session(clone, 0)
 
 
-def _ridge(x: Doubles, y: Doubles, x_held: Doubles, y_held: Doubles, old: Doubles) -> Doubles:
-    """The best of several ridges toward `old` [G, O, K], or `old` itself."""
-    rest = y - np.matmul(x, old.transpose(0, 2, 1))
-    rest_held = y_held - np.matmul(x_held, old.transpose(0, 2, 1))
-    best, least = old, float(np.sum(rest_held**2))
-    n, columns = x.shape[1:]
+def _ridge(train: _Positions, held: _Positions, old: Doubles, limits: tuple[float, float]) -> Doubles:
+    """The best of several ridges toward `old` [G, O, K], or `old` itself, judged by what passes the activation."""
+    x, (n, columns) = train.x, train.x.shape[1:]
+    turned_x = x.transpose(0, 2, 1)
     dual = columns > n
-    gram = np.matmul(x, x.transpose(0, 2, 1)) if dual else np.matmul(x.transpose(0, 2, 1), x)
-    right = rest if dual else np.matmul(x.transpose(0, 2, 1), rest)
-    values, vectors = np.linalg.eigh(gram)
-    turned = np.matmul(vectors.transpose(0, 2, 1), right)
+    values, vectors = np.linalg.eigh(np.matmul(x, turned_x) if dual else np.matmul(turned_x, x))
     scale = np.maximum(values.sum(axis=1) / columns, 1e-12)
-    for ridge in RIDGES:
-        shrunk = turned / (np.maximum(values, 0) + ridge * scale[:, None])[:, :, None]
-        change = np.matmul(vectors, shrunk)  # [G, n or K, O]
-        change = np.matmul(x.transpose(0, 2, 1), change) if dual else change
-        error = float(np.sum((rest_held - np.matmul(x_held, change)) ** 2))
-        if np.isfinite(error) and error < least:
-            best, least = old + change.transpose(0, 2, 1), error
+    answers = train.answers(old)
+    best, least, current = old, held.error(old, limits), answers
+    for _ in range(ROUNDS if limits != UNLIMITED else 1):
+        rest = _wanted(train.y, current, limits) - answers
+        turned = np.matmul(vectors.transpose(0, 2, 1), rest if dual else np.matmul(turned_x, rest))
+        found = None
+        for ridge in RIDGES:
+            shrunk = turned / (np.maximum(values, 0) + ridge * scale[:, None])[:, :, None]
+            change = np.matmul(vectors, shrunk)  # [G, n or K, O]
+            change = np.matmul(turned_x, change) if dual else change
+            tried = old + change.transpose(0, 2, 1)
+            error = held.error(tried, limits)
+            if np.isfinite(error) and error < least:
+                best, least, found = tried, error, tried
+        if found is None:
+            break
+        current = train.answers(found)
     return best
+
+
+def _wanted(y: Doubles, now: Doubles, limits: tuple[float, float]) -> Doubles:
+    """What the layer should answer: where an activation cuts y off, anything else that it cuts off will do."""
+    low, high = limits
+    wanted: Doubles = np.where(y <= low, np.minimum(now, low), y)
+    return np.where(y >= high, np.maximum(now, high), wanted)
 
 
 def _write(model: ir.Model, node: ir.Node, matrix: Doubles, bias: Doubles | None, weight: Array) -> None:

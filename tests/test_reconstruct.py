@@ -101,9 +101,7 @@ def test_what_an_activation_cuts_off_is_not_fitted():
     for activation in ("Relu", "Identity"):
         dense = prepared(body.format(activation), constants)
         group = next(node.name for node in dense.graph if node.op_type == "Conv")
-        mended = repair(
-            apply_cuts(dense, {group: [0, 2, 3, 5]}), dense, open_data(feeds(), io.inputs(dense)), four_of_six
-        )
+        mended = repair(apply_cuts(dense, {group: [0, 2, 3, 5]}), dense, open_data(feeds(), io.inputs(dense)), whole)
         errors[activation] = [(plain(dense, f)["y"], plain(mended, f)["y"]) for f in feeds(4, 7)]
     free = sum(((a - b) ** 2).sum() for a, b in errors["Relu"])
     fitted = sum(((np.maximum(a, 0) - np.maximum(b, 0)) ** 2).sum() for a, b in errors["Identity"])

@@ -47,7 +47,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """λ in parts of the mean of E[x̂ x̂ᵀ]'s diagonal."""
 UNLIMITED = (-np.inf, np.inf)
 ROUNDS = 4
-"""With a Relu or Clip behind, what is wanted depends on what is answered, and is looked at so often."""
+"""With a Relu or Clip behind, what is wanted depends on what is answered, and is set so often."""
 
 
 @dataclass(frozen=True)
@@ -268,9 +268,9 @@ def _ridge(train: _Positions, held: _Positions, old: Doubles, limits: tuple[floa
     values, vectors = np.linalg.eigh(np.matmul(x, turned_x) if dual else np.matmul(turned_x, x))
     scale = np.maximum(values.sum(axis=1) / columns, 1e-12)
     answers = train.answers(old)
-    best, least, current = old, held.error(old, limits), answers
+    best, least, wanted = old, held.error(old, limits), train.y
     for _ in range(ROUNDS if limits != UNLIMITED else 1):
-        rest = _wanted(train.y, current, limits) - answers
+        rest = wanted - answers
         turned = np.matmul(vectors.transpose(0, 2, 1), rest if dual else np.matmul(turned_x, rest))
         found = None
         for ridge in RIDGES:
@@ -283,7 +283,7 @@ def _ridge(train: _Positions, held: _Positions, old: Doubles, limits: tuple[floa
                 best, least, found = tried, error, tried
         if found is None:
             break
-        current = train.answers(found)
+        wanted = _wanted(train.y, train.answers(found), limits)
     return best
 
 

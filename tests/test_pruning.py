@@ -8,7 +8,7 @@ from small_models import weights
 from toolchain import pruning
 from toolchain.bench.race import Race
 from toolchain.data import open_data
-from toolchain.errors import ModelError
+from toolchain.errors import GateError, ModelError
 from toolchain.graph import io, query
 from toolchain.optimize import optimize
 from toolchain.pruning import prune_model
@@ -89,6 +89,12 @@ def test_what_is_slower_pruned_comes_back_as_it_was(model, data, monkeypatch):
     assert not found.helped
     assert "slower" in found.reason
     assert sum(query.elements(v) or 0 for v in found.model.graph.initializers.values()) >= found.parameters[0]
+
+
+def test_a_goal_out_of_reach_is_told(model, data, monkeypatch):
+    counting(monkeypatch)
+    with pytest.raises(GateError, match="cannot be pruned so far"):
+        prune_model(model, data, Prune(speedup=50.0), multiple=8)
 
 
 def test_a_model_without_free_channels_says_why(data):

@@ -40,16 +40,29 @@ LEAST_SAVING = 0.005
 
 @dataclass(frozen=True)
 class Basis:
-    """What every decision is made from. sized: the model with every axis as long as in the first sample."""
+    """What every decision is made from. sizes: of tensors in the first sample, by name."""
 
     model: ir.Model
-    sized: ir.Model
+    sizes: Mapping[str, tuple[int, ...]]
     layout: Layout
     free: Mapping[str, Group]
     read: Mapping[str, Sequence[Consumer]]
     moments: Mapping[tuple[str, int], Channels]
     order: Mapping[str, Places]
     feed: Feed
+
+    def sized(self, model: ir.Model) -> ir.Model:
+        """A model that was cut from this one, with every axis as long as in the first sample. It is changed in place.
+
+        Axes of which only the run tells the size are never cut, so they are as long as they were.
+        """
+        for value in query.activations(model):
+            known = self.sizes.get(str(value.name))
+            if known is not None and value.shape is not None and len(known) == len(value.shape):
+                value.shape = ir.Shape(
+                    [d if isinstance(d, int) else n for d, n in zip(value.shape, known, strict=True)]
+                )
+        return model
 
 
 def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Progress) -> Basis:
@@ -60,7 +73,6 @@ def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Pr
         data: what moments are taken from.
         settings: criterion and seed.
         report: told about every step.
-            report: progress.
     """
     separated = separate(model)
     found = layout(separated)
@@ -80,24 +92,19 @@ def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Pr
             group, read[name], moments, settings.criterion, made=made, seed=settings.seed, least=max(1, group.size // 5)
         )
     feed = next(iter(data))
-    return Basis(separated, sized(separated, feed), found, free, read, moments, order, feed)
+    return Basis(separated, _measured_sizes(separated, feed), found, free, read, moments, order, feed)
 
 
-def sized(model: ir.Model, feed: Feed) -> ir.Model:
-    """A clone whose tensors have the sizes that they have for a sample."""
+def _measured_sizes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors that have an axis of which only the run tells the size."""
     probe = model.clone()
     values = {str(value.name): value for value in query.activations(probe)}
     wanted = [name for name, value in values.items() if not value.is_graph_input() and -1 in _sizes(value)]
-    clone = model.clone()
-    sizes = {name: array.shape for name, array in feed.items()}
-    if wanted:
-        edit.keep_outputs(probe, [values[name] for name in wanted])
-        found = run.session(probe, pattern=False).run(None, feed)
-        sizes |= {name: array.shape for name, array in zip(wanted, found, strict=True)}
-    for value in query.activations(clone):
-        if value.name in sizes:
-            value.shape = ir.Shape(sizes[value.name])
-    return clone
+    if not wanted:
+        return {name: array.shape for name, array in feed.items()}
+    edit.keep_outputs(probe, [values[name] for name in wanted])
+    found = run.session(probe, pattern=False).run(None, feed)
+    return {name: array.shape for name, array in [*feed.items(), *zip(wanted, found, strict=True)]}
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:
@@ -126,8 +133,8 @@ def items(basis: Basis, settings: Prune, probe: Probe, clock: Clock, multiple: i
         around = _touched(basis.layout, basis.model, group)
         widths = aligned(group.size, multiple, FRACTIONS)
         cuts = [{name: kept_of(basis, name, width)} for width in widths]
-        parts = [edit.extract(basis.sized, around)]
-        parts += [edit.extract(apply_cuts(basis.sized, cut), around) for cut in cuts]
+        models = [basis.model.clone(), *(apply_cuts(basis.model, cut) for cut in cuts)]
+        parts = [edit.extract(basis.sized(model), around) for model in models]
         base, *times = clock(parts)
         options = []
         for width, cut, ms in zip(widths, cuts, times, strict=True):
@@ -146,7 +153,7 @@ def items(basis: Basis, settings: Prune, probe: Probe, clock: Clock, multiple: i
 def _branch_item(basis: Basis, branch: Branch, nodes_of: Mapping[str, set[str]], probe: Probe, clock: Clock) -> Item:
     inside = tuple(name for name, nodes in nodes_of.items() if nodes <= set(branch.nodes))
     whole = [*branch.nodes, branch.name]
-    (time_ms,) = clock([edit.extract(basis.sized, whole)])
+    (time_ms,) = clock([edit.extract(basis.sized(basis.model.clone()), whole)])
     loss = _loss(probe, drop_branches(basis.model, [branch.name]))
     return Item(branch.name, 1, (Option(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.bench.race import Race, race
-from toolchain.candidates import Basis, Places, basis_of, items, kept_of, sized, total_macs
+from toolchain.candidates import Basis, Places, basis_of, items, kept_of, total_macs
 from toolchain.data import CalibrationData
 from toolchain.errors import GateError, ModelError
 from toolchain.fidelity import Probe
@@ -101,7 +101,7 @@ def prune_model(
         progress: told about every step.
 
     Raises:
-        ModelError: nothing in the model can be cut. GateError: the cut model is not the masked one.
+        ModelError: nothing in the model can be cut. GateError: the goal is out of reach, or the proof fails.
         DataError: a sample cannot be run.
     """
     report = progress or (lambda what, done, total: None)
@@ -155,6 +155,10 @@ class _Job:
         """The places that widths keep."""
         return {name: kept_of(self.basis, name, width) for name, width in widths.kept.items()}
 
+    def macs(self, model: ir.Model) -> int:
+        """Multiply-accumulates for the first sample; the model's shapes are filled in."""
+        return total_macs(self.basis.sized(model))
+
     def cut(self, widths: Widths) -> ir.Model:
         """The model with these widths, not repaired."""
         return drop_branches(apply_cuts(self.basis.model, self.cuts(widths)), widths.dropped)
@@ -162,13 +166,13 @@ class _Job:
 
 def _uniform(basis: Basis, settings: Prune, multiple: int) -> Widths:
     """The same part of every group: the largest with which the goal's part of the work is left."""
-    wanted = (settings.keep or 1 / (settings.speedup or 1.0)) * total_macs(basis.sized)
+    wanted = (settings.keep or 1 / (settings.speedup or 1.0)) * total_macs(basis.sized(basis.model.clone()))
     widths: dict[str, int] = {}
     for percent in range(95, 4, -5):
         tried = {name: aligned(group.size, multiple, (percent / 100,)) for name, group in basis.free.items()}
         widths = {name: found[0] for name, found in tried.items() if found}
-        cut = apply_cuts(basis.sized, {name: kept_of(basis, name, width) for name, width in widths.items()})
-        if total_macs(cut) <= wanted:
+        cut = apply_cuts(basis.model, {name: kept_of(basis, name, width) for name, width in widths.items()})
+        if total_macs(basis.sized(cut)) <= wanted:
             break
     return Widths(widths, (), 0.0, 0.0)
 
@@ -177,10 +181,12 @@ def _reach_goal(job: _Job, path: Sequence[Widths]) -> Pruned:
     """The first point of the walk at which the goal is met: found by bisection, and measured, not predicted."""
     basis, settings = job.basis, job.settings
     if settings.keep is not None:
-        wanted = settings.keep * total_macs(basis.sized)
+        whole = job.macs(basis.model.clone())
 
-        def met(widths: Widths) -> bool:
-            return total_macs(sized(job.cut(widths), basis.feed)) <= wanted
+        def reached(widths: Widths) -> float:
+            return whole / job.macs(job.cut(widths))
+
+        goal = 1 / settings.keep
     else:
         dense = job.deployed(basis.model)
         base_ms = _race(dense, dense, basis.feed).medians_s[0] * 1e3
@@ -188,14 +194,24 @@ def _reach_goal(job: _Job, path: Sequence[Widths]) -> Pruned:
         if goal <= 1:
             return Pruned(basis.model, False, f"it takes {base_ms:.2f} ms already", savings=job.savings)
 
-        def met(widths: Widths) -> bool:
-            return _speedup(_race(dense, job.deployed(job.cut(widths)), basis.feed)) >= goal
+        def reached(widths: Widths) -> float:
+            return _speedup(_race(dense, job.deployed(job.cut(widths)), basis.feed))
 
-    low, high, turns = 0, len(path) - 1, ceil(log2(max(len(path), 2)))
+    if len(path) == 1:
+        return Pruned(basis.model, False, "no width that was tried is faster", savings=job.savings)
+    low, high, turns = 1, len(path) - 1, ceil(log2(len(path)))
     while low < high:
         job.report("measuring whole models", turns - ceil(log2(high - low + 1)), turns)
         middle = (low + high) // 2
-        low, high = (low, middle) if met(path[middle]) else (middle + 1, high)
+        low, high = (low, middle) if reached(path[middle]) >= goal else (middle + 1, high)
+    if low == len(path) - 1 and (most := reached(path[low])) < goal:
+        if most <= 1:
+            return Pruned(basis.model, False, "pruned, it was measured slower", savings=job.savings)
+        raise GateError(
+            f"cannot be pruned so far: {most:.2f} of {goal:.2f} times, and little of its answer is left",
+            where=basis.model.graph.name,
+            hint="ask for less; `toolchain inspect --groups` tells what cannot be cut",
+        )
     return _finish(job, path[low])
 
 
@@ -250,7 +266,7 @@ def _finish(job: _Job, widths: Widths) -> Pruned:
         fidelity_db=(before_db, job.probe.fidelity_db(pruned)),
         savings=job.savings,
         parameters=(parameter_count(basis.model), parameter_count(pruned)),
-        macs=(total_macs(basis.sized), total_macs(sized(pruned, basis.feed))),
+        macs=(job.macs(basis.model.clone()), job.macs(pruned.clone())),
     )
     if deployed.second_is_slower(by=1.0):
         return replace(result, model=basis.model, helped=False, reason="pruned, it was measured slower")

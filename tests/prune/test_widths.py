@@ -38,6 +38,11 @@ def test_losses_and_savings_rise_along_the_walk():
     assert all(a.saving_ms < b.saving_ms and a.loss <= b.loss for a, b in itertools.pairwise(path))
 
 
+def test_the_walk_ends_where_the_answer_does():
+    path = walk([item("a", (32, 0.6, 1.0)), item("b", (32, 0.5, 0.5))])
+    assert [dict(w.kept) for w in path] == [{}, {"a": 32}]
+
+
 def test_what_lies_in_a_dropped_branch_is_moot():
     inner = item("inner", (32, 0.01, 0.4), work={"conv": 1.0})
     path = walk([inner, item("sum", (0, 0.5, 1.0), work={"conv": 1.0}, inside=["inner"], size=1)])

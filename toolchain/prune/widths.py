@@ -52,11 +52,15 @@ class Widths:
     saving_ms: float
 
 
+MOST_LOSS = 1.0
+"""Noise as loud as the answer, before repair: what is cut further has nothing left to be repaired from."""
+
+
 def walk(items: Sequence[Item]) -> list[Widths]:
-    """From nothing cut to all that can be, one choice at a time."""
+    """From nothing cut to as much as can be, one choice at a time, while the predicted loss is below `MOST_LOSS`."""
     search = _Search(items)
     path = [search.widths]
-    while search.step():
+    while search.step() and search.widths.loss < MOST_LOSS:
         path.append(search.widths)
     return path
 

@@ -34,7 +34,7 @@ from toolchain.prune.widths import Widths, aligned, walk
 from toolchain.recipe import Prune
 from toolchain.reconstruct import repair
 from toolchain.tensors import Feed
-from toolchain.train import distil, require_torch
+from toolchain.train import distil, require_trainable
 
 CHECK_SAMPLES = 16
 """So many samples judge an option."""
@@ -106,7 +106,7 @@ def prune_model(
     """
     report = progress or (lambda what, done, total: None)
     if settings.minutes:
-        require_torch(model)
+        require_trainable(model)
     if check is None:
         data, check = data.split()
     basis = basis_of(model, data, settings, report)

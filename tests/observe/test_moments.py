@@ -162,6 +162,6 @@ def test_drawn_positions_stand_for_all():
     got = found(model, [{"x": x}])["y"]
     assert got.positions == moments.LEAST_POSITIONS
     assert got.blocks[0][0, 1, 1] == 1
-    rows = moments._drawer(100, 3)(120)
+    rows = moments.drawer(100, 3)(120)
     assert len(set(rows)) == 100
     assert got.blocks[0][0, 0, 1] == pytest.approx(499.5, rel=0.4), "32 of 1000: a spread of 288 / √32 = 51, four of it"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from toolchain.train.distil import Distilled, distil, require_torch
+from toolchain.train.distil import Distilled, distil, require_trainable
 from toolchain.train.lesson import Exam
 from toolchain.train.torch_graph import TorchGraph
 
-__all__ = ["Distilled", "Exam", "TorchGraph", "distil", "require_torch"]
+__all__ = ["Distilled", "Exam", "TorchGraph", "distil", "require_trainable"]

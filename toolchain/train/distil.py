@@ -21,6 +21,7 @@ import onnx_ir as ir
 from toolchain.data import CalibrationData
 from toolchain.errors import InputError, ModelError
 from toolchain.train.lesson import Exam, Lesson
+from toolchain.train.torch_graph import check_operators
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total): steps where their number is given, else seconds."""
@@ -50,15 +51,16 @@ class Distilled:
     seconds: float
 
 
-def require_torch(model: ir.Model) -> None:
-    """Say so before anything slow.
+def require_trainable(model: ir.Model) -> None:
+    """To be called before anything slow.
 
     Raises:
-        ModelError: torch is not installed.
+        ModelError: torch is not installed, or an operator cannot be trained through.
     """
     if importlib.util.find_spec("torch") is None:
         hint = "pip install 'edge-toolchain[torch]'"
         raise ModelError("torch is not installed, and training needs it", where=model.graph.name, hint=hint)
+    check_operators(model)
 
 
 def distil(
@@ -97,7 +99,7 @@ def distil(
     began = time.monotonic()
     if not minutes > 0 or (steps is not None and steps < 1):
         raise InputError(f"{minutes:g} minutes, {steps} steps", where="training", hint="give more than none")
-    require_torch(student)
+    require_trainable(student)
     if check is None:
         data, check = data.split()
     with _one_thread_an_operator() as initializer:

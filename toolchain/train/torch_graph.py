@@ -56,7 +56,7 @@ class TorchGraph:
     def __init__(self, model: ir.Model) -> None:
         import torch
 
-        _check(model)
+        check_operators(model)
         self._model = model
         self._nodes = [node for node in model.graph if node.op_type != "Constant"]
         self.parameters, self._constants = {}, {}
@@ -133,7 +133,12 @@ class TorchGraph:
         return order[::-1]
 
 
-def _check(model: ir.Model) -> None:
+def check_operators(model: ir.Model) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        ModelError: an old operator set, or an operator that is not in the table of torch's.
+    """
     if query.opset(model) < OLDEST_OPSET:
         raise ModelError(
             f"is of operator set {query.opset(model)}, and {OLDEST_OPSET} is the oldest that can be trained",

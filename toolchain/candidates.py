@@ -28,7 +28,7 @@ from toolchain.prune.layout import Layout, layout
 from toolchain.prune.score import Channels, Consumer, consumers, fold, makers, needed, ranking
 from toolchain.prune.widths import Item, Option, aligned, without_dominated
 from toolchain.recipe import Prune
-from toolchain.tensors import Feed
+from toolchain.tensors import Array, Feed
 
 Places = npt.NDArray[np.intp]
 
@@ -40,10 +40,11 @@ LEAST_SAVING = 0.005
 
 @dataclass(frozen=True)
 class Basis:
-    """What every decision is made from. sizes: of tensors in the first sample, by name."""
+    """What every decision is made from. sizes, integers: shapes and whole numbers of tensors in the first sample."""
 
     model: ir.Model
     sizes: Mapping[str, tuple[int, ...]]
+    integers: Mapping[str, Array]
     layout: Layout
     free: Mapping[str, Group]
     read: Mapping[str, Sequence[Consumer]]
@@ -63,6 +64,18 @@ class Basis:
                     [d if isinstance(d, int) else n for d, n in zip(value.shape, known, strict=True)]
                 )
         return model
+
+    def part(self, model: ir.Model, names: Sequence[str]) -> ir.Model:
+        """The named nodes of a model that was cut from this one, by themselves, with the shapes of the first sample."""
+        known = {node.name for node in self.model.graph}
+        shapes = [str(node.name) for node in model.graph if node.name not in known]  # joined anew by the cut
+        found = edit.extract(self.sized(model), [*names, *shapes])
+        for value in list(found.graph.inputs):
+            numbers = self.integers.get(str(value.name))
+            if numbers is not None:
+                value.replace_all_uses_with(edit.add_constant(found.graph, f"{value.name}_first", numbers))
+                found.graph.inputs.remove(value)
+        return found
 
 
 def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Progress) -> Basis:
@@ -92,19 +105,20 @@ def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Pr
             group, read[name], moments, settings.criterion, made=made, seed=settings.seed, least=max(1, group.size // 5)
         )
     feed = next(iter(data))
-    return Basis(separated, _measured_sizes(separated, feed), found, free, read, moments, order, feed)
+    return Basis(separated, *_first_run(separated, feed), found, free, read, moments, order, feed)
 
 
-def _measured_sizes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors that have an axis of which only the run tells the size."""
+def _first_run(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
+    """For one sample: shapes of all tensors of which only the run tells a size, and the numbers of all integer ones."""
     probe = model.clone()
-    values = {str(value.name): value for value in query.activations(probe)}
-    wanted = [name for name, value in values.items() if not value.is_graph_input() and -1 in _sizes(value)]
-    if not wanted:
-        return {name: array.shape for name, array in feed.items()}
-    edit.keep_outputs(probe, [values[name] for name in wanted])
-    found = run.session(probe, pattern=False).run(None, feed)
-    return {name: array.shape for name, array in [*feed.items(), *zip(wanted, found, strict=True)]}
+    values = {str(value.name): value for value in query.activations(probe) if not value.is_graph_input()}
+    wanted = [name for name, value in values.items() if -1 in _sizes(value) or value.dtype == ir.DataType.INT64]
+    found = dict(feed)
+    if wanted:
+        edit.keep_outputs(probe, [values[name] for name in wanted])
+        found |= zip(wanted, run.session(probe, pattern=False).run(None, feed), strict=True)
+    integers = {name: array for name, array in found.items() if array.dtype.kind == "i"}
+    return {name: array.shape for name, array in found.items()}, integers
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:
@@ -134,7 +148,7 @@ def items(basis: Basis, settings: Prune, probe: Probe, clock: Clock, multiple: i
         widths = aligned(group.size, multiple, FRACTIONS)
         cuts = [{name: kept_of(basis, name, width)} for width in widths]
         models = [basis.model.clone(), *(apply_cuts(basis.model, cut) for cut in cuts)]
-        parts = [edit.extract(basis.sized(model), around) for model in models]
+        parts = [basis.part(model, around) for model in models]
         base, *times = clock(parts)
         options = []
         for width, cut, ms in zip(widths, cuts, times, strict=True):
@@ -153,7 +167,7 @@ def items(basis: Basis, settings: Prune, probe: Probe, clock: Clock, multiple: i
 def _branch_item(basis: Basis, branch: Branch, nodes_of: Mapping[str, set[str]], probe: Probe, clock: Clock) -> Item:
     inside = tuple(name for name, nodes in nodes_of.items() if nodes <= set(branch.nodes))
     whole = [*branch.nodes, branch.name]
-    (time_ms,) = clock([edit.extract(basis.sized(basis.model.clone()), whole)])
+    (time_ms,) = clock([basis.part(basis.model.clone(), whole)])
     loss = _loss(probe, drop_branches(basis.model, [branch.name]))
     return Item(branch.name, 1, (Option(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
 

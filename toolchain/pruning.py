@@ -198,7 +198,7 @@ def _reach_goal(job: _Job, path: Sequence[Widths]) -> Pruned:
             return _speedup(_race(dense, job.deployed(job.cut(widths)), basis.feed))
 
     if len(path) == 1:
-        return Pruned(basis.model, False, "no width that was tried is faster", savings=job.savings)
+        return Pruned(basis.model, False, "no cut that was tried saves time and leaves the answer", savings=job.savings)
     low, high, turns = 1, len(path) - 1, ceil(log2(len(path)))
     while low < high:
         job.report("measuring whole models", turns - ceil(log2(high - low + 1)), turns)
@@ -228,7 +228,7 @@ def _finish(job: _Job, widths: Widths) -> Pruned:
     """Prove, repair and measure a choice of widths."""
     basis, settings, cuts = job.basis, job.settings, job.cuts(widths)
     if not cuts and not widths.dropped:
-        return Pruned(basis.model, False, "no width that was tried is faster", savings=job.savings)
+        return Pruned(basis.model, False, "no cut that was tried saves time and leaves the answer", savings=job.savings)
     job.report("proving the cut", 0, 0)
     verified = verify_cuts(basis.model, cuts, apply_cuts(basis.model, cuts)) if cuts else None
     if verified is not None and verified.mismatches:

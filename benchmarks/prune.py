@@ -56,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=_others, default=tuple(peers.PRUNERS), metavar="NAME,...|none")
     parser.add_argument("--without", type=_parts, default=(), metavar="PART,...", help=f"of {', '.join(INGREDIENTS)}")
     parser.add_argument("--points", type=choices.numbers, default=(1.1, 1.2, 1.4), help="speed-ups that ours aims at")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of label-free training, for a row of ours more")
     parser.add_argument("--ratios", type=choices.numbers, default=(0.05, 0.1, 0.2, 0.3), help="what peers take out")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64)
@@ -77,7 +78,7 @@ def _parts(text: str) -> tuple[str, ...]:
 def _compare(model: Model, options: argparse.Namespace) -> None:
     """Prune, score and time one model, and write down what came of it."""
     host = describe_host()
-    field = pruners.contestants(options.points, options.ratios, options.without, options.peers)
+    field = pruners.contestants(options.points, options.ratios, options.without, options.peers, options.minutes)
     with tempfile.TemporaryDirectory(prefix="toolchain-prune-") as scratch:
         source = Path(scratch) / "unpruned.onnx"
         io.save(prepare(model.onnx_path()).model, source)

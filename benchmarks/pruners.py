@@ -22,9 +22,6 @@ INGREDIENTS: Mapping[str, dict[str, object]] = {
 }
 """Each part of ours → what of the recipe's `prune` leaves it out."""
 
-TRAINED: Mapping[str, dict[str, object]] = {"ours, 3 minutes of training": {"minutes": 3.0}}
-"""Without labels either, but with PyTorch."""
-
 PLAIN: dict[str, object] = {"uniform": True, "repair": False, "branches": False}
 CONTROLS: Mapping[str, dict[str, object]] = {
     "random, uniform": {"criterion": "random", **PLAIN},
@@ -66,10 +63,18 @@ class Cut:
 
 
 def contestants(
-    points: tuple[float, ...], ratios: tuple[float, ...], without: Sequence[str], others: Sequence[str]
+    points: tuple[float, ...],
+    ratios: tuple[float, ...],
+    without: Sequence[str],
+    others: Sequence[str],
+    minutes: float = 0.0,
 ) -> list[Contestant]:
-    """Ours and the controls at the speed-ups `points`, ours without each of `without`, the `others` at `ratios`."""
-    hows: dict[str, dict[str, object]] = {"ours": {}, **TRAINED, **CONTROLS}
+    """Ours and the controls at the speed-ups `points`, ours without each of `without`, the `others` at `ratios`.
+
+    minutes: of label-free training, for a row of ours more.
+    """
+    trained: dict[str, dict[str, object]] = {f"ours, {minutes:g} min of training": {"minutes": minutes}}
+    hows: dict[str, dict[str, object]] = {"ours": {}, **(trained if minutes else {}), **CONTROLS}
     hows |= {f"ours without {part}": INGREDIENTS[part] for part in without}
     found = [Contestant(name, ours.prune, how, points, name in BLIND) for name, how in hows.items()]
     for other in others:

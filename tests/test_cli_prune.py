@@ -83,3 +83,4 @@ def test_export_prunes_first(toolchain, workplace, always_faster):
     manifest = json.loads((workplace / "out/host/manifest.json").read_text())
     assert manifest["recipe"]["prune"]["speedup"] == 1.05
     assert variants == ["fp32", "pruned", "pruned+int8"]
+    assert any("pruned before int8" in note for note in manifest["notes"])

@@ -372,7 +372,7 @@ def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) ->
         steps=tuple(artifact.AccuracyStep(**asdict(step)) for step in quantized.steps),
         tradeoff=tuple(artifact.TradeOff(**asdict(point)) for point in work.curve),
         reference_score=reference,
-        notes=(*prepared.converted.notes, *quantized.notes),
+        notes=(*prepared.converted.notes, *([work.pruned.summary] if work.pruned else []), *quantized.notes),
     )
 
 

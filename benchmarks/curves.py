@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from toolchain.files import replacing
 
 MARKERS = "osD^vP*X<>phd"
+COLOURS = [mpl.colormaps["tab20"].colors[i] for i in (*range(0, 20, 2), *range(1, 20, 2))]  # type: ignore[attr-defined]
+"""Dark ones first: two contestants of one colour have different markers at least."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def plot(points: Sequence[Point], metric: float, title: str, label: str, file: P
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, (name, curve) in enumerate(groupby(points, key=lambda point: point.contestant)):
-        _draw(axes, name, list(curve), MARKERS[number % len(MARKERS)])
+        _draw(axes, name, list(curve), MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)])
     axes.plot(1, 100 * metric, marker="+", markersize=12, color="black", linestyle="none", label="unpruned")
     axes.axvline(1, linestyle=":", color="grey", linewidth=1)
     axes.set(xlabel="speed-up over the unpruned model (median latency, 1 thread)", ylabel=label)
@@ -93,7 +95,7 @@ def plot(points: Sequence[Point], metric: float, title: str, label: str, file: P
         figure.savefig(folder / file.name, metadata={"Date": None})
 
 
-def _draw(axes: Axes, name: str, curve: Sequence[Point], marker: str) -> None:
+def _draw(axes: Axes, name: str, curve: Sequence[Point], marker: str, colour: tuple[float, ...]) -> None:
     ordered = sorted(curve, key=lambda point: point.speedup.mean)
     axes.errorbar(
         [p.speedup.mean for p in ordered],
@@ -104,6 +106,7 @@ def _draw(axes: Axes, name: str, curve: Sequence[Point], marker: str) -> None:
             [100 * (p.metric.high - p.metric.mean) for p in ordered],
         ],
         marker=marker,
+        color=colour,
         markersize=5,
         linewidth=2.5 if name == "ours" else 1,
         elinewidth=0.8,

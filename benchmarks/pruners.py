@@ -69,14 +69,18 @@ def contestants(
     others: Sequence[str],
     minutes: float = 0.0,
 ) -> list[Contestant]:
-    """Ours and the controls at the speed-ups `points`, ours without each of `without`, the `others` at `ratios`.
+    """Ours and the controls at the speed-ups `points`, the `others` at `ratios`.
 
-    minutes: of label-free training, for a row of ours more.
+    Ours without each of `without`, and after so many `minutes` of label-free training, are minutes each and therefore
+    rows at one speed-up alone, the one in the middle.
     """
+    middle = (points[len(points) // 2],)
     trained: dict[str, dict[str, object]] = {f"ours, {minutes:g} min of training": {"minutes": minutes}}
-    hows: dict[str, dict[str, object]] = {"ours": {}, **(trained if minutes else {}), **CONTROLS}
-    hows |= {f"ours without {part}": INGREDIENTS[part] for part in without}
-    found = [Contestant(name, ours.prune, how, points, name in BLIND) for name, how in hows.items()]
+    once = trained if minutes else {}
+    once |= {f"ours without {part}": INGREDIENTS[part] for part in without}
+    found = [Contestant("ours", ours.prune, {}, points)]
+    found += [Contestant(name, ours.prune, how, points, name in BLIND) for name, how in CONTROLS.items()]
+    found += [Contestant(name, ours.prune, how, middle) for name, how in once.items()]
     for other in others:
         peer, python = peers.PRUNERS[other], peers.interpreter(other)
         found += [

@@ -1,4 +1,4 @@
-"""Latency and memory of models on this machine, each in a fresh process, interleaved round by round.
+"""Latency and memory of models in one place, each in a fresh process, interleaved round by round.
 
 Every sample is kept; statistics are derived from them (``stats``). A round of A is followed by a round
 of B, then A again, so that what drifts (clock, temperature, neighbours) drifts for all alike.
@@ -16,13 +16,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from toolchain.bench.host import conditions, describe_host, read_conditions
-from toolchain.bench.local import Runner
+from toolchain.bench.host import conditions, describe_host
+from toolchain.bench.local import Local
+from toolchain.bench.place import Device, Place
 from toolchain.data import Feed
-from toolchain.detect import detect_host
 from toolchain.errors import InputError, ModelError
 from toolchain.files import sha256
-from toolchain.measurement import Conditions, Evidence, Host, Latency, Measurement, Memory, Results, Score
+from toolchain.measurement import Conditions, Evidence, Latency, Measurement, Memory, Results, Score
 from toolchain.recipe import Bench
 from toolchain.target import Target
 
@@ -57,30 +57,34 @@ def bench(
     settings: Bench,
     target: Target | None = None,
     threads: int | None = None,
+    place: Place | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Results:
-    """Time the subjects on this machine, all with the same threads and session options.
+    """Time the subjects in one place, all with the same threads and session options.
 
     Args:
         subjects: in the order of the results.
         settings: warm-up, rounds and least times; the rounds share `min_time_s` and `min_runs`.
-        target: whose session options, and threads as far as this machine has cores, are used.
+        target: whose session options, and threads as far as the place has cores, are used.
         threads: overrides those of the settings, which override the target's.
+        place: as `find_place` gives it; None is this machine.
         progress: called with one short line before every step.
 
     Raises:
         InputError: no subject. ModelError: a file is missing, or onnxruntime refuses it or its feed.
-        DeviceError: a process was killed or hung.
+        DeviceError: the place cannot be reached or used or is busy, or a process was killed or hung.
     """
     if not subjects:
         raise InputError("no model to bench", hint="give at least one")
     for subject in subjects:
         if not subject.path.is_file():
             raise ModelError("no such model file", where=subject.path, hint="check the path")
-    host = describe_host()
-    threads = threads or settings.threads or _threads(target, host)
+    place, say = place or Local(), progress or (lambda line: None)
     options = target.runtime.session_options if target else {}
-    timings, around = _interleave(subjects, settings, threads, options, progress or (lambda line: None))
+    with place.reserve(say) as device:
+        host = device.describe()
+        threads = threads or settings.threads or max(1, min((target or device.detect()).runtime.threads, host.cores))
+        timings, around = _interleave(device, subjects, settings, threads, options, say)
     when = datetime.now(UTC).isoformat(timespec="milliseconds")
     return Results(
         measurements=tuple(
@@ -118,6 +122,7 @@ def model_bytes(path: Path) -> int:
 
 
 def _interleave(
+    device: Device,
     subjects: Sequence[Subject],
     settings: Bench,
     threads: int,
@@ -127,24 +132,26 @@ def _interleave(
     """Run all subjects, round by round, one at a time; the others wait without using the processor."""
     names = [f"{s.model} {s.variant}" for s in subjects]
     share = {"seconds": settings.min_time_s / settings.rounds, "runs": math.ceil(settings.min_runs / settings.rounds)}
-    before = read_conditions()
+    before = device.read_conditions()
     with ExitStack() as stack:
         say(f"starting {len(subjects)} benchmark processes")
         runners = [
-            stack.enter_context(Runner(s.path, threads=threads, session_options=options, feed=s.feeds, dims=s.dims))
+            stack.enter_context(
+                device.open(s.path, threads=threads, session_options=options, feed=s.feeds, dims=s.dims)
+            )
             for s in subjects
         ]
         answers = [runner.started() for runner in runners]
         for name, runner, answer in zip(names, runners, answers, strict=True):
             say(f"{name}: loading and warming up")
             answer |= runner.ask("load") | runner.ask("warmup", {"seconds": settings.warmup_s})
-        warm = read_conditions()
+        warm = device.read_conditions()
         rounds: list[list[list[float]]] = [[] for _ in subjects]
         for number in range(settings.rounds):
             for name, runner, samples in zip(names, runners, rounds, strict=True):
                 say(f"{name}: round {number + 1} of {settings.rounds}")
                 samples.append(runner.ask("round", share)["samples_ms"])
-        after = read_conditions()
+        after = device.read_conditions()
         for runner, answer in zip(runners, answers, strict=True):
             answer |= runner.ask("memory")
     # The clock of an idle core says nothing: both are read under way.
@@ -177,11 +184,6 @@ def _memory(answer: dict[str, Any]) -> Memory:
         peak_run_bytes=answer["peak_run_bytes"],
         peak_reset=answer["peak_reset"],
     )
-
-
-def _threads(target: Target | None, host: Host) -> int:
-    wanted = (target or detect_host()).runtime.threads
-    return max(1, min(wanted, host.cores))
 
 
 def _evidence(target: str | None) -> Evidence:

@@ -7,7 +7,6 @@ of B, then A again, so that what drifts (clock, temperature, neighbours) drifts 
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 from toolchain.bench.host import conditions, describe_host
 from toolchain.bench.local import Local
+from toolchain.bench.model_files import model_bytes
 from toolchain.bench.place import Device, Place
 from toolchain.data import Feed
 from toolchain.errors import InputError, ModelError
@@ -26,7 +26,7 @@ from toolchain.measurement import Conditions, Evidence, Latency, Measurement, Me
 from toolchain.recipe import Bench
 from toolchain.target import Target
 
-__all__ = ["Subject", "bench", "describe_host"]
+__all__ = ["Subject", "bench", "describe_host", "model_bytes"]
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,6 @@ def bench(
             for subject, (latency, memory) in zip(subjects, timings, strict=True)
         )
     )
-
-
-def model_bytes(path: Path) -> int:
-    """Size of a model file and of the external data files beside it."""
-    total = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if path.suffix != ".onnx" or content.find(b"location") < 0:
-            return total  # External data has such a key; without it the slow import and parse are needless.
-    import onnx
-
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    files = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return total + sum(int((path.parent / name).stat().st_size) for name in files)
 
 
 def _interleave(

@@ -115,6 +115,8 @@ def find_place(text: str, *, python: str | None = None) -> Place:
         raise InputError(f"{text!r} does not say which", where="--on", hint=f"give {PLACES[kind]}")
     if python is not None and kind != "ssh":
         raise InputError(f"has no meaning for {text}", where="--python", hint="give it with --on ssh:HOST")
-    from toolchain.bench import local
+    from toolchain.bench import local, ssh
 
+    if kind == "ssh":
+        return ssh.Ssh(name, python)
     return local.Local()

@@ -20,11 +20,16 @@ REPLY_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Death:
-    """How a process ended. code: negative for a signal; said: the last line of its stderr; timed_out: we ended it."""
+    """How a process ended. code: negative for a signal; stderr: all it said there; timed_out: we ended it."""
 
     code: int
-    said: str = ""
+    stderr: str = ""
     timed_out: bool = False
+
+    @property
+    def said(self) -> str:
+        """The last line that is not blank."""
+        return next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
 
 
 class LineProcess:
@@ -54,6 +59,14 @@ class LineProcess:
     def __enter__(self) -> Self:
         return self
 
+    def finish(self, timeout_s: float) -> None:
+        """Close its stdin and give it so long to end by itself."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
     def __exit__(self, *raised: object) -> None:
         self._process.kill()
         self._process.wait()
@@ -64,13 +77,17 @@ class LineProcess:
 
     def send(self, line: Mapping[str, Any], content: Path | None = None) -> None:
         """Send one line, and behind it the bytes of a file. A process that is gone is noticed by `receive`."""
+        self.send_bytes(json.dumps(line).encode() + b"\n")
+        if content is not None:
+            with content.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    self.send_bytes(chunk)
+
+    def send_bytes(self, content: bytes) -> None:
+        """Send what is no line of JSON."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(line).encode() + b"\n")
-            if content is not None:
-                with content.open("rb") as file:
-                    while chunk := file.read(1 << 20):
-                        self._process.stdin.write(chunk)
+            self._process.stdin.write(content)
             self._process.stdin.flush()
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any] | Death:
@@ -84,22 +101,15 @@ class LineProcess:
         finally:
             watchdog.cancel()
         if not line.endswith(b"\n"):  # the rest of a line is the end of a process, too
-            return Death(self._process.wait(), last_line(self._said()), self._timed_out)
+            self._stderr.seek(0)
+            said = self._stderr.read().decode("utf-8", "replace")
+            return Death(self._process.wait(), said, self._timed_out)
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-    def _said(self) -> str:
-        self._stderr.seek(0)
-        return self._stderr.read().decode("utf-8", "replace")
 
     def _time_out(self) -> None:
         self._timed_out = True
         self._process.kill()
-
-
-def last_line(text: str) -> str:
-    """The last line that is not blank."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def explain(death: Death, doing: str, *, model: Path, runtime: object, fed: bool) -> ToolchainError:

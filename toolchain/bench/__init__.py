@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from toolchain.bench.emulated import Emulated
 from toolchain.bench.host import conditions, describe_host
 from toolchain.bench.local import Local
 from toolchain.bench.model_files import model_bytes
@@ -83,8 +84,16 @@ def bench(
     options = target.runtime.session_options if target else {}
     with place.reserve(say) as device:
         host = device.describe()
-        threads = threads or settings.threads or max(1, min((target or device.detect()).runtime.threads, host.cores))
-        timings, around = _interleave(device, subjects, settings, threads, options, say)
+        name, evidence = _standing(device, target)
+        timings: Sequence[tuple[Latency | None, Memory | None]]
+        notes: Sequence[str | None] = [subject.note for subject in subjects]
+        if isinstance(device, Emulated):
+            timings, around = [(None, None)] * len(subjects), Conditions()
+            notes = [_compare(device, subject, options, say) for subject in subjects]
+        else:
+            wanted = (target or device.detect()).runtime.threads
+            threads = threads or settings.threads or max(1, min(wanted, host.cores))
+            timings, around = _interleave(device, subjects, settings, threads, options, say)
     when = datetime.now(UTC).isoformat(timespec="milliseconds")
     return Results(
         measurements=tuple(
@@ -93,17 +102,17 @@ def bench(
                 variant=subject.variant,
                 sha256=sha256(subject.path),
                 size_bytes=model_bytes(subject.path),
-                target=subject.target or (target.name if target else None),
-                evidence=subject.evidence or _evidence(subject.target or (target.name if target else None)),
+                target=subject.target or name,
+                evidence=subject.evidence or (_evidence(subject.target) if subject.target else evidence),
                 host=host,
                 latency=latency,
                 memory=memory,
                 conditions=around,
                 score=subject.score,
-                note=subject.note,
+                note=note,
                 when=when,
             )
-            for subject, (latency, memory) in zip(subjects, timings, strict=True)
+            for subject, (latency, memory), note in zip(subjects, timings, notes, strict=True)
         )
     )
 
@@ -171,6 +180,25 @@ def _memory(answer: dict[str, Any]) -> Memory:
         peak_run_bytes=answer["peak_run_bytes"],
         peak_reset=answer["peak_reset"],
     )
+
+
+def _compare(device: Emulated, subject: Subject, options: Mapping[str, str], say: Callable[[str], None]) -> str:
+    say(f"{subject.model} {subject.variant}: answering here and on {device.name}")
+    found = device.compare(subject.path, session_options=options, feed=subject.feeds, dims=subject.dims)
+    return f"{subject.note}; {found}" if subject.note else found
+
+
+def _standing(device: Device, target: Target | None) -> tuple[str | None, Evidence]:
+    """The name of the rows' target, and whether the device is that target."""
+    if isinstance(device, Emulated):
+        return target.name if target else device.cpu, "emulated"
+    if isinstance(device, Local):
+        return target.name if target else None, _evidence(target.name if target else None)
+    here = device.detect()
+    if target is None:
+        return here.name, "measured"
+    alike = target.architecture == here.architecture and {c.core for c in target.cores} == {c.core for c in here.cores}
+    return target.name, "measured" if alike else "host"
 
 
 def _evidence(target: str | None) -> Evidence:

@@ -9,7 +9,7 @@ on stdin, one line answers each on stdout. All it makes lies in ``edge-toolchain
     run/                      for as long as the agent lives
 
     {"do": "lock"}                                  -> {} or {"busy": who has it}
-    {"do": "environment", "version": v}             -> {"python": path, "onnxruntime": v} or {"absent": true}
+    {"do": "environment", "version": v}             -> {"python": path, "onnxruntime": v}; see below
     {"do": "install", "version": v}                 -> the same, or {"error": why}
     {"do": "own"}                                   -> the same, of the interpreter that runs this
     {"do": "have", "name": n}                       -> {"have": bool}
@@ -20,6 +20,7 @@ on stdin, one line answers each on stdout. All it makes lies in ``edge-toolchain
     {"do": "ask", "id": n, "line": {...}}           -> {"answer": {...}} or {"code": n, "said": text}
     {"do": "stop", "id": n}                         -> {}
 
+An environment that is not there yet is ``{"absent": true, "onnxruntime": that of this interpreter, or null}``.
 The end of stdin (the connection is gone, or was closed) is the end of everything: runners are killed, run/ is removed.
 """
 
@@ -91,7 +92,7 @@ class _Agent:
                 return {"python": str(folder / "bin/python"), "onnxruntime": version}
         if installed("onnxruntime") == command["version"] and installed("numpy"):
             return {"python": sys.executable, "onnxruntime": command["version"]}
-        return {"absent": True}
+        return {"absent": True, "onnxruntime": installed("onnxruntime")}
 
     def do_own(self, command: Reply) -> Reply:
         code = "import numpy, onnxruntime; print(onnxruntime.__version__)"

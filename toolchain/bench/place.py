@@ -115,8 +115,11 @@ def find_place(text: str, *, python: str | None = None) -> Place:
         raise InputError(f"{text!r} does not say which", where="--on", hint=f"give {PLACES[kind]}")
     if python is not None and kind != "ssh":
         raise InputError(f"has no meaning for {text}", where="--python", hint="give it with --on ssh:HOST")
-    from toolchain.bench import local, ssh
+    from toolchain.bench import emulated, emulator, local, ssh
 
     if kind == "ssh":
         return ssh.Ssh(name, python)
+    if kind == "emulator":
+        emulator.find_cpu(name)
+        return emulated.Emulated(name)
     return local.Local()

@@ -152,13 +152,18 @@ class Remote:
         return RemoteRunner(self, next(self._numbers), model, start, fed=feed is not None)
 
     def detect(self) -> Target:
-        """As `place.Device.detect`, named after the host."""
+        """As `place.Device.detect`, named after the host; its onnxruntime is stated where it has one already."""
         facts = self._facts
         if facts["machine"] not in ("x86_64", "aarch64"):
             what = f"is {facts['machine']}, and int8 kernels are known for x86_64 and aarch64 only"
             raise self._error(what, "install a 64-bit system there")
         with _root(facts["files"]) as root:
-            return detect_host(root)
+            found = detect_host(root)
+        runtime = self.call("environment", version=version("onnxruntime"))["onnxruntime"]
+        if runtime is not None:
+            there = found.runtime.model_copy(update={"version": f">={runtime}"})
+            found = found.model_copy(update={"runtime": there})
+        return found.renamed(facts["name"])
 
     def call(
         self, do: str, timeout_s: float | None = None, content: Path | None = None, **arguments: Any

@@ -53,13 +53,17 @@ class Board:
         """The server's processes for connections."""
         return psutil.Process(self.process.pid).children()
 
-    def running(self) -> list[psutil.Process]:
-        """Whatever runs on the board for a session, wherever it was moved to: told by its environment."""
+    def running(self, what: str = "") -> list[psutil.Process]:
+        """Whatever runs on the board for a session, wherever it was moved to: told by its environment.
+
+        what: part of a word of its command.
+        """
         found = []
         for process in psutil.process_iter():
             try:
                 there = process.environ().get("XDG_CACHE_HOME") == str(self.folder / "cache")
-                if there and process.status() != psutil.STATUS_ZOMBIE:
+                named = any(what in word for word in process.cmdline())
+                if there and named and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 pass

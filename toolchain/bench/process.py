@@ -91,13 +91,15 @@ class LineProcess:
             self._process.stdin.flush()
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any] | Death:
-        """The next line. timeout_s: after so long without one the process is killed; None is `REPLY_TIMEOUT_S`."""
+        """The next line with an object. timeout_s: after so long without one the process is killed; None is `REPLY_TIMEOUT_S`."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(timeout_s or REPLY_TIMEOUT_S, self._time_out)
         watchdog.daemon = True
         watchdog.start()
         try:
             line = self._process.stdout.readline()
+            while line and not line.startswith(b"{"):  # what a shell says before the command it was given
+                line = self._process.stdout.readline()
         finally:
             watchdog.cancel()
         if not line.endswith(b"\n"):  # the rest of a line is the end of a process, too

@@ -10,7 +10,7 @@ set -euo pipefail
 fail() { echo "install-sshd: $1" >&2; exit 2; }
 
 sshd=$(PATH=$PATH:/usr/sbin command -v sshd || true)
-if [ -n "$sshd" ] && command -v ssh ssh-keygen >/dev/null; then
+if [ -n "$sshd" ] && command -v ssh >/dev/null && command -v ssh-keygen >/dev/null; then
   echo "install-sshd: $sshd is there"
   exit 0
 fi
@@ -21,7 +21,8 @@ if [ "$(id -u)" != 0 ]; then
   as_root=sudo
 fi
 
-# A package's scripts start its service unless policy-rc.d says 101, "action forbidden" (invoke-rc.d(8)).
+# A package's scripts start its service unless policy-rc.d says 101, "action forbidden" (invoke-rc.d(8)), and have it
+# start with the machine, which is undone.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   trap '$as_root rm -f "$policy"' EXIT
@@ -31,4 +32,7 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 $as_root apt-get -qq update
 $as_root apt-get -qq install --no-install-recommends openssh-server openssh-client >/dev/null
+if [ -z "$sshd" ]; then
+  $as_root env PATH="$PATH:/usr/sbin" update-rc.d ssh disable >/dev/null
+fi
 echo "install-sshd: $(PATH=$PATH:/usr/sbin command -v sshd) is installed, its service is not running"

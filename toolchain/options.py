@@ -88,7 +88,7 @@ BudgetTarget = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the profile's.", metavar="NUMBER")]
 On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:cortex-a76.", metavar="PLACE")]
 Place = Annotated[
-    str, typer.Option("--on", help="local, ssh:HOST, adb:SERIAL or emulator:CPU (answers, not time).", metavar="PLACE")
+    str, typer.Option("--on", help="local, ssh:HOST, or emulator:CPU (answers, not time).", metavar="PLACE")
 ]
 PlacePython = Annotated[
     str | None,

@@ -135,7 +135,8 @@ class Target(Document):
 def _toml(value: object) -> str:
     """A value as TOML writes it: strings, numbers, bools and lists are as in JSON."""
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{json.dumps(key)} = {_toml(entry)}' for key, entry in value.items())} }}"
+        keys = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in value}
+        return f"{{ {', '.join(f'{keys[key]} = {_toml(entry)}' for key, entry in value.items())} }}"
     if isinstance(value, list):
         return f"[{', '.join(_toml(entry) for entry in value)}]"
     return json.dumps(value, ensure_ascii=False)

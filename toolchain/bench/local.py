@@ -42,8 +42,7 @@ class Runner:
         if feed is not None:
             stored = store_feed(feed, Path(self._folder.name) / "feed.npz")
         self._process = LineProcess([sys.executable, str(SCRIPT)])
-        job = {"model": str(model), "threads": threads, "session_options": dict(session_options), "feed": stored}
-        self._process.send(job | {"dims": dict(dims or {}), "seed": 0})
+        self._process.send(make_job(str(model), threads, session_options, stored, dims))
 
     @property
     def pid(self) -> int:
@@ -71,6 +70,18 @@ class Runner:
         if isinstance(answer, Death):
             raise explain(answer, doing, model=self._model, runtime=sys.executable, fed=self._fed)
         return answer
+
+
+def make_job(
+    model: str,
+    threads: int,
+    session_options: Mapping[str, str],
+    feed: Mapping[str, Any] | None,
+    dims: Mapping[str, int] | None,
+) -> dict[str, Any]:
+    """The first line for ``runner.py``; model: a path where it runs; feed: as `store_feed` returns it."""
+    job = {"model": model, "threads": threads, "session_options": dict(session_options), "feed": feed}
+    return job | {"dims": dict(dims or {}), "seed": 0}
 
 
 def store_feed(feed: Feed, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Places where a benchmark runs: this machine, one reached over SSH, a phone on a cable, an emulated CPU.
+"""Places where a benchmark runs: this machine, one reached over SSH, an emulated CPU.
 
 A `Place` is a name; reserving it gives the `Device`, which nobody else can have meanwhile. All that differs between
 places is how the runner is started there and how its files get there: its answers are the same lines everywhere.
@@ -91,14 +91,14 @@ class Place(Protocol):
         """
 
 
-PLACES = {"local": "local", "ssh": "ssh:HOST", "adb": "adb:SERIAL", "emulator": "emulator:CPU"}
+PLACES = {"local": "local", "ssh": "ssh:HOST", "emulator": "emulator:CPU"}
 
 
 def find_place(text: str, *, python: str | None = None) -> Place:
     """The place called `text`, one of `PLACES`; nothing is reached yet.
 
     Args:
-        text: ``local``, ``ssh:HOST``, ``adb:SERIAL`` or ``emulator:CPU``.
+        text: ``local``, ``ssh:HOST`` or ``emulator:CPU``.
         python: the interpreter to use on an SSH host; None finds or makes one.
 
     Raises:

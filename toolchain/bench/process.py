@@ -91,7 +91,7 @@ class LineProcess:
             self._process.stdin.flush()
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any] | Death:
-        """The next line with an object. timeout_s: after so long without one the process is killed; None is `REPLY_TIMEOUT_S`."""
+        """The next line of JSON. timeout_s: after so long the process is killed; None is `REPLY_TIMEOUT_S`."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(timeout_s or REPLY_TIMEOUT_S, self._time_out)
         watchdog.daemon = True

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from toolchain.bench.host import Reading
-from toolchain.bench.local import SCRIPT, store_feed
+from toolchain.bench.local import SCRIPT, make_job, store_feed
 from toolchain.bench.model_files import model_files
 from toolchain.bench.place import Say
 from toolchain.bench.process import Death, LineProcess, explain
@@ -146,9 +146,12 @@ class Remote:
             with tempfile.TemporaryDirectory(prefix="toolchain-bench-") as folder:
                 stored = store_feed(feed, Path(folder) / "feed.npz") | {"path": "feed/feed.npz"}
                 files["feed/feed.npz"] = self._send(Path(folder) / "feed.npz")
-        job = {"model": model.name, "threads": threads, "session_options": dict(session_options), "feed": stored}
-        start = {"files": files, "job": job | {"dims": dict(dims or {}), "seed": 0}}
-        start |= {"python": self._runtime["python"], "runner": self._send(SCRIPT)}
+        start = {
+            "python": self._runtime["python"],
+            "runner": self._send(SCRIPT),
+            "files": files,
+            "job": make_job(model.name, threads, session_options, stored, dims),
+        }
         return RemoteRunner(self, next(self._numbers), model, start, fed=feed is not None)
 
     def detect(self) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,6 +78,8 @@ class NativeRunner:
         answer = self._process.receive()
         if not isinstance(answer, Death):
             return answer
+        if answer.code > 128:  # a shell's way to tell of a signal
+            answer = replace(answer, code=128 - answer.code)
         error = self._why(answer)
         if error is None and doing == "start" and answer.code > 0:
             said = one_line(answer.said or f"exit code {answer.code}")

@@ -23,9 +23,9 @@ def bench(
     format: options.Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
-    """Time models on this machine, over SSH, or see what they compute on an emulated CPU.
+    """Time models, here or on a device.
 
-    Each in a fresh process, interleaved round by round.
+    Each in a fresh process, interleaved round by round. An emulated CPU gives answers, compared with those here.
     """
     from toolchain.bench import Subject
     from toolchain.bench import bench as run

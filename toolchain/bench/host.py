@@ -28,7 +28,7 @@ def describe_host() -> Host:
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=onnxruntime.__version__,
-        governor=agent.text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=agent.text(Path("/", agent.GOVERNOR)),
     )
 
 
@@ -39,11 +39,12 @@ class Reading:
     load: float | None
     clock_mhz: float | None
     temperature_c: float | None
+    governor: str | None = None
     throttled: int | None = None
 
 
 def read_conditions(root: Path = Path("/")) -> Reading:
-    """Load, clock, temperature and throttling flags; None where unreadable. root: where ``sys`` lies."""
+    """Load, clock, temperature, governor and throttling flags; None where unreadable. root: where ``sys`` lies."""
     return Reading(**agent.read_conditions(root))
 
 

@@ -33,7 +33,18 @@ from toolchain.recipe import Bench
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
 SETTINGS = Bench(warmup_s=1.0, rounds=24, min_time_s=6.0, min_runs=240)
 LIBRARY = Path(onnxruntime.__file__).parent / f"capi/libonnxruntime.so.{onnxruntime.__version__}"
-HEAD = ("model", "Python ms", "C ms", "C / Python", "Python / Python", "Python MiB", "C MiB", "Python load MiB", "C load MiB")
+HEAD = (
+    "model",
+    "Python ms",
+    "C ms",
+    "C / Python",
+    "difference µs",
+    "Python / Python",
+    "Python MiB",
+    "C MiB",
+    "Python load MiB",
+    "C load MiB",
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ def row(name: str, starts: Sequence[Sequence[Measurement]]) -> list[str]:
     def memory(i: int, field: str) -> str:
         return tables.mib(float(np.median([getattr(one[i].memory, field) for one in starts])))
 
+    apart = [(1 - stats.speedup(c, python).value) * python.p50_ms * 1e3]
     times = [f"{python.p50_ms:.4f}", f"{c.p50_ms:.4f}", ratio(c, python), ratio(again, python)]
     return [name, *times, *(memory(i, f"peak_{when}_bytes") for when in ("run", "load") for i in (0, 1))]
 
@@ -120,10 +132,11 @@ def main() -> None:
         return
     about = (
         f"{options.starts} starts of three processes each, {SETTINGS.rounds} interleaved rounds of "
-        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios are geometric means over the rounds' medians, "
-        "with 95 % intervals; memory is the peak of a process while it runs, and while it loads."
+        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios are geometric means over the rounds' "
+        "medians, with 95 % intervals. Memory is the peak of a process while it runs, and while it loads."
     )
-    text = f"# The runner in C and the one in Python\n\n{tables.describe(host)}\n\n{about}\n\n{tables.markdown(HEAD, rows)}\n"
+    table = tables.markdown(HEAD, rows)
+    text = f"# The runner in C and the one in Python\n\n{tables.describe(host)}\n\n{about}\n\n{table}\n"
     write_text(options.output / f"c-runner-{tables.slug(host)}.md", text)
 
 

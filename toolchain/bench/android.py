@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toolchain.bench.agent import FACTS
+from toolchain.bench.agent import FACTS, GOVERNOR
 from toolchain.bench.host import Reading
 from toolchain.cpuinfo import read_cpu
 from toolchain.detect import detect_host
@@ -33,6 +33,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
         "proc/loadavg",
         "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq",
         "sys/class/thermal/thermal_zone*/temp",
+        GOVERNOR,
     ),
 }
 THROTTLED = 4  # the bit of `Reading.throttled`
@@ -86,7 +87,7 @@ class Facts:
             os=f"Android {self.properties.get('ro.build.version.release', '?')} ({self.kernel})",
             python="none, the runner is in C",
             onnxruntime=onnxruntime,
-            governor=self.files.get("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            governor=self.files.get(GOVERNOR),
         )
 
     def target(self) -> Target:
@@ -112,7 +113,9 @@ def parse_conditions(text: str) -> Reading:
     """
     parts = _parts(text)
     load = re.match(r"[\d.]+", parts.get("/proc/loadavg", ""))
-    clocks = [int(content) for path, content in parts.items() if "cpufreq" in path and content.isdigit()]
+    clocks = [
+        int(content) for path, content in parts.items() if path.endswith("scaling_cur_freq") and content.isdigit()
+    ]
     zones = [int(content) / 1e3 for path, content in parts.items() if "thermal_zone" in path and content.isdigit()]
     thermal = parts.get("thermal", "")
     status = re.search(r"^Thermal Status: (\d+)$", thermal, re.MULTILINE)
@@ -125,6 +128,7 @@ def parse_conditions(text: str) -> Reading:
         load=float(load[0]) if load else None,
         clock_mhz=max(clocks) / 1e3 if clocks else None,
         temperature_c=max(candidates) if candidates else None,
+        governor=parts.get(f"/{GOVERNOR}"),
         throttled=(THROTTLED if int(status[1]) else 0) if status else None,
     )
 

@@ -91,16 +91,14 @@ class Place(Protocol):
         """
 
 
-PLACES = {"local": "local", "ssh": "ssh:HOST", "emulator": "emulator:CPU"}
+PLACES = {"local": "local", "ssh": "ssh:HOST", "adb": "adb:SERIAL", "emulator": "emulator:CPU"}
 
 
-def find_place(
-    text: str, *, python: str | None = None, library: Path | None = None, ndk: Path | None = None
-) -> Place:
+def find_place(text: str, *, python: str | None = None, library: Path | None = None, ndk: Path | None = None) -> Place:
     """The place called `text`, one of `PLACES`; nothing is reached yet.
 
     Args:
-        text: ``local``, ``ssh:HOST`` or ``emulator:CPU``.
+        text: ``local``, ``ssh:HOST``, ``adb:SERIAL`` or ``emulator:CPU``.
         python: the interpreter to use on an SSH host; None finds or makes one.
         library: the ``libonnxruntime.so`` for an Android device; without it only `detect` works there.
         ndk: the Android NDK's folder; None looks for an installed one.

@@ -1,6 +1,6 @@
 """The runner in C against the runner in Python, on this machine, on the same models and feeds:
 
-    python -m benchmarks.c_runner [MODEL ...] [--starts 6] [-o FOLDER]
+    python -m benchmarks.c_runner [MODEL ...] [--starts 8] [-o FOLDER]
 
 Each start makes three fresh processes, Python, C and Python again, and interleaves their rounds. The ratio of latencies
 is taken round by round; the second Python against the first says what the machine's own noise is. With one thread.
@@ -31,7 +31,7 @@ from toolchain.measurement import Latency, Measurement
 from toolchain.recipe import Bench
 
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
-SETTINGS = Bench(warmup_s=1.0, rounds=24, min_time_s=6.0, min_runs=240)
+SETTINGS = Bench(warmup_s=1.0, rounds=100, min_time_s=8.0, min_runs=1000)
 LIBRARY = Path(onnxruntime.__file__).parent / f"capi/libonnxruntime.so.{onnxruntime.__version__}"
 HEAD = (
     "model",
@@ -100,22 +100,22 @@ def row(name: str, starts: Sequence[Sequence[Measurement]]) -> list[str]:
     """One line of the table."""
     python, c, again = (joined([one[i].latency for one in starts if one[i].latency]) for i in range(3))
 
-    def ratio(a: Latency, b: Latency) -> str:
-        found = stats.speedup(a, b)
+    def ratio(of: Latency, to: Latency) -> str:
+        found = stats.speedup(of, to)
         return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
     def memory(i: int, field: str) -> str:
         return tables.mib(float(np.median([getattr(one[i].memory, field) for one in starts])))
 
-    apart = [(1 - stats.speedup(c, python).value) * python.p50_ms * 1e3]
-    times = [f"{python.p50_ms:.4f}", f"{c.p50_ms:.4f}", ratio(c, python), ratio(again, python)]
+    apart = (1 - stats.speedup(c, python).value) * python.p50_ms * 1e3
+    times = [f"{python.p50_ms:.4f}", f"{c.p50_ms:.4f}", ratio(c, python), f"{apart:.1f}", ratio(again, python)]
     return [name, *times, *(memory(i, f"peak_{when}_bytes") for when in ("run", "load") for i in (0, 1))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=SUBJECTS, metavar="MODEL")
-    parser.add_argument("--starts", type=int, default=6)
+    parser.add_argument("--starts", type=int, default=8)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     rows = []

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -IS
 """A scripted ``adb`` whose device is this machine: ``$FAKE_ADB`` is a folder that says how it behaves.
 
     devices    what ``adb devices`` prints behind its first line: serial, tab, state
@@ -28,14 +28,13 @@ def main(arguments: list[str]) -> int:
     command, *rest = arguments[2:]
     devices = (HOME / "devices").read_text()
     if command == "devices":
-        print(f"List of devices attached\n{devices}")
+        sys.stdout.write(f"List of devices attached\n{devices}\n")
         return 0
     states = dict(line.split("\t") for line in devices.splitlines())
     if states.get(serial) != "device":
-        print(f"adb: device {serial!r} not found" if serial not in states else "error: device offline", file=sys.stderr)
-        return 1
+        return refuse(f"adb: device {serial!r} not found" if serial not in states else "error: device offline")
     if command == "features":
-        print((HOME / "features").read_text(), end="")
+        sys.stdout.write((HOME / "features").read_text())
         return 0
     if command in ("push", "pull"):
         return copy(*rest, full=command == "push" and (HOME / "full").exists())
@@ -43,13 +42,17 @@ def main(arguments: list[str]) -> int:
     return shell(" ".join(rest[1:]))
 
 
+def refuse(sentence: str) -> int:
+    sys.stderr.write(f"{sentence}\n")
+    return 1
+
+
 def copy(source: str, target: str, *, full: bool) -> int:
     if full:
         error = "remote couldn't create file: No space left on device"
-        print(f"adb: error: failed to copy '{source}' to '{target}': {error}", file=sys.stderr)
-        return 1
+        return refuse(f"adb: error: failed to copy '{source}' to '{target}': {error}")
     shutil.copy(source, target)
-    print(f"{source}: 1 file pushed, 0 skipped.")
+    sys.stdout.write(f"{source}: 1 file pushed, 0 skipped.\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A phone made of this machine: a scripted adb, a folder for its files, an NDK whose clang is this machine's compiler."""
+"""A phone made of this machine: a scripted adb, a folder for its files, an NDK whose clang is our own compiler."""
 
 from __future__ import annotations
 

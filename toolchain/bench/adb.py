@@ -164,10 +164,11 @@ class Phone:
         self._hold(folder)
         return folder
 
-    def _library(self) -> Path:
-        """The runtime, once the device is ours."""
-        self._program  # noqa: B018 (the lock comes before anything large is sent)
-        return self._given_library()
+    @cached_property
+    def _runtime(self) -> str:
+        """The runtime there, sent once the device is ours."""
+        self._program  # noqa: B018 (with it comes the lock)
+        return f"{self._send({'libonnxruntime.so': self._given_library()})}/libonnxruntime.so"
 
     def _given_library(self) -> Path:
         if self._place.library is None:
@@ -197,14 +198,12 @@ class Phone:
             raise self._client.error(f"busy: it is running another benchmark ({answer['busy']})", "wait for its end")
 
     def _start(self, job: Mapping[str, Any], folder: str, model: Path) -> native.NativeRunner:
-        library = self._library()
-        runtime = self._send({"libonnxruntime.so": library})
-        command = f"cd {shlex.quote(folder)} && exec {self._program}/runner {runtime}/libonnxruntime.so"
+        command = f"cd {shlex.quote(folder)} && exec {self._program}/runner {self._runtime}"
         return native.NativeRunner(
             self._client.start(command),
             job,
             model=model,
-            library=library,
+            library=self._given_library(),
             why=lambda death: None if death.timed_out else self._client.lost(),
         )
 
@@ -223,7 +222,7 @@ class Phone:
         try:
             self._client.shell(f"mkdir -p {shlex.join(sorted({str(PurePosixPath(part, n).parent) for n in files}))}")
             for name, path in files.items():
-                self._say(f"sending {path.name} ({path.stat().st_size / 1e6:.1f} MB)")
+                self._say(f"sending {PurePosixPath(name).name} ({path.stat().st_size / 1e6:.1f} MB)")
                 self._client.push(path, f"{part}/{name}")
             self._client.shell(f"chmod -R 755 {part} && mv {part} {folder}")
         except BaseException:

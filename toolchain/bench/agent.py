@@ -105,10 +105,13 @@ class _Agent:
     def do_install(self, command: Reply) -> Reply:
         folder = self.root / f"env-{command['version']}"
         shutil.rmtree(folder, ignore_errors=True)
-        error = self.install(folder, command["version"])
+        try:
+            error = self.install(folder, command["version"])
+        finally:
+            if not (folder / "complete").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
         if error is None:
             return self.do_environment(command)
-        shutil.rmtree(folder, ignore_errors=True)
         version = installed("onnxruntime")
         if version and installed("numpy"):
             return {"python": sys.executable, "onnxruntime": version}
@@ -135,13 +138,16 @@ class _Agent:
     def call(self, command: list[str]) -> str | None:
         """Run a command for as long as we are connected; the line that says why it failed, or None."""
         with open(self.run / "said", "w+", encoding="utf-8", errors="replace") as said:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
             try:
                 while process.poll() is None:
                     if select.select([sys.stdin], [], [], 0.1)[0]:
                         sys.exit()
             finally:
-                process.kill()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # venv has a child that installs pip
                 process.wait()
             said.seek(0)
             lines = said.read()

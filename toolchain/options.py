@@ -86,7 +86,9 @@ BudgetTarget = Annotated[
     str | None, typer.Option("--target", "-t", help="Compare with this profile's budgets.", metavar="NAME")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the profile's.", metavar="NUMBER")]
-On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:cortex-a76.", metavar="PLACE")]
+On = Annotated[
+    str, typer.Option(help="local, emulator:CPU such as emulator:cortex-a76, or adb:SERIAL.", metavar="PLACE")
+]
 Place = Annotated[
     str, typer.Option("--on", help="local, ssh:HOST, adb:SERIAL, or emulator:CPU (answers, not time).", metavar="PLACE")
 ]

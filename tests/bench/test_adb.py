@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -307,6 +308,16 @@ def test_not_a_model(phone, tmp_path):
     broken.write_bytes(b"not a protobuf at all")
     with pytest.raises(ModelError, match=r"broken\.onnx: onnxruntime cannot load it \(.*\); check the file"):
         run(phone.place, broken)
+
+
+@pytest.mark.slow
+@needs_cc
+def test_an_exported_folder_is_verified_there(phone, exported, toolchain):
+    folder = next(path.parent for path in Path("out").glob("*/manifest.json") if path.parent.name == "host")
+    place = f"--on adb:{SERIAL} --library {LIBRARY} --ndk {phone.ndk}"
+    done = toolchain(f"verify {folder} {place}")
+    assert (done.code, done.out) == (0, f"{folder} on adb:{SERIAL}, 3 samples: identical, bit for bit\n"), done.err
+    assert toolchain(f"verify {folder} --on adb:{SERIAL}").sentence.startswith("--library: is missing for adb:")
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from toolchain.errors import DataError, DeviceError, InputError, ModelError
 NO_COMPILER = phones.without_compiler()
 REAL = emulator.folder()
 NO_ARM = emulator.unavailable("cortex-a53")
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-pedantic")
 needs_cc = [pytest.mark.slow, pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER))]
 
 
@@ -122,6 +123,11 @@ class TestBuilt:
             (changed / path.name).write_bytes(path.read_bytes() + b"\n")
         monkeypatch.setattr(building, "HERE", changed)
         assert build(host_compiler()) != first
+
+    def test_nothing_to_warn_of(self, tmp_path):
+        command = ["cc", *building.FLAGS, *WARNINGS, "-o", str(tmp_path / "runner"), str(HERE / "runner.c")]
+        done = subprocess.run([*command, *building.LIBRARIES], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
     def test_the_answers_are_pythons_bit_for_bit(self, program, tmp_path):
         model = qdq_models.residual(tmp_path / "m.onnx", signed=False)
@@ -293,7 +299,7 @@ class TestBuilt:
 def reader(tmp_path_factory):
     """json.h, with every check a compiler can add, as a function from a line to what it understood."""
     program = tmp_path_factory.mktemp("json") / "echo"
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    checks = [*WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     source = Path(__file__).with_name("json_echo.c")
     subprocess.run(["cc", *building.FLAGS, *checks, f"-I{HERE}", "-o", str(program), str(source)], check=True)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

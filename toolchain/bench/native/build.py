@@ -20,7 +20,7 @@ from toolchain.files import cache_dir, replacing
 from toolchain.target import Architecture
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
+FLAGS = ("-std=c11", "-O2")
 LIBRARIES = ("-ldl", "-lm")
 ANDROID_API = 24  # Android 7, the first whose adb passes stdin, stderr and exit codes on
 NDK_VARIABLES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT")

@@ -58,6 +58,12 @@ def test_facts():
     assert host.features == ("asimd", "fp16", "dotprod")
 
 
+def test_big_and_little_processors():
+    facts = parse_facts(FACTS)
+    assert (facts.processors("big"), facts.processors("little")) == ([6], [0])
+    assert parse_facts(FACTS.replace("2304000", "1804800")).processors("big") is None
+
+
 def test_a_profile():
     target = parse_facts(FACTS).target()
     assert (target.name, target.int8.activations, target.memory_mib) == ("sm-a525f", "s8", 5664)

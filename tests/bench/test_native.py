@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -203,13 +204,37 @@ class TestBuilt:
             for do, numbers in commands:
                 mine.append(c.ask(do, numbers))
                 theirs.append(python.ask(do, numbers))
-        assert [answer.keys() for answer in mine] == [answer.keys() for answer in theirs]
-        assert [{k: type(v) for k, v in a.items()} for a in mine] == [
-            {k: type(v) for k, v in a.items()} for a in theirs
-        ]
+        for a, b in zip(mine, theirs, strict=True):
+            assert {k: type(v) for k, v in b.items()}.items() <= {k: type(v) for k, v in a.items()}.items()
+        computed = mine[3]["cpu_ms"]
+        assert len(computed) == len(mine[3]["samples_ms"])
+        assert 0.2 * sum(mine[3]["samples_ms"]) < sum(computed) < 1.05 * sum(mine[3]["samples_ms"])
+        assert 0.2 * mine[4]["peak_run_bytes"] < mine[4]["pss_run_bytes"] <= mine[4]["peak_run_bytes"]
         assert len(mine[3]["samples_ms"]) >= 7
         assert sum(mine[3]["samples_ms"]) == pytest.approx(50, rel=0.5)
         assert mine[4]["peak_run_bytes"] < theirs[4]["peak_run_bytes"]
+
+    def test_processors_and_arena(self, program, tmp_path):
+        model = qdq_models.residual(tmp_path / "m.onnx", signed=False)
+        mine = sorted(os.sched_getaffinity(0))
+        asked = {
+            str(mine[-1]): [mine[-1]], f"{mine[0]},{mine[-1]}": sorted({mine[0], mine[-1]}), None: [],
+            "x": None, "1-": None, "-1": None, "1-0": None, "": None, "0,": None, "99999": None, f"0-{1 << 40}": None,
+        }  # fmt: skip
+        for cpus, found in asked.items():
+            job = make_job(str(model), 2, {}, None, {}) | {"cpus": cpus, "arena": False}
+            with native.NativeRunner([str(program), str(LIBRARY)], job, model=model, library=LIBRARY) as runner:
+                answer = runner.started()
+                if found is None:
+                    assert answer == {"refused": f"'{cpus}' are not all among its processors"}
+                    continue
+                assert answer["cpus"] == found
+                runner.ask("load")
+                assert os.sched_getaffinity(runner.pid) == set(found or mine)
+                runner.ask("warmup", {"seconds": 0})
+                assert runner.ask("round", {"seconds": 0, "runs": 3})["cpu_ms"] == []  # two threads
+                with pytest.raises(DeviceError, match="the runner in C makes no profiles"):
+                    runner.ask("profile", {"runs": 3})
 
     def test_threads_and_options_reach_the_session(self, program, tmp_path):
         model = qdq_models.residual(tmp_path / "m.onnx", signed=False)

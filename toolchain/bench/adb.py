@@ -106,12 +106,20 @@ class Phone:
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> native.NativeRunner:
-        """As `place.Device.open`; files that are not there yet are sent."""
+        """As `place.Device.open`; files that are not there yet are sent.
+
+        Raises:
+            DeviceError: as every method, or it has no such processors.
+        """
+        if cpus in ("big", "little"):
+            cpus = self._processors(cpus)
         stored = None if feed is None else self._send_feed(feed)
         folder = self._send({name: model.parent / name for name in model_files(model)})
         job = make_job(model.name, threads, session_options, stored, dims)
-        return self._start(job, folder, model)
+        return self._start(job | {"arena": arena, "cpus": cpus}, folder, model)
 
     def detect(self) -> Target:
         """As `place.Device.detect`, named after the device's model; nothing of ours runs there for it."""
@@ -182,6 +190,13 @@ class Phone:
             what = f"runs no 64-bit programs ({', '.join(abis) or 'it tells no ABI'})"
             raise self._client.error(what, "use another device")
         return known
+
+    def _processors(self, kind: str) -> str:
+        """The list of its fastest or slowest processors."""
+        found = self._facts.processors(kind)
+        if found is None:
+            raise self._client.error("has one kind of core only, or tells no clocks", "give their numbers, such as 0-3")
+        return ",".join(map(str, found))
 
     def _hold(self, folder: str) -> None:
         guard = LineProcess(self._client.start(f"exec {folder}/runner --hold {ROOT}/lock"))

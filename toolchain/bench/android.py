@@ -72,6 +72,15 @@ class Facts:
         known = " ".join(name for name in named if name)
         return known or self.properties.get("ro.board.platform", "")
 
+    def processors(self, kind: str) -> list[int] | None:
+        """Numbers of the processors with the highest clock, for ``big``, or the lowest; None where all are alike."""
+        found = [re.fullmatch(r"sys/devices/system/cpu/cpu(\d+)/cpufreq/cpuinfo_max_freq", path) for path in self.files]
+        clocks = {int(path[1]): int(self.files[path[0]]) for path in found if path and self.files[path[0]].isdigit()}
+        if len(set(clocks.values())) < 2:
+            return None
+        wanted = (max if kind == "big" else min)(clocks.values())
+        return sorted(cpu for cpu, clock in clocks.items() if clock == wanted)
+
     def host(self, onnxruntime: str) -> Host:
         """As a measurement tells it. onnxruntime: the version that runs there."""
         with _root(self.files) as root:

@@ -60,7 +60,14 @@ class NativeRunner:
         return self._receive("start")
 
     def ask(self, do: str, numbers: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """As `place.Runner.ask`."""
+        """As `place.Runner.ask`.
+
+        Raises:
+            DeviceError: also for ``profile``, which needs Python.
+        """
+        if do == "profile":
+            hint = "profile it on this machine, or on one that is reached over SSH"
+            raise DeviceError("the runner in C makes no profiles", where=self._model, hint=hint)
         self._process.send({"do": do, **(numbers or {})})
         return self._receive(do)
 

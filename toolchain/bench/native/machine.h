@@ -6,10 +6,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,9 +21,9 @@ static double seconds_of(clockid_t clock) {
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-static int64_t nanoseconds(void) {
+static int64_t nanoseconds_of(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
@@ -37,19 +37,44 @@ static void rest(void) {
     }
 }
 
-/* VmRSS or VmHWM of /proc/self/status, in bytes; elsewhere the peak, always. */
-static long long status_bytes(const char *field) {
+/* The kB of a field in a file of /proc, in bytes; -1 where there is none. */
+static long long field_bytes(const char *path, const char *field) {
     char line[256];
-    FILE *status = fopen("/proc/self/status", "r");
-    while (status != NULL && fgets(line, sizeof line, status) != NULL)
-        if (strncmp(line, field, strlen(field)) == 0 && line[strlen(field)] == ':') {
-            fclose(status);
-            return strtoll(line + strlen(field) + 1, NULL, 10) * 1024;
+    long long bytes = -1;
+    FILE *file = fopen(path, "r");
+    while (bytes < 0 && file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, field, strlen(field)) == 0 && line[strlen(field)] == ':')
+            bytes = strtoll(line + strlen(field) + 1, NULL, 10) * 1024;
+    if (file != NULL) fclose(file);
+    return bytes;
+}
+
+/* VmRSS, resident memory now, or VmHWM, its peak. */
+static long long status_bytes(const char *field) {
+    return field_bytes("/proc/self/status", field);
+}
+
+/* Bind this process to the processors of a list like 0-3,6, before the runtime looks how many there are.
+   False where these are not all among those it may use. */
+static bool bind_to(const char *list, cpu_set_t *wanted) {
+    cpu_set_t allowed;
+    CPU_ZERO(wanted);
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return false;
+    for (const char *at = list;; at++) {
+        char *end = NULL;
+        if (*at < '0' || *at > '9') return false;
+        long first = strtol(at, &end, 10), last = first;
+        if (*end == '-' && (end[1] < '0' || end[1] > '9')) return false;
+        if (*end == '-') last = strtol(end + 1, &end, 10);
+        if (last < first || last >= CPU_SETSIZE) return false;
+        for (long cpu = first; cpu <= last; cpu++) {
+            if (!CPU_ISSET((size_t)cpu, &allowed)) return false;
+            CPU_SET((size_t)cpu, wanted);
         }
-    if (status != NULL) fclose(status);
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (long long)usage.ru_maxrss * 1024;
+        at = end;
+        if (*at == '\0') return sched_setaffinity(0, sizeof *wanted, wanted) == 0;
+        if (*at != ',') return false;
+    }
 }
 
 /* Set VmHWM back to what is resident now; false where that is not permitted. */

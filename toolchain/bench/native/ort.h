@@ -41,7 +41,9 @@ typedef struct {
     OrtStatus *(*Run)(OrtSession *, const OrtRunOptions *, const char *const *names, const OrtValue *const *inputs,
                       size_t count, const char *const *output_names, size_t output_count, OrtValue **outputs);
     OrtStatus *(*CreateSessionOptions)(OrtSessionOptions **);
-    OrtUnused before_22[11];
+    OrtUnused before_19[8];
+    OrtStatus *(*DisableCpuMemArena)(OrtSessionOptions *);
+    OrtUnused before_22[2];
     OrtStatus *(*SetSessionLogSeverityLevel)(OrtSessionOptions *, int severity);
     OrtUnused before_24[1];
     OrtStatus *(*SetIntraOpNumThreads)(OrtSessionOptions *, int);

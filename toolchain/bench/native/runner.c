@@ -7,6 +7,7 @@
 
        the feed's "path" is a file of .npy members one behind another, in the order of its "names"
        made-up noise is of the same distribution, not the same numbers
+       "cpus" is a list like 0-3,6 or null; there is no {"do": "profile"}
        {"do": "answers", "feed": as in the job, "path": p} -> {"outputs": [name, ...]}
            one inference, whose outputs are written to p as such members (not part of a benchmark)
 
@@ -27,7 +28,7 @@ static const double PATIENCE = 8;     /* Warm-up gives up after so many times th
 enum { MAX_SAMPLES = 1 << 28 };
 
 typedef struct {
-    double *values; /* milliseconds */
+    double *values, *computed; /* milliseconds passed, and computed in this thread */
     size_t count, room;
 } Samples;
 
@@ -63,6 +64,8 @@ static const char *open_library(const char *path, OrtEnv **env) {
 static void load(const OrtEnv *env, const Json *job) {
     OrtSessionOptions *options = NULL;
     check(ort->CreateSessionOptions(&options));
+    const Json *arena = json_get(job, "arena");
+    if (arena != NULL && arena->kind == JSON_BOOL && arena->number == 0) check(ort->DisableCpuMemArena(options));
     check(ort->SetIntraOpNumThreads(options, (int)need_number(job, "threads", 4096)));
     check(ort->SetInterOpNumThreads(options, 1));
     check(ort->SetSessionLogSeverityLevel(options, ORT_LOG_ERROR));
@@ -244,11 +247,13 @@ static void repeat(Samples *samples, double seconds, double runs) {
             if (samples->room >= MAX_SAMPLES) die("more than %d samples", MAX_SAMPLES);
             samples->room = samples->room ? 2 * samples->room : 1024;
             samples->values = grown(samples->values, samples->room * sizeof *samples->values);
+            samples->computed = grown(samples->computed, samples->room * sizeof *samples->computed);
         }
-        int64_t start = nanoseconds();
+        int64_t before = nanoseconds_of(CLOCK_THREAD_CPUTIME_ID), start = nanoseconds_of(CLOCK_MONOTONIC);
         infer();
         drop_outputs();
-        samples->values[samples->count++] = (double)(nanoseconds() - start) / 1e6;
+        samples->values[samples->count] = (double)(nanoseconds_of(CLOCK_MONOTONIC) - start) / 1e6;
+        samples->computed[samples->count++] = (double)(nanoseconds_of(CLOCK_THREAD_CPUTIME_ID) - before) / 1e6;
     }
 }
 
@@ -280,13 +285,54 @@ static bool warm_up(Samples *samples, double seconds, size_t *runs) {
 
 /* ------------------------------------------------------------------------------------------------ lines */
 
+/* Idle threads may still spin; with one thread there are none. */
+static void settle(const Json *job) {
+    if (need(job, "threads", JSON_NUMBER)->number > 1) rest();
+}
+
+/* Whether computing time says something: one thread is all there is, and the clock is no coarse one. */
+static bool is_known(const Samples *samples, const Json *job) {
+    bool known = need(job, "threads", JSON_NUMBER)->number == 1;
+    for (size_t i = 0; i < samples->count; i++) known = known && samples->computed[i] > 0;
+    return known;
+}
+
+static void write_numbers(const double *numbers, size_t count) {
+    for (size_t i = 0; i < count; i++) fprintf(answers, "%s%.6f", i ? ", " : "[", numbers[i]);
+    fputs(count ? "]" : "[]", answers);
+}
+
+static void write_cpus(const cpu_set_t *cpus) {
+    const char *before = "";
+    fputs(", \"cpus\": [", answers);
+    for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, cpus)) {
+            fprintf(answers, "%s%zu", before, cpu);
+            before = ", ";
+        }
+    fputs("]", answers);
+}
+
 static void serve(const char *library) {
     OrtEnv *env = NULL;
-    Samples samples = {NULL, 0, 0};
+    Samples samples = {NULL, NULL, 0, 0};
+    cpu_set_t cpus;
     const Json *job = read_command();
     if (job == NULL) return;
+    const Json *list = json_get(job, "cpus");
+    CPU_ZERO(&cpus);
+    if (list != NULL && list->kind != JSON_NULL && !bind_to(need(job, "cpus", JSON_STRING)->text, &cpus)) {
+        char why[256];
+        snprintf(why, sizeof why, "'%s' are not all among its processors", list->text);
+        fputs("{\"refused\": ", answers);
+        write_string(why);
+        fputs("}\n", answers);
+        return;
+    }
     const char *version = open_library(library, &env);
-    fprintf(answers, "{\"onnxruntime\": \"%s\", \"baseline_bytes\": %lld}\n", version, status_bytes("VmRSS"));
+    fprintf(answers, "{\"onnxruntime\": \"%s\", \"baseline_bytes\": %lld", version, status_bytes("VmRSS"));
+    write_cpus(&cpus);
+    fputs("}\n", answers);
     fflush(answers);
     for (const Json *command; (command = read_command()) != NULL;) {
         const char *what = need(command, "do", JSON_STRING)->text;
@@ -299,7 +345,7 @@ static void serve(const char *library) {
             long long peak = status_bytes("VmHWM");
             reset = reset && reset_peak();
             read_ports();
-            rest();
+            settle(job);
             fprintf(answers, "{\"load_ms\": %.6f, \"peak_load_bytes\": %lld, \"peak_reset\": %s}\n", ms, peak,
                     reset ? "true" : "false");
         } else if (session == NULL) {
@@ -311,19 +357,24 @@ static void serve(const char *library) {
             repeat(&samples, 0, 1);
             double first = samples.values[0];
             bool settled = warm_up(&samples, seconds, &runs);
-            rest();
+            settle(job);
             fprintf(answers, "{\"first_ms\": %.6f, \"runs\": %zu, \"settled\": %s}\n", first, runs,
                     settled ? "true" : "false");
         } else if (strcmp(what, "round") == 0) {
             double seconds = need_number(command, "seconds", 1e6), runs = need_number(command, "runs", MAX_SAMPLES);
-            repeat(&samples, 0.05, 1); /* Other processes have had the caches meanwhile. */
+            repeat(&samples, fmin(0.05, seconds / 5), 1); /* Other processes have had the caches meanwhile. */
             repeat(&samples, seconds, runs);
-            rest();
-            fputs("{\"samples_ms\": [", answers);
-            for (size_t i = 0; i < samples.count; i++) fprintf(answers, "%s%.6f", i ? ", " : "", samples.values[i]);
-            fputs("]}\n", answers);
+            settle(job);
+            fputs("{\"samples_ms\": ", answers);
+            write_numbers(samples.values, samples.count);
+            fputs(", \"cpu_ms\": ", answers);
+            write_numbers(samples.computed, is_known(&samples, job) ? samples.count : 0);
+            fputs("}\n", answers);
         } else if (strcmp(what, "memory") == 0) {
-            fprintf(answers, "{\"peak_run_bytes\": %lld}\n", status_bytes("VmHWM"));
+            long long pss = field_bytes("/proc/self/smaps_rollup", "Pss");
+            fprintf(answers, "{\"peak_run_bytes\": %lld, \"pss_run_bytes\": ", status_bytes("VmHWM"));
+            if (pss < 0) fputs("null}\n", answers);
+            else fprintf(answers, "%lld}\n", pss);
         } else if (strcmp(what, "answers") == 0) {
             take_feed(command, job);
             infer();

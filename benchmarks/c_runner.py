@@ -1,9 +1,9 @@
 """The runner in C against the runner in Python, on this machine, on the same models and feeds:
 
-    python -m benchmarks.c_runner [MODEL ...] [--starts 8] [-o FOLDER]
+    python -m benchmarks.c_runner [MODEL ...] [--starts 6] [-o FOLDER]
 
-Each start makes three fresh processes, Python, C and Python again, and interleaves their rounds. The ratio of latencies
-is taken round by round; the second Python against the first says what the machine's own noise is. With one thread.
+Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python against the
+first says what the machine's own noise is. With one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,11 @@ from toolchain.bench.native.build import build, host_compiler
 from toolchain.bench.place import Say
 from toolchain.data import Feed
 from toolchain.files import write_text
-from toolchain.measurement import Latency, Measurement
+from toolchain.measurement import Measurement
 from toolchain.recipe import Bench
 
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
-SETTINGS = Bench(warmup_s=1.0, rounds=100, min_time_s=8.0, min_runs=1000)
+SETTINGS = Bench(warmup_s=0.5, rounds=60, min_time_s=6.0, min_runs=360)
 LIBRARY = Path(onnxruntime.__file__).parent / f"capi/libonnxruntime.so.{onnxruntime.__version__}"
 HEAD = (
     "model",
@@ -65,6 +64,8 @@ class Both(Local):
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> Runner | native.NativeRunner:
         if model.parent.name != "c" or feed is None:
             return Runner(model, threads=threads, session_options=session_options, feed=feed, dims=dims)
@@ -88,34 +89,37 @@ def start(name: str) -> Sequence[Measurement]:
         return bench(subjects, settings=SETTINGS, threads=1, place=Both(scratch=Path(folder))).measurements
 
 
-def joined(latencies: Sequence[Latency]) -> Latency:
-    """The rounds of several starts, as if they were of one."""
-    before = accumulate((len(latency.samples_ms) for latency in latencies[:-1]), initial=0)
-    rounds = [first + at for latency, first in zip(latencies, before, strict=True) for at in latency.rounds]
-    samples = tuple(sample for latency in latencies for sample in latency.samples_ms)
-    return latencies[0].model_copy(update={"samples_ms": samples, "rounds": tuple(rounds)})
-
-
 def row(name: str, starts: Sequence[Sequence[Measurement]]) -> list[str]:
     """One line of the table."""
-    python, c, again = (joined([one[i].latency for one in starts if one[i].latency]) for i in range(3))
 
-    def ratio(of: Latency, to: Latency) -> str:
-        found = stats.speedup(of, to)
-        return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
+    def milliseconds(i: int) -> float:
+        return float(np.median([one[i].latency.p50_ms for one in starts if one[i].latency]))
 
     def memory(i: int, field: str) -> str:
         return tables.mib(float(np.median([getattr(one[i].memory, field) for one in starts])))
 
-    apart = (1 - stats.speedup(c, python).value) * python.p50_ms * 1e3
-    times = [f"{python.p50_ms:.4f}", f"{c.p50_ms:.4f}", ratio(c, python), f"{apart:.1f}", ratio(again, python)]
-    return [name, *times, *(memory(i, f"peak_{when}_bytes") for when in ("run", "load") for i in (0, 1))]
+    c, again = (shares([stats.speedup(one[i].latency, one[0].latency).value for one in starts]) for i in (1, 2))
+    times = [f"{milliseconds(0):.4f}", f"{milliseconds(1):.4f}"]
+    compared = [shown(c), f"{(1 - c[0]) * milliseconds(0) * 1e3:.1f}", shown(again)]
+    return [name, *times, *compared, *(memory(i, f"peak_{when}_bytes") for when in ("run", "load") for i in (0, 1))]
+
+
+def shares(ratios: Sequence[float]) -> tuple[float, float]:
+    """The geometric mean over the starts, and the half of its 95 % interval (Student's t, for 3 to 12 starts)."""
+    quantiles = (4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+    logs = np.log(ratios)
+    half = quantiles[len(logs) - 3] * logs.std(ddof=1) / np.sqrt(len(logs))
+    return float(np.exp(logs.mean())), float(half)
+
+
+def shown(share: tuple[float, float]) -> str:
+    return f"{share[0]:.3f} ±{share[1]:.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=SUBJECTS, metavar="MODEL")
-    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--starts", type=int, default=6, choices=range(3, 13))
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     rows = []
@@ -131,9 +135,10 @@ def main() -> None:
     if not rows:
         return
     about = (
-        f"{options.starts} starts of three processes each, {SETTINGS.rounds} interleaved rounds of "
-        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios are geometric means over the rounds' "
-        "medians, with 95 % intervals. Memory is the peak of a process while it runs, and while it loads."
+        f"{options.starts} starts, in each of them {SETTINGS.rounds} interleaved rounds of "
+        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios as `stats.speedup` compares two models, their "
+        "mean over the starts with its 95 % interval. Memory is the peak of a process while it runs, and while it loads. "
+        "What Python itself takes around an inference is the same few microseconds for every model."
     )
     table = tables.markdown(HEAD, rows)
     text = f"# The runner in C and the one in Python\n\n{tables.describe(host)}\n\n{about}\n\n{table}\n"

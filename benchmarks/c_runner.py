@@ -2,8 +2,8 @@
 
     python -m benchmarks.c_runner [MODEL ...] [--starts 6] [-o FOLDER]
 
-Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python against the
-first says what the machine's own noise is. With one thread.
+Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python against
+the first says what the machine's own noise is. With one thread.
 """
 
 from __future__ import annotations

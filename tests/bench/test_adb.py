@@ -194,6 +194,20 @@ def test_answers_are_those_of_here(phone, model):
 
 @pytest.mark.slow
 @needs_cc
+def test_processors(phone, model):
+    with phone.place.reserve(lambda line: None) as device:
+        with device.open(model, threads=1, session_options={}, cpus="0") as runner:
+            assert runner.started()["cpus"] == [0]
+        if (
+            len({path.read_text() for path in Path("/sys").glob("devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq")})
+            < 2
+        ):
+            with pytest.raises(DeviceError, match="has one kind of core only, or tells no clocks; give their numbers"):
+                device.open(model, threads=1, session_options={}, cpus="big")
+
+
+@pytest.mark.slow
+@needs_cc
 def test_external_weights_go_with_their_model(phone, model, tmp_path):
     folder = tmp_path / "a folder"
     folder.mkdir()

@@ -20,6 +20,8 @@ def bench(
     threads: options.Threads = None,
     recipe: options.RecipeFile = None,
     python: options.PlacePython = None,
+    library: options.PlaceLibrary = None,
+    ndk: options.PlaceNdk = None,
     format: options.Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
@@ -34,7 +36,7 @@ def bench(
     from toolchain.target import load_target
 
     check_format(format)
-    place = find_place(on, python=python)
+    place = find_place(on, python=python, library=library, ndk=ndk)
     if output is not None:
         check_output(output)
     settings = options.read_recipe(recipe, None).bench

@@ -33,11 +33,13 @@ RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
     {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed", "latency", "reconstruct"},
     {"candidates"}, {"pruning"}, {"report"}, {"preparation"}, {"pipeline", "pruned_file"}, {"terminal", "options"},
-    {"cli_bench", "cli_prune", "cli_targets"}, {"cli"}, {"__main__", "__init__"},
+    {"cli_bench", "cli_emulator", "cli_prune", "cli_targets"}, {"cli"}, {"__main__", "__init__"},
 ]  # fmt: skip
 
 TORCH_ROOMS = {"convert", "train", "search"}
-TERMINAL_ROOMS = {"cli", "cli_bench", "cli_prune", "cli_targets", "options", "report", "terminal"}
+TERMINAL_ROOMS = {
+    "cli", "cli_bench", "cli_emulator", "cli_prune", "cli_targets", "options", "report", "terminal",
+}  # fmt: skip
 USER_CODE = "loading.py"  # runs what users wrote, which may raise anything; it raises our error instead
 LONGEST_FILE = 450
 

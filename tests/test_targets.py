@@ -38,6 +38,26 @@ def test_a_shipped_profile_loads_under_its_own_name(path):
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
+def test_a_profile_survives_being_written_as_toml(path, tmp_path):
+    target = load_target(path.stem)
+    (tmp_path / "again.toml").write_text(target.to_toml())
+    assert Target.load(tmp_path / "again.toml") == target
+
+
+def test_a_profile_with_everything_in_it_survives_too(tmp_path):
+    odd = {"title": 'a "board" of 2024 \\ é', "budget": {"size_mib": 0.5}}
+    odd["runtime"] = {"threads": 1, "session_options": {"session.intra_op.allow_spinning": "0"}}
+    target = Target.parse(load_target("rk3588").model_dump(mode="json") | odd)
+    (tmp_path / "odd.toml").write_text(target.to_toml())
+    assert Target.load(tmp_path / "odd.toml") == target
+
+
+@pytest.mark.parametrize(("given", "name"), [("My Board", "my-board"), ("pi.local", "pi.local"), ("__", "device")])
+def test_names_are_made_of_any_words(given, name):
+    assert Target.parse(load_target("rk3588").renamed(given).model_dump(mode="json")).name == name
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
 def test_every_fact_says_where_it_comes_from(path):
     table = ""
     for line in path.read_text().splitlines():

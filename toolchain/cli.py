@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 
-from toolchain import cli_bench, cli_prune, cli_targets, options
+from toolchain import cli_bench, cli_emulator, cli_prune, cli_targets, options
 from toolchain.errors import GateError, ToolchainError
 from toolchain.files import check_output
 from toolchain.terminal import say, show, show_json, working
@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_targets.app, name="targets")
+app.add_typer(cli_emulator.app, name="emulator")
 
 # --------------------------------------------------------------------------------------------- commands
 

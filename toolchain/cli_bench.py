@@ -9,28 +9,32 @@ import typer
 from toolchain import options
 from toolchain.errors import GateError
 from toolchain.files import check_output
-from toolchain.terminal import show, working
+from toolchain.terminal import say, show, working
 
 
 def bench(
     models: options.Models,
+    on: options.Place = "local",
     output: options.ResultsOutput = None,
     target: options.BenchTarget = None,
     threads: options.Threads = None,
     recipe: options.RecipeFile = None,
+    python: options.PlacePython = None,
     format: options.Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
-    """Time models on this machine.
+    """Time models on this machine, over SSH, or see what they compute on an emulated CPU.
 
     Each in a fresh process, interleaved round by round.
     """
     from toolchain.bench import Subject
     from toolchain.bench import bench as run
+    from toolchain.bench.place import find_place
     from toolchain.report import check_format, render
     from toolchain.target import load_target
 
     check_format(format)
+    place = find_place(on, python=python)
     if output is not None:
         check_output(output)
     settings = options.read_recipe(recipe, None).bench
@@ -39,7 +43,12 @@ def bench(
     subjects = [Subject(path, name, path.suffix.lstrip(".")) for path, name in zip(models, names, strict=True)]
     with working() as report:
         found = run(
-            subjects, settings=settings, target=profile, threads=threads, progress=lambda line: report(line, 0, 0)
+            subjects,
+            settings=settings,
+            target=profile,
+            threads=threads,
+            place=place,
+            progress=lambda line: report(line, 0, 0),
         )
         if output is not None:
             found.save(output)
@@ -47,6 +56,10 @@ def bench(
         show(found.to_json())
         return
     show(render(found, format))
+    if on.startswith("emulator:"):
+        from toolchain.bench.emulated import NO_TIME
+
+        say(f"no latency: {NO_TIME}")
 
 
 def compare(

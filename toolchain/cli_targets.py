@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from toolchain import options
-from toolchain.terminal import say, show, show_json
+from toolchain.files import check_output, write_text
+from toolchain.terminal import say, show, show_json, working
 
 app = typer.Typer(help="List, show, detect and check device profiles.", no_args_is_help=True)
 
@@ -37,9 +38,30 @@ def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None
 
 
 @app.command("detect")
-def targets_detect(as_json: options.AsJson = False) -> None:
-    """Show this machine as a profile."""
-    targets_show("host", as_json)
+def targets_detect(
+    on: options.Place = "local",
+    output: options.ProfileOutput = None,
+    python: options.PlacePython = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show this machine, or the one given, as a profile; or write it."""
+    from toolchain.bench.place import find_place
+    from toolchain.report import show_target
+
+    place = find_place(on, python=python)
+    if output is not None:
+        check_output(output)
+    with working() as report, place.reserve(lambda line: report(line, 0, 0)) as device:
+        found = device.detect()
+    if output is not None:
+        found = found.renamed(output.stem)
+        write_text(output, found.to_json() if output.suffix == ".json" else found.to_toml())
+    if as_json:
+        show(found.to_json())
+    else:
+        show(show_target(found))
+    if output is not None:
+        say(f"written: {output}; use it with --target {output}")
 
 
 @app.command("check")

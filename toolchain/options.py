@@ -87,6 +87,15 @@ BudgetTarget = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the profile's.", metavar="NUMBER")]
 On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:cortex-a76.", metavar="PLACE")]
+Place = Annotated[
+    str, typer.Option("--on", help="local, ssh:HOST, or emulator:CPU (answers, not time).", metavar="PLACE")
+]
+PlacePython = Annotated[
+    str | None,
+    typer.Option(
+        "--python", help="With ssh:HOST: an interpreter there that has numpy and onnxruntime.", metavar="PATH"
+    ),
+]
 
 # How much to prune.
 Speedup = Annotated[float | None, typer.Option(help="So many times as fast, such as 1.3.", metavar="FACTOR")]
@@ -118,6 +127,9 @@ OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file
 FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="FOLDER")]
 ResultsOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write the results to this file.", metavar="FILE")
+]
+ProfileOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write the profile to this file (TOML, or .json).", metavar="FILE")
 ]
 Format = Annotated[str, typer.Option(help="table, markdown, csv or json.", metavar="NAME")]
 Baseline = Annotated[

@@ -7,6 +7,8 @@ states facts; nothing in it is measured by us. What an *operator* can do stands 
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -100,6 +102,21 @@ class Target(Document):
         """Whether x86 int8 dot products are exact."""
         return bool({"avx-vnni", "avx512-vnni"} & set(self.features))
 
+    def renamed(self, name: str) -> Target:
+        """The same profile under a name made of `name`: lower case, and a hyphen for what a name cannot have."""
+        name = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+        return self.model_copy(update={"name": name or "device"})
+
+    def to_toml(self) -> str:
+        """The profile as TOML; what is unknown or empty is left out."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        tables = {key: value for key, value in data.items() if isinstance(value, dict) and value}
+        lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
+        for key, table in tables.items():
+            entries = {name: value for name, value in table.items() if value != {}}
+            lines += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in entries.items())]
+        return "\n".join(lines) + "\n"
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Target:
         arm = {"asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme"}
@@ -113,6 +130,16 @@ class Target(Document):
         if self.architecture == "x86_64" and not self.has_vnni and not self.int8.saturates:
             raise ValueError("int8.saturates is false, but x86 without VNNI adds products in saturating int16")
         return self
+
+
+def _toml(value: object) -> str:
+    """A value as TOML writes it: strings, numbers, bools and lists are as in JSON."""
+    if isinstance(value, dict):
+        keys = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in value}
+        return f"{{ {', '.join(f'{keys[key]} = {_toml(entry)}' for key, entry in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def profile_folder() -> Path:

@@ -18,8 +18,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import bench as bench_module
-from toolchain.bench import Subject, bench, local, model_bytes
+from toolchain.bench import Subject, bench, local, model_bytes, process
 from toolchain.bench.host import describe_host, read_conditions
 from toolchain.bench.session import profile
 from toolchain.errors import DeviceError, InputError, ModelError
@@ -131,7 +130,7 @@ def test_targets_and_evidence(model):
 
 
 def test_refusals_come_before_any_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_module, "Runner", None)
+    monkeypatch.setattr(local, "Runner", None)
     with pytest.raises(InputError, match="no model"):
         bench([], settings=QUICK)
     with pytest.raises(ModelError, match=r"gone\.onnx: no such model file; check the path"):
@@ -151,16 +150,16 @@ def test_killed_runner_is_one_sentence(model):
     with local.Runner(model, threads=1, session_options={}) as runner:
         runner.started()
         runner.ask("load")
-        runner._process.send_signal(signal.SIGKILL)
+        os.kill(runner.pid, signal.SIGKILL)
         with pytest.raises(DeviceError, match=r"model\.onnx: .*killed by SIGKILL during 'warmup'.*; check free memory"):
             runner.ask("warmup", {"seconds": 0.1})
     assert alive_runners() == []
 
 
 def test_hung_runner_is_one_sentence(model, monkeypatch):
-    monkeypatch.setattr(local, "REPLY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(process, "REPLY_TIMEOUT_S", 0.5)
     with local.Runner(model, threads=1, session_options={}) as runner:
-        os.kill(runner._process.pid, signal.SIGSTOP)
+        os.kill(runner.pid, signal.SIGSTOP)
         with pytest.raises(DeviceError, match=r"no answer to 'start' within 0\.5 s"):
             runner.started()
     assert alive_runners() == []
@@ -194,7 +193,7 @@ def test_waiting_runners_use_no_processor(model):
         runner.started()
         runner.ask("load")
         runner.ask("warmup", {"seconds": 0.05})
-        process = psutil.Process(runner._process.pid)
+        process = psutil.Process(runner.pid)
         before = sum(process.cpu_times()[:2])
         time.sleep(0.3)
         assert sum(process.cpu_times()[:2]) - before <= 0.03

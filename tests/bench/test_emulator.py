@@ -83,7 +83,7 @@ def test_an_absent_emulator_is_one_sentence_with_the_command(cpu, tmp_path, monk
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv("TOOLCHAIN_EMULATOR", str(tmp_path / "none"))
     assert "there is no emulator in" in emulator.unavailable(cpu)
-    with pytest.raises(DeviceError, match=rf"emulator:{cpu}: there is no emulator in .*emulator-setup\.sh"):
+    with pytest.raises(DeviceError, match=rf"emulator:{cpu}: there is no emulator in .*toolchain emulator setup"):
         emulator.run(cpu, tmp_path / "m.onnx", [])
 
 

@@ -1,4 +1,4 @@
-"""Latency and memory of models on this machine, each in a fresh process, interleaved round by round.
+"""Latency and memory of models in one place, each in a fresh process, interleaved round by round.
 
 Every sample is kept; statistics are derived from them (``stats``). A round of A is followed by a round
 of B, then A again, so that what drifts (clock, temperature, neighbours) drifts for all alike.
@@ -7,7 +7,6 @@ of B, then A again, so that what drifts (clock, temperature, neighbours) drifts 
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,17 +15,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from toolchain.bench.host import conditions, describe_host, read_conditions
-from toolchain.bench.local import Runner
+from toolchain.bench.emulated import Emulated
+from toolchain.bench.host import conditions, describe_host
+from toolchain.bench.local import Local
+from toolchain.bench.model_files import model_bytes
+from toolchain.bench.place import Device, Place
 from toolchain.data import Feed
-from toolchain.detect import detect_host
 from toolchain.errors import InputError, ModelError
 from toolchain.files import sha256
-from toolchain.measurement import Conditions, Evidence, Host, Latency, Measurement, Memory, Results, Score
+from toolchain.measurement import Conditions, Evidence, Latency, Measurement, Memory, Results, Score
 from toolchain.recipe import Bench
 from toolchain.target import Target
 
-__all__ = ["Subject", "bench", "describe_host"]
+__all__ = ["Subject", "bench", "describe_host", "model_bytes"]
 
 
 @dataclass(frozen=True)
@@ -57,30 +58,42 @@ def bench(
     settings: Bench,
     target: Target | None = None,
     threads: int | None = None,
+    place: Place | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Results:
-    """Time the subjects on this machine, all with the same threads and session options.
+    """Time the subjects in one place, all with the same threads and session options.
 
     Args:
         subjects: in the order of the results.
         settings: warm-up, rounds and least times; the rounds share `min_time_s` and `min_runs`.
-        target: whose session options, and threads as far as this machine has cores, are used.
+        target: whose session options, and threads as far as the place has cores, are used.
         threads: overrides those of the settings, which override the target's.
+        place: as `find_place` gives it; None is this machine.
         progress: called with one short line before every step.
 
     Raises:
         InputError: no subject. ModelError: a file is missing, or onnxruntime refuses it or its feed.
-        DeviceError: a process was killed or hung.
+        DeviceError: the place cannot be reached or used or is busy, or a process was killed or hung.
     """
     if not subjects:
         raise InputError("no model to bench", hint="give at least one")
     for subject in subjects:
         if not subject.path.is_file():
             raise ModelError("no such model file", where=subject.path, hint="check the path")
-    host = describe_host()
-    threads = threads or settings.threads or _threads(target, host)
+    place, say = place or Local(), progress or (lambda line: None)
     options = target.runtime.session_options if target else {}
-    timings, around = _interleave(subjects, settings, threads, options, progress or (lambda line: None))
+    with place.reserve(say) as device:
+        host = device.describe()
+        name, evidence = _standing(device, target)
+        timings: Sequence[tuple[Latency | None, Memory | None]]
+        notes: Sequence[str | None] = [subject.note for subject in subjects]
+        if isinstance(device, Emulated):
+            timings, around = [(None, None)] * len(subjects), Conditions()
+            notes = [_compare(device, subject, options, say) for subject in subjects]
+        else:
+            wanted = (target or device.detect()).runtime.threads
+            threads = threads or settings.threads or max(1, min(wanted, host.cores))
+            timings, around = _interleave(device, subjects, settings, threads, options, say)
     when = datetime.now(UTC).isoformat(timespec="milliseconds")
     return Results(
         measurements=tuple(
@@ -89,35 +102,23 @@ def bench(
                 variant=subject.variant,
                 sha256=sha256(subject.path),
                 size_bytes=model_bytes(subject.path),
-                target=subject.target or (target.name if target else None),
-                evidence=subject.evidence or _evidence(subject.target or (target.name if target else None)),
+                target=subject.target or name,
+                evidence=subject.evidence or (_evidence(subject.target) if subject.target else evidence),
                 host=host,
                 latency=latency,
                 memory=memory,
                 conditions=around,
                 score=subject.score,
-                note=subject.note,
+                note=note,
                 when=when,
             )
-            for subject, (latency, memory) in zip(subjects, timings, strict=True)
+            for subject, (latency, memory), note in zip(subjects, timings, notes, strict=True)
         )
     )
 
 
-def model_bytes(path: Path) -> int:
-    """Size of a model file and of the external data files beside it."""
-    total = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if path.suffix != ".onnx" or content.find(b"location") < 0:
-            return total  # External data has such a key; without it the slow import and parse are needless.
-    import onnx
-
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    files = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return total + sum(int((path.parent / name).stat().st_size) for name in files)
-
-
 def _interleave(
+    device: Device,
     subjects: Sequence[Subject],
     settings: Bench,
     threads: int,
@@ -127,24 +128,26 @@ def _interleave(
     """Run all subjects, round by round, one at a time; the others wait without using the processor."""
     names = [f"{s.model} {s.variant}" for s in subjects]
     share = {"seconds": settings.min_time_s / settings.rounds, "runs": math.ceil(settings.min_runs / settings.rounds)}
-    before = read_conditions()
+    before = device.read_conditions()
     with ExitStack() as stack:
         say(f"starting {len(subjects)} benchmark processes")
         runners = [
-            stack.enter_context(Runner(s.path, threads=threads, session_options=options, feed=s.feeds, dims=s.dims))
+            stack.enter_context(
+                device.open(s.path, threads=threads, session_options=options, feed=s.feeds, dims=s.dims)
+            )
             for s in subjects
         ]
         answers = [runner.started() for runner in runners]
         for name, runner, answer in zip(names, runners, answers, strict=True):
             say(f"{name}: loading and warming up")
             answer |= runner.ask("load") | runner.ask("warmup", {"seconds": settings.warmup_s})
-        warm = read_conditions()
+        warm = device.read_conditions()
         rounds: list[list[list[float]]] = [[] for _ in subjects]
         for number in range(settings.rounds):
             for name, runner, samples in zip(names, runners, rounds, strict=True):
                 say(f"{name}: round {number + 1} of {settings.rounds}")
                 samples.append(runner.ask("round", share)["samples_ms"])
-        after = read_conditions()
+        after = device.read_conditions()
         for runner, answer in zip(runners, answers, strict=True):
             answer |= runner.ask("memory")
     # The clock of an idle core says nothing: both are read under way.
@@ -179,9 +182,23 @@ def _memory(answer: dict[str, Any]) -> Memory:
     )
 
 
-def _threads(target: Target | None, host: Host) -> int:
-    wanted = (target or detect_host()).runtime.threads
-    return max(1, min(wanted, host.cores))
+def _compare(device: Emulated, subject: Subject, options: Mapping[str, str], say: Callable[[str], None]) -> str:
+    say(f"{subject.model} {subject.variant}: answering here and on {device.name}")
+    found = device.compare(subject.path, session_options=options, feed=subject.feeds, dims=subject.dims)
+    return f"{subject.note}; {found}" if subject.note else found
+
+
+def _standing(device: Device, target: Target | None) -> tuple[str | None, Evidence]:
+    """The name of the rows' target, and whether the device is that target."""
+    if isinstance(device, Emulated):
+        return target.name if target else device.cpu, "emulated"
+    if isinstance(device, Local):
+        return target.name if target else None, _evidence(target.name if target else None)
+    here = device.detect()
+    if target is None:
+        return here.name, "measured"
+    alike = target.architecture == here.architecture and {c.core for c in target.cores} == {c.core for c in here.cores}
+    return target.name, "measured" if alike else "host"
 
 
 def _evidence(target: str | None) -> Evidence:

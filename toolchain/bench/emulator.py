@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ from toolchain.errors import DeviceError, InputError, did_you_mean
 from toolchain.files import cache_dir
 from toolchain.target import Architecture
 
-SETUP = "run scripts/emulator-setup.sh from a checkout of this project"
+SETUP = "run `toolchain emulator setup`"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,47 @@ def unavailable(cpu: str = "cortex-a76") -> str | None:
     if here != there:
         return f"the emulator in {folder()} holds onnxruntime {there} where {here} is installed"
     return None
+
+
+def script() -> Path:
+    """The set-up's script: inside the package when installed, else the checkout's."""
+    packaged = Path(__file__).parents[1] / "_scripts" / "emulator-setup.sh"
+    return packaged if packaged.is_file() else Path(__file__).parents[2] / "scripts" / "emulator-setup.sh"
+
+
+def set_up(say: Callable[[str], None]) -> Path:
+    """Fetch and lay out the emulator in :func:`folder`, which is returned; nothing is done where it is complete.
+
+    Args:
+        say: called with every line of the script.
+
+    Raises:
+        DeviceError: it cannot be set up here.
+    """
+    process = subprocess.Popen(
+        ["bash", str(script()), str(folder())],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    last = ""
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            last = line.strip().removeprefix("emulator-setup: ")
+            say(last)
+    except BaseException:  # an interrupt: the script's own trap removes what is half done
+        os.killpg(process.pid, signal.SIGTERM)
+        raise
+    finally:
+        process.stdout.close()
+        process.wait()
+    if process.returncode:
+        raise DeviceError(f"cannot be set up ({last})", where="the emulator", hint="mend that and run it again")
+    return folder()
 
 
 def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import onnxruntime
 import psutil
 
+from toolchain.bench import agent
 from toolchain.cpuinfo import read_cpu
 from toolchain.measurement import Conditions, Host
 
@@ -28,28 +28,23 @@ def describe_host() -> Host:
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=onnxruntime.__version__,
-        governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=agent.text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
     )
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the machine. load: runnable processes over the last minute; clock: of the fastest core."""
+    """One look at the machine; what each number means says `agent.read_conditions`."""
 
     load: float | None
     clock_mhz: float | None
     temperature_c: float | None
+    throttled: int | None = None
 
 
 def read_conditions(root: Path = Path("/")) -> Reading:
-    """Load, clock and the hottest thermal zone; None where unreadable. root: where ``sys`` lies."""
-    clocks = _numbers(root / "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
-    zones = _numbers(root / "sys/class/thermal", "thermal_zone*/temp")
-    return Reading(
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        clock_mhz=max(clocks) / 1e3 if clocks else None,
-        temperature_c=max(zones) / 1e3 if zones else None,
-    )
+    """Load, clock, temperature and throttling flags; None where unreadable. root: where ``sys`` lies."""
+    return Reading(**agent.read_conditions(root))
 
 
 def conditions(before: Reading, after: Reading) -> Conditions:
@@ -62,15 +57,3 @@ def conditions(before: Reading, after: Reading) -> Conditions:
         temperature_c_before=before.temperature_c,
         temperature_c_after=after.temperature_c,
     )
-
-
-def _numbers(folder: Path, pattern: str) -> list[int]:
-    texts = (_text(path) for path in folder.glob(pattern))
-    return [int(text) for text in texts if text and text.lstrip("-").isdigit()]
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None

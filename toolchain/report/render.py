@@ -166,7 +166,7 @@ def _heading(block: Block) -> list[str]:
     facts = [
         host.cpu,
         _plural(host.cores, "core"),
-        f"{host.memory_mib / 1024:.1f} GiB",
+        *([f"{host.memory_mib / 1024:.1f} GiB"] if host.memory_mib else []),  # an emulated processor has none
         f"onnxruntime {host.onnxruntime}",
     ]
     facts += [_plural(block.threads, "thread")] if block.threads else []

@@ -1,0 +1,333 @@
+"""Our hands on a device: one process there that keeps the lock, the files, the environment and the runners.
+
+One file of standard library for Python 3.9 or newer, sent over the connection and run from memory. JSON lines come in
+on stdin, one line answers each on stdout. All it makes lies in ``edge-toolchain`` in ``$XDG_CACHE_HOME``, ``~/.cache``:
+
+    files/<sha256>.<suffix>   what was sent once; written to run/ first, then renamed
+    env-<version>/            a virtual environment with numpy and onnxruntime; ``complete`` is written last
+    lock                      locked (flock) while an agent lives, so that no two benchmarks share the device
+    run/                      for as long as the agent lives
+
+    {"do": "lock"}                                  -> {} or {"busy": who has it}
+    {"do": "environment", "version": v}             -> {"python": path, "onnxruntime": v}; see below
+    {"do": "install", "version": v}                 -> the same, or {"error": why}
+    {"do": "own"}                                   -> the same, of the interpreter that runs this
+    {"do": "have", "name": n}                       -> {"have": bool}
+    {"do": "put", "name": n, "size": bytes} + bytes -> {} or {"error": why}
+    {"do": "facts"}                                 -> {"files": {path: text}, ...}
+    {"do": "conditions"}                            -> as `read_conditions`
+    {"do": "start", "id": n, "python": path, "runner": name, "files": {path: name}, "job": {...}} -> as ask
+    {"do": "ask", "id": n, "line": {...}}           -> {"answer": {...}} or {"code": n, "said": text}
+    {"do": "stop", "id": n}                         -> {}
+
+An environment that is not there yet is ``{"absent": true, "onnxruntime": that of this interpreter, or null}``.
+The end of stdin (the connection is gone, or was closed) is the end of everything: runners are killed, run/ is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+IDLE_S = 900  # A connection that is dead without having been closed ends by itself.
+FACTS = (
+    "proc/cpuinfo",
+    "proc/meminfo",
+    "proc/device-tree/model",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+    *(f"sys/devices/system/cpu/cpu[0-9]*/cache/index*/{name}" for name in ("level", "type", "size")),
+)
+Reply = dict[str, Any]
+
+
+class _Agent:
+    """The state of one connection."""
+
+    def __init__(self) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.root = Path(base, "edge-toolchain")
+        self.run = self.root / "run"
+        self.lock: IO[str] | None = None
+        self.runners: dict[int, subprocess.Popen[bytes]] = {}
+
+    def do_lock(self, command: Reply) -> Reply:
+        import fcntl  # not on Windows, which reads its conditions with this file, too
+
+        for folder in (self.root, self.root / "files"):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = open(self.root / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until `close`)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            return {"busy": lock.read().strip() or "another benchmark"}
+        self.lock = lock
+        lock.truncate(0)
+        client = os.environ.get("SSH_CLIENT", "").split(" ")[0]
+        lock.write(f"process {os.getpid()}{client and ' for '}{client} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        lock.flush()
+        shutil.rmtree(self.run, ignore_errors=True)  # of an agent that was killed
+        self.run.mkdir()
+        return {}
+
+    def do_environment(self, command: Reply) -> Reply:
+        folder = self.root / f"env-{command['version']}"
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            version, made_for = (folder / "complete").read_text(encoding="utf-8").split()
+            if made_for == platform.python_version():  # not that of a system upgraded since
+                return {"python": str(folder / "bin/python"), "onnxruntime": version}
+        if installed("onnxruntime") == command["version"] and installed("numpy"):
+            return {"python": sys.executable, "onnxruntime": command["version"]}
+        return {"absent": True, "onnxruntime": installed("onnxruntime")}
+
+    def do_own(self, command: Reply) -> Reply:
+        code = "import numpy, onnxruntime; print(onnxruntime.__version__)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"error": last_line(done.stderr)}
+        return {"python": sys.executable, "onnxruntime": done.stdout.strip()}
+
+    def do_install(self, command: Reply) -> Reply:
+        folder = self.root / f"env-{command['version']}"
+        shutil.rmtree(folder, ignore_errors=True)
+        error = self.install(folder, command["version"])
+        if error is None:
+            return self.do_environment(command)
+        shutil.rmtree(folder, ignore_errors=True)
+        version = installed("onnxruntime")
+        if version and installed("numpy"):
+            return {"python": sys.executable, "onnxruntime": version}
+        return {"error": error}
+
+    def install(self, folder: Path, version: str) -> str | None:
+        """Make the environment; why it could not be made, or None."""
+        if sys.maxsize < 2**32:
+            return "its Python is a 32-bit one, and there is no onnxruntime for those"
+        error = self.call([sys.executable, "-m", "venv", str(folder)])
+        if error is not None:
+            return error
+        python = str(folder / "bin/python")
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "numpy"]
+        error = self.call([*pip, f"onnxruntime=={version}"])
+        if error is not None and "No matching distribution" in error:  # for this Python there may be older ones only
+            error = self.call([*pip, "onnxruntime"])
+        if error is None:
+            code = "from importlib.metadata import version; print(version('onnxruntime'))"
+            found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+            (folder / "complete").write_text(f"{found.strip()} {platform.python_version()}\n", encoding="utf-8")
+        return error
+
+    def call(self, command: list[str]) -> str | None:
+        """Run a command for as long as we are connected; the line that says why it failed, or None."""
+        with open(self.run / "said", "w+", encoding="utf-8", errors="replace") as said:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            try:
+                while process.poll() is None:
+                    if select.select([sys.stdin], [], [], 0.1)[0]:
+                        sys.exit()
+            finally:
+                process.kill()
+                process.wait()
+            said.seek(0)
+            lines = said.read()
+        if process.returncode == 0:
+            return None
+        telling = [line for line in lines.splitlines() if re.search(r"error|ensurepip|No module", line, re.I)]
+        return last_line("\n".join(telling) or lines) or f"exit code {process.returncode}"
+
+    def do_have(self, command: Reply) -> Reply:
+        return {"have": (self.root / "files" / command["name"]).is_file()}
+
+    def do_put(self, command: Reply) -> Reply:
+        left, error = command["size"], None
+        part = self.run / "part"
+        try:
+            with open(part, "wb") as file:
+                while left and (chunk := sys.stdin.buffer.read(min(left, 1 << 20))):
+                    left -= len(chunk)
+                    file.write(chunk)
+        except OSError as failure:
+            error = str(failure.strerror)
+        while left and (chunk := sys.stdin.buffer.read(min(left, 1 << 20))):  # what is on its way all the same
+            left -= len(chunk)
+        if left:
+            sys.exit()
+        if error is not None:
+            with contextlib.suppress(FileNotFoundError):
+                part.unlink()
+            return {"error": error}
+        part.replace(self.root / "files" / command["name"])
+        return {}
+
+    def do_facts(self, command: Reply) -> Reply:
+        root = Path("/")
+        files = {str(p.relative_to(root)): text(p) for pattern in FACTS for p in root.glob(pattern)}
+        return {
+            "files": {path: content for path, content in files.items() if content is not None},
+            "name": socket.gethostname(),
+            "machine": platform.machine(),
+            "os": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        }
+
+    def do_conditions(self, command: Reply) -> Reply:
+        return read_conditions()
+
+    def do_start(self, command: Reply) -> Reply:
+        folder = self.run / str(command["id"])
+        folder.mkdir()
+        for path, name in command["files"].items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(self.root / "files" / name, folder / path)  # a symbolic one would lead out of the folder
+            except OSError:
+                shutil.copyfile(self.root / "files" / name, folder / path)
+        with open(folder / "stderr", "wb") as stderr:
+            self.runners[command["id"]] = subprocess.Popen(
+                [command["python"], str(self.root / "files" / command["runner"])],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        return self.do_ask({"id": command["id"], "line": command["job"]})
+
+    def do_ask(self, command: Reply) -> Reply:
+        runner = self.runners[command["id"]]
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # the missing answer tells more
+            runner.stdin.write(json.dumps(command["line"]).encode() + b"\n")
+            runner.stdin.flush()
+        # Nothing is asked while an answer is awaited: whatever comes in is the end of the connection.
+        if sys.stdin in select.select([sys.stdin, runner.stdout], [], [])[0]:
+            sys.exit()
+        line = runner.stdout.readline()
+        if line.endswith(b"\n"):
+            return {"answer": json.loads(line)}
+        code = runner.wait()
+        said = (self.run / str(command["id"]) / "stderr").read_text("utf-8", "replace")
+        return {"code": code, "said": last_line(said)}
+
+    def do_stop(self, command: Reply) -> Reply:
+        runner = self.runners.pop(command["id"], None)
+        if runner is not None:
+            end(runner)
+        shutil.rmtree(self.run / str(command["id"]), ignore_errors=True)
+        return {}
+
+    def close(self) -> None:
+        """Leave nothing running, and nothing but the cache."""
+        for runner in self.runners.values():
+            end(runner)
+        if self.lock is not None:
+            shutil.rmtree(self.run, ignore_errors=True)
+            self.lock.close()
+
+
+def end(runner: subprocess.Popen[bytes]) -> None:
+    """Kill and reap it."""
+    runner.kill()
+    runner.wait()
+
+
+def installed(package: str) -> str | None:
+    """Its version for this interpreter."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def last_line(said: str) -> str:
+    """The last line that is not blank."""
+    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+
+
+def text(path: Path) -> str | None:
+    """What the kernel says there; None where there is nothing, or nothing for us."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    except OSError:
+        return None
+
+
+def read_conditions(root: Path = Path("/")) -> Reply:
+    """Load, clock, temperature and throttling flags; None where unreadable. root: where ``sys`` lies.
+
+    load: runnable processes over the last minute. clock_mhz: of the fastest core; a Raspberry Pi's firmware tells the
+    real one, the kernel only what it asked for. throttled: the firmware's bits, 0 to 3 for now, 16 to 19 for any time
+    since the start (1: too little voltage, 2: clock capped, 4: throttled, 8: soft temperature limit).
+    """
+    clocks = numbers(root / "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
+    zones = numbers(root / "sys/class/thermal", "thermal_zone*/temp")
+    clock, temperature = (firmware("measure_clock", "arm"), firmware("measure_temp")) if root == Path("/") else ("", "")
+    flags = firmware("get_throttled") if root == Path("/") else ""
+    return {
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "clock_mhz": int(clock) / 1e6 if clock else max(clocks) / 1e3 if clocks else None,
+        "temperature_c": float(temperature.rstrip("'C")) if temperature else max(zones) / 1e3 if zones else None,
+        "throttled": int(flags, 16) if flags else None,
+    }
+
+
+def firmware(*question: str) -> str:
+    """What follows the ``=`` in the answer of a Raspberry Pi's firmware; empty elsewhere."""
+    program = shutil.which("vcgencmd")
+    if program is None:
+        return ""
+    done = subprocess.run([program, *question], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return done.stdout.partition("=")[2].strip()
+
+
+def numbers(folder: Path, pattern: str) -> list[int]:
+    """The numbers in the files that match."""
+    texts = (text(path) for path in folder.glob(pattern))
+    return [int(found) for found in texts if found and found.lstrip("-").isdigit()]
+
+
+def stop(number: int, frame: object) -> NoReturn:
+    """A signal ends us as the end of stdin does."""
+    sys.exit()
+
+
+def main() -> None:
+    """Answer the lines of stdin until it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    agent = _Agent()
+    try:
+        line = b'{"do": "conditions"}'  # the first line tells that we are here
+        while line:
+            command = json.loads(line)
+            try:
+                reply = getattr(agent, f"do_{command['do']}")(command)
+            except OSError as error:
+                reply = {"error": f"{error.filename}: {error.strerror}" if error.filename else str(error)}
+            sys.stdout.write(json.dumps(reply) + "\n")
+            sys.stdout.flush()
+            ready = select.select([sys.stdin], [], [], IDLE_S)[0]
+            line = sys.stdin.buffer.readline() if ready else b""
+    except BrokenPipeError:
+        pass
+    finally:
+        agent.close()
+
+
+if __name__ == "__main__":
+    main()

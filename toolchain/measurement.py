@@ -106,7 +106,7 @@ class Latency(Part):
     load_ms, first_ms: making the session, and its first inference.
     warmup_runs, settled: inferences run before the samples, and whether they had become steady by then.
     cpu_ms: what the calling thread itself computed in each sample, where it is the only one; else empty.
-    processes: so many fresh processes took turns, round i in process i modulo that.
+    processes: so many fresh processes took the rounds, one after the other, as evenly as may be, more first.
     cpus: the processors they were bound to; empty: all.
     """
 

@@ -25,7 +25,7 @@ def start(tmp_path):
     def run(source: Path = AGENT) -> LineProcess:
         process = LineProcess([sys.executable, str(source)], env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
         running.append(process)
-        assert set(process.receive(20)) == {"load", "clock_mhz", "temperature_c", "throttled"}
+        assert set(process.receive(20)) == {"load", "clock_mhz", "temperature_c", "governor", "throttled"}
         return process
 
     yield run

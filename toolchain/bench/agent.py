@@ -268,7 +268,7 @@ def text(path: Path) -> str | None:
 
 
 def read_conditions(root: Path = Path("/")) -> Reply:
-    """Load, clock, temperature and throttling flags; None where unreadable. root: where ``sys`` lies.
+    """Load, clock, temperature, governor and throttling flags; None where unreadable. root: where ``sys`` lies.
 
     load: runnable processes over the last minute. clock_mhz: of the fastest core; a Raspberry Pi's firmware tells the
     real one, the kernel only what it asked for. throttled: the firmware's bits, 0 to 3 for now, 16 to 19 for any time
@@ -282,6 +282,7 @@ def read_conditions(root: Path = Path("/")) -> Reply:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "clock_mhz": int(clock) / 1e6 if clock else max(clocks) / 1e3 if clocks else None,
         "temperature_c": float(temperature.rstrip("'C")) if temperature else max(zones) / 1e3 if zones else None,
+        "governor": text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "throttled": int(flags, 16) if flags else None,
     }
 

@@ -60,7 +60,12 @@ def test_bigger_is_slower_and_order_is_a_b_b_a(tmp_path):
     results = bench(subjects, settings=QUICK, threads=1, progress=lines.append)
     a, b = results.measurements
     assert b.latency.p50_ms > 3 * a.latency.p50_ms
-    assert [line.split(":")[0] for line in lines if "round" in line] == ["small fp32", "big fp32", "big fp32", "small fp32"]
+    assert [line.split(":")[0] for line in lines if "round" in line] == [
+        "small fp32",
+        "big fp32",
+        "big fp32",
+        "small fp32",
+    ]
     assert [line.split("round ")[1] for line in lines if "round" in line] == ["1 of 2"] * 2 + ["2 of 2"] * 2
     assert a.when == b.when
     assert (a.evidence, a.target, a.latency.threads) == ("measured", None, 1)

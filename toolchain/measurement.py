@@ -76,7 +76,7 @@ class Conditions(Part):
     """What the machine was doing around the runs; None where it cannot be read.
 
     clock_mhz_before: with the models warmed up, for that of an idle core says nothing.
-    during: a look after every round, the runtime's threads still warm.
+    during: looks between rounds, a second apart or more.
     """
 
     load_before: float | None = None

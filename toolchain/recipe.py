@@ -91,7 +91,7 @@ class Bench(Part):
     warmup_s: float = pydantic.Field(default=0.3, ge=0)
     min_time_s: float = pydantic.Field(default=3.0, ge=0)
     min_runs: int = pydantic.Field(default=20, ge=3)
-    rounds: int = pydantic.Field(default=12, ge=1)
+    rounds: int = pydantic.Field(default=30, ge=1)
     processes: int = pydantic.Field(default=3, ge=1)
     threads: int | None = pydantic.Field(default=None, ge=1)
 

@@ -26,6 +26,7 @@ from toolchain.errors import DeviceError
 from toolchain.measurement import Conditions, Latency, Memory, OperatorTime, Window
 from toolchain.recipe import Bench
 
+LOOK_S = 1.0  # least time between two looks at the machine
 WINDOW_S = 5.0  # of a sustained run
 _WINDOWS = 12  # at least, of a short one
 
@@ -92,7 +93,8 @@ def measure(
                 for i in order:
                     say(f"{jobs[i].name}: round {turn + 1} of {settings.rounds}")
                     rounds[i].append(runners[i].ask("round", share))
-                during.append(_look(device, began))
+                if turn == turns[-1] or time.monotonic() - began - during[-1].at_s > LOOK_S:
+                    during.append(_look(device, began))
             for runner, answers in zip(runners, starts, strict=True):
                 answers[-1] |= runner.ask("memory")
             if turns[-1] == settings.rounds - 1:

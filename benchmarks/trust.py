@@ -1,11 +1,12 @@
 """Can a comparison be believed on a machine that others use? Trials with the same file twice, and with one 5 % slower.
 
-``python -m benchmarks.trust [--trials 40]`` writes ``results/trust-CPU.md`` and ``.json``. A trial is one run of
+``python -m benchmarks.trust [MODEL ...]`` writes ``results/trust-CPU.md`` and ``.json``, where other models' trials
+stay. A trial is one run of
 `toolchain.bench` on two files for a few seconds, and the question what `stats.difference` says of them. What must come
 out: *no significant difference* for the same file in 95 % of the trials, *slower* for the slower one in 90 %.
 
 The slower file computes the same and one product more: a ``MatMul`` of the input with a constant, whose result is an
-output of its own. Its width is chosen so that it costs 5 %, then the two are held against each other in a run fifteen
+output of its own. Its width is chosen so that it costs 5 %, then the two are held against each other in a run eight
 times as long as a trial; what that finds is the true slowdown.
 """
 
@@ -34,8 +35,11 @@ from toolchain.recipe import Bench
 
 MODELS = ("svhn_cnn", "mnist_cnn")
 SLOWER = 0.05
+START = 128  # the first width that is tried
+NEAR = 0.004
 TRIAL = Bench(warmup_s=0.05, min_time_s=1.2, min_runs=40, rounds=40, processes=3)
-LONG = Bench(warmup_s=0.2, min_time_s=18.0, min_runs=600, rounds=240, processes=12)
+MIDDLE = Bench(warmup_s=0.05, min_time_s=3.6, min_runs=120, rounds=120, processes=4)
+LONG = Bench(warmup_s=0.05, min_time_s=9.6, min_runs=320, rounds=320, processes=8)
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,24 @@ def compare(first: Path, second: Path, settings: Bench) -> tuple[Estimate, float
 
 
 def calibrated(path: Path, folder: Path) -> tuple[Path, int]:
-    """The file that takes 5 % longer: the width is found by halving, from one that takes more."""
-    low, high = 0, 1
-    while 1 / compare(path, slowed(path, high, folder), TRIAL)[0].value - 1 < SLOWER:
-        low, high = high, 2 * high
-    while high - low > max(1, high // 16):
-        middle = (low + high) // 2
-        longer = 1 / compare(path, slowed(path, middle, folder), TRIAL)[0].value - 1
-        low, high = (middle, high) if longer < SLOWER else (low, middle)
-    return slowed(path, high, folder), high
+    """The file that takes 5 % longer, and its width: false position, until it is within half of a per cent."""
+    low, high, width = (0, 0.0), None, START
+    while True:
+        file = slowed(path, width, folder)
+        longer = 1 / compare(path, file, MIDDLE)[0].value - 1
+        if abs(longer - SLOWER) < NEAR:
+            return file, width
+        if longer < SLOWER:
+            low = width, longer
+        else:
+            high = width, longer
+        if high is None:
+            width *= 2
+        elif high[0] - low[0] <= 1:
+            raise ToolchainError("no width is 5 % slower", where=path, hint="run it again, or another model")
+        else:
+            part = (SLOWER - low[1]) / (high[1] - low[1])
+            width = min(high[0] - 1, max(low[0] + 1, low[0] + round(part * (high[0] - low[0]))))
 
 
 def trial(first: Path, second: Path) -> Trial:
@@ -138,7 +151,7 @@ def report(cases: list[Case]) -> str:
             f"{min(t.load for t in every):.1f} to {max(t.load for t in every):.1f}",
             f"{np.median([t.seconds for t in every]):.1f}",
         ])  # fmt: skip
-    same, slower = ([t for case in cases for t in trials(case)] for trials in (_same, _slower))
+    same, slower = [t for case in cases for t in case.same], [t for case in cases for t in case.slower]
     equal, caught = sum(not t.significant for t in same), sum(t.significant and t.slower > 0 for t in slower)
     return f"""# The same file twice, and one 5 % slower
 
@@ -150,39 +163,48 @@ The machine was in use by others all the time; *load* is the kernel's, before th
 
 {tables.markdown(head, rows)}
 
-The slower file computes one product more, so wide that it costs 5 %; *true slowdown* is from one run fifteen times as
+The slower file computes one product more, so wide that it costs 5 %; *true slowdown* is from one run eight times as
 long as a trial, with its 95 % interval. A trial is {TRIAL.rounds} rounds of {TRIAL.min_time_s / TRIAL.rounds * 1e3:.0f}
 ms of each file in {TRIAL.processes} processes.
 """
 
 
-def _same(case: Case) -> list[Trial]:
-    return case.same
-
-
-def _slower(case: Case) -> list[Trial]:
-    return case.slower
+def _stored(path: Path) -> list[Case]:
+    if not path.exists():
+        return []
+    return [
+        Case(
+            **case | {"true": Estimate(**case["true"])} | {k: [Trial(**t) for t in case[k]] for k in ("same", "slower")}
+        )
+        for case in json.loads(path.read_text(encoding="utf-8"))
+    ]
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trust", description=__doc__.split("\n")[0])
-    parser.add_argument("--trials", type=int, default=40, help="of each kind, over all files (default %(default)s)")
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument(
+        "--trials", type=int, default=40, help="of each kind, over all four files (default %(default)s)"
+    )
     options = parser.parse_args(arguments)
     files = [
         (f"{name} {variant}", path)
-        for name in MODELS
+        for name in options.models
         for variant, path in (("fp32", suite.fp32(name)), ("int8", suite.int8(name)))
     ]
 
     def say(line: str) -> None:
         print(line, flush=True)
 
+    each = -(-options.trials // (2 * len(MODELS)))
     try:
-        cases = [run(name, path, -(-options.trials // len(files)), say) for name, path in files]
+        cases = [run(name, path, each, say) for name, path in files]
     except ToolchainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     out = tables.RESULTS / f"trust-{tables.slug(describe_host())}"
+    measured = {case.name for case in cases}
+    cases = [case for case in _stored(out.with_suffix(".json")) if case.name not in measured] + cases
     write_text(out.with_suffix(".md"), report(cases))
     write_text(out.with_suffix(".json"), json.dumps([asdict(case) for case in cases], indent=1) + "\n")
     say(f"written: {out}.md and .json")

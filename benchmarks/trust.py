@@ -164,8 +164,9 @@ The machine was in use by others all the time; *load* is the kernel's, before th
 {tables.markdown(head, rows)}
 
 The slower file computes one product more, so wide that it costs 5 %; *true slowdown* is from one run eight times as
-long as a trial, with its 95 % interval. A trial is {TRIAL.rounds} rounds of {TRIAL.min_time_s / TRIAL.rounds * 1e3:.0f}
-ms of each file in {TRIAL.processes} processes.
+long as a trial, with its 95 % interval; *median found* is that of the trials. A trial is {TRIAL.rounds} rounds of \
+{TRIAL.min_time_s / TRIAL.rounds * 1e3:.0f} ms
+of each file shared by {TRIAL.processes} processes.
 """
 
 

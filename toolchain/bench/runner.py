@@ -3,7 +3,8 @@
 Runs with Python 3.9 or newer, numpy and onnxruntime; nothing of the toolchain is imported, so that a
 transport can copy this one file. JSON lines come in on stdin and one JSON line answers each on stdout
 (whatever else is printed goes to stderr). The process blocks on stdin between commands, so several
-runners can be interleaved A B A B without disturbing each other.
+runners can be interleaved A B A B without disturbing each other. What only some commands need is imported
+by them: the memory that is told is to be that of a program which does nothing else.
 
     {"model": path, "threads": n, "session_options": {key: value}, "seed": n, "dims": {axis: size},
      "feed": {"path": npz, "names": [input, ...]} or null,
@@ -27,12 +28,8 @@ import gc
 import json
 import os
 import resource
-import statistics
 import sys
-import tempfile
 import time
-import traceback
-from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -192,7 +189,7 @@ def warm_up(session: Any, feed: dict[str, Any], seconds: float) -> dict[str, Any
     while seconds > 0:
         window, _ = repeat(session, feed, seconds / 3, 1)
         runs += len(window)
-        median = statistics.median(window)
+        median = middle(window)
         settled = abs(median - last) <= AGREEMENT * median
         elapsed, last = time.perf_counter() - start, median
         if elapsed >= seconds and (settled or elapsed >= PATIENCE * seconds):
@@ -205,19 +202,28 @@ def profile(job: dict[str, Any], feed: dict[str, Any], runs: int) -> list[dict[s
 
     It rounds every execution down to a whole microsecond, and costs a few itself. One in a loop counts as a whole.
     """
+    import tempfile
+    from bisect import bisect_right
+
     with tempfile.TemporaryDirectory(prefix="toolchain-profile-") as folder:
         session = load(job, str(Path(folder) / "profile"))
         for _ in range(3 + runs):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[3:]
-    times: dict[tuple[str, str], list[int]] = {}
+    times: dict[tuple[str, str], list[float]] = {}
     for event in sorted(events, key=lambda e: int(e["ts"])):
         run = bisect_right(starts, event["ts"]) - 1
         if run >= 0 and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
             key = event["name"][: -len("_kernel_time")], event["args"]["op_name"]
-            times.setdefault(key, [0] * len(starts))[run] += event["dur"]
-    return [{"node": node, "op": op, "median_us": statistics.median(us)} for (node, op), us in times.items()]
+            times.setdefault(key, [0.0] * len(starts))[run] += event["dur"]
+    return [{"node": node, "op": op, "median_us": middle(us)} for (node, op), us in times.items()]
+
+
+def middle(values: list[float]) -> float:
+    """The median."""
+    ordered, n = sorted(values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def rest() -> None:
@@ -267,6 +273,8 @@ def reset_peak() -> bool:
 
 def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The traceback, then the error again as the last line, whole."""
+    import traceback
+
     traceback.print_exception(kind, error, trace)
     sys.stderr.write(" ".join(f"{kind.__name__}: {error}".split()) + "\n")
 

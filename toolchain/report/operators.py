@@ -22,7 +22,10 @@ def operators(results: Results) -> RenderableType:
 
 
 def _title(row: Measurement) -> Text:
-    return Text(f"{row.model} {row.variant}: operators of an inference, by the runtime's profiler", style="bold")
+    threads = row.latency.threads if row.latency else 1
+    with_threads = f"with {threads} thread{'' if threads == 1 else 's'}"
+    title = f"{row.model} {row.variant} {with_threads}: operators of an inference, by the runtime's profiler"
+    return Text(title, style="bold")
 
 
 def _table(row: Measurement) -> Table:

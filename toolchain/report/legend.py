@@ -64,8 +64,9 @@ def notes(comparison: Comparison) -> list[str]:
     lines = []
     if len(comparison.blocks) > 1:
         lines.append(f"The rows differ in {_apart(comparison.blocks)}: no speed-up is taken from one block to another.")
+    sweep = len({block.threads for block in comparison.blocks}) > 1
     shaky = [(f"{r.verdict.kind}, {r.verdict.reason}", r) for r in rows if r.verdict and r.verdict.kind != "steady"]
-    lines += [f"! {names(group)}: {text}." for text, group in _grouped(shaky)]
+    lines += [f"! {names(group, sweep)}: {text}." for text, group in _grouped(shaky)]
     noted = [(row.measurement.note, row) for row in rows if row.measurement.note]
     lines += [f"{names(group)}: {text.removesuffix('.')}." for text, group in _grouped(noted)]
     lines += [line for row in rows for line in _sustained(row)]
@@ -129,12 +130,13 @@ def _grouped(texts: Iterable[tuple[str, Row]]) -> Iterable[tuple[str, list[Row]]
     return groups.items()
 
 
-def names(rows: Sequence[Row]) -> str:
+def names(rows: Sequence[Row], with_threads: bool = False) -> str:
     """Rows in words, targets of one model and variant together: ``net int8 for host, rk3588``."""
     groups: dict[tuple[str, str, str | None], list[str]] = {}
     for row in rows:
         m = row.measurement
-        groups.setdefault((m.model, m.variant, row.source), []).append(m.target or "host")
+        threads = f" with {m.latency.threads} threads" if with_threads and m.latency else ""
+        groups.setdefault((m.model, m.variant + threads, row.source), []).append(m.target or "host")
     return "; ".join(
         f"{model} {variant} for {', '.join(targets)}" + (f" in {source}" if source else "")
         for (model, variant, source), targets in groups.items()

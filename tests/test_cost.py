@@ -114,6 +114,11 @@ def test_peak_of_live_tensors(body, floats):
     assert counted(body, "float[100] x", y).peak_activation_bytes == 4 * floats
 
 
+def test_the_peak_is_at_a_node():
+    found = counted("h = Concat <axis = 0> (x, x, x) y = ReduceMax <keepdims = 0> (h)", "float[100] x", "float y")
+    assert (found.peak_activation_bytes, found.peak_node) == (4 * 400, "h")
+
+
 def test_peak_counts_each_type_as_it_is():
     assert counted("y = Cast <to = 11> (x)", "float[100] x", "double[100] y").peak_activation_bytes == 400 + 800
 

@@ -2,66 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from toolchain import options
-from toolchain.errors import GateError
+from toolchain.errors import ConfigError, GateError, InputError, did_you_mean
 from toolchain.files import check_output
 from toolchain.terminal import say, show, working
 
+if TYPE_CHECKING:
+    from toolchain.bench import Subject
+
+ARENA = {"on": (True,), "off": (False,), "both": (True, False)}
+PROFILE_RUNS = 20
+
 
 def bench(
-    models: options.Models,
+    models: options.Models = None,
     on: options.Place = "local",
     output: options.ResultsOutput = None,
+    suite: options.SuiteFile = None,
     target: options.BenchTarget = None,
     threads: options.Threads = None,
+    cpus: options.Cpus = None,
+    arena: options.Arena = "on",
     recipe: options.RecipeFile = None,
     python: options.PlacePython = None,
     library: options.PlaceLibrary = None,
     ndk: options.PlaceNdk = None,
+    profile: options.Profiled = False,
+    sustained: options.SustainedFor = None,
+    baseline: options.Baseline = None,
+    max_regression: options.MaxRegression = None,
     format: options.Format = "table",
     as_json: options.AsJson = False,
 ) -> None:
-    """Time models, here or on a device.
+    """Time models, here or on another device.
 
-    Each in a fresh process, interleaved round by round. An emulated CPU gives answers, compared with those here.
+    In fresh processes, interleaved round by round; with a limit, act as a gate. An emulated CPU gives answers.
     """
-    from toolchain.bench import Subject
+    from toolchain.bench import Extras
     from toolchain.bench import bench as run
     from toolchain.bench.place import find_place
-    from toolchain.report import check_format, render
+    from toolchain.measurement import Results
+    from toolchain.report import check_format, hold, render
+    from toolchain.report.operators import operators
     from toolchain.target import load_target
 
     check_format(format)
     place = find_place(on, python=python, library=library, ndk=ndk)
     if output is not None:
         check_output(output)
+    limit = None if max_regression is None else options.read_share(max_regression)
+    title, groups = _suite(suite, models) if suite else ("", [_subjects(models or (), baseline)])
+    groups = [_varied(group, options.read_threads(threads), arena) for group in groups]
+    _check_gate(groups, baseline, limit)
+    extras = Extras(PROFILE_RUNS if profile else 0, 60 * _positive(sustained))
     settings = options.read_recipe(recipe, None).bench
-    profile = load_target(target) if target else None
-    names = _distinct_names(models)
-    subjects = [Subject(path, name, path.suffix.lstrip(".")) for path, name in zip(models, names, strict=True)]
+    device_profile = load_target(target) if target else None
     with working() as report:
-        found = run(
-            subjects,
-            settings=settings,
-            target=profile,
-            threads=threads,
-            place=place,
-            progress=lambda line: report(line, 0, 0),
-        )
+        parts = [
+            run(
+                group,
+                settings=settings,
+                target=device_profile,
+                place=place,
+                cpus=cpus,
+                extras=extras,
+                progress=lambda line: report(line, 0, 0),
+            )
+            for group in groups
+        ]
+        found = Results(measurements=tuple(row for part in parts for row in part.measurements))
         if output is not None:
             found.save(output)
+    held = hold([(None, found)], baseline, limit)
     if as_json:
         show(found.to_json())
-        return
-    show(render(found, format))
-    if on.startswith("emulator:"):
+    else:
+        if title:
+            show(f"{title}\n")
+        show(render(held, format))
+        if profile and format == "table":
+            show(operators(found))
+    if on.startswith("emulator:") and not as_json:
         from toolchain.bench.emulated import NO_TIME
 
         say(f"no latency: {NO_TIME}")
+    if held.regressions:
+        raise typer.Exit(GateError.exit_code)
 
 
 def compare(
@@ -81,7 +114,53 @@ def compare(
         raise typer.Exit(GateError.exit_code)
 
 
-def _distinct_names(paths: list[Path]) -> list[str]:
-    """Stems, or paths where two stems are the same."""
+def _subjects(paths: Sequence[Path], baseline: str | None) -> list[Subject]:
+    """A model each; with a baseline, variants of one model."""
+    from toolchain.bench import Subject
+
     stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
+    if baseline is not None:
+        return [Subject(path, "model", name) for path, name in zip(paths, names, strict=True)]
+    return [Subject(path, name, path.suffix.lstrip(".")) for path, name in zip(paths, names, strict=True)]
+
+
+def _suite(path: Path, models: Sequence[Path] | None) -> tuple[str, list[list[Subject]]]:
+    """What a suite describes itself as, and its rows model by model."""
+    from toolchain.bench import Subject
+    from toolchain.suite import load_suite
+
+    if models:
+        raise InputError(f"is given beside {models[0]}", where="--suite", hint="give a suite or models")
+    suite, folder = load_suite(path)
+    groups: dict[str, list[Subject]] = {}
+    for row in suite.rows:
+        groups.setdefault(row.model, []).append(Subject(folder / row.file, row.model, row.variant, dims=row.dims))
+    return suite.description, list(groups.values())
+
+
+def _varied(subjects: Sequence[Subject], threads: Sequence[int | None], arena: str) -> list[Subject]:
+    """Every subject with every number of threads, and with an arena, without or both."""
+    if arena not in ARENA:
+        raise InputError(f"is {arena!r}", where="--arena", hint=did_you_mean(arena, ARENA))
+    return [
+        replace(s, threads=number, arena=kept, variant=s.variant if kept else f"{s.variant}, no arena")
+        for s in subjects
+        for number in threads
+        for kept in ARENA[arena]
+    ]
+
+
+def _check_gate(groups: Sequence[Sequence[Subject]], baseline: str | None, limit: float | None) -> None:
+    variants = {subject.variant for group in groups for subject in group}
+    if baseline is not None and baseline not in variants:
+        raise ConfigError(f"unknown baseline {baseline!r}", where="--baseline", hint=did_you_mean(baseline, variants))
+    if limit is not None and not any(len({s.variant for s in group}) > 1 for group in groups):
+        hint = "give the files of the baseline and of the candidate, and --baseline NAME, the stem of the one"
+        raise InputError("has nothing to be held against", where="--max-regression", hint=hint)
+
+
+def _positive(minutes: float | None) -> float:
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise InputError(f"is {minutes:g}", where="--sustained", hint="give minutes, such as 10")
+    return minutes or 0.0

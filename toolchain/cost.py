@@ -49,7 +49,8 @@ class Cost:
     """Totals of a model; see the module's docstring for what each one counts.
 
     macs: by node, None where they are not known. unknown: reason by node, for those.
-    dynamic: input axes taken as 1, as ``input.axis``.
+    dynamic: input axes taken as 1, as ``input.axis``. peak_node: the first that runs when most memory is taken; None
+        where there is no node.
     """
 
     macs: Mapping[str, int | None]
@@ -59,6 +60,7 @@ class Cost:
     weight_bytes: int
     peak_activation_bytes: int
     dynamic: tuple[str, ...]
+    peak_node: str | None = None
 
     @property
     def total_macs(self) -> int:
@@ -72,6 +74,7 @@ def count(model: ir.Model) -> Cost:
     dynamic = _fix_axes(clone)
     nodes, constant = [node for node in clone.graph if node.op_type != "Constant"], folded(clone)
     macs = {query.label(node): 0 if node in constant else ops.macs(node) for node in nodes}
+    peak, peak_node = _peak(clone)
     return Cost(
         macs=macs,
         operators=_by_operator(nodes, macs),
@@ -82,8 +85,9 @@ def count(model: ir.Model) -> Cost:
         },
         parameters=sum(tensor.size for value, tensor in constants(clone) if _is_parameter(value)),
         weight_bytes=sum(tensor.nbytes for _, tensor in constants(clone)),
-        peak_activation_bytes=_peak(clone),
+        peak_activation_bytes=peak,
         dynamic=dynamic,
+        peak_node=peak_node,
     )
 
 
@@ -171,8 +175,8 @@ def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.
 # -------------------------------------------------------------------------------------------- activations
 
 
-def _peak(model: ir.Model) -> int:
-    """The most bytes of tensors alive at one node."""
+def _peak(model: ir.Model) -> tuple[int, str | None]:
+    """The most bytes of tensors alive at one node, and which that is."""
     constant = folded(model)
     nodes = [node for node in model.graph if node not in constant]
     memory = _shared_memory(nodes)
@@ -196,7 +200,10 @@ def _peak(model: ir.Model) -> int:
     for value, step in born.items():
         change[step] += _bytes(value)
         change[dies[value] + 1] -= _bytes(value)
-    return int(np.cumsum(change).max(initial=0))
+    if not nodes:
+        return int(change.sum()), None
+    alive = np.cumsum(change)[: len(nodes)]
+    return int(alive.max()), query.label(nodes[int(alive.argmax())])
 
 
 def _shared_memory(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:

@@ -38,8 +38,46 @@ class Host(Part):
         return self.cpu, self.cores, self.onnxruntime
 
 
+class Reading(Part):
+    """One look at the machine, taken on it; None where it cannot be read.
+
+    at_s: seconds since measuring began. load: runnable processes over the last minute. clock_mhz: of the fastest core.
+    temperature_c: of the hottest thermal zone. throttled: a Raspberry Pi's flags (``vcgencmd get_throttled``).
+    """
+
+    at_s: float = 0.0
+    load: float | None = None
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    governor: str | None = None
+    throttled: int | None = None
+
+
+class Window(Part):
+    """Some seconds of a sustained run: when they ended, the median and number of their inferences, and the machine."""
+
+    at_s: float
+    p50_ms: pydantic.PositiveFloat
+    runs: int = pydantic.Field(ge=1)
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: int | None = None
+
+
+class OperatorTime(Part):
+    """A node of the graph that the runtime makes of the model, by its own profiler. median_us: of one inference."""
+
+    node: str
+    op: str
+    median_us: float
+
+
 class Conditions(Part):
-    """What the machine was doing around the runs; None where it cannot be read."""
+    """What the machine was doing around the runs; None where it cannot be read.
+
+    clock_mhz_before: with the models warmed up, for that of an idle core says nothing.
+    during: looks between rounds, a second apart or more.
+    """
 
     load_before: float | None = None
     load_after: float | None = None
@@ -47,6 +85,10 @@ class Conditions(Part):
     clock_mhz_after: float | None = None
     temperature_c_before: float | None = None
     temperature_c_after: float | None = None
+    throttled_before: int | None = None
+    throttled_after: int | None = None
+    governor: str | None = None
+    during: tuple[Reading, ...] = ()
 
 
 class Score(Part):
@@ -63,6 +105,9 @@ class Latency(Part):
     rounds: index of the first sample of every round, since artifacts are interleaved (A B A B).
     load_ms, first_ms: making the session, and its first inference.
     warmup_runs, settled: inferences run before the samples, and whether they had become steady by then.
+    cpu_ms: what the calling thread itself computed in each sample, where it is the only one; else empty.
+    processes: so many fresh processes took the rounds, one after the other, as evenly as may be, more first.
+    cpus: the processors they were bound to; empty: all.
     """
 
     samples_ms: tuple[pydantic.PositiveFloat, ...] = pydantic.Field(min_length=1)
@@ -73,12 +118,17 @@ class Latency(Part):
     settled: bool = True
     threads: int = pydantic.Field(ge=1)
     session_options: dict[str, str] = pydantic.Field(default_factory=dict)
+    cpu_ms: tuple[pydantic.PositiveFloat, ...] = ()
+    processes: int = pydantic.Field(default=1, ge=1)
+    cpus: tuple[int, ...] = ()
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Latency:
         ends = (*self.rounds[1:], len(self.samples_ms))
         if self.rounds[:1] != (0,) or any(start >= end for start, end in zip(self.rounds, ends, strict=True)):
             raise ValueError(f"rounds {self.rounds} do not divide {len(self.samples_ms)} samples")
+        if self.cpu_ms and len(self.cpu_ms) != len(self.samples_ms):
+            raise ValueError(f"there are {len(self.cpu_ms)} computing times of {len(self.samples_ms)} samples")
         return self
 
     def percentile_ms(self, q: float) -> float:
@@ -104,19 +154,23 @@ class Latency(Part):
 class Memory(Part):
     """Bytes in a fresh process. `baseline` is after importing the runtime, the peaks are of resident
     memory (VmHWM) after loading and after running; the run's peak excludes the load's spike where the
-    kernel lets it be reset (`peak_reset`).
+    kernel lets it be reset (`peak_reset`). `pss_run` is what the process held after running, pages shared with
+    others counted in part (smaps_rollup). `arena`: whether the runtime kept freed memory for itself.
     """
 
     baseline_bytes: int
     peak_load_bytes: int
     peak_run_bytes: int
     peak_reset: bool = True
+    pss_run_bytes: int | None = None
+    arena: bool = True
 
 
 class Measurement(Part):
     """One row: a model file, where it ran and what came out.
 
     when: ISO 8601, the same for all rows that were interleaved in one run.
+    sustained: windows of a long run without a pause, where one was asked for; operators: likewise of a profile.
     """
 
     model: str
@@ -129,6 +183,8 @@ class Measurement(Part):
     latency: Latency | None = None
     memory: Memory | None = None
     conditions: Conditions = Conditions()
+    sustained: tuple[Window, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
     score: Score | None = None
     note: str | None = None
     when: str

@@ -20,7 +20,7 @@ Source = Annotated[
     typer.Argument(help="An .onnx or .pt2 file, or package.module:callable giving an nn.Module.", metavar="SOURCE"),
 ]
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", metavar="MODEL")]
-Models = Annotated[list[Path], typer.Argument(help=".onnx or .ort files, timed interleaved.", metavar="MODEL")]
+Models = Annotated[list[Path] | None, typer.Argument(help=".onnx or .ort files, timed interleaved.", metavar="MODEL")]
 Artifact = Annotated[Path, typer.Argument(help="A target's folder, as export writes it.", metavar="FOLDER")]
 ResultsFiles = Annotated[
     list[Path], typer.Argument(help="Results files, as bench and export write them.", metavar="RESULTS")
@@ -85,7 +85,19 @@ BenchTarget = Annotated[
 BudgetTarget = Annotated[
     str | None, typer.Option("--target", "-t", help="Compare with this profile's budgets.", metavar="NAME")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads; default: the profile's.", metavar="NUMBER")]
+Threads = Annotated[
+    str | None, typer.Option(help="Threads, or several: 1,2,4; default: the profile's.", metavar="LIST")
+]
+Cpus = Annotated[str | None, typer.Option(help="Bind to these cores: 0-3,6, or big, or little.", metavar="LIST")]
+Arena = Annotated[str, typer.Option(help="Keep freed memory: on, off or both.", metavar="CHOICE")]
+Profiled = Annotated[bool, typer.Option("--profile", help="Also show what each kind of operator takes.")]
+SustainedFor = Annotated[
+    float | None,
+    typer.Option("--sustained", help="Then run so long without a pause.", metavar="MINUTES"),
+]
+SuiteFile = Annotated[
+    Path | None, typer.Option("--suite", help="Time the models of this file or folder.", metavar="FILE")
+]
 On = Annotated[
     str, typer.Option(help="local, emulator:CPU such as emulator:cortex-a76, or adb:SERIAL.", metavar="PLACE")
 ]
@@ -147,7 +159,7 @@ Baseline = Annotated[
     typer.Option(help="A variant, or the name of one of several files; default fp32.", metavar="NAME"),
 ]
 MaxRegression = Annotated[
-    str | None, typer.Option(help="Fail (exit 1) where a row is slower by more, e.g. 5%.", metavar="SHARE")
+    str | None, typer.Option(help="Fail (exit 1) where one is slower by more: 5%.", metavar="SHARE")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -183,6 +195,16 @@ def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recip
         what = first["msg"].removeprefix("Value error, ").lower()
         shown = f" ({first['input']!r})" if first["loc"] else ""
         raise InputError(f"{what}{shown}", where=where, hint="see `toolchain prune --help`") from None
+
+
+def read_threads(text: str | None) -> list[int | None]:
+    """``1,2,4`` of ``--threads``; None where it is not given."""
+    if text is None:
+        return [None]
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise InputError(f"is {text!r}", where="--threads", hint="give numbers like 2 or 1,2,4")
+    return [int(part) for part in parts]
 
 
 def read_share(text: str) -> float:

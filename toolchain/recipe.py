@@ -84,12 +84,15 @@ class Prune(Part):
 
 
 class Bench(Part):
-    """How latency is measured: warm up, then at least `min_runs` runs and `min_time_s` seconds."""
+    """How latency is measured: warm up, then at least `min_runs` runs and `min_time_s` seconds, shared by the rounds.
+    processes: so many fresh ones share the rounds.
+    """
 
     warmup_s: float = pydantic.Field(default=0.3, ge=0)
     min_time_s: float = pydantic.Field(default=3.0, ge=0)
     min_runs: int = pydantic.Field(default=20, ge=3)
-    rounds: int = pydantic.Field(default=6, ge=1)
+    rounds: int = pydantic.Field(default=30, ge=1)
+    processes: int = pydantic.Field(default=3, ge=1)
     threads: int | None = pydantic.Field(default=None, ge=1)
 
 

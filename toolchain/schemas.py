@@ -19,10 +19,18 @@ from toolchain.files import write_text
 from toolchain.measurement import Results
 from toolchain.preprocess import Preprocess
 from toolchain.recipe import Recipe
+from toolchain.suite import Suite
 from toolchain.target import Target
 
 DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
-    {"target": Target, "recipe": Recipe, "manifest": Manifest, "results": Results, "preprocess": Preprocess}
+    {
+        "target": Target,
+        "recipe": Recipe,
+        "manifest": Manifest,
+        "results": Results,
+        "preprocess": Preprocess,
+        "suite": Suite,
+    }
 )
 """The document of every schema, by the schema's name."""
 

@@ -26,7 +26,7 @@ from toolchain.measurement import Results
 from toolchain.recipe import Bench
 from toolchain.target import load_target
 
-QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2)
+QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2, processes=1)
 
 
 def matmul(path: Path, n: int, rows: int | str = "rows") -> Path:
@@ -52,7 +52,7 @@ def alive_runners() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_bigger_is_slower_and_order_is_a_b_a_b(tmp_path):
+def test_bigger_is_slower_and_order_is_a_b_b_a(tmp_path):
     small, big = matmul(tmp_path / "small.onnx", 64), matmul(tmp_path / "big.onnx", 1024)
     lines: list[str] = []
     dims = {"rows": 16}
@@ -60,7 +60,12 @@ def test_bigger_is_slower_and_order_is_a_b_a_b(tmp_path):
     results = bench(subjects, settings=QUICK, threads=1, progress=lines.append)
     a, b = results.measurements
     assert b.latency.p50_ms > 3 * a.latency.p50_ms
-    assert [line.split(":")[0] for line in lines if "round" in line] == ["small fp32", "big fp32"] * 2
+    assert [line.split(":")[0] for line in lines if "round" in line] == [
+        "small fp32",
+        "big fp32",
+        "big fp32",
+        "small fp32",
+    ]
     assert [line.split("round ")[1] for line in lines if "round" in line] == ["1 of 2"] * 2 + ["2 of 2"] * 2
     assert a.when == b.when
     assert (a.evidence, a.target, a.latency.threads) == ("measured", None, 1)

@@ -32,7 +32,7 @@ from toolchain.target import Target, load_target
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(sshd.unavailable()), reason=str(sshd.unavailable()))]
 in_namespace = pytest.mark.skipif(not sshd.namespaces(), reason="a session may not have mounts of its own here")
 
-QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2)
+QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2, processes=1)
 LONG = Bench(warmup_s=0.0, min_time_s=60.0, min_runs=3, rounds=1)
 HERE = sys.executable
 BARE = "PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1"

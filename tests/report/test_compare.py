@@ -31,7 +31,10 @@ def test_against_a_variant(before):
     failed = compare([before], baseline="int8", max_regression=0.05)
     (slow,) = failed.regressions
     assert slow.label == "mobilenetv2 fp32"
-    assert "REGRESSION mobilenetv2 fp32: 100.0% slower than int8, allowed 5.0%" in " ".join(text(failed).split())
+    assert (
+        "REGRESSION mobilenetv2 fp32 against int8: 100.0 % slower (95 %: 94.5 to 105.6 %), allowed 5.0 %."
+        in " ".join(text(failed).split())
+    )
     assert json.loads(render(failed, "json"))["regressions"] == ["mobilenetv2 fp32"]
 
 
@@ -111,3 +114,26 @@ def test_bad_arguments(before):
         compare([before.with_name("gone.json")])
     with pytest.raises(ConfigError, match="did you mean 'int8'"):
         compare([before], baseline="int9")
+
+
+def test_a_row_without_a_baseline_is_named(before, tmp_path):
+    path = tmp_path / "after.json"
+    results(row("int8", 10.1), row("int4", 3.0)).save(path)
+    compared = compare([before, path], baseline="before", max_regression=0.05)
+    assert [r.label for r in compared.loose] == ["mobilenetv2 int4 in after"]
+    shown = " ".join(text(compared).split())
+    assert "Not held against anything, for want of a baseline: mobilenetv2 int4 for host in after." in shown
+    assert "mobilenetv2 int8 in after against before: no significant difference (95 %:" in shown
+
+
+def test_other_cores_of_the_same_host_are_never_compared(tmp_path):
+    big, little = row("fp32", 20.0), row("fp32", 60.0)
+    little = little.model_copy(update={"latency": little.latency.model_copy(update={"cpus": (0, 1)})})
+    blocks = compare([results_file(tmp_path, big, little)]).blocks
+    assert [block.cpus for block in blocks] == [(), (0, 1)]
+    assert "The rows differ in the cores they were bound to" in text(compare([tmp_path / "some.json"]))
+
+
+def results_file(folder, *rows):
+    results(*rows).save(folder / "some.json")
+    return folder / "some.json"

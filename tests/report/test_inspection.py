@@ -136,7 +136,9 @@ def test_widths_that_are_no_multiple(net):
     shown = text(inspect(net, target()))
     assert "1 of 2 convolutions give channels not in multiples of 8" in shown
     assert "20.7 k MACs" in line(shown, "1 × 12 channels")
-    assert "the profile sets no budget" in shown
+    assert "memory: 8192 MiB allowed" in line(shown, "memory: ", "fits")  # the board's own, without a budget
+    nothing = target().model_copy(update={"memory_mib": None})
+    assert "the profile sets no budget" in text(inspect(net, nothing))
     assert inspect(net, target().model_copy(update={"channel_multiple": 4})).fit.misfits == ()
 
 
@@ -151,6 +153,16 @@ def test_budgets(net):
     assert "1 MiB allowed" in line(shown, "size: ", "fits")
     assert "DOES NOT FIT" in line(shown, "memory: ")
     assert "toolchain bench" in line(shown, "latency: ")
+
+
+def test_without_a_target_all_are_looked_at(net, monkeypatch):
+    found = inspect(net)
+    assert {"raspberry-pi-5", "rk3588"} <= {fit.target for fit in found.fits}
+    assert f"fits all of the {len(found.fits)} profiles" in text(found)
+    tiny = load_target("rk3588").model_copy(update={"name": "tiny", "budget": Budget(size_mib=0.001)})
+    monkeypatch.setattr(inspection, "_known", lambda: [load_target("rk3588"), tiny])
+    said = " ".join(text(inspect(net)).split())
+    assert "it fits 1 of 2 profiles, not tiny (size: 0.001 MiB allowed)" in said
 
 
 # ------------------------------------------------------------------------------------ quantized already

@@ -1,33 +1,29 @@
-"""Latency and memory of models in one place, each in a fresh process, interleaved round by round.
+"""Latency and memory of models in one place, in fresh processes, interleaved round by round (``rounds``).
 
-Every sample is kept; statistics are derived from them (``stats``). A round of A is followed by a round
-of B, then A again, so that what drifts (clock, temperature, neighbours) drifts for all alike.
+Every sample is kept; statistics are derived from them (``stats``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from toolchain.bench.emulated import Emulated
-from toolchain.bench.host import conditions, describe_host
+from toolchain.bench.host import describe_host
 from toolchain.bench.local import Local
 from toolchain.bench.model_files import model_bytes
 from toolchain.bench.place import Device, Place
+from toolchain.bench.rounds import Extras, Found, Job, measure
 from toolchain.data import Feed
 from toolchain.errors import InputError, ModelError
 from toolchain.files import sha256
-from toolchain.measurement import Conditions, Evidence, Latency, Measurement, Memory, Results, Score
+from toolchain.measurement import Conditions, Evidence, Measurement, Results, Score
 from toolchain.recipe import Bench
 from toolchain.target import Target
 
-__all__ = ["Subject", "bench", "describe_host", "model_bytes"]
+__all__ = ["Extras", "Subject", "bench", "describe_host", "model_bytes"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,8 @@ class Subject:
     evidence: None derives it: `measured` for this machine, `host` for any other target.
     feeds: the inputs of every inference; None makes them up (seeded; integers are 0).
     dims: sizes of named axes for a made-up feed; others are 1.
+    threads: None takes those of `bench`. arena: whether the runtime keeps freed memory for itself, as it does by
+        default.
     """
 
     path: Path
@@ -50,6 +48,8 @@ class Subject:
     dims: Mapping[str, int] = field(default_factory=dict)
     score: Score | None = None
     note: str | None = None
+    threads: int | None = None
+    arena: bool = True
 
 
 def bench(
@@ -59,9 +59,11 @@ def bench(
     target: Target | None = None,
     threads: int | None = None,
     place: Place | None = None,
+    cpus: str | None = None,
+    extras: Extras | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Results:
-    """Time the subjects in one place, all with the same threads and session options.
+    """Time the subjects in one place, all with the same session options.
 
     Args:
         subjects: in the order of the results.
@@ -69,14 +71,22 @@ def bench(
         target: whose session options, and threads as far as the place has cores, are used.
         threads: overrides those of the settings, which override the target's.
         place: as `find_place` gives it; None is this machine.
+        cpus: the processors to be bound to: a list like ``0-3,6``, or ``big`` or ``little``; None is all.
+        extras: what else is measured, behind the rounds; None is nothing.
         progress: called with one short line before every step.
 
     Raises:
-        InputError: no subject. ModelError: a file is missing, or onnxruntime refuses it or its feed.
-        DeviceError: the place cannot be reached or used or is busy, or a process was killed or hung.
+        InputError: no subject, or several for a sustained run.
+        ModelError: a file is missing, or onnxruntime refuses it or its feed.
+        DeviceError: the place cannot be reached or used, is busy or has no such processors, or a process was killed
+            or hung.
     """
     if not subjects:
         raise InputError("no model to bench", hint="give at least one")
+    extras = extras or Extras()
+    if extras.sustained_s and len(subjects) > 1:
+        what = f"a sustained run is of one model, and these are {len(subjects)}"
+        raise InputError(what, hint="the second would start on a device that the first has heated: run one at a time")
     for subject in subjects:
         if not subject.path.is_file():
             raise ModelError("no such model file", where=subject.path, hint="check the path")
@@ -85,15 +95,16 @@ def bench(
     with place.reserve(say) as device:
         host = device.describe()
         name, evidence = _standing(device, target)
-        timings: Sequence[tuple[Latency | None, Memory | None]]
+        measured: Sequence[Found | None]
         notes: Sequence[str | None] = [subject.note for subject in subjects]
         if isinstance(device, Emulated):
-            timings, around = [(None, None)] * len(subjects), Conditions()
+            measured, around = [None] * len(subjects), Conditions()
             notes = [_compare(device, subject, options, say) for subject in subjects]
         else:
             wanted = (target or device.detect()).runtime.threads
             threads = threads or settings.threads or max(1, min(wanted, host.cores))
-            timings, around = _interleave(device, subjects, settings, threads, options, say)
+            jobs = [_job(subject, threads, options, cpus) for subject in subjects]
+            measured, around = measure(device, jobs, settings, extras, say)
     when = datetime.now(UTC).isoformat(timespec="milliseconds")
     return Results(
         measurements=tuple(
@@ -105,80 +116,30 @@ def bench(
                 target=subject.target or name,
                 evidence=subject.evidence or (_evidence(subject.target) if subject.target else evidence),
                 host=host,
-                latency=latency,
-                memory=memory,
+                latency=found.latency if found else None,
+                memory=found.memory if found else None,
                 conditions=around,
+                sustained=found.sustained if found else (),
+                operators=found.operators if found else (),
                 score=subject.score,
                 note=note,
                 when=when,
             )
-            for subject, (latency, memory), note in zip(subjects, timings, notes, strict=True)
+            for subject, found, note in zip(subjects, measured, notes, strict=True)
         )
     )
 
 
-def _interleave(
-    device: Device,
-    subjects: Sequence[Subject],
-    settings: Bench,
-    threads: int,
-    options: Mapping[str, str],
-    say: Callable[[str], None],
-) -> tuple[list[tuple[Latency, Memory]], Conditions]:
-    """Run all subjects, round by round, one at a time; the others wait without using the processor."""
-    names = [f"{s.model} {s.variant}" for s in subjects]
-    share = {"seconds": settings.min_time_s / settings.rounds, "runs": math.ceil(settings.min_runs / settings.rounds)}
-    before = device.read_conditions()
-    with ExitStack() as stack:
-        say(f"starting {len(subjects)} benchmark processes")
-        runners = [
-            stack.enter_context(
-                device.open(s.path, threads=threads, session_options=options, feed=s.feeds, dims=s.dims)
-            )
-            for s in subjects
-        ]
-        answers = [runner.started() for runner in runners]
-        for name, runner, answer in zip(names, runners, answers, strict=True):
-            say(f"{name}: loading and warming up")
-            answer |= runner.ask("load") | runner.ask("warmup", {"seconds": settings.warmup_s})
-        warm = device.read_conditions()
-        rounds: list[list[list[float]]] = [[] for _ in subjects]
-        for number in range(settings.rounds):
-            for name, runner, samples in zip(names, runners, rounds, strict=True):
-                say(f"{name}: round {number + 1} of {settings.rounds}")
-                samples.append(runner.ask("round", share)["samples_ms"])
-        after = device.read_conditions()
-        for runner, answer in zip(runners, answers, strict=True):
-            answer |= runner.ask("memory")
-    # The clock of an idle core says nothing: both are read under way.
-    around = conditions(replace(before, clock_mhz=warm.clock_mhz), after)
-    timings = [
-        (_latency(answer, samples, threads, options), _memory(answer))
-        for answer, samples in zip(answers, rounds, strict=True)
-    ]
-    return timings, around
-
-
-def _latency(answer: dict[str, Any], rounds: list[list[float]], threads: int, options: Mapping[str, str]) -> Latency:
-    starts = accumulate((len(samples) for samples in rounds[:-1]), initial=0)
-    return Latency(
-        samples_ms=tuple(sample for samples in rounds for sample in samples),
-        rounds=tuple(starts),
-        load_ms=answer["load_ms"],
-        first_ms=answer["first_ms"],
-        warmup_runs=answer["runs"],
-        settled=answer["settled"],
-        threads=threads,
-        session_options=dict(options),
-    )
-
-
-def _memory(answer: dict[str, Any]) -> Memory:
-    return Memory(
-        baseline_bytes=answer["baseline_bytes"],
-        peak_load_bytes=answer["peak_load_bytes"],
-        peak_run_bytes=answer["peak_run_bytes"],
-        peak_reset=answer["peak_reset"],
+def _job(subject: Subject, threads: int, options: Mapping[str, str], cpus: str | None) -> Job:
+    return Job(
+        name=f"{subject.model} {subject.variant}",
+        path=subject.path,
+        threads=subject.threads or threads,
+        session_options=options,
+        arena=subject.arena,
+        cpus=cpus,
+        feed=subject.feeds,
+        dims=subject.dims,
     )
 
 

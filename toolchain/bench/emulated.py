@@ -68,7 +68,7 @@ class Emulated:
 
     def read_conditions(self) -> Reading:
         """Nothing."""
-        return Reading(load=None, clock_mhz=None, temperature_c=None)
+        return Reading()
 
     def open(
         self,
@@ -78,6 +78,8 @@ class Emulated:
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> Runner:
         """Refuses: a runner is there to time.
 

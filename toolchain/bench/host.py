@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
@@ -12,7 +11,9 @@ import psutil
 
 from toolchain.bench import agent
 from toolchain.cpuinfo import read_cpu
-from toolchain.measurement import Conditions, Host
+from toolchain.measurement import Host, Reading
+
+__all__ = ["Reading", "describe_host", "read_conditions"]
 
 
 def describe_host() -> Host:
@@ -32,29 +33,6 @@ def describe_host() -> Host:
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One look at the machine; what each number means says `agent.read_conditions`."""
-
-    load: float | None
-    clock_mhz: float | None
-    temperature_c: float | None
-    governor: str | None = None
-    throttled: int | None = None
-
-
 def read_conditions(root: Path = Path("/")) -> Reading:
-    """Load, clock, temperature, governor and throttling flags; None where unreadable. root: where ``sys`` lies."""
+    """What `agent.read_conditions` tells of this machine. root: where ``sys`` lies."""
     return Reading(**agent.read_conditions(root))
-
-
-def conditions(before: Reading, after: Reading) -> Conditions:
-    """The two looks as they stand in a measurement."""
-    return Conditions(
-        load_before=before.load,
-        load_after=after.load,
-        clock_mhz_before=before.clock_mhz,
-        clock_mhz_after=after.clock_mhz,
-        temperature_c_before=before.temperature_c,
-        temperature_c_after=after.temperature_c,
-    )

@@ -34,6 +34,8 @@ class Runner:
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> None:
         self._model = model
         self._fed = feed is not None
@@ -42,7 +44,7 @@ class Runner:
         if feed is not None:
             stored = store_feed(feed, Path(self._folder.name) / "feed.npz")
         self._process = LineProcess([sys.executable, str(SCRIPT)])
-        self._process.send(make_job(str(model), threads, session_options, stored, dims))
+        self._process.send(make_job(str(model), threads, session_options, stored, dims, arena, cpus))
 
     @property
     def pid(self) -> int:
@@ -78,10 +80,12 @@ def make_job(
     session_options: Mapping[str, str],
     feed: Mapping[str, Any] | None,
     dims: Mapping[str, int] | None,
+    arena: bool = True,
+    cpus: str | None = None,
 ) -> dict[str, Any]:
     """The first line for ``runner.py``; model: a path where it runs; feed: as `store_feed` returns it."""
     job = {"model": model, "threads": threads, "session_options": dict(session_options), "feed": feed}
-    return job | {"dims": dict(dims or {}), "seed": 0}
+    return job | {"dims": dict(dims or {}), "seed": 0, "arena": arena, "cpus": cpus}
 
 
 def store_feed(feed: Feed, path: Path) -> dict[str, Any]:
@@ -117,9 +121,13 @@ class Local:
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> Runner:
         """As `place.Device.open`."""
-        return Runner(model, threads=threads, session_options=session_options, feed=feed, dims=dims)
+        return Runner(
+            model, threads=threads, session_options=session_options, feed=feed, dims=dims, arena=arena, cpus=cpus
+        )
 
     def detect(self) -> Target:
         """As `place.Device.detect`."""

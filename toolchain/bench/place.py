@@ -61,6 +61,8 @@ class Device(Protocol):
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> Runner:
         """A new process for a model file of this machine.
 
@@ -70,6 +72,8 @@ class Device(Protocol):
             session_options: the runtime's configuration entries.
             feed: the inputs of every inference; made up from the model's inputs where None.
             dims: sizes of named axes for a made-up feed; others are 1.
+            arena: whether the runtime keeps freed memory for itself.
+            cpus: the processors it is bound to: a list like ``0-3,6``, or ``big`` or ``little``; None is all.
         """
 
     def detect(self) -> Target:

@@ -3,15 +3,20 @@
 Runs with Python 3.9 or newer, numpy and onnxruntime; nothing of the toolchain is imported, so that a
 transport can copy this one file. JSON lines come in on stdin and one JSON line answers each on stdout
 (whatever else is printed goes to stderr). The process blocks on stdin between commands, so several
-runners can be interleaved A B A B without disturbing each other.
+runners can be interleaved A B A B without disturbing each other. What only some commands need is imported
+by them: the memory that is told is to be that of a program which does nothing else.
 
     {"model": path, "threads": n, "session_options": {key: value}, "seed": n, "dims": {axis: size},
-     "feed": {"path": npz, "names": [input, ...]} or null}
-                                   -> {"onnxruntime": version, "baseline_bytes": n}
+     "feed": {"path": npz, "names": [input, ...]} or null,
+     "arena": bool (true), "cpus": "0-3,6", "big", "little" or null (all)}
+                                   -> {"onnxruntime": version, "baseline_bytes": n, "cpus": [n, ...]}
+                                   or {"refused": why} and the end, where there are no such cpus
     {"do": "load"}                 -> {"load_ms": t, "peak_load_bytes": n, "peak_reset": bool}
     {"do": "warmup", "seconds": s} -> {"first_ms": t, "runs": n, "settled": bool}
-    {"do": "round", "seconds": s, "runs": n} -> {"samples_ms": [t, ...]}
-    {"do": "memory"}               -> {"peak_run_bytes": n}
+    {"do": "round", "seconds": s, "runs": n} -> {"samples_ms": [t, ...], "cpu_ms": [t, ...]}
+                                      cpu_ms: what this thread computed meanwhile; empty where it is not the only one
+    {"do": "memory"}               -> {"peak_run_bytes": n, "pss_run_bytes": n or null}
+    {"do": "profile", "runs": n}   -> {"operators": [{"node": name, "op": type, "median_us": t}, ...]}
     end of input                   -> the process ends
 
 A failure ends the process with code 1 and one line on stderr that names it.
@@ -23,17 +28,13 @@ import gc
 import json
 import os
 import resource
-import statistics
 import sys
 import time
-import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in toolchain/__init__.py; read when imported
-import onnxruntime as ort
 
 AGREEMENT = 0.05  # Two warm-up windows whose medians lie this close are steady.
 PATIENCE = 8  # Warm-up gives up after so many times the time asked for.
@@ -53,8 +54,18 @@ def main() -> None:
         answers.flush()
 
     job = json.loads(sys.stdin.readline())
+    cpus: list[int] = []
+    if job.get("cpus"):
+        try:
+            cpus = find_cpus(job["cpus"])
+        except ValueError as error:
+            answer({"refused": str(error)})
+            return
+        os.sched_setaffinity(0, cpus)  # before the runtime looks how many there are
+    runtime = import_runtime()
+    gc.freeze()  # collecting between rounds need not look through what the imports made
     gc.disable()
-    answer({"onnxruntime": ort.__version__, "baseline_bytes": status_bytes("VmRSS")})
+    answer({"onnxruntime": runtime.__version__, "baseline_bytes": status_bytes("VmRSS"), "cpus": cpus})
     session: Any = None
     reply: dict[str, Any]
     feed: dict[str, Any] = {}
@@ -68,26 +79,71 @@ def main() -> None:
             reply["peak_reset"] = reset and reset_peak()
         elif command["do"] == "warmup":
             feed = read_feed(job["feed"]) if job["feed"] else make_feed(session, job["dims"], job["seed"])
-            reply = {"first_ms": repeat(session, feed, 0, 1)[0], **warm_up(session, feed, command["seconds"])}
+            reply = {"first_ms": repeat(session, feed, 0, 1)[0][0], **warm_up(session, feed, command["seconds"])}
         elif command["do"] == "round":
-            repeat(session, feed, 0.05, 1)  # Other processes have had the caches meanwhile.
-            reply = {"samples_ms": repeat(session, feed, command["seconds"], command["runs"])}
+            repeat(session, feed, min(0.05, command["seconds"] / 5), 1)  # Others have had the caches meanwhile.
+            samples, computed = repeat(session, feed, command["seconds"], command["runs"])
+            known = job["threads"] == 1 and min(computed) > 0  # not where the clock is coarse
+            reply = {"samples_ms": samples, "cpu_ms": computed if known else []}
+        elif command["do"] == "profile":
+            reply = {"operators": profile(job, feed, command["runs"])}
         else:
-            reply = {"peak_run_bytes": status_bytes("VmHWM")}
+            reply = {"peak_run_bytes": status_bytes("VmHWM"), "pss_run_bytes": pss_bytes()}
         gc.collect()
-        rest()
+        if job["threads"] > 1:  # with one there are no idle ones
+            rest()
         answer(reply)
 
 
-def load(job: dict[str, Any]) -> Any:
+def import_runtime() -> Any:
+    """onnxruntime; when it is imported it looks at its environment and at the processors it may use."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in toolchain/__init__.py
+    import onnxruntime
+
+    return onnxruntime
+
+
+def find_cpus(text: str, root: Path = Path("/")) -> list[int]:
+    """Processors of a list like ``0-3,6``, or all of the fastest or slowest kind. root: where ``sys`` lies.
+
+    Raises:
+        ValueError: with a sentence; they are none of this machine's, or it has one kind only.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if root == Path("/") else None
+    if text in ("big", "little"):
+        speeds = {}
+        for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
+            for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+                if (folder / name).is_file():
+                    speeds[int(folder.name[3:])] = int((folder / name).read_text())
+                    break
+        if len(set(speeds.values())) < 2:
+            raise ValueError("this machine has one kind of core only")
+        wanted = max(speeds.values()) if text == "big" else min(speeds.values())
+        found = sorted(cpu for cpu, speed in speeds.items() if speed == wanted)
+    else:
+        ends = [part.partition("-") for part in text.split(",")]
+        if not all(first.isdigit() and (last.isdigit() or not dash) for first, dash, last in ends):
+            raise ValueError(f"{text!r} names no processors")
+        found = sorted({cpu for first, _, last in ends for cpu in range(int(first), int(last or first) + 1)})
+    if not found or (allowed is not None and not set(found) <= set(allowed)):
+        raise ValueError(f"{text!r} are not all among this machine's processors {allowed}")
+    return found
+
+
+def load(job: dict[str, Any], profile_to: str = "") -> Any:
     """A session on the CPU provider with exactly the threads and options asked for."""
-    options = ort.SessionOptions()
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    options.enable_cpu_mem_arena = job.get("arena", True)
+    options.enable_profiling = bool(profile_to)
+    options.profile_file_prefix = profile_to
     options.intra_op_num_threads = job["threads"]
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     for key, value in job["session_options"].items():
         options.add_session_config_entry(key, value)
-    return ort.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
 
 
 def read_feed(feed: dict[str, Any]) -> dict[str, Any]:
@@ -113,29 +169,61 @@ def make_feed(session: Any, dims: dict[str, int], seed: int) -> dict[str, Any]:
     return feed
 
 
-def repeat(session: Any, feed: dict[str, Any], seconds: float, runs: int) -> list[float]:
-    """Milliseconds of single inferences, for at least so many seconds and runs."""
+def repeat(session: Any, feed: dict[str, Any], seconds: float, runs: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of single inferences, for at least so many seconds and runs: passed, and computed in this thread."""
     samples: list[float] = []
+    computed: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < runs or time.perf_counter() < end:
+        before = time.thread_time_ns()
         start = time.perf_counter_ns()
         session.run(None, feed)
         samples.append((time.perf_counter_ns() - start) / 1e6)
-    return samples
+        computed.append((time.thread_time_ns() - before) / 1e6)
+    return samples, computed
 
 
 def warm_up(session: Any, feed: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Run for so many seconds, then until the medians of two windows in a row agree."""
     start, runs, last = time.perf_counter(), 0, 0.0
     while seconds > 0:
-        window = repeat(session, feed, seconds / 3, 1)
+        window, _ = repeat(session, feed, seconds / 3, 1)
         runs += len(window)
-        median = statistics.median(window)
+        median = middle(window)
         settled = abs(median - last) <= AGREEMENT * median
         elapsed, last = time.perf_counter() - start, median
         if elapsed >= seconds and (settled or elapsed >= PATIENCE * seconds):
             return {"runs": runs, "settled": settled}
     return {"runs": 0, "settled": True}
+
+
+def profile(job: dict[str, Any], feed: dict[str, Any], runs: int) -> list[dict[str, Any]]:
+    """The operators in the order they first run, with the medians of their times, by the runtime's own profiler.
+
+    It rounds every execution down to a whole microsecond, and costs a few itself. One in a loop counts as a whole.
+    """
+    import tempfile
+    from bisect import bisect_right
+
+    with tempfile.TemporaryDirectory(prefix="toolchain-profile-") as folder:
+        session = load(job, str(Path(folder) / "profile"))
+        for _ in range(3 + runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[3:]
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in sorted(events, key=lambda e: int(e["ts"])):
+        run = bisect_right(starts, event["ts"]) - 1
+        if run >= 0 and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            key = event["name"][: -len("_kernel_time")], event["args"]["op_name"]
+            times.setdefault(key, [0.0] * len(starts))[run] += event["dur"]
+    return [{"node": node, "op": op, "median_us": middle(us)} for (node, op), us in times.items()]
+
+
+def middle(values: list[float]) -> float:
+    """The median."""
+    ordered, n = sorted(values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def rest() -> None:
@@ -164,6 +252,15 @@ def status_bytes(field: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def pss_bytes() -> int | None:
+    """Resident memory, pages that are shared with other processes divided among them; None off Linux."""
+    try:
+        with open("/proc/self/smaps_rollup") as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+    except OSError:
+        return None
+
+
 def reset_peak() -> bool:
     """Set VmHWM back to what is resident now (proc(5), ``clear_refs``); False where that is not permitted."""
     try:
@@ -176,6 +273,8 @@ def reset_peak() -> bool:
 
 def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The traceback, then the error again as the last line, whole."""
+    import traceback
+
     traceback.print_exception(kind, error, trace)
     sys.stderr.write(" ".join(f"{kind.__name__}: {error}".split()) + "\n")
 

@@ -138,6 +138,8 @@ class Remote:
         session_options: Mapping[str, str],
         feed: Feed | None = None,
         dims: Mapping[str, int] | None = None,
+        arena: bool = True,
+        cpus: str | None = None,
     ) -> RemoteRunner:
         """As `place.Device.open`; files that are not there yet are sent."""
         files = {name: self._send(model.parent / name) for name in model_files(model)}
@@ -150,7 +152,7 @@ class Remote:
             "python": self._runtime["python"],
             "runner": self._send(SCRIPT),
             "files": files,
-            "job": make_job(model.name, threads, session_options, stored, dims),
+            "job": make_job(model.name, threads, session_options, stored, dims, arena, cpus),
         }
         return RemoteRunner(self, next(self._numbers), model, start, fed=feed is not None)
 

@@ -8,13 +8,13 @@ inspection  what a model is made of; imported by itself, since it needs onnx and
 profiles    ``targets list`` and ``targets show``
 """
 
-from toolchain.report.compare import Comparison, compare
+from toolchain.report.compare import Comparison, check_limit, compare, hold
 from toolchain.report.derive import Block, Row, derive
 from toolchain.report.precision import FloatGroup, float_groups, precision
 from toolchain.report.profiles import list_targets, show_target
 from toolchain.report.render import FORMATS, check_format, render
 
 __all__ = [
-    "FORMATS", "Block", "Comparison", "FloatGroup", "Row", "check_format", "compare", "derive", "float_groups",
-    "list_targets", "precision", "render", "show_target",
+    "FORMATS", "Block", "Comparison", "FloatGroup", "Row", "check_format", "check_limit", "compare", "derive",
+    "float_groups", "hold", "list_targets", "precision", "render", "show_target",
 ]  # fmt: skip

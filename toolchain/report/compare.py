@@ -1,4 +1,4 @@
-"""`compare`: results files side by side, and a gate on slowing down."""
+"""`compare` and `hold`: results side by side, and a gate on slowing down."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from toolchain.report.derive import Block, Row, derive
 
 @dataclass(frozen=True)
 class Comparison:
-    """Merged results. regressions: rows beyond `max_regression`; the gate fails where there are any."""
+    """Merged results. regressions: rows beyond `max_regression`; the gate fails where there are any.
+
+    baseline: what was asked for; None is the default.
+    """
 
     blocks: tuple[Block, ...]
     max_regression: float | None = None
+    baseline: str | None = None
+
+    @property
+    def loose(self) -> tuple[Row, ...]:
+        """Timed rows that no baseline was found for."""
+        return tuple(row for block in self.blocks for row in block.rows if row.p50_ms and not row.baseline)
 
     @property
     def regressions(self) -> tuple[Row, ...]:
@@ -44,19 +53,36 @@ def compare(
     """
     if not files:
         raise ConfigError("no results file to compare", hint="give at least one")
-    if max_regression is not None and max_regression < 0:
-        raise ConfigError(f"max_regression is {max_regression:g}", hint="give a fraction of 0 or more, like 0.05")
+    check_limit(max_regression)
     paths = [Path(file) for file in files]
     unique = len({path.stem for path in paths}) == len(paths)
     names = [path.stem if unique else str(path) for path in paths] if len(paths) > 1 else [None]
-    blocks = derive([(name, Results.load(path)) for name, path in zip(names, paths, strict=True)], baseline)
+    return hold([(name, Results.load(path)) for name, path in zip(names, paths, strict=True)], baseline, max_regression)
+
+
+def hold(
+    results: Sequence[tuple[str | None, Results]], baseline: str | None = None, max_regression: float | None = None
+) -> Comparison:
+    """As `compare`, of results with the names of their files; None where there is one only."""
+    check_limit(max_regression)
+    blocks = derive(results, baseline)
     if max_regression is not None:
         if not any(row.speedup for block in blocks for row in block.rows):
-            hint = "measure it with them, on the same host, runtime and threads"
+            hint = "measure it with them, on the same host, runtime, threads and cores"
             raise ConfigError("no row has a baseline to be held against", hint=hint)
         limit = max_regression
         blocks = tuple(replace(b, rows=tuple(replace(r, regressed=_slower(r, limit)) for r in b.rows)) for b in blocks)
-    return Comparison(blocks, max_regression)
+    return Comparison(blocks, max_regression, baseline)
+
+
+def check_limit(max_regression: float | None) -> None:
+    """Refuse a negative one.
+
+    Raises:
+        ConfigError: with a hint.
+    """
+    if max_regression is not None and max_regression < 0:
+        raise ConfigError(f"max_regression is {max_regression:g}", hint="give a fraction of 0 or more, like 0.05")
 
 
 def _slower(row: Row, limit: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolchain.bench.stats import Estimate, Verdict, median, speedup, verdict
+from toolchain.bench.stats import Estimate, Verdict, difference, median, speedup, verdict
 from toolchain.errors import ConfigError, did_you_mean
 from toolchain.measurement import Host, Latency, Measurement, Results
 
@@ -30,6 +30,11 @@ class Row:
     regressed: bool = False
 
     @property
+    def difference(self) -> str | None:
+        """The speed-up in words: ``no significant difference`` or ``5.1 % slower (95 %: ...)``."""
+        return difference(self.speedup) if self.speedup else None
+
+    @property
     def label(self) -> str:
         """The row in words, for messages."""
         m = self.measurement
@@ -38,11 +43,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that may be compared: of one processor, runtime and number of threads (None where nothing was timed)."""
+    """Rows that may be compared: of one processor, runtime, number of threads (None where nothing was timed) and
+    choice of its cores (empty: all).
+    """
 
     host: Host
     threads: int | None
     rows: tuple[Row, ...]
+    cpus: tuple[int, ...] = ()
 
 
 def derive(results: Sequence[tuple[str | None, Results]], baseline: str | None = None) -> tuple[Block, ...]:
@@ -62,18 +70,18 @@ def derive(results: Sequence[tuple[str | None, Results]], baseline: str | None =
     known = {r.measurement.variant for r in rows} | {r.source for r in rows if r.source}
     if baseline is not None and baseline not in known:
         raise ConfigError(f"unknown baseline {baseline!r}", hint=did_you_mean(baseline, known))
-    groups: dict[tuple[object, int | None], list[Row]] = {}
+    groups: dict[tuple[object, int | None, tuple[int, ...]], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.measurement.host.key, _threads(row.measurement)), []).append(row)
+        groups.setdefault((row.measurement.host.key, *_share(row.measurement)), []).append(row)
     # Rows without latency join the first timed block of their host.
-    for key, untimed in [(host, group) for (host, threads), group in groups.items() if threads is None]:
-        timed = next((group for (host, threads), group in groups.items() if host == key and threads), None)
+    for key, untimed in [(host, group) for (host, threads, _), group in groups.items() if threads is None]:
+        timed = next((group for (host, threads, _), group in groups.items() if host == key and threads), None)
         if timed is not None:
             timed.extend(untimed)
-            del groups[key, None]
+            del groups[key, None, ()]
     return tuple(
-        Block(group[0].measurement.host, threads, tuple(_finish(row, group, baseline) for row in _by_model(group)))
-        for (_, threads), group in groups.items()
+        Block(group[0].measurement.host, threads, tuple(_finish(r, group, baseline) for r in _by_model(group)), cpus)
+        for (_, threads, cpus), group in groups.items()
     )
 
 
@@ -87,7 +95,7 @@ def _finish(row: Row, block: Sequence[Row], baseline: str | None) -> Row:
         measurement=m,
         source=row.source,
         p50_ms=median(m.latency.samples_ms),
-        verdict=verdict(m.latency, m.conditions),
+        verdict=verdict(m.latency, m.conditions, m.sustained),
         baseline=name if base else None,
         speedup=_speedup(base, row, m.latency) if base and base is not row else None,
     )
@@ -124,8 +132,10 @@ def _by_model(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda r: order.index(r.measurement.model))
 
 
-def _threads(measurement: Measurement) -> int | None:
-    return measurement.latency.threads if measurement.latency else None
+def _share(measurement: Measurement) -> tuple[int | None, tuple[int, ...]]:
+    """The threads, and the processors they were bound to."""
+    latency = measurement.latency
+    return (latency.threads, latency.cpus) if latency else (None, ())
 
 
 def _in(source: str | None) -> str | None:

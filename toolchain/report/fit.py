@@ -1,13 +1,15 @@
 """How a model fits a target: its budgets, and widths its kernels like.
 
 size       the constants; the graph itself comes on top
-memory     the constants and the peak of activations, the least that must be there; the runtime comes on top
+memory     the constants and the peak of activations, the least that must be there; the runtime comes on top. Where
+           the profile sets no limit, that is the device's whole memory
 latency    not known before it is measured
 channels   output channels of convolutions: a number that is no multiple of the target's is padded or runs slower
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -77,7 +79,7 @@ def fit_to(target: Target, model: ir.Model, counts: Cost, *, weights: int, peak:
         for width, nodes in sorted(widths.items())
     )
     values = {"size": ("MiB", target.budget.size_mib, weights / MIB),
-              "memory": ("MiB", target.budget.memory_mib, (weights + peak) / MIB),
+              "memory": ("MiB", target.budget.memory_mib or target.memory_mib, (weights + peak) / MIB),
               "latency": ("ms", target.budget.latency_ms, None)}  # fmt: skip
     budgets = tuple(
         Budget(name, unit, limit, value, None if value is None else value <= limit)
@@ -85,6 +87,17 @@ def fit_to(target: Target, model: ir.Model, counts: Cost, *, weights: int, peak:
         if limit is not None
     )
     return Fit(target.name, target.title, target.channel_multiple, len(convolutions), misfits, budgets)
+
+
+def fits_line(fits: Sequence[Fit]) -> Text:
+    """Which of many profiles a model is too large for."""
+    reasons = {
+        fit.target: [f"{b.name}: {b.limit:g} {b.unit} allowed" for b in fit.budgets if b.fits is False] for fit in fits
+    }
+    large = [f"{name} ({', '.join(texts)})" for name, texts in reasons.items() if texts]
+    if not large:
+        return Text(f"by size and memory it fits all of the {len(fits)} profiles of `toolchain targets list`")
+    return Text(f"by size and memory it fits {len(fits) - len(large)} of {len(fits)} profiles, not {'; '.join(large)}")
 
 
 def fit_lines(found: Fit) -> list[Text]:

@@ -35,11 +35,11 @@ from toolchain.quantize.select import weight_axis
 from toolchain.report import quantized
 from toolchain.report.amounts import bytes_text, count_text
 from toolchain.report.certified import certificate_of, certified, certify_file
-from toolchain.report.fit import Fit, fit_lines, fit_to
+from toolchain.report.fit import Fit, fit_lines, fit_to, fits_line
 from toolchain.report.precision import float_groups, precision
 from toolchain.report.quantized import Running
 from toolchain.rules import Kernel
-from toolchain.target import Target
+from toolchain.target import Target, known_targets, load_target
 from toolchain.tensors import TensorSpec
 
 
@@ -50,7 +50,8 @@ class Inspection:
     size_bytes: of the file. notes: what was changed to read it. file_nodes: before clean-up, constants left out.
     quantized: whether it holds int8 already; `choices` then say what is, not what would be, and `running` what
         onnxruntime makes of it.
-    int8_weight_bytes: of all constants once quantized. certificate: of a quantized model, as it was
+    int8_weight_bytes: of all constants once quantized. fit: on the target asked for; fits: else on all that are known.
+    certificate: of a quantized model, as it was
         exported or as its integers prove it.
     """
 
@@ -69,6 +70,7 @@ class Inspection:
     running: Running | None
     fit: Fit | None
     certificate: Exactness | None = None
+    fits: tuple[Fit, ...] = ()
 
     @property
     def int8_macs(self) -> int:
@@ -133,7 +135,14 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         running=runs,
         fit=fit_to(target, model, counts, weights=weights, peak=peak) if target else None,
         certificate=certificate,
+        fits=() if target else tuple(fit_to(t, model, counts, weights=weights, peak=peak) for t in _known()),
     )
+
+
+def _known() -> list[Target]:
+    """All profiles, in the order of their memory; this machine is not one of them."""
+    targets = [load_target(name) for name in known_targets() if name != "host"]
+    return sorted(targets, key=lambda target: target.memory_mib or 0)
 
 
 def _saved_bytes(model: ir.Model, int8: set[str]) -> int:
@@ -172,6 +181,7 @@ def record(found: Inspection) -> dict[str, object]:
         "weight_bytes": counts.weight_bytes,
         "int8_weight_bytes": found.int8_weight_bytes,
         "peak_activation_bytes": counts.peak_activation_bytes,
+        "peak_node": counts.peak_node,
         "axes_counted_as_1": list(counts.dynamic),
         "operators": [asdict(operator) for operator in counts.operators],
         "unknown_macs": dict(counts.unknown),
@@ -179,6 +189,7 @@ def record(found: Inspection) -> dict[str, object]:
         "float": [asdict(group) for group in float_groups(found.choices)],
         "running": asdict(found.running) if found.running else None,
         "fit": asdict(found.fit) if found.fit else None,
+        "fits": [asdict(fit) for fit in found.fits],
         "exactness": found.certificate.model_dump(mode="json") if found.certificate else None,
     }
 
@@ -200,6 +211,8 @@ def render(found: Inspection) -> RenderableType:
     parts: list[RenderableType] = [facts, "", _operators(found), "", precision(found.choices)]
     if found.certificate is not None:
         parts += ["", certified(found.certificate)]
+    if found.fits:
+        parts += ["", fits_line(found.fits)]
     return Group(*parts, *([""] if found.fit else []), *(fit_lines(found.fit) if found.fit else ()))
 
 
@@ -217,7 +230,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         unknown = {operator.op: operator.unknown for operator in counts.operators if operator.unknown}
         facts.append(("", f"and what these take, which is not known: {_counted(unknown)}"))
     facts.append(("parameters", f"{count_text(counts.parameters)} in {bytes_text(counts.weight_bytes)}"))
-    facts.append(("activations", f"{bytes_text(counts.peak_activation_bytes)} at the peak"))
+    facts.append(("activations", f"{bytes_text(counts.peak_activation_bytes)} at the peak{_at(counts.peak_node)}"))
     if counts.dynamic:
         text = f"work and activations are for {' = '.join([*counts.dynamic, '1'])}"
         inner = [axis for axis in counts.dynamic if not axis.endswith(".0")]
@@ -229,6 +242,10 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     facts.append(("as int8", f"{share}, weights in {bytes_text(found.int8_weight_bytes)};"))
     facts.append(("", "an export leaves float what it measures to run slower as int8"))
     return facts
+
+
+def _at(node: str | None) -> str:
+    return f", when {node} runs" if node else ""
 
 
 def _running_facts(running: Running) -> list[tuple[str, str]]:

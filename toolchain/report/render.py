@@ -20,7 +20,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.bench.stats import Estimate
+from toolchain.bench.stats import Estimate, sustained
 from toolchain.errors import ConfigError, did_you_mean
 from toolchain.measurement import Results
 from toolchain.report.compare import Comparison
@@ -170,6 +170,7 @@ def _heading(block: Block) -> list[str]:
         f"onnxruntime {host.onnxruntime}",
     ]
     facts += [_plural(block.threads, "thread")] if block.threads else []
+    facts += [f"bound to {', '.join(map(str, block.cpus))}"] if block.cpus else []
     facts += [f"governor {host.governor}"] if host.governor else []
     models = {row.measurement.model for row in block.rows}
     return [*(models if len(models) == 1 else ()), f"{host.name}: {', '.join(facts)}"]
@@ -220,11 +221,13 @@ def _host_record(block: Block) -> dict[str, object]:
         "cores": host.cores,
         "onnxruntime": host.onnxruntime,
         "threads": block.threads,
+        "cpus": " ".join(map(str, block.cpus)) or None,
     }
 
 
 def _record(row: Row) -> dict[str, object]:
     m, latency, memory = row.measurement, row.measurement.latency, row.measurement.memory
+    lasting = sustained(m.sustained)
     return {
         "model": m.model,
         "variant": m.variant,
@@ -247,11 +250,16 @@ def _record(row: Row) -> dict[str, object]:
         "speedup_low": row.speedup.low if row.speedup else None,
         "speedup_high": row.speedup.high if row.speedup else None,
         "baseline": row.baseline,
+        "difference": row.difference,
         "regressed": row.regressed,
         "baseline_bytes": memory.baseline_bytes if memory else None,
         "peak_load_bytes": memory.peak_load_bytes if memory else None,
         "peak_run_bytes": memory.peak_run_bytes if memory else None,
+        "pss_run_bytes": memory.pss_run_bytes if memory else None,
+        "arena": memory.arena if memory else None,
         "peak_reset": memory.peak_reset if memory else None,
+        "sustained_first_ms": lasting.first_ms if lasting else None,
+        "sustained_last_ms": lasting.last_ms if lasting else None,
         "steadiness": row.verdict.kind if row.verdict else None,
         "reason": row.verdict.reason if row.verdict else None,
         "note": m.note,

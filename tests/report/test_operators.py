@@ -1,0 +1,44 @@
+"""The profile's table, and what is said of a sustained run."""
+
+from __future__ import annotations
+
+from test_render import results, row, text
+
+from toolchain.measurement import OperatorTime, Window
+from toolchain.report.operators import MOST, operators
+
+
+def test_kinds_of_operators_by_time():
+    times = [OperatorTime(node=f"n{i}", op=op, median_us=us) for i, (op, us) in enumerate(
+        [("Conv", 50.0), ("Relu", 10.0), ("Conv", 30.0), *((f"Op{i}", 0.5) for i in range(20))]
+    )]  # fmt: skip
+    profiled = row("fp32", 20.0).model_copy(update={"operators": tuple(times)})
+    lines = text_of(operators(results(profiled, row("int8", 10.0))))
+    assert [" ".join(line.split()) for line in lines if line.startswith(("Conv", "Relu", "others"))] == [
+        "Conv 2 80 80%",
+        "Relu 1 10 10%",
+        f"others {22 - MOST} {(22 - MOST) / 2:.0f} {(22 - MOST) / 200:.0%}",
+    ]
+    assert "mobilenetv2 fp32 with 2 threads" in lines[0]
+    assert not any("int8" in line for line in lines)
+
+
+def test_a_sustained_run_in_a_sentence():
+    curve = tuple(
+        Window(at_s=10.0 * i, p50_ms=20 + i, runs=5, clock_mhz=2400.0 - i, temperature_c=50.0 + i) for i in range(1, 61)
+    )
+    shown = " ".join(text(results(row("fp32", 20.0).model_copy(update={"sustained": curve}))).split())
+    first, last = 23.5, 77.5  # the medians of windows 1 to 6 and 55 to 60
+    assert f"sustained for 10 minutes: {first:.3g} ms at first, {last:.3g} ms at last (+230 %)" in shown
+    assert "2399 to 2340 MHz; 51 to 110 °C." in shown
+    assert "! mobilenetv2 fp32 for host: drifting, 230% slower at the end of 10 minutes" in shown
+
+
+def text_of(shown) -> list[str]:
+    import io
+
+    from rich.console import Console
+
+    file = io.StringIO()
+    Console(file=file, width=100).print(shown)
+    return [line.rstrip() for line in file.getvalue().splitlines()]

@@ -105,6 +105,6 @@ def test_a_suite_is_timed_model_by_model(folder, toolchain):
     (folder / "suite.toml").write_text(f'schema_version = 1\ndescription = "Two nets"\n{rows}')
     done = toolchain("bench --suite . --recipe quick.toml --threads 1 --format markdown")
     assert done.code == 0
-    assert done.out.startswith("Two nets\n")
+    assert done.out.startswith("Two nets\n\n")
     assert "| a | host | int8 |" in done.out
     assert "| b | host | fp32 |" in done.out

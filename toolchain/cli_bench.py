@@ -85,7 +85,7 @@ def bench(
         show(found.to_json())
     else:
         if title:
-            show(f"{title}\n")
+            show(f"{title}\n\n")
         show(render(held, format))
         if profile and format == "table":
             show(operators(found))

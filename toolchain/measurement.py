@@ -136,6 +136,11 @@ class Latency(Part):
         return float(np.percentile(self.samples_ms, q))
 
     @property
+    def cpu_p50_ms(self) -> float | None:
+        """The median of the computing times; None where they are not known."""
+        return float(np.median(self.cpu_ms)) if self.cpu_ms else None
+
+    @property
     def p50_ms(self) -> float:
         """The median."""
         return self.percentile_ms(50)

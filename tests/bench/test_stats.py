@@ -149,17 +149,17 @@ def test_a_disturbed_round_does_not_count():
 
 
 def trial(rng: np.random.Generator, slower: float) -> stats.Estimate:
-    """12 rounds of 3 processes of a model against one that takes `slower` times as long, on a machine in use."""
+    """30 rounds of 3 processes of a model against one that takes `slower` times as long, on a machine in use."""
 
     def rounds(factor: float, machine: np.ndarray) -> Latency:
-        placed = np.repeat(rng.normal(1, 0.009, 3), 4)
-        own = rng.normal(1, 0.02, 12) + (rng.random(12) < 0.05) * rng.exponential(0.5, 12)
+        placed = np.repeat(rng.normal(1, 0.009, 3), 10)
+        own = rng.normal(1, 0.02, 30) + (rng.random(30) < 0.05) * rng.exponential(0.5, 30)
         return latency(
             *(factor * m * p * o * rng.lognormal(0, 0.05, 30) for m, p, o in zip(machine, placed, own, strict=True)),
             processes=3,
         )
 
-    machine = rng.lognormal(0, 0.2, 12)  # what both of a round feel
+    machine = rng.lognormal(0, 0.2, 30)  # what both of a round feel
     return stats.speedup(rounds(1, machine), rounds(slower, machine))
 
 

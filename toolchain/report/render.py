@@ -243,6 +243,7 @@ def _record(row: Row) -> dict[str, object]:
         "p50_high_ms": row.p50_ms.high if row.p50_ms else None,
         "p90_ms": latency.p90_ms if latency else None,
         "p99_ms": latency.p99_ms if latency else None,
+        "cpu_p50_ms": latency.cpu_p50_ms if latency else None,
         "samples": len(latency.samples_ms) if latency else None,
         "load_ms": latency.load_ms if latency else None,
         "first_ms": latency.first_ms if latency else None,

@@ -16,13 +16,21 @@ from toolchain.artifact import Manifest
 from toolchain.document import Document
 from toolchain.errors import InputError
 from toolchain.files import write_text
+from toolchain.findings import Findings
 from toolchain.measurement import Results
 from toolchain.preprocess import Preprocess
 from toolchain.recipe import Recipe
 from toolchain.target import Target
 
 DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
-    {"target": Target, "recipe": Recipe, "manifest": Manifest, "results": Results, "preprocess": Preprocess}
+    {
+        "target": Target,
+        "recipe": Recipe,
+        "manifest": Manifest,
+        "results": Results,
+        "findings": Findings,
+        "preprocess": Preprocess,
+    }
 )
 """The document of every schema, by the schema's name."""
 

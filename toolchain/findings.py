@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import pydantic
+
 from toolchain.document import Document, Part
 
 
@@ -127,7 +129,7 @@ class Findings(Document):
     schema_version: Literal[1] = 1
     when: str
     profiles: tuple[Profile, ...] = ()
-    macs: dict[str, int] = {}
+    macs: dict[str, int] = pydantic.Field(default_factory=dict)
     fits: tuple[TargetFit, ...] = ()
     pruning: Pruning | None = None
     causes: tuple[Cause, ...] = ()

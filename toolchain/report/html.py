@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +109,18 @@ def can_draw() -> bool:
     return all(importlib.util.find_spec(name) for name in ("altair", "vl_convert"))
 
 
+@cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; made in seconds, and kept on disk."""
     import vl_convert
 
-    name = f"vega-{vl_convert.__version__}.js"
     try:
-        path = cache_dir("report") / name
+        path = cache_dir("report") / f"vega-{version('vl-convert-python')}.js"
         if not path.is_file():
-            write_text(path, vl_convert.javascript_bundle())
+            write_text(path, vl_convert.javascript_bundle(None))
         return path.read_text(encoding="utf-8")
     except (InputError, OSError):  # no place to keep it
-        return str(vl_convert.javascript_bundle())
+        return vl_convert.javascript_bundle(None)
 
 
 def _title(comparison: Comparison) -> str:
@@ -202,9 +204,9 @@ def _precision(known: Details) -> dict[str, Any] | None:
         counts[node.precision] = counts.get(node.precision, 0) + 1
         if node.precision != "int8":
             groups.setdefault((node.precision, node.reason or "no reason is known"), []).append(node)
-    whole = sum(macs.get(node.node, 0) for node in nodes)
+    whole, most = sum(macs.get(node.node, 0) for node in nodes), max(macs.values(), default=0)
     return {
-        "nodes": [(node, macs.get(node.node, 0)) for node in nodes],
+        "nodes": [(node, macs.get(node.node, 0), _height(macs.get(node.node, 0), most)) for node in nodes],
         "counts": counts,
         "share": sum(macs.get(n.node, 0) for n in nodes if n.precision == "int8") / whole if whole else None,
         "reasons": [
@@ -212,6 +214,11 @@ def _precision(known: Details) -> dict[str, Any] | None:
             for (precision, reason), alike in sorted(groups.items(), key=lambda item: -len(item[1]))
         ],
     }
+
+
+def _height(macs: int, most: int) -> int:
+    """Pixels of a node in the map. The root, since layers differ by factors of thousands."""
+    return 8 + round(18 * (macs / most) ** 0.5) if most else 14
 
 
 def _fit(fit: TargetFit, comparison: Comparison) -> dict[str, Any]:

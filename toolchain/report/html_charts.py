@@ -32,6 +32,7 @@ Spec = dict[str, Any]
 WIDE = 4.0
 """Latencies that differ by more than this factor get a logarithmic axis."""
 CAUSES = 15
+CAUSE = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
 ROW = 62
 """Pixels of a row of distributions."""
 
@@ -51,7 +52,7 @@ def accuracy(found: Sequence[Series]) -> Spec | None:
     scores = [p["score"] for p in points]
     margin = max(0.25 * (max(scores) - min(scores)), 1.0 if share else 0.05 * max(map(abs, scores)))
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
-    pad = max((high / low) ** 0.2, 1.1)
+    pad = max((high / low) ** 0.25, 1.15)
     base = alt.Chart(_data(points))
     kind = "log" if high / low > WIDE else "linear"
     along = alt.Scale(domain=[low / pad, high * pad], type=kind, nice=False)
@@ -62,14 +63,15 @@ def accuracy(found: Sequence[Series]) -> Spec | None:
         scale=alt.Scale(domain=[min(scores) - margin, max(scores) + margin], nice=False),
         axis=alt.Axis(tickCount=5, grid=True),
     )
-    tip = [_tip("series"), _tip("ms", ".4~g", "median ms"), _tip("score", ".4~g")]
-    front = alt.datum.front
+    tip = [_tip("series"), _tip("ms", ".4~r", "median ms"), _tip("score", ".4~r")]
+    best = base.transform_filter(alt.datum.front).mark_line(
+        interpolate="step-before", strokeDash=[3, 3], opacity=0.5, color="currentColor"
+    )
     layers = [
-        base.transform_filter(front).mark_line(interpolate="step-before", strokeDash=[3, 3], opacity=0.5, color="currentColor")
-        .encode(x=x, y=y, detail="model:N", order="ms:Q"),
+        best.encode(x=x, y=y, detail="model:N", order="ms:Q"),
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=along), x2="high:Q", y=y, color=_colour(found)),
         base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=_colour(found), tooltip=tip),
-    ]  # fmt: skip
+    ]
     if len(points) <= 6:
         for above in (True, False):
             text = base.transform_filter(alt.datum.above == above).mark_text(dy=-14 if above else 16, fontSize=12)
@@ -87,7 +89,7 @@ def distributions(found: Sequence[Series]) -> Spec | None:
     times = [r["ms"] for r in outlines]
     kind = "log" if max(times) / min(times) > WIDE else "linear"
     along = alt.Scale(domain=[min(times) / 1.01, max(times) * 1.01], type=kind, nice=False)
-    x = alt.X("ms:Q", title="one inference (ms)", scale=along, axis=alt.Axis(format="~g", tickCount=6))
+    x = alt.X("ms:Q", title="one inference (ms)", scale=along, axis=alt.Axis(format="~g", tickCount=6, grid=False))
     hidden = alt.Scale(domain=[0, len(marks)], reverse=True, nice=False)
     y = alt.Y("bottom:Q", scale=hidden, axis=None)
     shape = alt.Chart(_data(outlines)).transform_calculate(
@@ -95,13 +97,13 @@ def distributions(found: Sequence[Series]) -> Spec | None:
     )
     lines = alt.Chart(_data(marks)).transform_calculate(
         bottom="datum.row + 0.94", top="datum.row + 0.34", words="datum.row + 0.16",
-        label="datum.series + ' – median ' + format(datum.median, '.3~g') + ' ms, p90 ' + format(datum.p90, '.3~g')",
+        label="datum.series + ' – median ' + format(datum.median, '.3~r') + ' ms, p90 ' + format(datum.p90, '.3~r')",
     )  # fmt: skip
     tip = [
         _tip("series"),
-        _tip("median", ".4~g", "median ms"),
-        _tip("p90", ".4~g", "p90 ms"),
-        _tip("p99", ".4~g", "p99 ms"),
+        _tip("median", ".4~r", "median ms"),
+        _tip("p90", ".4~r", "p90 ms"),
+        _tip("p99", ".4~r", "p99 ms"),
     ]
     rule = lines.mark_rule(strokeWidth=2).encode(y=y, y2="top", color=_colour(found), tooltip=tip)
     layers = [
@@ -133,7 +135,7 @@ def steadiness(found: Sequence[Series]) -> Spec | None:
                 scale=alt.Scale(domain=[-limit, limit], nice=False),
             ),
             color=_colour(found),
-            tooltip=[_tip("series"), _tip("round"), _tip("median", ".4~g", "median ms"), _tip("change", "+.1%")],
+            tooltip=[_tip("series"), _tip("round"), _tip("median", ".4~r", "median ms"), _tip("change", "+.1%")],
         )
     )  # fmt: skip
     return _spec(chart.properties(height=170))
@@ -165,12 +167,12 @@ def layers(profiles: Sequence[Profile]) -> Spec | None:
               axis=alt.Axis(grid=False, tickMinStep=1, tickCount=8, format="d"))  # fmt: skip
     parts = [
         alt.Chart(_data([r for r in records if r["series"] == variant]))
-        .mark_bar(size=width * (1 if number == 0 else 0.6), opacity=0.55 if number == 0 else 1.0)
+        .mark_bar(size=width * 0.6**number, opacity=0.7 if number == 0 else 1.0)
         .encode(
             x=x,
             y=alt.Y("us:Q", title="µs", stack=None),
             color=_colours_of(profiles),
-            tooltip=[_tip("layer"), _tip("operator"), _tip("series"), _tip("us", ".4~g", "µs")],
+            tooltip=[_tip("layer"), _tip("operator"), _tip("series"), _tip("us", ".4~r", "µs")],
         )
         for variant, number in order.items()
     ]
@@ -193,13 +195,11 @@ def causes(found: Sequence[Cause]) -> Spec:
         .encode(
             y=alt.Y("cause:N", title=None, sort=alt.EncodingSortField("order"), axis=_names(150)),
             x=alt.X("share:Q", title="share of the error", axis=alt.Axis(format="%", tickCount=4)),
-            color=alt.Color(
-                "kind:N", legend=None, scale=alt.Scale(domain=["activation", "weight"], range=["var(--int8)", "var(--pruned)"])
-            ),
+            color=alt.Color("kind:N", legend=None, scale=alt.Scale(domain=list(CAUSE), range=list(CAUSE.values()))),
             tooltip=tip,
         )
     )  # fmt: skip
-    return _spec(chart.properties(height=alt.Step(20)))
+    return _spec(chart.properties(height=20 * len(records)))
 
 
 def curve(points: Sequence[TradeOff]) -> Spec:
@@ -211,7 +211,7 @@ def curve(points: Sequence[TradeOff]) -> Spec:
         x=alt.X("speedup:Q", title="speed-up over fp32, one thread", scale=alt.Scale(zero=False, padding=16)),
         y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(tickCount=5)),
         order="left float:Q",
-        tooltip=[_tip("left float"), _tip("score", ".4~g"), _tip("speedup", ".3~g", "speed-up")],
+        tooltip=[_tip("left float"), _tip("score", ".4~r"), _tip("speedup", ".3~r", "speed-up")],
     )
     line = base.mark_line(color="var(--int8)", point=alt.OverlayMarkDef(size=70, filled=True, color="var(--int8)"))
     return _spec(line.properties(height=200))
@@ -232,7 +232,7 @@ def cuts(found: Pruning) -> Spec:
         base.mark_bar(color="var(--fp32)", opacity=0.35).encode(x=alt.X("channels:Q", title="channels")),
         base.mark_bar(color="var(--pruned)", size=8).encode(x="kept:Q"),
     )
-    return _spec(chart.properties(height=alt.Step(18)))
+    return _spec(chart.properties(height=18 * len(records)))
 
 
 # --------------------------------------------------------------------------------------------- what charts share
@@ -245,12 +245,12 @@ def _bars(
     title: str,
     order: Sequence[str],
     colour: altair.Color,
-    format: str = ".3~g",
+    format: str = ".3~r",
 ) -> Spec:
     """Groups of bars, a bar a series, with their numbers at the end."""
     import altair as alt
 
-    highest = max(float(str(r[value])) for r in records)
+    highest = max(r[value] for r in records)
     base = alt.Chart(_data(records)).encode(
         y=alt.Y(f"{group}:N", title=None, sort=None, scale=alt.Scale(paddingInner=0.3), axis=_names(110)),
         yOffset=alt.YOffset("series:N", sort=list(order), scale=alt.Scale(paddingInner=0.12)),
@@ -265,8 +265,8 @@ def _bars(
     numbers = base.mark_text(align="left", dx=4, fontSize=11).encode(
         text=alt.Text(f"{value}:Q", format=format), color=alt.value("currentColor")
     )
-    step: Any = {"step": 17, "for": "offset"}
-    return _spec(alt.layer(base.mark_bar().encode(color=colour), numbers).properties(height=step))
+    height = len({r[group] for r in records}) * (16 * len(order) + 10)
+    return _spec(alt.layer(base.mark_bar().encode(color=colour), numbers).properties(height=height))
 
 
 def _names(pixels: int) -> altair.Axis:
@@ -315,9 +315,9 @@ def _spec(chart: Any) -> Spec:
     axis = {**ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titleOpacity": 0.75,
             "domain": False, "ticks": False, "grid": True, "gridColor": "currentColor", "gridOpacity": 0.12,
             "labelPadding": 5, "labelOverlap": "greedy"}  # fmt: skip
-    look = chart.properties(
-        width="container", background="transparent", autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
-    ).configure(font="system-ui, sans-serif", axis=axis, view={"stroke": None}, bar={"cornerRadiusEnd": 2})
+    look = chart.properties(width="container", background="transparent").configure(
+        font="system-ui, sans-serif", axis=axis, view={"stroke": None}, bar={"cornerRadiusEnd": 2}
+    )
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
         found: Spec = look.to_dict()
     return found

@@ -23,6 +23,9 @@ BINS = 160
 LAYERS = 400
 """More layers than this cannot be told apart in a chart: those that take longest are shown."""
 
+KINDS = 12
+"""Kinds of operators shown one by one."""
+
 Records = list[dict[str, Any]]
 
 
@@ -147,7 +150,7 @@ def sizes(found: Sequence[Series]) -> Records:
 
 
 def by_operator(profiles: Sequence[Profile]) -> Records:
-    """Microseconds of every kind of operator, quantized and plain ones together, the costliest kind first."""
+    """Microseconds of kinds of operators, quantized and plain ones together: the costliest first, small ones summed."""
     sums: dict[tuple[str, str], float] = {}
     for profile in profiles:
         for operator in profile.operators:
@@ -157,12 +160,16 @@ def by_operator(profiles: Sequence[Profile]) -> Records:
     for (kind, _), us in sums.items():
         worst[kind] = max(worst.get(kind, 0.0), us)
     order = sorted(worst, key=lambda kind: -worst[kind])
-    return [
+    shown, rest = order[:KINDS], order[KINDS:]
+    found = [
         {"operator": kind, "series": profile.variant, "us": sums[kind, profile.variant]}
-        for kind in order
+        for kind in shown
         for profile in profiles
         if (kind, profile.variant) in sums
     ]
+    left = {p.variant: sum(sums.get((kind, p.variant), 0.0) for kind in rest) for p in profiles}
+    name = f"{len(rest)} other kinds"
+    return found + [{"operator": name, "series": variant, "us": us} for variant, us in left.items() if rest]
 
 
 def kind_of(op: str) -> str:
@@ -171,7 +178,7 @@ def kind_of(op: str) -> str:
         return "to and from int8"
     if op.startswith("Reorder"):
         return "layout"
-    for prefix in ("QLinear", "Fused", "DynamicQuantize", "Q"):
+    for prefix in ("QLinear", "Fused", "DynamicQuantize", "Nhwc", "Q"):
         rest = op.removeprefix(prefix)
         if rest != op and rest[:1].isupper():
             return rest

@@ -62,7 +62,8 @@ def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
     found = []
     if best.speedup and base.p50_ms and best.p50_ms:
         steady = all(row.verdict is None or row.verdict.kind == "steady" for row in pair)
-        note = f"{base.p50_ms.value:.3g} → {best.p50_ms.value:.3g} ms; 95 %: {best.speedup.low:.2f}–{best.speedup.high:.2f}×"
+        interval = f"95 %: {best.speedup.low:.2f}–{best.speedup.high:.2f}×"
+        note = f"{base.p50_ms.value:.3g} → {best.p50_ms.value:.3g} ms; {interval}"
         found.append(Tile("speed-up" + ("" if steady else " !"), _speed(best), note))
     found.append(Tile("file", bytes_text(b.size_bytes), f"{a.variant}: {bytes_text(a.size_bytes)}"))
     if a.score and b.score:
@@ -165,7 +166,7 @@ def _kind(score: Score) -> str:
 
 
 def _score(score: Score) -> str:
-    return f"{score.value:.2%}".replace("%", " %") if 0 <= score.value <= 1 else f"{score.value:.4g}"
+    return f"{score.value:.2%}".replace("%", " %") if 0 <= score.value <= 1 else f"{score.value:.4g}"
 
 
 def _plural(count: int, noun: str, plural: str | None = None) -> str:

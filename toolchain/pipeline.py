@@ -39,7 +39,7 @@ from toolchain.preparation import Job, Prepared, Progress, model_name, open_job,
 from toolchain.pruning import Pruned, prune_model
 from toolchain.quantize import certify, exactness
 from toolchain.recipe import Recipe
-from toolchain.report import Comparison, derive, html
+from toolchain.report import compare, html
 from toolchain.report.gather import gather
 from toolchain.score import Evaluate
 from toolchain.sensitivity import Noise
@@ -141,7 +141,7 @@ def export(
             work.dense, quantized, files.models, rows, golden.feeds[0], profiles, pruned=work.pruned, noises=causes
         )
         (folder / "findings.json").write_text(findings.to_json(), encoding="utf-8")
-        page = html.page(Comparison(derive([(None, found)])), html.Details(findings, tuple(manifests)))
+        page = html.page(compare([folder]), html.details(folder))
         (folder / "report.html").write_text(page, encoding="utf-8")
     return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve, work.pruned, causes)
 

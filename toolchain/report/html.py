@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -80,6 +81,7 @@ def page(comparison: Comparison, known: Details | None = None) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"count": count_text}
     drawn = can_draw()
@@ -114,13 +116,13 @@ def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; made in seconds, and kept on disk."""
     import vl_convert
 
-    try:
-        path = cache_dir("report") / f"vega-{version('vl-convert-python')}.js"
-        if not path.is_file():
-            write_text(path, vl_convert.javascript_bundle(None))
-        return path.read_text(encoding="utf-8")
-    except (InputError, OSError):  # no place to keep it
-        return vl_convert.javascript_bundle(None)
+    name = f"vega-{version('vl-convert-python')}.js"
+    with suppress(InputError, OSError):
+        return (cache_dir("report") / name).read_text(encoding="utf-8")
+    text = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+    with suppress(InputError, OSError):  # no place to keep it
+        write_text(cache_dir("report") / name, text)
+    return text
 
 
 def _title(comparison: Comparison) -> str:
@@ -174,8 +176,14 @@ def _run(s: Series) -> dict[str, Any]:
     latency = s.measurement.latency
     if latency is None:
         return {}
-    times = {"p50": latency.p50_ms, "p90": latency.p90_ms, "p99": latency.p99_ms, "slowest": max(latency.samples_ms)}
-    times |= {"load": latency.load_ms, "first": latency.first_ms}
+    times = {
+        "median ms": latency.p50_ms,
+        "p90": latency.p90_ms,
+        "p99": latency.p99_ms,
+        "slowest": max(latency.samples_ms),
+        "loading": latency.load_ms,
+        "first": latency.first_ms,
+    }
     return {"series": s, "samples": len(latency.samples_ms), "times": {k: f"{v:.3g}" for k, v in times.items()}}
 
 

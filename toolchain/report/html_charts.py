@@ -97,7 +97,7 @@ def distributions(found: Sequence[Series]) -> Spec | None:
     )
     lines = alt.Chart(_data(marks)).transform_calculate(
         bottom="datum.row + 0.94", top="datum.row + 0.34", words="datum.row + 0.16",
-        label="datum.series + ' – median ' + format(datum.median, '.3~r') + ' ms, p90 ' + format(datum.p90, '.3~r')",
+        label="datum.series + ', median ' + format(datum.median, '.3~r') + ' ms'",
     )  # fmt: skip
     tip = [
         _tip("series"),
@@ -110,7 +110,7 @@ def distributions(found: Sequence[Series]) -> Spec | None:
         shape.mark_area(opacity=0.45, interpolate="monotone").encode(x=x, y=y, y2="top", color=_colour(found)),
         rule.encode(x=alt.X("median:Q", scale=along)),
         rule.mark_rule(strokeDash=[3, 3], strokeWidth=1.5).encode(x=alt.X("p90:Q", scale=along)),
-        lines.mark_text(align="left", baseline="middle", fontSize=12).encode(
+        lines.mark_text(align="left", baseline="middle", fontSize=12, limit=310).encode(
             x=alt.value(2), y=alt.Y("words:Q", scale=hidden, axis=None), text="label:N", color=alt.value("currentColor")
         ),
     ]

@@ -211,7 +211,7 @@ def test_rounds_show_how_far_they_lie_from_the_whole():
 
 def test_memory_is_that_above_the_baseline():
     first = {r["what"]: r["MB"] for r in html_series.sizes(series()[:1])}
-    assert first == {"file": 14.0, "RAM, loading": 41.0, "RAM, running": 22.0}
+    assert first == {"file": 14.0, "loading": 41.0, "running": 22.0}
 
 
 def test_quantized_operators_are_counted_with_their_kind():
@@ -346,6 +346,18 @@ def test_altair_is_loaded_only_to_draw():
     # A module that is None cannot be imported, and importlib says that it has no specification.
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "False"), done.stderr
+
+
+def test_models_share_the_colours_of_variants_and_scores_of_several_are_not_compared():
+    (block,) = derive(
+        [(None, results(*(row(v, 9.0, model=m, score=ACCURACY) for m in "ab" for v in ("fp32", "int8"))))]
+    )
+    found = html_series.series_of(block)
+    assert [(s.name, s.colour) for s in found] == [
+        ("a fp32", "var(--fp32)"), ("a int8", "var(--int8)"), ("b fp32", "var(--fp32)"), ("b int8", "var(--int8)"),
+    ]  # fmt: skip
+    assert html_charts.accuracy(found) is None
+    assert {r["what"] for r in html_series.sizes(found)} >= {"a file", "b running"}
 
 
 def test_several_models_and_hosts_on_one_page():

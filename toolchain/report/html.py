@@ -148,7 +148,7 @@ def _block(block: Block, drawn: bool) -> dict[str, Any]:
             }
             for i, row in enumerate(block.rows)
         ],
-        "key": [(s.name, s.colour) for s in found],
+        "key": list({s.short: s.colour for s in found}.items()),
         "runs": [_run(s) for s in found if s.measurement.latency],
         "charts": _drawn(found) if drawn else {},
     }

@@ -33,16 +33,20 @@ WIDE = 4.0
 """Latencies that differ by more than this factor get a logarithmic axis."""
 CAUSES = 15
 CAUSE = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
+LABELS = 6
 ROW = 62
 """Pixels of a row of distributions."""
 
 
 def accuracy(found: Sequence[Series]) -> Spec | None:
-    """Score against latency, those that nothing beats joined by a line; None for fewer than two points."""
+    """Score against latency, those that nothing beats joined by a line.
+
+    None for fewer than two points, and for several models, since their scores are of different kinds.
+    """
     import altair as alt
 
     points = tradeoff(found)
-    if len(points) < 2:
+    if len(points) < 2 or len({p["model"] for p in points}) > 1:
         return None
     share = all(0 <= p["score"] <= 1 for p in points)
     scale = 100 if share else 1
@@ -68,14 +72,13 @@ def accuracy(found: Sequence[Series]) -> Spec | None:
         interpolate="step-before", strokeDash=[3, 3], opacity=0.5, color="currentColor"
     )
     layers = [
-        best.encode(x=x, y=y, detail="model:N", order="ms:Q"),
+        best.encode(x=x, y=y, order="ms:Q"),
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=along), x2="high:Q", y=y, color=_colour(found)),
         base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=_colour(found), tooltip=tip),
     ]
-    if len(points) <= 6:
-        for above in (True, False):
-            text = base.transform_filter(alt.datum.above == above).mark_text(dy=-14 if above else 16, fontSize=12)
-            layers.append(text.encode(x=x, y=y, text="series:N", color=alt.value("currentColor")))
+    for above in (True, False) if len(points) <= LABELS else ():
+        text = base.transform_filter(alt.datum.above == above).mark_text(dy=-14 if above else 16, fontSize=12)
+        layers.append(text.encode(x=x, y=y, text="series:N", color=alt.value("currentColor")))
     return _spec(alt.layer(*layers).properties(height=240))
 
 
@@ -143,8 +146,8 @@ def steadiness(found: Sequence[Series]) -> Spec | None:
 
 def memory(found: Sequence[Series]) -> Spec:
     """File and memory."""
-    order = [s.name for s in found]
-    return _bars(sizes(found), "what", "MB", "MB", order, _colour(found))
+    bars = {s.short: s.colour for s in found}
+    return _bars(sizes(found), "what", "MB", "MB", list(bars), _scale(list(bars), list(bars.values())))
 
 
 def operators(profiles: Sequence[Profile]) -> Spec:
@@ -161,7 +164,7 @@ def layers(profiles: Sequence[Profile]) -> Spec | None:
     if not records:
         return None
     count = max(r["number"] for r in records)
-    width = max(1.5, min(9.0, 300 / count))
+    width = max(1.5, min(16.0, 300 / count))
     order = {p.variant: number for number, p in enumerate(profiles)}
     x = alt.X("number:Q", title="layer, in the order they run", scale=alt.Scale(domain=[0, count + 1], nice=False),
               axis=alt.Axis(grid=False, tickMinStep=1, tickCount=8, format="d"))  # fmt: skip
@@ -193,7 +196,7 @@ def causes(found: Sequence[Cause]) -> Spec:
         alt.Chart(_data(records))
         .mark_bar()
         .encode(
-            y=alt.Y("cause:N", title=None, sort=alt.EncodingSortField("order"), axis=_names(150)),
+            y=_ranked("cause"),
             x=alt.X("share:Q", title="share of the error", axis=alt.Axis(format="%", tickCount=4)),
             color=alt.Color("kind:N", legend=None, scale=alt.Scale(domain=list(CAUSE), range=list(CAUSE.values()))),
             tooltip=tip,
@@ -225,11 +228,12 @@ def cuts(found: Pruning) -> Spec:
         {"group": g.name, "channels": g.size, "kept": g.kept, "share": g.kept / g.size, "order": number}
         for number, g in enumerate(found.groups)
     ]
-    y = alt.Y("group:N", title=None, sort=alt.EncodingSortField("order"), axis=_names(130))
     tip = [_tip("group"), _tip("kept"), _tip("channels", None, "of"), _tip("share", ".0%")]
-    base = alt.Chart(_data(records)).encode(y=y, tooltip=tip)
+    base = alt.Chart(_data(records)).encode(y=_ranked("group"), tooltip=tip)
     chart = alt.layer(
-        base.mark_bar(color="var(--fp32)", opacity=0.35).encode(x=alt.X("channels:Q", title="channels")),
+        base.mark_bar(color="var(--fp32)", opacity=0.35).encode(
+            x=alt.X("channels:Q", title="channels", axis=alt.Axis(tickCount=6))
+        ),
         base.mark_bar(color="var(--pruned)", size=8).encode(x="kept:Q"),
     )
     return _spec(chart.properties(height=18 * len(records)))
@@ -252,7 +256,7 @@ def _bars(
 
     highest = max(r[value] for r in records)
     base = alt.Chart(_data(records)).encode(
-        y=alt.Y(f"{group}:N", title=None, sort=None, scale=alt.Scale(paddingInner=0.3), axis=_names(110)),
+        y=alt.Y(f"{group}:N", title=None, sort=None, scale=alt.Scale(paddingInner=0.3), axis=_names()),
         yOffset=alt.YOffset("series:N", sort=list(order), scale=alt.Scale(paddingInner=0.12)),
         x=alt.X(
             f"{value}:Q",
@@ -269,10 +273,18 @@ def _bars(
     return _spec(alt.layer(base.mark_bar().encode(color=colour), numbers).properties(height=height))
 
 
-def _names(pixels: int) -> altair.Axis:
+def _ranked(field: str) -> altair.Y:
+    """Names down the side, in the order of the records."""
     import altair as alt
 
-    return alt.Axis(labelLimit=pixels, labelPadding=6, grid=False)
+    scale = alt.Scale(paddingInner=0.25)
+    return alt.Y(f"{field}:N", title=None, sort=alt.EncodingSortField("order"), scale=scale, axis=_names())
+
+
+def _names() -> altair.Axis:
+    import altair as alt
+
+    return alt.Axis(labelLimit=130, labelPadding=6, grid=False)
 
 
 def _tip(field: str, format: str | None = None, title: str | None = None) -> altair.Tooltip:

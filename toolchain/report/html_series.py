@@ -31,9 +31,13 @@ Records = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Series:
-    """A run under the name and in the colour it has in every chart of its block."""
+    """A run under the name and in the colour it has in every chart of its block.
+
+    short: without the model. A colour is that of a variant, for all models.
+    """
 
     name: str
+    short: str
     colour: str
     row: Row
 
@@ -53,16 +57,17 @@ def series_of(block: Block) -> list[Series]:
     rows = list(runs.values())
     models, sources = {r.measurement.model for r in rows}, {r.source for r in rows}
     spare = (f"var(--spare-{i % SPARES})" for i in itertools.count())
+    colours: dict[str, str] = {}
     found: list[Series] = []
     for row in rows:
         m = row.measurement
-        source = f"({row.source})" if row.source and len(sources) > 1 else None
-        name = " ".join(filter(None, [m.model if len(models) > 1 else None, m.variant, source]))
-        if any(other.name == name for other in found):
-            name += f" for {m.target or 'host'}"
-        own = colour_of(m.variant)
-        taken = own is None or any(other.colour == own for other in found)
-        found.append(Series(name, next(spare) if taken or own is None else own, row))
+        short = f"{m.variant} ({row.source})" if row.source and len(sources) > 1 else m.variant
+        if any((s.short, s.measurement.model) == (short, m.model) for s in found):
+            short += f" for {m.target or 'host'}"
+        if short not in colours:
+            own = colour_of(m.variant)
+            colours[short] = own if own and own not in colours.values() else next(spare)
+        found.append(Series(f"{m.model} {short}" if len(models) > 1 else short, short, colours[short], row))
     return found
 
 
@@ -126,8 +131,7 @@ def tradeoff(found: Sequence[Series]) -> Records:
                  "score": m.score.value}
             )  # fmt: skip
     for point in points:
-        rivals = (p for p in points if p["model"] == point["model"] and p is not point)
-        point["front"] = not any(_beats(rival, point) for rival in rivals)
+        point["front"] = not any(_beats(rival, point) for rival in points)
     return points
 
 
@@ -139,13 +143,15 @@ def _beats(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def sizes(found: Sequence[Series]) -> Records:
     """Megabytes of file, and of memory above that of a process without a model."""
     records: Records = []
+    several = len({s.measurement.model for s in found}) > 1
     for s in found:
         m = s.measurement
         amounts = {"file": m.size_bytes}
         if m.memory:
-            amounts["RAM, loading"] = max(0, m.memory.peak_load_bytes - m.memory.baseline_bytes)
-            amounts["RAM, running"] = max(0, m.memory.peak_run_bytes - m.memory.baseline_bytes)
-        records += [{"series": s.name, "what": what, "MB": amount / 1e6} for what, amount in amounts.items()]
+            amounts["loading"] = max(0, m.memory.peak_load_bytes - m.memory.baseline_bytes)
+            amounts["running"] = max(0, m.memory.peak_run_bytes - m.memory.baseline_bytes)
+        of = f"{m.model} " if several else ""
+        records += [{"series": s.short, "what": of + what, "MB": amount / 1e6} for what, amount in amounts.items()]
     return records
 
 

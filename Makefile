@@ -1,5 +1,5 @@
 # make demo    make the environment, fetch a pretrained model and photographs, export, print the table
-# make test    everything: lint, types, unit tests, real models, emulated processors and an sshd where they can be set up
+# make test    everything: lint, types, unit tests, real models, emulated processors, an sshd and a browser where they can be set up
 # make check   the fast part: lint, types, unit tests
 #
 # PyTorch's default wheel for Linux carries CUDA. For the small CPU build, give the index of its CPU wheels (it is
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_TARGETS := --target host --target raspberry-pi-5 --target android-arm64-dotprod
 
-.PHONY: demo test check environment benchmarks emulator sshd cross schemas clean
+.PHONY: demo test check environment benchmarks emulator sshd cross browser schemas clean
 
 environment: $(READY)
 
@@ -36,7 +36,7 @@ demo: $(READY)
 	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh demo
 	@$(BIN)/toolchain export benchmarks.models.mobilenet_v2:module --input "input:batch,3,224,224" $(DEMO_TARGETS) \
 		--calibration "$$($(BIN)/python -m benchmarks.models.images)" --preprocess imagenet-squash \
-		--evaluate benchmarks.models.mobilenet_v2:evaluate --output exported
+		--evaluate benchmarks.models.mobilenet_v2:evaluate --explain --output exported
 
 check: $(READY)
 	@$(BIN)/ruff check .
@@ -53,7 +53,10 @@ sshd:
 cross:
 	@bash scripts/install-cross.sh || echo "no compiler for arm64 here: the tests that need one are skipped"
 
-test: check benchmarks emulator sshd cross
+browser:
+	@bash scripts/install-chromium.sh || echo "no browser here: the tests that need one are skipped"
+
+test: check benchmarks emulator sshd cross browser
 	@$(BIN)/python -m pytest -n 2 -m slow
 
 schemas: $(READY)

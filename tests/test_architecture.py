@@ -23,7 +23,7 @@ HOUSE = Path(toolchain.__file__).parent
 
 NOUNS = {
     "target", "recipe", "data", "measurement", "artifact", "observation", "score", "detect", "loading", "preprocess",
-    "readers", "tensors", "cpuinfo", "schemas", "suite",
+    "readers", "tensors", "cpuinfo", "schemas", "suite", "findings",
 }  # fmt: skip
 STAGES = {
     "convert", "optimize", "observe", "prune", "quantize", "compress", "train", "search", "bench", "estimate",

@@ -66,6 +66,7 @@ def export(
     recipe: options.RecipeFile = None,
     max_drop: options.MaxDrop = None,
     prune: options.PruneTo = None,
+    explain: options.Explain = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a verified int8 artifact for each target, and measure it.
@@ -74,7 +75,8 @@ def export(
     """
     from toolchain import pipeline
     from toolchain.convert import parse_freeze, parse_input
-    from toolchain.report import explain, precision, pruned, render
+    from toolchain.report import explain as report_explain
+    from toolchain.report import precision, pruned, render
 
     with working() as report:
         done = pipeline.export(
@@ -87,6 +89,7 @@ def export(
             inputs=[parse_input(text) for text in inputs or ()],
             freeze=parse_freeze(freeze or ()),
             recipe=options.with_prune(options.read_recipe(recipe, max_drop), {"speedup": prune}),
+            explain=explain,
             progress=report,
         )
     if as_json:
@@ -96,13 +99,17 @@ def export(
     if done.pruned is not None:
         show(pruned.render(done.pruned))
     show(precision(done.quantized.plan.choices))
+    if explain:
+        show(report_explain.steps(done.quantized.steps))
+        show(report_explain.noises(done.noises, done.quantized.plan.choices))
     if done.curve:
-        show(explain.curve(done.curve))
+        show(report_explain.curve(done.curve))
     exceptions = done.manifests[0].exactness.exceptions if done.manifests else ()
     say(f"the same numbers on every processor{', except: ' + '; '.join(exceptions) if exceptions else ''}")
     for note in (*done.prepared.converted.notes, *done.quantized.notes):
         say(f"note: {note}")
     say(f"written: {', '.join(str(done.folder / m.target) for m in done.manifests)}")
+    say(f"report: {done.folder / 'report.html'}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 
 from toolchain import options
 from toolchain.errors import ConfigError, GateError, InputError, did_you_mean
-from toolchain.files import check_output
+from toolchain.files import check_output, write_text
 from toolchain.terminal import say, show, working
 
 if TYPE_CHECKING:
@@ -102,14 +102,28 @@ def compare(
     baseline: options.Baseline = None,
     max_regression: options.MaxRegression = None,
     format: options.Format = "table",
+    output: options.TextOutput = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Put results side by side; with a limit, act as a gate."""
+    from toolchain.report import check_format, html, render
     from toolchain.report import compare as run
-    from toolchain.report import render
 
+    format = "json" if as_json else format
+    check_format(format)
+    if output is not None:
+        check_output(output)
+        if format == "table":
+            raise InputError("a table is for the terminal", where="--output", hint="give --format html, or another")
     found = run(results, baseline, None if max_regression is None else options.read_share(max_regression))
-    show(render(found, "json" if as_json else format))
+    # A single export has more to tell than its rows.
+    whole = format == "html" and len(results) == 1
+    text = html.page(found, html.details(results[0])) if whole else render(found, format)
+    if isinstance(text, str) and output is not None:
+        write_text(output, text)
+        say(f"written: {output}")
+    else:
+        show(text)
     if found.regressions:
         raise typer.Exit(GateError.exit_code)
 

@@ -23,7 +23,7 @@ Model = Annotated[Path, typer.Argument(help="An .onnx file.", metavar="MODEL")]
 Models = Annotated[list[Path] | None, typer.Argument(help=".onnx or .ort files, timed interleaved.", metavar="MODEL")]
 Artifact = Annotated[Path, typer.Argument(help="A target's folder, as export writes it.", metavar="FOLDER")]
 ResultsFiles = Annotated[
-    list[Path], typer.Argument(help="Results files, as bench and export write them.", metavar="RESULTS")
+    list[Path], typer.Argument(help="Results files or folders, as bench and export write them.", metavar="RESULTS")
 ]
 Profile = Annotated[str, typer.Argument(help="A profile's name or file.", metavar="NAME")]
 ProfileFile = Annotated[Path, typer.Argument(help="A profile (TOML).", metavar="FILE")]
@@ -153,7 +153,10 @@ ResultsOutput = Annotated[
 ProfileOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write the profile to this file (TOML, or .json).", metavar="FILE")
 ]
-Format = Annotated[str, typer.Option(help="table, markdown, csv or json.", metavar="NAME")]
+TextOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write it to this file instead of showing it.", metavar="FILE")
+]
+Format = Annotated[str, typer.Option(help="table, markdown, csv, json or html.", metavar="NAME")]
 Baseline = Annotated[
     str | None,
     typer.Option(help="A variant, or the name of one of several files; default fp32.", metavar="NAME"),

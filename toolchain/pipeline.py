@@ -39,7 +39,10 @@ from toolchain.preparation import Job, Prepared, Progress, model_name, open_job,
 from toolchain.pruning import Pruned, prune_model
 from toolchain.quantize import certify, exactness
 from toolchain.recipe import Recipe
+from toolchain.report import compare, html
+from toolchain.report.gather import gather
 from toolchain.score import Evaluate
+from toolchain.sensitivity import Noise
 from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
 from toolchain.verification import verify
@@ -50,7 +53,7 @@ GOLDEN_SAMPLES = 4
 @dataclass(frozen=True)
 class Exported:
     """What an export made. results: the fp32 row first, then a row for each target. curve: the plans that were tried
-    for ``max_drop``. pruned: what was cut out first, where the recipe asks for it.
+    for ``max_drop``. pruned: what was cut out first, where the recipe asks for it. noises: where they were asked for.
     """
 
     folder: Path
@@ -60,6 +63,7 @@ class Exported:
     prepared: Prepared
     curve: tuple[Point, ...] = ()
     pruned: Pruned | None = None
+    noises: tuple[Noise, ...] = ()
 
 
 def export(
@@ -73,6 +77,7 @@ def export(
     preprocess: str | Path | None = None,
     evaluate: str | Evaluate | None = None,
     recipe: Recipe | None = None,
+    explain: bool = False,
     progress: Progress = silent,
 ) -> Exported:
     """Make a verified int8 artifact for every target, and measure it against float on this machine.
@@ -87,6 +92,7 @@ def export(
         preprocess: the image pipeline, for folders of images.
         evaluate: ``package.module:callable`` or a function, see :data:`toolchain.score.Evaluate`.
         recipe: how; None is the default recipe.
+        explain: also measure which roundings make the error that is left.
         progress: told about every step.
 
     Raises:
@@ -100,7 +106,8 @@ def export(
         if sum(other.name == profile.name for other in profiles) > 1:
             raise InputError("is given more than once", where=f"target {profile.name!r}", hint="name each target once")
         package.check_folder(output / profile.name)
-    check_output(output / "results.json")
+    for name in ("results.json", "findings.json", "report.html"):
+        check_output(output / name)
     work = _prepare_int8(
         source,
         calibration,
@@ -128,7 +135,15 @@ def export(
             results.append(row)
         found = Results(measurements=tuple(results))
         (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
-    return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve, work.pruned)
+        progress("writing the report", 0, 0)
+        causes = quantized.noises() if explain else ()
+        findings = gather(
+            work.dense, quantized, files.models, rows, golden.feeds[0], profiles, pruned=work.pruned, noises=causes
+        )
+        (folder / "findings.json").write_text(findings.to_json(), encoding="utf-8")
+        page = html.page(compare([folder]), html.details(folder))
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve, work.pruned, causes)
 
 
 @dataclass(frozen=True)
@@ -239,6 +254,13 @@ class _Files:
     pruned: Path | None
     int8: Path
     outputs: tuple[str, ...]
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """By the variants' names."""
+        if self.pruned is None:
+            return {"fp32": self.dense, "int8": self.int8}
+        return {"fp32": self.dense, "pruned": self.pruned, "pruned+int8": self.int8}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from toolchain.artifact import Manifest
 from toolchain.document import Document
 from toolchain.errors import InputError
 from toolchain.files import write_text
+from toolchain.findings import Findings
 from toolchain.measurement import Results
 from toolchain.preprocess import Preprocess
 from toolchain.recipe import Recipe
@@ -28,6 +29,7 @@ DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
         "recipe": Recipe,
         "manifest": Manifest,
         "results": Results,
+        "findings": Findings,
         "preprocess": Preprocess,
         "suite": Suite,
     }

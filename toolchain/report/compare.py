@@ -42,7 +42,7 @@ def compare(
     is computed across them.
 
     Args:
-        files: results files.
+        files: results files, or folders that hold a ``results.json``, as export writes them.
         baseline: a variant, or the name of one of several files (without its suffix); None is ``fp32``.
         max_regression: how much slower than its baseline a row may be, as a fraction. A row fails where its
             median is slower by more, and the 95 % interval of the ratio leaves no doubt that it is slower at all.
@@ -55,6 +55,7 @@ def compare(
         raise ConfigError("no results file to compare", hint="give at least one")
     check_limit(max_regression)
     paths = [Path(file) for file in files]
+    paths = [path / "results.json" if path.is_dir() else path for path in paths]
     unique = len({path.stem for path in paths}) == len(paths)
     names = [path.stem if unique else str(path) for path in paths] if len(paths) > 1 else [None]
     return hold([(name, Results.load(path)) for name, path in zip(names, paths, strict=True)], baseline, max_regression)

@@ -1,7 +1,7 @@
-"""Rows as a terminal table, Markdown, CSV or JSON.
+"""Rows as a terminal table, Markdown, CSV or JSON, or as a page (``html.py``).
 
 The first two are for reading: rounded, with a legend of their words and notes on every row that should not be
-trusted as it stands (``legend.py``). The last two are for machines: full numbers, units
+trusted as it stands (``legend.py``). CSV and JSON are for machines: full numbers, units
 in the names, nothing rounded.
 """
 
@@ -27,7 +27,7 @@ from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row, derive
 from toolchain.report.legend import EVIDENCE, legend, notes
 
-Format = Literal["table", "markdown", "csv", "json"]
+Format = Literal["table", "markdown", "csv", "json", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 WIDTH = 100
@@ -74,6 +74,10 @@ def render(results: Results | Sequence[Results] | Comparison, format: str = "tab
         return _csv(comparison)
     if format == "json":
         return _json(comparison)
+    if format == "html":
+        from toolchain.report import html
+
+        return html.page(comparison)
     return _table(comparison) if format == "table" else _markdown(comparison)
 
 
@@ -143,6 +147,21 @@ def _lines(block: Block, interval: Callable[[Estimate], str]) -> tuple[list[str]
     rows = [_cells(row, interval) for row in block.rows]
     first = 0 if len({row[0] for row in rows}) > 1 else 1
     return list(_COLUMNS)[first:], [row[first:] for row in rows]
+
+
+def cells(block: Block) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of a block, as the terminal shows them."""
+    return _lines(block, _plus_minus)
+
+
+def is_words(header: str) -> bool:
+    """Whether a column holds words, and is set left."""
+    return _COLUMNS[header] is not None
+
+
+def heading(block: Block) -> list[str]:
+    """The model, where the block has only one, and the machine."""
+    return _heading(block)
 
 
 def _csv(comparison: Comparison) -> str:

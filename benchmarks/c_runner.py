@@ -2,8 +2,8 @@
 
     python -m benchmarks.c_runner [MODEL ...] [--starts 6] [-o FOLDER]
 
-Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python against the
-first says what the machine's own noise is. With one thread.
+Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python against
+the first says what the machine's own noise is. With one thread.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def main() -> None:
         return
     about = (
         f"{options.starts} starts, in each of them {SETTINGS.rounds} interleaved rounds of "
-        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios as `stats.speedup` compares two models, their "
-        "mean over the starts with its 95 % interval. Memory is the peak of a process while it runs, and while it loads. "
-        "What Python itself takes around an inference is the same few microseconds for every model."
+        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios as `stats.speedup` compares two models, "
+        "their mean over the starts with its 95 % interval. Memory is the peak of a process while it runs, and while "
+        "it loads."
     )
     table = tables.markdown(HEAD, rows)
     text = f"# The runner in C and the one in Python\n\n{tables.describe(host)}\n\n{about}\n\n{table}\n"

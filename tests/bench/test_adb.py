@@ -177,7 +177,10 @@ def test_several_models_take_turns_and_see_their_feeds(phone, model, tmp_path):
     lines: list[str] = []
     bench(subjects, settings=QUICK, threads=1, place=phone.place, progress=lines.append)
     rounds = [line.split(":")[0] for line in lines if "round" in line]
-    assert rounds == ["model int8", "other int8"] * 2
+    assert rounds
+    assert {frozenset(pair) for pair in zip(rounds[::2], rounds[1::2], strict=True)} == {
+        frozenset({"model int8", "other int8"})
+    }
 
 
 @pytest.mark.slow
@@ -190,6 +193,20 @@ def test_answers_are_those_of_here(phone, model):
     for feed, found in zip(feeds, answers, strict=True):
         np.testing.assert_array_equal(found["y_dq"], session.run(None, feed)[0])
     assert not (phone.root / "answer").exists()
+
+
+@pytest.mark.slow
+@needs_cc
+def test_processors(phone, model):
+    with phone.place.reserve(lambda line: None) as device:
+        with device.open(model, threads=1, session_options={}, cpus="0") as runner:
+            assert runner.started()["cpus"] == [0]
+        if (
+            len({path.read_text() for path in Path("/sys").glob("devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq")})
+            < 2
+        ):
+            with pytest.raises(DeviceError, match="has one kind of core only, or tells no clocks; give their numbers"):
+                device.open(model, threads=1, session_options={}, cpus="big")
 
 
 @pytest.mark.slow

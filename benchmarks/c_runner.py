@@ -136,9 +136,9 @@ def main() -> None:
         return
     about = (
         f"{options.starts} starts, in each of them {SETTINGS.rounds} interleaved rounds of "
-        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios as `stats.speedup` compares two models, their "
-        "mean over the starts with its 95 % interval. Memory is the peak of a process while it runs, and while it loads. "
-        "What Python itself takes around an inference is the same few microseconds for every model."
+        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios as `stats.speedup` compares two models, "
+        "their mean over the starts with its 95 % interval. Memory is the peak of a process while it runs, and while "
+        "it loads."
     )
     table = tables.markdown(HEAD, rows)
     text = f"# The runner in C and the one in Python\n\n{tables.describe(host)}\n\n{about}\n\n{table}\n"

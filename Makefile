@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_TARGETS := --target host --target raspberry-pi-5 --target android-arm64-dotprod
 
-.PHONY: demo test check environment benchmarks emulator sshd schemas clean
+.PHONY: demo test check environment benchmarks emulator sshd cross schemas clean
 
 environment: $(READY)
 
@@ -50,7 +50,10 @@ emulator: $(READY)
 sshd:
 	@bash scripts/install-sshd.sh || echo "no sshd here: the tests that need one are skipped"
 
-test: check benchmarks emulator sshd
+cross:
+	@bash scripts/install-cross.sh || echo "no compiler for arm64 here: the tests that need one are skipped"
+
+test: check benchmarks emulator sshd cross
 	@$(BIN)/python -m pytest -n 2 -m slow
 
 schemas: $(READY)

@@ -192,7 +192,7 @@ def test_a_full_disk(toolchain, workplace, command, output):
         (None, "targets show rk35", "unknown target 'rk35'; did you mean 'rk3588'?"),
         (None, "verify .", ".: is no exported folder, it holds no manifest.json; give a target's folder, as export"),
         (None, "verify gone", "gone: is no exported folder, it holds no manifest.json; give a target's folder, as"),
-        (None, "verify . --on moon", "--on: unknown place 'moon'; give local or emulator:cortex-a76"),
+        (None, "verify . --on moon", "--on: unknown place 'moon'; give local, emulator:cortex-a76 or adb:SERIAL"),
     ],
 )
 def test_other_files(refused, workplace, toolchain, text, line, said):

@@ -24,6 +24,7 @@ from small_models import proto
 COMMANDS = [
     "export", "convert", "optimize", "prune", "quantize", "verify", "bench", "compare", "inspect",
     "targets list", "targets show", "targets detect", "targets check",
+    "emulator setup", "emulator list",
 ]  # fmt: skip
 PYTHON = [sys.executable, "-m", "toolchain"]
 

@@ -238,16 +238,22 @@ def quantize(
 
 
 @app.command()
-def verify(artifact: options.Artifact, on: options.On = "local", as_json: options.AsJson = False) -> None:
+def verify(
+    artifact: options.Artifact,
+    on: options.On = "local",
+    library: options.PlaceLibrary = None,
+    ndk: options.PlaceNdk = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Check that an exported model gives its golden outputs.
 
-    Here, or on an emulated processor; the files are held against the manifest first.
+    Here, on an emulated processor or on a phone; the files are held against the manifest first.
     """
     from toolchain.verification import verify as run
 
     with working() as report:
         report(f"running the golden samples on {on}", 0, 0)
-        found = run(artifact, on=on)
+        found = run(artifact, on=on, library=library, ndk=ndk)
     verdict = f"within {found.tolerance:g}" if found.tolerance else "identical, bit for bit"
     if as_json:
         mismatches = [str(mismatch) for mismatch in found.mismatches]

@@ -32,6 +32,8 @@ def bench(
     arena: options.Arena = "on",
     recipe: options.RecipeFile = None,
     python: options.PlacePython = None,
+    library: options.PlaceLibrary = None,
+    ndk: options.PlaceNdk = None,
     profile: options.Profiled = False,
     sustained: options.SustainedFor = None,
     baseline: options.Baseline = None,
@@ -52,7 +54,7 @@ def bench(
     from toolchain.target import load_target
 
     check_format(format)
-    place = find_place(on, python=python)
+    place = find_place(on, python=python, library=library, ndk=ndk)
     if output is not None:
         check_output(output)
     limit = None if max_regression is None else options.read_share(max_regression)

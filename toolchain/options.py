@@ -98,15 +98,25 @@ SustainedFor = Annotated[
 SuiteFile = Annotated[
     Path | None, typer.Option("--suite", help="Time the models of this file or folder.", metavar="FILE")
 ]
-On = Annotated[str, typer.Option(help="local, or emulator:CPU such as emulator:cortex-a76.", metavar="PLACE")]
+On = Annotated[
+    str, typer.Option(help="local, emulator:CPU such as emulator:cortex-a76, or adb:SERIAL.", metavar="PLACE")
+]
 Place = Annotated[
-    str, typer.Option("--on", help="local, ssh:HOST, or emulator:CPU (answers, not time).", metavar="PLACE")
+    str, typer.Option("--on", help="local, ssh:HOST, adb:SERIAL, or emulator:CPU (answers, not time).", metavar="PLACE")
 ]
 PlacePython = Annotated[
     str | None,
     typer.Option(
         "--python", help="With ssh:HOST: an interpreter there that has numpy and onnxruntime.", metavar="PATH"
     ),
+]
+
+PlaceLibrary = Annotated[
+    Path | None, typer.Option("--library", help="With adb:SERIAL: the device's libonnxruntime.so.", metavar="FILE")
+]
+PlaceNdk = Annotated[
+    Path | None,
+    typer.Option("--ndk", help="With adb:SERIAL: the Android NDK; default: $ANDROID_NDK_HOME.", metavar="FOLDER"),
 ]
 
 # How much to prune.

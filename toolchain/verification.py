@@ -1,4 +1,4 @@
-"""`verify`: does an exported model give its golden outputs here, or on an emulated processor?"""
+"""`verify`: does an exported model give its golden outputs here, on an emulated processor or on a phone?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from toolchain import package
 from toolchain.artifact import Manifest
 from toolchain.bench import emulator
+from toolchain.bench.adb import Adb
+from toolchain.bench.place import find_place
 from toolchain.errors import DataError, InputError
 from toolchain.files import sha256
 from toolchain.graph import run
@@ -36,22 +38,27 @@ class Verification:
     tolerance: float
 
 
-def verify(folder: str | Path, *, on: str = "local") -> Verification:
+def verify(
+    folder: str | Path, *, on: str = "local", library: Path | None = None, ndk: Path | None = None
+) -> Verification:
     """Run an exported folder's model on its golden inputs and compare every output.
 
     Args:
         folder: one target's folder, as :func:`toolchain.pipeline.export` writes it.
-        on: ``local`` or ``emulator:CPU`` (:data:`toolchain.bench.emulator.CPUS`).
+        on: ``local``, ``emulator:CPU`` (:data:`toolchain.bench.emulator.CPUS`) or ``adb:SERIAL``.
+        library: with ``adb:SERIAL``, the device's ``libonnxruntime.so``.
+        ndk: with ``adb:SERIAL``, the Android NDK's folder; None looks for an installed one.
 
     Raises:
         ConfigError, DataError, ModelError: the folder is no export, or a file in it is not the one that was exported.
-        InputError: unknown place.
-        DeviceError: the emulator is not set up.
+        InputError: unknown place, or no library for it.
+        DeviceError: the emulator is not set up, or the device cannot be used.
     """
     folder = Path(folder)
-    place, _, cpu = on.partition(":")
-    if on != "local" and not (place == "emulator" and cpu):
-        raise InputError(f"unknown place {on!r}", where="--on", hint="give local or emulator:cortex-a76")
+    place, _, name = on.partition(":")
+    if on != "local" and not (place in ("emulator", "adb") and name):
+        raise InputError(f"unknown place {on!r}", where="--on", hint="give local, emulator:cortex-a76 or adb:SERIAL")
+    there = find_place(on, library=library, ndk=ndk)
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     golden = package.load_golden(folder / "golden.npz")
@@ -60,8 +67,14 @@ def verify(folder: str | Path, *, on: str = "local") -> Verification:
         raise DataError("holds no model.onnx or model.ort", where=folder, hint=_AGAIN)
     # Without it x86 would turn signed activations into unsigned ones first, and fuse less.
     options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
-    run_there = emulator.run(cpu, model, golden.feeds, options=options) if cpu else _run_here(model, golden, options)
-    outputs = iter(run_there)
+    if isinstance(there, Adb):
+        with there.reserve(lambda line: None) as device:
+            answers = device.answer(model, golden.feeds, session_options=options)
+    elif place == "emulator":
+        answers = emulator.run(name, model, golden.feeds, options=options)
+    else:
+        answers = _run_here(model, golden, options)
+    outputs = iter(answers)
     tolerance = _tolerance(manifest)
     found = package.check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
     return Verification(tuple(found), len(golden.feeds), tolerance)

@@ -37,8 +37,8 @@ def test_places_by_name():
     [
         ("ssg:pi", "--on: unknown place 'ssg:pi'; did you mean 'ssh:pi'?"),
         ("emulater:max", "--on: unknown place 'emulater:max'; did you mean 'emulator:max'?"),
-        ("here", "--on: unknown place 'here'; give one of: local, ssh:HOST, emulator:CPU"),
-        ("local:x", "--on: unknown place 'local:x'; give one of: local, ssh:HOST, emulator:CPU"),
+        ("here", "--on: unknown place 'here'; give one of: local, ssh:HOST, adb:SERIAL, emulator:CPU"),
+        ("local:x", "--on: unknown place 'local:x'; give one of: local, ssh:HOST, adb:SERIAL, emulator:CPU"),
         ("ssh", "--on: 'ssh' does not say which; give ssh:HOST"),
         ("ssh:", "--on: 'ssh:' does not say which; give ssh:HOST"),
     ],

@@ -372,8 +372,9 @@ def test_a_connection_killed_while_installing(board, model):
 
     with pytest.raises(DeviceError, match="the connection was lost"):
         run_there(model, None, say)
+    assert board.quiet(2.0)
     assert clean(board)
-    assert not list(board.cache.glob("env-*/complete"))
+    assert not list(board.cache.glob("env-*"))
     assert run_there(model, None).measurements[0].latency is not None
 
 

@@ -43,12 +43,13 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 IDLE_S = 900  # A connection that is dead without having been closed ends by itself.
+GOVERNOR = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
 FACTS = (
     "proc/cpuinfo",
     "proc/meminfo",
     "proc/device-tree/model",
     "sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+    GOVERNOR,
     *(f"sys/devices/system/cpu/cpu[0-9]*/cache/index*/{name}" for name in ("level", "type", "size")),
 )
 Reply = dict[str, Any]
@@ -104,10 +105,13 @@ class _Agent:
     def do_install(self, command: Reply) -> Reply:
         folder = self.root / f"env-{command['version']}"
         shutil.rmtree(folder, ignore_errors=True)
-        error = self.install(folder, command["version"])
+        try:
+            error = self.install(folder, command["version"])
+        finally:
+            if not (folder / "complete").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
         if error is None:
             return self.do_environment(command)
-        shutil.rmtree(folder, ignore_errors=True)
         version = installed("onnxruntime")
         if version and installed("numpy"):
             return {"python": sys.executable, "onnxruntime": version}
@@ -134,13 +138,16 @@ class _Agent:
     def call(self, command: list[str]) -> str | None:
         """Run a command for as long as we are connected; the line that says why it failed, or None."""
         with open(self.run / "said", "w+", encoding="utf-8", errors="replace") as said:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
             try:
                 while process.poll() is None:
                     if select.select([sys.stdin], [], [], 0.1)[0]:
                         sys.exit()
             finally:
-                process.kill()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # venv has a child that installs pip
                 process.wait()
             said.seek(0)
             lines = said.read()
@@ -282,7 +289,7 @@ def read_conditions(root: Path = Path("/")) -> Reply:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "clock_mhz": int(clock) / 1e6 if clock else max(clocks) / 1e3 if clocks else None,
         "temperature_c": float(temperature.rstrip("'C")) if temperature else max(zones) / 1e3 if zones else None,
-        "governor": text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": text(root / GOVERNOR),
         "throttled": int(flags, 16) if flags else None,
     }
 

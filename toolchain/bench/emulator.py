@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -107,7 +108,10 @@ def set_up(say: Callable[[str], None]) -> Path:
             last = line.strip().removeprefix("emulator-setup: ")
             say(last)
     except BaseException:  # an interrupt: the script's own trap removes what is half done
-        os.killpg(process.pid, signal.SIGTERM)
+        while process.poll() is None:  # a shell between two commands may begin the next one all the same
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
         raise
     finally:
         process.stdout.close()

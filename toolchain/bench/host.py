@@ -29,7 +29,7 @@ def describe_host() -> Host:
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=onnxruntime.__version__,
-        governor=agent.text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=agent.text(Path("/", agent.GOVERNOR)),
     )
 
 

@@ -95,15 +95,17 @@ class Place(Protocol):
         """
 
 
-PLACES = {"local": "local", "ssh": "ssh:HOST", "emulator": "emulator:CPU"}
+PLACES = {"local": "local", "ssh": "ssh:HOST", "adb": "adb:SERIAL", "emulator": "emulator:CPU"}
 
 
-def find_place(text: str, *, python: str | None = None) -> Place:
+def find_place(text: str, *, python: str | None = None, library: Path | None = None, ndk: Path | None = None) -> Place:
     """The place called `text`, one of `PLACES`; nothing is reached yet.
 
     Args:
-        text: ``local``, ``ssh:HOST`` or ``emulator:CPU``.
+        text: ``local``, ``ssh:HOST``, ``adb:SERIAL`` or ``emulator:CPU``.
         python: the interpreter to use on an SSH host; None finds or makes one.
+        library: the ``libonnxruntime.so`` for an Android device; without it only `detect` works there.
+        ndk: the Android NDK's folder; None looks for an installed one.
 
     Raises:
         InputError: no such kind of place, or its name is missing. DeviceError: no such emulated CPU.
@@ -117,12 +119,15 @@ def find_place(text: str, *, python: str | None = None) -> Place:
         )
     if kind != "local" and not name:
         raise InputError(f"{text!r} does not say which", where="--on", hint=f"give {PLACES[kind]}")
-    if python is not None and kind != "ssh":
-        raise InputError(f"has no meaning for {text}", where="--python", hint="give it with --on ssh:HOST")
-    from toolchain.bench import emulated, emulator, local, ssh
+    for option, given, of in (("--python", python, "ssh"), ("--library", library, "adb"), ("--ndk", ndk, "adb")):
+        if given is not None and kind != of:
+            raise InputError(f"has no meaning for {text}", where=option, hint=f"give it with --on {PLACES[of]}")
+    from toolchain.bench import adb, emulated, emulator, local, ssh
 
     if kind == "ssh":
         return ssh.Ssh(name, python)
+    if kind == "adb":
+        return adb.Adb(name, library, ndk)
     if kind == "emulator":
         emulator.find_cpu(name)
         return emulated.Emulated(name)

@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
+from toolchain.bench.agent import GOVERNOR
 from toolchain.bench.host import Reading
 from toolchain.bench.local import SCRIPT, make_job, store_feed
 from toolchain.bench.model_files import model_files
@@ -122,13 +123,12 @@ class Remote:
             os=facts["os"],
             python=facts["python"],
             onnxruntime=self._runtime["onnxruntime"],
-            governor=facts["files"].get("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            governor=facts["files"].get(GOVERNOR),
         )
 
     def read_conditions(self) -> Reading:
         """As `place.Device.read_conditions`."""
-        found = self.call("conditions")
-        return Reading(**found)
+        return Reading(**self.call("conditions"))
 
     def open(
         self,

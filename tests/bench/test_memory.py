@@ -85,7 +85,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's account
 @pytest.mark.parametrize("arena", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_peaks_are_those_of_an_ordinary_program(name, arena):
-    """Now and then the same model takes 4 % more, in either (allocator, page cache): the least of a few must agree."""
+    """Now and then the same model takes 4 % more, in either (allocator, page cache): a pair must agree."""
     if reason := missing(name):
         pytest.skip(reason)
     model = MODELS[name].onnx_path()
@@ -99,9 +99,9 @@ def test_peaks_are_those_of_an_ordinary_program(name, arena):
         pss, resident = rollup(runner.pid, "Pss"), rollup(runner.pid, "Rss")
     assert answer["peak_reset"], "this kernel keeps the peak of loading"
     told = [(answer["peak_load_bytes"], answer["peak_run_bytes"]), *(peaks(model, arena) for _ in range(3))]
-    for until, reported in {"load": min(a for a, _ in told), "run": min(max(both) for both in told)}.items():
+    for until, reported in {"load": [load for load, _ in told], "run": [max(both) for both in told]}.items():
         found = [peak_of_a_program(model, until, arena) for _ in range(4)]
-        assert min(abs(reported / peak - 1) for peak in found) < 0.03, (until, reported, found)
+        assert min(abs(one / peak - 1) for one in reported for peak in found) < 0.03, (until, reported, found)
     assert answer["peak_run_bytes"] == pytest.approx(peak_now, rel=0.03)
     assert answer["pss_run_bytes"] == pytest.approx(pss, rel=0.03)
     assert answer["pss_run_bytes"] <= resident <= answer["peak_run_bytes"] * 1.03

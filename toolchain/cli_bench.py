@@ -55,6 +55,8 @@ def bench(
 
     check_format(format)
     place = find_place(on, python=python, library=library, ndk=ndk)
+    if profile and not on.startswith(("local", "ssh:")):
+        raise InputError(f"has no meaning for {on}", where="--profile", hint="profile the model here or over SSH")
     if output is not None:
         check_output(output)
     limit = None if max_regression is None else options.read_share(max_regression)

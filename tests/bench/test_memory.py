@@ -68,6 +68,15 @@ def lines(model: Path, arena: bool) -> list[dict]:
     return [job, {"do": "load"}, {"do": "warmup", "seconds": 0.1}, {"do": "round", "seconds": 0.2, "runs": 20}]
 
 
+def peaks(model: Path, arena: bool) -> tuple[int, int]:
+    """Of loading and of running, as the runner tells them."""
+    with Runner(model, threads=1, session_options={}, arena=arena) as runner:
+        answer = runner.started()
+        for line in lines(model, arena)[1:]:
+            answer |= runner.ask(line.pop("do"), line)
+        return answer["peak_load_bytes"], runner.ask("memory")["peak_run_bytes"]
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's accounts of Linux")
 
 
@@ -76,7 +85,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's account
 @pytest.mark.parametrize("arena", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_peaks_are_those_of_an_ordinary_program(name, arena):
-    """Now and then the allocator takes 4 % more for the same model, in either: one of four programs must agree."""
+    """Now and then the same model takes 4 % more, in either (allocator, page cache): a pair must agree."""
     if reason := missing(name):
         pytest.skip(reason)
     model = MODELS[name].onnx_path()
@@ -89,12 +98,10 @@ def test_peaks_are_those_of_an_ordinary_program(name, arena):
         peak_now = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
         pss, resident = rollup(runner.pid, "Pss"), rollup(runner.pid, "Rss")
     assert answer["peak_reset"], "this kernel keeps the peak of loading"
-    for until, reported in {
-        "load": answer["peak_load_bytes"],
-        "run": max(answer["peak_load_bytes"], answer["peak_run_bytes"]),
-    }.items():
+    told = [(answer["peak_load_bytes"], answer["peak_run_bytes"]), *(peaks(model, arena) for _ in range(3))]
+    for until, reported in {"load": [load for load, _ in told], "run": [max(both) for both in told]}.items():
         found = [peak_of_a_program(model, until, arena) for _ in range(4)]
-        assert min(abs(reported / peak - 1) for peak in found) < 0.03, (until, reported, found)
+        assert min(abs(one / peak - 1) for one in reported for peak in found) < 0.03, (until, reported, found)
     assert answer["peak_run_bytes"] == pytest.approx(peak_now, rel=0.03)
     assert answer["pss_run_bytes"] == pytest.approx(pss, rel=0.03)
     assert answer["pss_run_bytes"] <= resident <= answer["peak_run_bytes"] * 1.03

@@ -1,4 +1,4 @@
-"""The README's pictures of a report, in a headless chromium: python scripts/report-pictures.py exported/report.html docs."""
+"""The README's pictures of a report: python scripts/report-pictures.py exported/report.html docs (needs chromium)."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ TORCH_ROOMS = {"convert", "train", "search"}
 TERMINAL_ROOMS = {
     "cli", "cli_bench", "cli_emulator", "cli_prune", "cli_targets", "options", "report", "terminal",
 }  # fmt: skip
+PAGE_LIBRARIES = {"altair", "vl_convert", "jinja2", "markupsafe"}
 USER_CODE = "loading.py"  # runs what users wrote, which may raise anything; it raises our error instead
 LONGEST_FILE = 450
 
@@ -164,6 +165,8 @@ def misplaced(house: Path) -> list[str]:
             offences.append(f"{i.where} imports {i.module}: only inside functions of {', '.join(sorted(TORCH_ROOMS))}")
         if i.top in ("rich", "typer") and i.room not in TERMINAL_ROOMS:
             offences.append(f"{i.where} imports {i.module}: only in {', '.join(sorted(TERMINAL_ROOMS))}")
+        if i.top in PAGE_LIBRARIES and (i.room != "report" or not (i.lazy or i.typing)):
+            offences.append(f"{i.where} imports {i.module}: only inside functions of report")
         if i.top == "onnxscript" and i.room != "optimize":
             offences.append(f"{i.where} imports {i.module}: only in optimize")
     return offences
@@ -220,6 +223,7 @@ def test_the_house_keeps(rule):
         (misplaced, "convert/x.py", "from torch import nn"),
         (misplaced, "pipeline.py", "from rich.progress import track"),
         (misplaced, "convert/x.py", "import onnxscript"),
+        (misplaced, "ops.py", "import altair"),
         (too_long, "ops.py", "#\n" * 451),
         (swallowed, "data.py", "try:\n    pass\nexcept (ValueError, Exception):\n    raise"),
         (swallowed, "data.py", "try:\n    pass\nexcept:\n    pass"),
@@ -253,7 +257,11 @@ def test_what_is_allowed_is_not_called_an_offence(tmp_path):
 # A board that only benchmarks has numpy and onnxruntime; only `convert` of a module needs torch.
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("toolchain.bench", ["torch", "onnx", "onnx_ir", "onnxscript"]), ("toolchain.cli", ["torch"])],
+    [
+        ("toolchain.bench", ["torch", "onnx", "onnx_ir", "onnxscript"]),
+        ("toolchain.cli", ["torch"]),
+        ("toolchain.report.html", ["torch", "onnx", "onnx_ir", "altair", "vl_convert", "jinja2"]),
+    ],
 )
 def test_importing_it_stays_light(module, unwanted):
     code = f"import sys, {module}; sys.stdout.write(' '.join(m for m in {unwanted} if m in sys.modules))"

@@ -20,7 +20,7 @@ from toolchain.artifact import Manifest, Precision
 from toolchain.errors import InputError
 from toolchain.files import cache_dir, write_text
 from toolchain.findings import Findings, TargetFit
-from toolchain.measurement import Measurement, Results
+from toolchain.measurement import Latency, Measurement, Results
 from toolchain.report import html_charts
 from toolchain.report.amounts import count_text
 from toolchain.report.compare import Comparison
@@ -149,7 +149,7 @@ def _block(block: Block, drawn: bool) -> dict[str, Any]:
             for i, row in enumerate(block.rows)
         ],
         "key": list({s.short: s.colour for s in found}.items()),
-        "runs": [_run(s) for s in found if s.measurement.latency],
+        "runs": [_run(s.name, latency) for s in found if (latency := s.measurement.latency)],
         "charts": _drawn(found) if drawn else {},
     }
 
@@ -172,10 +172,7 @@ def _drawn(found: Sequence[Series]) -> dict[str, html_charts.Spec | None]:
     }
 
 
-def _run(s: Series) -> dict[str, Any]:
-    latency = s.measurement.latency
-    if latency is None:
-        return {}
+def _run(name: str, latency: Latency) -> dict[str, Any]:
     times = {
         "median ms": latency.p50_ms,
         "p90": latency.p90_ms,
@@ -184,7 +181,7 @@ def _run(s: Series) -> dict[str, Any]:
         "loading": latency.load_ms,
         "first": latency.first_ms,
     }
-    return {"series": s, "samples": len(latency.samples_ms), "times": {k: f"{v:.3g}" for k, v in times.items()}}
+    return {"name": name, "samples": len(latency.samples_ms), "times": {k: f"{v:.3g}" for k, v in times.items()}}
 
 
 def _charts(known: Details) -> dict[str, html_charts.Spec | None]:

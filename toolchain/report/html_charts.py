@@ -187,11 +187,11 @@ def causes(found: Sequence[Cause]) -> Spec:
     import altair as alt
 
     records: Records = [
-        {"cause": f"{c.op} {c.at}" + (" (weight)" if c.kind == "weight" else ""), "kind": c.kind, "share": c.share,
-         "dB": c.fidelity_db, "order": number}
+        {"cause": c.at + (" (weight)" if c.kind == "weight" else ""), "kind": c.kind, "operator": c.op,
+         "share": c.share, "dB": c.fidelity_db, "order": number}
         for number, c in enumerate(found[:CAUSES])
     ]  # fmt: skip
-    tip = [_tip("cause"), _tip("share", ".1%"), _tip("dB", ".1f", "alone, dB")]
+    tip = [_tip("cause"), _tip("operator"), _tip("share", ".1%"), _tip("dB", ".1f", "alone, dB")]
     chart = (
         alt.Chart(_data(records))
         .mark_bar()
@@ -284,7 +284,7 @@ def _ranked(field: str) -> altair.Y:
 def _names() -> altair.Axis:
     import altair as alt
 
-    return alt.Axis(labelLimit=130, labelPadding=6, grid=False)
+    return alt.Axis(labelLimit=140, labelPadding=6, grid=False)
 
 
 def _tip(field: str, format: str | None = None, title: str | None = None) -> altair.Tooltip:

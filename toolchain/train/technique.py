@@ -25,7 +25,12 @@ class Technique:
     """Does nothing: plain training. Others override what they need.
 
     A technique is made for one student (its constructor takes the model) and used by one lesson.
+
+    settled: the share of a training from which on it has arrived at what it was asked for; what came before is no
+    candidate for the best.
     """
+
+    settled: float = 0.0
 
     def parameters(self) -> dict[str, Tensor]:
         """Leaf tensors that are trained beside the student's weights, by names that are none of its tensors'."""
@@ -38,9 +43,12 @@ class Technique:
         """
         return {}
 
-    def penalty(self, weights: Weights) -> Tensor | None:
-        """A scalar that is added to the loss of a batch."""
-        return None
+    def proximal(self, weights: Weights, rate: float) -> Weights:
+        """Weights moved by the proximal operator of a regularizer, after a step of the optimizer of this rate.
+
+        Only those that change, without gradients. A rate is a share of a channel's root mean square, as everywhere.
+        """
+        return {}
 
     def advance(self, weights: Weights, share: float) -> None:
         """Called before the first step (share 0) and after every one. share: of this training that is done, to 1."""

@@ -1,4 +1,4 @@
-"""`fit`: the training loop. Adam, a rate that rises and then falls along a cosine, looks at held-out samples on the way.
+"""`fit`: the training loop. Adam, a rate that rises and falls along a cosine, looks at held-out samples on the way.
 
 What is kept is the best of the looks at which the technique has arrived at what it was asked for (half pruned is better
 than pruned), or what was given, where nothing was better. With a number of steps, every run gives the same bits, and so

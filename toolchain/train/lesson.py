@@ -12,8 +12,9 @@ is trained. It is the same as a learning rate for every channel.
 
 A batch is cut into parts, each computed by one thread from end to end, and the gradients are added in order: the result
 does not depend on the number of threads, small parts stay in the cache, and no thread waits for another within an
-operator, which on a busy machine takes most of the time. Where a batch normalization learns with the rest, the batch is
-one part.
+operator, which on a busy machine takes most of the time.
+
+Batch normalizations keep their statistics: most are folded into a convolution before a graph gets here.
 """
 
 from __future__ import annotations
@@ -136,10 +137,8 @@ class Lesson:
         bytes_each = sum(4 * shapes[name].numel() for name in self._names)
         if self.samples.augment or bytes_each * len(self.samples) > KEPT_BYTES:
             self._known = None
-        stackable = self._stackable(student, teacher)
-        self._live = stackable and bool(self.graph.buffers)
-        part = aims.batch if self._live else max(PART, CACHED_BYTES // _largest_bytes(student))
-        self._part = min(part, aims.batch) if stackable else 1
+        part = min(max(PART, CACHED_BYTES // _largest_bytes(student)), aims.batch)
+        self._part = part if self._stackable(student, teacher) else 1
         self.technique.advance(self.weights(), 0.0)
 
     def gradients(self, step: int, pool: Executor) -> float:
@@ -151,9 +150,7 @@ class Lesson:
         trained = self.trained()
         through = self.technique.through()
         parts = [self._part_of(step, start, chosen[start : start + self._part]) for start in cuts]
-        self.graph.training = self._live
         found = list(pool.map(lambda part: self._part_gradients(part, list(trained.values()), through), parts))
-        self.graph.training = False
         for number, leaf in enumerate(trained.values()):
             shares = [share for _, gradients in found if (share := gradients[number]) is not None]
             leaf.grad = functools.reduce(torch.add, shares) / len(parts) if shares else None

@@ -119,6 +119,7 @@ class Masked(Technique):
         return self._kept
 
     def through(self) -> Through:
+        """Weights without what is masked."""
         return {name: self._masking(mask) for name, mask in self._masks().items()}
 
     def _masking(self, mask: Tensor) -> Callable[[Tensor], Tensor]:
@@ -136,6 +137,7 @@ class Masked(Technique):
         return masks
 
     def advance(self, weights: Weights, share: float) -> None:
+        """Choose anew, where more has to go by now."""
         tick = int(share * TICKS)
         if tick == self._tick or (share > self.settled and self._tick >= self.settled * TICKS and not self.ask.revive):
             return
@@ -149,6 +151,7 @@ class Masked(Technique):
                 self._kept = self._chosen(scores, amount)
 
     def proximal(self, weights: Weights, rate: float) -> Weights:
+        """The regularizer, until masks take its place."""
         import torch
 
         if self.ask.criterion not in ("l1", "l2") or self._kept:
@@ -170,9 +173,11 @@ class Masked(Technique):
         return moved
 
     def state(self) -> dict[str, Any]:
+        """The masks."""
         return {"kept": dict(self._kept), "tick": self._tick}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the masks of another."""
         self._kept, self._tick = dict(state["kept"]), state["tick"]
 
     def _scores(self, weights: Weights) -> dict[str, Tensor]:

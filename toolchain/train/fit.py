@@ -194,7 +194,8 @@ class _Loop:
     def _weights(self) -> dict[str, Any]:
         lesson = self.lesson
         trained = {name: leaf.detach().clone() for name, leaf in lesson.trained().items()}
-        return {"trained": trained, "technique": _copied(lesson.technique.state())}
+        buffers = {name: buffer.clone() for name, buffer in lesson.graph.buffers.items()}
+        return {"trained": trained, "buffers": buffers, "technique": _copied(lesson.technique.state())}
 
     def _put(self, state: dict[str, Any]) -> None:
         import torch
@@ -202,6 +203,8 @@ class _Loop:
         with torch.no_grad():
             for name, leaf in self.lesson.trained().items():
                 leaf.copy_(state["trained"][name])
+            for name, buffer in self.lesson.graph.buffers.items():
+                buffer.copy_(state["buffers"][name])
         self.lesson.technique.restore(_copied(state["technique"]))
 
     def _state(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ A batch is cut into parts, each computed by one thread from end to end, and the 
 does not depend on the number of threads, small parts stay in the cache, and no thread waits for another within an
 operator, which on a busy machine takes most of the time.
 
-Batch normalizations keep their statistics: most are folded into a convolution before a graph gets here.
+Batch normalizations keep their statistics, and most are folded into a convolution before a graph gets here. Where they
+are to learn with the rest (`Aims.norms`), a batch is one part.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ SMALLEST_UNIT = 0.1
 @dataclass(frozen=True)
 class Aims:
     """How the loss is made up. labels: the share that labels have of it, where there are any; temperature: of the
-    divergence; inner: whether inner tensors are compared; batch: samples a step; augment: see :class:`Samples`.
+    divergence; inner: whether inner tensors are compared; batch: samples a step; augment: see :class:`Samples`;
+    norms: batch normalizations go by the batch's statistics while training.
     """
 
     labels: float = 0.5
@@ -61,6 +63,7 @@ class Aims:
     inner: bool = True
     batch: int = BATCH
     augment: bool | None = None
+    norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Exam:
     """Of held-out samples, outputs alone: the mean loss, and the fidelity in dB as :mod:`toolchain.fidelity` has it.
 
     The loss decides what is better: of two models with one fidelity to the scores, the one with larger scores mostly
-    gives the right classes. accuracy: of the classes, where there are labels of that kind.
+    gives the right classes. accuracy: of the classes, by labels or else by the teacher's; None where there are none.
     """
 
     loss: float
@@ -137,7 +140,7 @@ class Lesson:
         bytes_each = sum(4 * shapes[name].numel() for name in self._names)
         if self.samples.augment or bytes_each * len(self.samples) > KEPT_BYTES:
             self._known = None
-        part = min(max(PART, CACHED_BYTES // _largest_bytes(student)), aims.batch)
+        part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // _largest_bytes(student)), aims.batch)
         self._part = part if self._stackable(student, teacher) else 1
         self.technique.advance(self.weights(), 0.0)
 
@@ -150,7 +153,9 @@ class Lesson:
         trained = self.trained()
         through = self.technique.through()
         parts = [self._part_of(step, start, chosen[start : start + self._part]) for start in cuts]
+        self.graph.training = self.aims.norms and self._part > 1
         found = list(pool.map(lambda part: self._part_gradients(part, list(trained.values()), through), parts))
+        self.graph.training = False
         for number, leaf in enumerate(trained.values()):
             shares = [share for _, gradients in found if (share := gradients[number]) is not None]
             leaf.grad = functools.reduce(torch.add, shares) / len(parts) if shares else None
@@ -239,9 +244,12 @@ class Lesson:
             goals = self._answers(example)
             error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
             decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
+            head = self._heads[0]
             right = None
             if label is not None and not label.is_floating_point():
-                right = bool((got[self._heads[0]].argmax(-1).reshape(-1) == label.reshape(-1)).all())
+                right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
+            elif label is None and head in self._scores:
+                right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
             return float(self._loss(got, goals, label)), decibels, right
 
     def _goals(self, number: int) -> Example:

@@ -216,7 +216,8 @@ class Masked(Technique):
         import torch
 
         if self.ask.criterion == "threshold":
-            return {name: score >= amount**2 * score.clamp_min(0).mean() for name, score in scores.items()}
+            kept = {name: score >= amount**2 * score.clamp_min(0).mean() for name, score in scores.items()}
+            return {n: self._whole(scores[n], k) for n, k in kept.items()} if self._channels else kept
         worth = {name: score if self.ask.criterion == "random" else lamp(score) for name, score in scores.items()}
         ranked = torch.cat([score.flatten() for score in worth.values()])
         gone = round(amount * len(ranked))

@@ -46,6 +46,8 @@ ROUND = 0.3
 """The share of a round of pruning and training after which nothing more goes."""
 NORMED = 64
 """Samples that a new student's normalizations begin with."""
+RATE, FRESH_RATE = 1e-2, 1e-1
+"""Highest learning rates, of what has learnt before and of what has not."""
 LEVEL = 6
 """Of zlib, as app stores use."""
 
@@ -148,7 +150,7 @@ def _learn(
     schedule = Schedule(
         minutes=step.minutes or Schedule.minutes,
         steps=lesson.samples.steps(epochs, step.batch),
-        rate=step.rate,
+        rate=step.rate or (FRESH_RATE if norms else RATE),
         looks=tuple((i + 1) / LOOKS for i in range(LOOKS - 1)),
         patience=step.patience,
     )

@@ -17,7 +17,7 @@ class Learn(Part):
     """How a step learns.
 
     epochs: so often every sample is seen. minutes: or until they have passed. batch: samples a step. rate: the highest
-    learning rate, a share of a channel's root mean square a step.
+    learning rate, a share of a channel's root mean square a step; None: 0.01, and 0.1 for a student that begins anew.
     labels: the share that labels have of the loss, where the data has any; the teacher's answers have the rest.
     temperature: of the teacher's and the student's scores. augment: images are changed at random; None: where there
     are no labels. patience: end after so many looks at held-out samples without anything better; 0: never.
@@ -26,7 +26,7 @@ class Learn(Part):
     epochs: float = pydantic.Field(default=10.0, gt=0)
     minutes: float | None = pydantic.Field(default=None, gt=0)
     batch: int = pydantic.Field(default=32, ge=1)
-    rate: float = pydantic.Field(default=3e-3, gt=0, le=1)
+    rate: float | None = pydantic.Field(default=None, gt=0, le=1)
     labels: float = pydantic.Field(default=0.5, ge=0, le=1)
     temperature: float = pydantic.Field(default=2.0, gt=0)
     augment: bool | None = None
@@ -103,12 +103,11 @@ class Distil(Learn):
     """Training by the teacher (and labels) without any constraint.
 
     student: ``package.module:callable`` or an ONNX file, a smaller model with the same inputs and outputs; None: what
-    the step before has left. features: inner tensors of like extent are compared as well, through linear maps.
+    the step before has left.
     """
 
     technique: Literal["distil"]
     student: str | None = None
-    features: bool = True
 
 
 Step = Annotated[Prune | Share | PowerOfTwo | Binary | Int8 | Distil, pydantic.Field(discriminator="technique")]

@@ -289,19 +289,25 @@ def channels(model: ir.Model) -> list[Channels]:
     """
     found = layout(model)
     values = {str(value.name): value for value in found.axes}
+    summed = {(value, axis) for value, axis, _ in _products(model)}
 
-    def slots(group: Group, makes: bool) -> tuple[Slot, ...]:
-        chosen = [member for member in group.members if member.makes == makes]
-        sizes = [len(query.sizes(values[member.parameter]) or ()) for member in chosen]
+    def slots(group: Group, read: bool) -> tuple[Slot, ...]:
+        chosen = [(values[m.parameter], m.axis, m.makes) for m in group.members]
         return tuple(
-            Slot(m.parameter, m.axis, owners(found.axes[values[m.parameter]][m.axis], group.leaf), n - m.axis - 1)
-            for m, n in zip(chosen, sizes, strict=True)
+            Slot(
+                weight=str(value.name),
+                axis=axis,
+                owner=owners(found.axes[value][axis], group.leaf),
+                behind=len(found.axes[value]) - axis - 1,
+            )
+            for value, axis, makes in chosen
+            if ((value, axis) in summed or not makes) == read  # beside a residual sum, an axis does both
         )
 
     free = [group for group in groups(model, found) if group.free]
     if not free:
         raise ModelError("has no channels that may be cut", where=model.graph.name, hint="prune its weights instead")
-    pairs = [(group, slots(group, True), slots(group, False)) for group in free]
+    pairs = [(group, slots(group, False), slots(group, True)) for group in free]
     return [Channels(group.name, group.size, made, read or made) for group, made, read in pairs]
 
 

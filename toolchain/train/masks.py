@@ -82,9 +82,9 @@ class Ask:
 
     def now(self, share: float) -> float:
         """How much has gone at a share of the training."""
-        if share >= self.end:
-            return self.amount if share >= self.begin else 0.0
-        passed = max(0.0, share - self.begin) / (self.end - self.begin)
+        if share >= self.end or share < self.begin:
+            return self.amount if share >= self.end else 0.0
+        passed = (share - self.begin) / (self.end - self.begin)
         return self.amount * (1 - (1 - passed) ** 3)
 
 
@@ -234,7 +234,7 @@ class Masked(Technique):
         if size >= multiple:
             count = min(size, max(multiple, round(count / multiple) * multiple))
         stay = torch.zeros(size, dtype=torch.bool)
-        stay[worth.argsort(descending=True, stable=True)[:count]] = True
+        stay[worth.argsort(dim=-1, descending=True, stable=True)[:count]] = True
         return stay
 
     def _patterned(self, name: str, score: Tensor, share: float) -> Tensor:
@@ -247,7 +247,7 @@ class Masked(Technique):
         moved = score.movedim(self._axes.get(name, 1), -1)
         whole = moved.shape[-1] // m * m
         blocks = moved[..., :whole].reshape(*moved.shape[:-1], -1, m)
-        rank = blocks.argsort(-1, descending=True, stable=True).argsort(-1)
+        rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         kept = torch.ones(moved.shape, dtype=torch.bool)
         kept[..., :whole] = (rank < stay).reshape(*moved.shape[:-1], whole)
         return kept.movedim(-1, self._axes.get(name, 1))

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from toolchain import cost, ops
+from toolchain import aware, cost, ops
 from toolchain.convert import convert
-from toolchain.data import CalibrationData
+from toolchain.data import CalibrationData, open_data
 from toolchain.document import Document
 from toolchain.errors import ModelError
 from toolchain.findings import Look, TrainingStep
@@ -33,8 +33,9 @@ from toolchain.train.lesson import Aims, Lesson
 from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
+from toolchain.tensors import Feed
 from toolchain.train.technique import Technique
-from toolchain.training import Distil, Learn, Prune, Step, Training
+from toolchain.training import Distil, Int8, Learn, Prune, Step, Training
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,6 +49,8 @@ NORMED = 64
 """Samples that a new student's normalizations begin with."""
 RATE, FRESH_RATE = 1e-2, 1e-1
 """Highest learning rates, of what has learnt before and of what has not."""
+OBSERVED = 512
+"""Samples that ranges are taken from."""
 LEVEL = 6
 """Of zlib, as app stores use."""
 
@@ -119,6 +122,8 @@ def _once(job: _Job, number: int, model: ir.Model, step: Step) -> Stage:
         return _kept(job, f"step-{number}", partial(_prune, job, model, step, step.amount))
     if isinstance(step, Distil):
         return _kept(job, f"step-{number}", partial(_distil, job, model, step))
+    if isinstance(step, Int8):
+        return _kept(job, f"step-{number}", partial(_int8, job, model, step))
     raise ModelError("not yet")
 
 
@@ -143,9 +148,10 @@ def _learn(
     *,
     must_move: bool,
     norms: bool = False,
+    inner: bool = True,
 ) -> tuple[Lesson, Fitted]:
     """A lesson, learnt."""
-    aims = Aims(step.labels, step.temperature, not norms, step.batch, step.augment, norms)
+    aims = Aims(step.labels, step.temperature, inner and not norms, step.batch, step.augment, norms)
     lesson = Lesson(model, job.teacher, job.data, technique=technique, aims=aims, seed=job.recipe.seed)
     schedule = Schedule(
         minutes=step.minutes or Schedule.minutes,
@@ -171,7 +177,6 @@ def _stage(model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequ
         Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
         for x in found.looks
     )
-    raw = io.to_bytes(model)
     zeros = [array == 0 for _, _, array in _products(model)]
     record = TrainingStep(
         technique=step.technique,
@@ -183,11 +188,18 @@ def _stage(model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequ
         macs=sum(macs or 0 for macs in cost.count(model).macs.values()),
         parameters=parameter_count(model),
         zeros=float(np.mean(np.concatenate([z.reshape(-1) for z in zeros]))) if zeros else 0.0,
-        bytes=len(raw),
-        zip_bytes=len(zlib.compress(raw, LEVEL)),
+        bytes=0,
+        zip_bytes=0,
         notes=tuple(notes),
     )
-    return Stage(model, record)
+    return _filed(model, Stage(model, record))
+
+
+def _filed(model: ir.Model, stage: Stage) -> Stage:
+    """A stage that leaves this model, and the size of its file."""
+    raw = io.to_bytes(model)
+    sizes = {"bytes": len(raw), "zip_bytes": len(zlib.compress(raw, LEVEL))}
+    return Stage(model, stage.record.model_copy(update=sizes))
 
 
 # ------------------------------------------------------------------------------------------------ the steps
@@ -199,11 +211,34 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
         lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False)
         return _stage(lesson.written() if found.improved else model, step, "taught by the float model", found)
     student = optimize(convert(step.student, inputs=io.inputs(job.teacher)).model).model
-    feeds = [{name: array for name, array in feed.items() if name != LABELS} for feed in job.data.take(NORMED)]
+    feeds = _unlabelled(job.data.take(NORMED))
     student = separate(normalized(student, feeds))
     lesson, found = _learn(job, key, student, step, Technique(), step.epochs, must_move=False, norms=True)
     made = separate(optimize(lesson.written()).model)
     return _stage(made, step, f"{step.student}, taught by the float model", found)
+
+
+def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
+    """From the plan of static int8 to one with better weights. What the step leaves is the quantized file."""
+    data, check = (open_data(_unlabelled(some), io.inputs(model)) for some in (job.data.take(OBSERVED), job.held))
+    quantized = aware.planned(model, data, check, job.folder / f"{key}-float.txt", job.progress)
+    if not quantized.plan.products:
+        raise ModelError("has no product that is worth computing in int8 here", where=key, hint="leave the step out")
+    pupil = aware.pupil(quantized)
+    lesson, found = _learn(job, key, pupil.model, step, pupil.technique, step.epochs, must_move=False, inner=False)
+    notes = list(quantized.notes)
+    if found.improved:
+        quantized = aware.graduated(pupil, lesson.written())
+    else:
+        notes.append("training found nothing better than the plan it began with, which is what is kept")
+    chosen = quantized.plan.int8_nodes()
+    what = f"{len(chosen)} of {len(quantized.plan.choices)} operators int8, trained with their rounding"
+    stage = _stage(quantized.model, step, what, found, notes)
+    return _filed(quantized.write(quantized.encoding), stage)
+
+
+def _unlabelled(data: CalibrationData) -> list[Feed]:
+    return [{name: array for name, array in feed.items() if name != LABELS} for feed in data]
 
 
 def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> Stage:

@@ -1,18 +1,22 @@
-"""Quantization-aware training: a plan's rounding as a technique of training, and trained weights as a plan again.
+"""Quantization-aware training: from an int8 plan to a pupil that computes with its numbers, and back.
 
-`pupil` makes of a quantized model the float graph to train, and the fake quantization it is trained under. It computes
-what the int8 model computes from the first step on: grids, scales and integers are the plan's, and weights begin at
-the numbers nearest to the float ones that the plan's integers are the rounding of. So what training begins with *is*
-the untrained int8 model, and whatever scores better than that is a better int8 model.
+    planned ─► pupil ─────────────► training, where and how one likes ─► graduated
+               the plan's numbers                                         plan of the trained integers
+               and its roundings                                          and scales, audited again
 
-`graduated` writes trained weights into the plan by the way all plans are made: the same grids, the same scales of weights
-(least squares has chosen them; rederived from the trained weights step after step they gain nothing), integers that
-cannot overflow, biases without correction, since training has seen the mean errors.
+Training starts where the plan ends: the pupil's weights are the float numbers nearest to the model's own that the
+plan's integers are the rounding of, its biases are the plan's, with all that was done for accuracy before. So whatever
+scores better than its first look is a better int8 model.
+
+What learns beside weights and biases are the scales that the plan was free to choose. One whose range is stated (a
+Sigmoid's) stays, and one that ends at the limit of a Clip, which vanishes because of that, can only shrink. After every
+step all are aligned as the planner aligns them (:func:`~toolchain.quantize.plan.align_grids`) and weights are rounded
+such that no kernel saturates, so the integers are the same on every processor, trained or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,32 +31,39 @@ from toolchain.graph import edit, query
 from toolchain.int8 import Quantized, quantize_model
 from toolchain.observe import Progress
 from toolchain.ops import rule
-from toolchain.quantize import Plan
-from toolchain.quantize.plan import ProductQuant, constant_weight, is_depthwise
-from toolchain.quantize.select import data_inputs
-from toolchain.quantize.weights import WeightQuant, round_at
+from toolchain.quantize.apply import int8_values
+from toolchain.quantize.plan import (
+    Plan,
+    ProductQuant,
+    align_grids,
+    ceiling,
+    constant_weight,
+    is_depthwise,
+    scale_source,
+    stated_range,
+)
+from toolchain.quantize.ranges import Affine
+from toolchain.quantize.select import Selection, data_inputs
+from toolchain.quantize.weights import Floats, Int8s, WeightQuant, round_at
 from toolchain.recipe import Quantize, Recipe
 from toolchain.rules import Kernel
-from toolchain.train.fake_quant import FakeQuant
+from toolchain.train.fake_quant import FakeQuant, Grid, Product
 
 INSIDE = 0.49
 """Of a step: a weight that lies so far from an integer is rounded to it."""
 
-Floats = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Pupil:
-    """model: what is trained. technique: what it is trained under; for one lesson.
+    """model: what is trained, with normalizations as they are. technique: what it is trained under; for one lesson.
 
     quantized: what it was made from, of a float model in which every product has constants of its own, by the names
-    they have in `model`. roundings: of each product's weight, by node name.
+    they have in `model`.
     """
 
     model: ir.Model
     technique: FakeQuant
     quantized: Quantized
-    roundings: Mapping[str, Callable[[Floats], WeightQuant]]
 
 
 def planned(
@@ -60,8 +71,8 @@ def planned(
 ) -> Quantized:
     """Static int8 by the default recipe, and the same every time.
 
-    What is left float is decided by races against the clock. `choices` is a file that keeps who won, a name a line: where
-    it exists nothing is raced.
+    What is left float is decided by races against the clock. `choices` is a file that keeps who won, a name a line:
+    where it exists nothing is raced.
 
     Args:
         model: an optimized float model.
@@ -79,110 +90,146 @@ def planned(
     return quantize_model(model, data, recipe, check=check, progress=progress)
 
 
-def pupil(quantized: Quantized) -> Pupil:
-    """The graph to train, which computes what the int8 model does. Zeros among weights stay zeros: they were pruned."""
-    base = quantized.model.clone()
-    names = edit.Names(base.graph)
-    roundings, weights = {}, {}
-    for node in base.graph:
-        if query.label(node) in quantized.plan.products:
-            rounding = _rounding(node, quantized)
-            _give_constants(node, quantized.plan.products[query.label(node)], names)
-            roundings[query.label(node)] = rounding
-            weights[str(node.inputs[1].name)] = partial(_dequantized, rounding)  # type: ignore[union-attr]
-    edit.remove_unused(base)
-    student = base.clone()
-    points = _int8_readers_apart(student, quantized.plan)
-    for node in student.graph:
-        if query.label(node) in quantized.plan.tables:
-            rows = quantized.plan.tables[query.label(node)].dequantized()
-            edit.set_input(node, 0, edit.add_constant(student.graph, edit.Names(student.graph).fresh("rows"), rows))
-    same = quantized.basis.selection.same  # whose integers are passed on, and are on the grid already
-    grids = {
-        points[name]: (grid.scale, grid.zero_point)
-        for name, grid in quantized.plan.activations.items()
-        if name not in same
-    }
-    owner = replace(quantized, basis=replace(quantized.basis, model=base))
-    return Pupil(student, FakeQuant(grids, weights), owner, roundings)
+def pupil(quantized: Quantized, *, scales: bool = True) -> Pupil:
+    """What to train, and how, so that the int8 model gets better.
+
+    Before the first step it computes what the int8 model does. Zeros among weights stay zeros: they were pruned.
+
+    Args:
+        quantized: a static int8 model. Its `source` has outputs of the same names, and is the best teacher.
+        scales: learn as well; otherwise weights and biases alone.
+    """
+    basis, plan = quantized.basis, quantized.plan
+    base = _with_own_constants(quantized)
+    values = {str(value.name): value for value in query.activations(base)}
+    sources = {name: scale_source(name, basis.selection) for name in basis.selection.tensors}
+    grids = {name: _grid(values[name], plan.activations[name], scales) for name in dict.fromkeys(sources.values())}
+    aligned = partial(_aligned, base, basis.selection, grids) if basis.settings.exact else dict
+    model = base.clone()
+    _store_rows(model, plan)
+    read_as = _set_int8_readers_apart(model, plan)
+    # What passes integers on gives what is on the grid already.
+    tensors = {read_as.get(name, name): sources[name] for name in sources if name not in basis.selection.same}
+    products = [_product(node, quantized, sources) for node in _kernels(base, plan)]
+    technique = FakeQuant(tensors, grids, products, aligned, learn_weight_scales=scales)
+    return Pupil(model, technique, replace(quantized, basis=replace(basis, model=base)))
 
 
 def graduated(pupil: Pupil, trained: ir.Model) -> Quantized:
-    """The int8 model of trained weights.
+    """The int8 model of what was learnt.
 
     Args:
-        pupil: what was trained.
-        trained: its model with other weights.
+        pupil: what was trained; its technique knows the integers and the scales.
+        trained: its model with the weights it has now, not rounded.
     """
-    quantized, model = pupil.quantized, pupil.quantized.model.clone()
+    quantized, basis = pupil.quantized, pupil.quantized.basis
+    model = quantized.model.clone()
     for name, value in model.graph.initializers.items():
         value.const_value = trained.graph.initializers[name].const_value
-    weights = {
-        query.label(node): pupil.roundings[query.label(node)](constant_weight(node))
-        for node in model.graph
-        if query.label(node) in pupil.roundings
-    }
-    settings = quantized.basis.settings.model_copy(update={"bias_correction": False})
-    basis = replace(quantized.basis, model=model, weights=weights, settings=settings)
-    return replace(quantized, basis=basis, plan=basis.plan())
+    weights = {}
+    for node in _kernels(model, quantized.plan):
+        integers, scales = pupil.technique.integers(_name(node.inputs[1]))
+        known = quantized.plan.products[query.label(node)].weight
+        weights[query.label(node)] = replace(known, values=integers, scales=scales)
+    now = pupil.technique.grids()
+    sources = {name: now[scale_source(name, basis.selection)] for name in basis.selection.tensors}
+    grids = {name: Affine(grid.scale, grid.zero_point) for name, grid in sources.items()}
+    settings = basis.settings.model_copy(update={"bias_correction": False})  # biases have learnt it
+    found = replace(basis, model=model, settings=settings, weights=weights, grids=grids)
+    attempt = quantized.loop.audited(model, found)
+    return replace(quantized, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit)
 
 
-def _rounding(node: ir.Node, quantized: Quantized) -> Callable[[Floats], WeightQuant]:
-    """How the weight of a product of the plan's model is rounded, and whatever it will be."""
-    known, start = quantized.plan.products[query.label(node)].weight, constant_weight(node)
-    exact = quantized.basis.settings.exact and not is_depthwise(node, start.shape)
-
-    def rounded(weight: Floats) -> WeightQuant:
-        values = round_at(weight * (start != 0), known.scales, known.axis, exact=exact)
-        return replace(known, values=values)
-
-    return rounded
-
-
-def _dequantized(rounding: Callable[[Floats], WeightQuant], weight: Floats) -> Floats:
-    return rounding(weight).dequantized()
-
-
-def _give_constants(node: ir.Node, quant: ProductQuant, names: edit.Names) -> None:
-    """A weight of its own, which is rounded to the plan's, and the plan's bias."""
-    graph, cell = node.graph, rule(node).int8
-    if graph is None or not isinstance(cell, Kernel):
-        raise ValueError(f"{query.label(node)} is no product of a graph")
-    known = quant.weight
-    step = replace(known, values=np.ones_like(known.values)).dequantized()
-    middle = known.dequantized()
-    weight = np.clip(constant_weight(node), middle - INSIDE * step, middle + INSIDE * step)
-    label = query.label(node)
-    edit.set_input(node, cell.weight, edit.add_constant(graph, names.fresh(f"{label}_weight"), weight))
-    if cell.bias is not None and quant.bias is not None and quant.bias_scales is not None:
-        bias = (quant.bias * quant.bias_scales.astype(np.float64)).astype(np.float32)
-        edit.set_input(node, cell.bias, edit.add_constant(graph, names.fresh(f"{label}_bias"), bias))
+def _with_own_constants(quantized: Quantized) -> ir.Model:
+    """A clone whose int8 products have weights and biases of their own, which are rounded to the plan's integers."""
+    clone = quantized.model.clone()
+    names = edit.Names(clone.graph)
+    for node in _kernels(clone, quantized.plan):
+        quant, label = quantized.plan.products[query.label(node)], query.label(node)
+        weight = edit.add_constant(clone.graph, names.fresh(f"{label}_weight"), _inside(constant_weight(node), quant))
+        edit.set_input(node, 1, weight)
+        if quant.bias is not None and quant.bias_scales is not None:
+            bias = (quant.bias * quant.bias_scales.astype(np.float64)).astype(np.float32)
+            edit.set_input(node, 2, edit.add_constant(clone.graph, names.fresh(f"{label}_bias"), bias))
+    edit.remove_unused(clone)
+    return clone
 
 
-def _int8_readers_apart(model: ir.Model, plan: Plan) -> dict[str, str]:
-    """By quantized tensor, the one whose readers are those that read it as int8.
+def _inside(weight: Floats, quant: ProductQuant) -> Floats:
+    """The weight, or what is nearest to it and rounded to its integers."""
+    middle = quant.weight.dequantized()
+    half = INSIDE * replace(quant.weight, values=np.ones_like(quant.weight.values)).dequantized()
+    return np.clip(weight, middle - half, middle + half)
 
-    What an int8 node computes is rounded for all; of another tensor, float operators go on reading the float numbers,
-    so that its int8 readers get a copy.
+
+def _kernels(model: ir.Model, plan: Plan) -> list[ir.Node]:
+    return [node for node in model.graph if query.label(node) in plan.products]
+
+
+def _name(value: ir.Value | None) -> str:
+    if value is None:
+        raise ValueError("an input is left off")
+    return str(value.name)
+
+
+def _grid(value: ir.Value, grid: Affine, learned: bool) -> Grid:
+    most = grid.scale if np.isfinite(ceiling(value)) else float("inf")
+    return Grid(grid.scale, grid.zero_point, learned and stated_range(value) is None, most)
+
+
+def _aligned(
+    model: ir.Model, selection: Selection, first: Mapping[str, Grid], scales: Mapping[str, float]
+) -> Mapping[str, float] | None:
+    """As the planner does it; None where some operator would not be exact."""
+    grids = {name: Affine(scale, first[name].zero_point) for name, scale in scales.items()}
+    refused = align_grids(model, selection, grids)
+    return None if refused else {name: grid.scale for name, grid in grids.items()}
+
+
+def _product(node: ir.Node, quantized: Quantized, sources: Mapping[str, str]) -> Product:
+    quant, cell = quantized.plan.products[query.label(node)], rule(node).int8
+    if not isinstance(cell, Kernel):
+        raise ValueError(f"{query.label(node)} has no int8 kernel")
+    weight = constant_weight(node)
+    exact = quantized.basis.settings.exact and not is_depthwise(node, weight.shape)
+    rounded = partial(_rounded, kept=weight != 0, axis=quant.weight.axis, exact=exact)
+    bias = None if quant.bias is None else _name(node.inputs[2])
+    source = sources[_name(node.inputs[cell.act])]
+    return Product(_name(node.inputs[1]), bias, source, quant.weight.scales, quant.weight.axis, rounded)
+
+
+def _rounded(weight: Floats, scales: Floats, kept: npt.NDArray[np.bool_], axis: int, exact: bool) -> Int8s:
+    return round_at(weight * kept, scales, axis, exact=exact)
+
+
+def _store_rows(model: ir.Model, plan: Plan) -> None:
+    """Tables as the file reads them."""
+    names = edit.Names(model.graph)
+    for node in model.graph:
+        if query.label(node) in plan.tables:
+            rows = plan.tables[query.label(node)].dequantized()
+            edit.set_input(node, 0, edit.add_constant(model.graph, names.fresh("rows"), rows))
+
+
+def _set_int8_readers_apart(model: ir.Model, plan: Plan) -> dict[str, str]:
+    """Give int8 readers of a tensor that is computed in float an Identity to read it through, where it is rounded.
+
+    Its other readers get the float tensor, as in the file. Returns the new tensors by the old ones' names.
     """
     chosen, names = plan.int8_nodes(), edit.Names(model.graph)
-    found = {}
-    for value in list(query.activations(model)):
-        if value.name not in plan.activations:
-            continue
-        found[value.name] = value.name
-        producer, readers = value.producer(), query.consumers(value)
-        reading = [node for node in readers if query.label(node) in chosen and value in data_inputs(node)]
-        computed = producer is not None and query.label(producer) in chosen
-        if computed or (len(reading) == len(readers) and not value.is_graph_output()):
-            continue
+    found: dict[str, str] = {}
+    in_int8 = int8_values(model, chosen)
+    for value in [v for v in query.activations(model) if v.name in plan.activations and v not in in_int8]:
+        readers = [
+            node for node in query.consumers(value) if query.label(node) in chosen and value in data_inputs(node)
+        ]
         copy = ir.node("Identity", [value], name=names.fresh(f"{value.name}_int8"))
-        output = copy.outputs[0]
-        output.name, output.type, output.shape = names.fresh(f"{copy.name}_out"), value.type, value.shape
+        copy.outputs[0].name = found[str(value.name)] = names.fresh(f"{value.name}_rounded")
+        copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+        producer = value.producer()
         if producer is None:
             model.graph.insert_before(next(iter(model.graph)), copy)
         else:
             model.graph.insert_after(producer, copy)
-        edit.redirect(value, output, reading)
-        found[value.name] = str(output.name)
+        edit.redirect(value, copy.outputs[0], readers)
     return found

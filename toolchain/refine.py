@@ -15,7 +15,7 @@ statistics were not taken from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -29,6 +29,7 @@ from toolchain.quantize import Plan, Selection, apply_quantization, plan_quantiz
 from toolchain.quantize.equalize import apply_equalization, plan_equalization, scale_groups
 from toolchain.quantize.migrate import apply_migration, migration_groups
 from toolchain.quantize.plan import constant_weight, is_depthwise, nearest_weight
+from toolchain.quantize.ranges import Affine
 from toolchain.quantize.rounding import round_by_moments
 from toolchain.quantize.weights import WeightQuant
 from toolchain.recipe import Calibrate, Quantize, Recipe
@@ -55,13 +56,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Basis:
-    """What a plan is made from. weights: rounded, by node name."""
+    """What a plan is made from. weights: rounded, by node name. grids: of tensors where they are settled, by name."""
 
     model: ir.Model
     selection: Selection
     observation: Observation
     settings: Quantize
     weights: Mapping[str, WeightQuant]
+    grids: Mapping[str, Affine] = field(default_factory=dict)
 
     @classmethod
     def plain(cls, model: ir.Model, selection: Selection, observation: Observation, settings: Quantize) -> Basis:
@@ -72,7 +74,7 @@ class Basis:
 
     def plan(self) -> Plan:
         """The numbers."""
-        return plan_quantization(self.model, self.selection, self.observation, self.settings, self.weights)
+        return plan_quantization(self.model, self.selection, self.observation, self.settings, self.weights, self.grids)
 
 
 Change = Callable[[ir.Model, Basis], Basis]

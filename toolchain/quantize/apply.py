@@ -50,7 +50,7 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     for name, rows in plan.tables.items():
         stored.write_table(nodes[name], rows, writer.names, tables)
     values = {str(value.name): value for value in query.activations(result)}
-    int8_computed = _int8_values(result, chosen)
+    int8_computed = int8_values(result, chosen)
     for name, product in plan.products.items():
         writer.product(nodes[name], product)
     for name, grid in plan.activations.items():
@@ -66,8 +66,8 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     return result
 
 
-def _int8_values(model: ir.Model, chosen: set[str]) -> set[ir.Value]:
-    """The tensors that int8 nodes compute, at the point where they are requantized."""
+def int8_values(model: ir.Model, chosen: set[str]) -> set[ir.Value]:
+    """The tensors that int8 nodes compute, at the point where they are requantized. chosen: names of int8 nodes."""
     found: set[ir.Value] = set()
     for node in model.graph:
         if query.label(node) in chosen and not isinstance(rule(node).int8, Absorbed):

@@ -80,6 +80,7 @@ def plan_quantization(
     observation: Observation,
     recipe: Quantize,
     weights: Mapping[str, WeightQuant] | None = None,
+    grids: Mapping[str, Affine] | None = None,
 ) -> Plan:
     """Choose every scale and round every weight.
 
@@ -89,8 +90,10 @@ def plan_quantization(
         observation: statistics of ``selection.tensors``.
         recipe: how ranges and weights are chosen.
         weights: by node name, weights that are rounded already; others are rounded to nearest.
+        grids: by tensor name, grids that are chosen already; they are kept as they are, and what does not round the
+            same everywhere between them is `inexact`.
     """
-    activations, inexact = _activation_grids(model, selection, observation, recipe)
+    activations, inexact = _activation_grids(model, selection, observation, recipe, grids or {})
     products: dict[str, ProductQuant] = {}
     chosen = selection.int8_nodes()
     for node in model.graph:
@@ -105,41 +108,64 @@ def plan_quantization(
 
 
 def _activation_grids(
-    model: ir.Model, selection: Selection, observation: Observation, recipe: Quantize
+    model: ir.Model,
+    selection: Selection,
+    observation: Observation,
+    recipe: Quantize,
+    known: Mapping[str, Affine],
 ) -> tuple[dict[str, Affine], dict[str, str]]:
     """Grids by tensor name, and the nodes whose sums could not be made exact."""
     values = {str(value.name): value for value in query.activations(model)}
-    group = {name: _scale_source(name, selection) for name in selection.tensors}
-    grids = {source: _grid(values[source], observation, recipe) for source in dict.fromkeys(group.values())}
-    inexact: dict[str, str] = {}
-    if recipe.exact:
-        chosen = selection.int8_nodes()
-        nodes = [node for node in model.graph if query.label(node) in chosen]
-        output_of = {query.label(node): str(output_point(node, chosen).name) for node in nodes}
-        where = lattice.sites(nodes, group, output_of)
-        settled = [name for name in grids if _stated_range(values[name]) is not None]
-        capped = [name for name in grids if np.isfinite(_ceiling(values[name]))]
-        inexact = lattice.align(where, grids, settled, capped)
-        aligned = (name for site in where for name in (*site.inputs, site.output))
-        inexact |= ties.settle(nodes, group, output_of, grids, {*settled, *capped, *aligned})
-    return {name: grids[source] for name, source in group.items()}, inexact
+    group = {name: scale_source(name, selection) for name in selection.tensors}
+    grids = {
+        source: known[source] if source in known else _grid(values[source], observation, recipe)
+        for source in dict.fromkeys(group.values())
+    }
+    inexact = align_grids(model, selection, grids) if recipe.exact and not known else {}
+    activations = {name: grids[source] for name, source in group.items()}
+    if recipe.exact and known:
+        inexact = ties.doubtful(model, selection, activations)
+    return activations, inexact
 
 
-def _scale_source(name: str, selection: Selection) -> str:
+def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine]) -> dict[str, str]:
+    """Move scales by fractions of a percent until every operator rounds the same on every processor.
+
+    Args:
+        model: the float model the selection was made for.
+        selection: which nodes are int8.
+        grids: by the tensor whose scale others share (:func:`scale_source`); changed.
+
+    Returns the nodes that cannot be made exact, and why.
+    """
+    values = {str(value.name): value for value in query.activations(model)}
+    group = {name: scale_source(name, selection) for name in selection.tensors}
+    chosen = selection.int8_nodes()
+    nodes = [node for node in model.graph if query.label(node) in chosen]
+    output_of = {query.label(node): str(output_point(node, chosen).name) for node in nodes}
+    where = lattice.sites(nodes, group, output_of)
+    settled = [name for name in grids if stated_range(values[name]) is not None]
+    capped = [name for name in grids if np.isfinite(ceiling(values[name]))]
+    inexact = lattice.align(where, grids, settled, capped)
+    aligned = (name for site in where for name in (*site.inputs, site.output))
+    return inexact | ties.settle(nodes, group, output_of, grids, {*settled, *capped, *aligned})
+
+
+def scale_source(name: str, selection: Selection) -> str:
     """The tensor whose scale `name` shares, through any number of operators that pass integers on."""
     while name in selection.same:
         name = selection.same[name]
     return name
 
 
-def _stated_range(value: ir.Value) -> tuple[float, float] | None:
+def stated_range(value: ir.Value) -> tuple[float, float] | None:
     """The range an operator's result is known to have."""
     producer = value.producer()
     cell = rule(producer).int8 if producer is not None else None
     return cell.output_range if isinstance(cell, OwnScale) else None
 
 
-def _ceiling(value: ir.Value) -> float:
+def ceiling(value: ir.Value) -> float:
     """Where a Clip ends its result; infinite elsewhere."""
     producer = value.producer()
     if producer is None or producer.op_type != "Clip":
@@ -149,7 +175,7 @@ def _ceiling(value: ir.Value) -> float:
 
 
 def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine:
-    if (known := _stated_range(value)) is not None:
+    if (known := stated_range(value)) is not None:
         # 256 steps, not 255: the grid's top is one step below the open end of the image, as the kernels expect.
         low, high = known
         return affine(low, low + (high - low) * 255 / 256)

@@ -85,7 +85,8 @@ def test_the_pupil_computes_what_the_file_does(name):
     after = aware.graduated(pupil, graph.write_back())
     assert steps_apart(pupil, graph, after, feeds).max() < 1e-3
     assert after.plan.int8_nodes() == before.plan.int8_nodes()
-    assert after.plan.overflow_free and faults(after) == faults(before)
+    assert after.plan.overflow_free
+    assert faults(after) == faults(before)
     moved = [n for n, grid in before.plan.activations.items() if after.plan.activations[n] != grid]
     assert moved or before.plan.activations.keys() <= {"y"}
 
@@ -119,7 +120,8 @@ def test_what_a_grid_is_bound_to_stays():
     """A Sigmoid's stated range; tensors of one grid; a Clip's limit, which is where its grid has to end."""
     before = case("gate")
     pupil = aware.pupil(before)
-    assert "log scale of s" not in pupil.technique.parameters() and "log scale of c" in pupil.technique.parameters()
+    assert "log scale of s" not in pupil.technique.parameters()
+    assert "log scale of c" in pupil.technique.parameters()
     after = aware.graduated(pupil, learnt(pupil).write_back())
     assert after.plan.activations["s"] == before.plan.activations["s"]
 
@@ -127,7 +129,8 @@ def test_what_a_grid_is_bound_to_stays():
     pupil = aware.pupil(moved)
     after = aware.graduated(pupil, learnt(pupil).write_back())
     shared = [name for name in after.plan.activations if scale_source(name, after.basis.selection) == "c"]
-    assert len(shared) == 4 and len({after.plan.activations[name] for name in shared}) == 1
+    assert len(shared) == 4
+    assert len({after.plan.activations[name] for name in shared}) == 1
 
     clipped = case("depthwise, clip, pointwise")
     pupil = aware.pupil(clipped)
@@ -165,7 +168,8 @@ def test_the_trained_model_can_be_changed_as_any_other():
     pupil = aware.pupil(before)
     after = aware.graduated(pupil, learnt(pupil).write_back())
     mixed = after.leaving_float({"y": "a test"})
-    assert "y" not in mixed.plan.int8_nodes() and "d" in mixed.plan.int8_nodes()
+    assert "y" not in mixed.plan.int8_nodes()
+    assert "d" in mixed.plan.int8_nodes()
     assert np.array_equal(mixed.plan.products["d"].weight.values, after.plan.products["d"].weight.values)
     assert mixed.plan.activations["s" if "s" in mixed.plan.activations else "t"] in after.plan.activations.values()
 
@@ -177,4 +181,5 @@ def test_a_plan_is_made_without_a_race_once_its_choices_are_known(tmp_path, monk
     choices.write_text("d\n")
     monkeypatch.setattr("toolchain.int8.race", lambda *args, **options: pytest.fail("raced"))
     found = aware.planned(model, feeds, feeds, choices, lambda what, done, total: None)
-    assert "d" not in found.plan.int8_nodes() and "conv" in found.plan.int8_nodes()
+    assert "d" not in found.plan.int8_nodes()
+    assert "conv" in found.plan.int8_nodes()

@@ -44,7 +44,7 @@ from toolchain.quantize.plan import (
 )
 from toolchain.quantize.ranges import Affine
 from toolchain.quantize.select import Selection, data_inputs
-from toolchain.quantize.weights import Floats, Int8s, WeightQuant, round_at
+from toolchain.quantize.weights import Floats, Int8s, round_at
 from toolchain.recipe import Quantize, Recipe
 from toolchain.rules import Kernel
 from toolchain.train.fake_quant import FakeQuant, Grid, Product

@@ -27,8 +27,8 @@ def net():
 
 def technique(aligned=dict, **options):
     """Weights of about ten steps, so that rounding matters."""
+
     def product(name, bias, source):
-        shape = (4, 3, 3, 3) if name == "w" else (4, 4, 1, 1)
         scales = np.full(4, 0.1, np.float32)
         return Product(name, bias, source, scales, 0, partial(round_at, axis=0, exact=True))
 
@@ -72,7 +72,8 @@ def test_gradients_of_activations_are_those_of_learned_step_sizes():
     """Esser et al., equations 3 and 5, written out for autograd, which knows no gradient of rounding."""
     scale, zero = 0.07, 100
     x = image(1).double() * 8  # some beyond both ends
-    assert (x < -100 * scale).any() and (x > 155 * scale).any()
+    assert (x < -100 * scale).any()
+    assert (x > 155 * scale).any()
     goal = image(2).double()
 
     theirs, theta = x.clone().requires_grad_(), torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -110,7 +111,9 @@ def test_gradients_of_a_weight_and_its_scales():
     integers, scales = made.integers("w")
     dense, steps = w.detach().numpy(), scales.reshape(-1, 1, 1, 1)
     free = integers == np.rint(dense / steps)
-    assert integers[0, 0, 0, 0] == 127 and not free[0, 0, 0, 0] and free.sum() > free.size / 2
+    assert integers[0, 0, 0, 0] == 127
+    assert not free[0, 0, 0, 0]
+    assert free.sum() > free.size / 2
     by_scale = np.where(free, integers - dense / steps, integers)
     expected = (goal.numpy() * by_scale * steps).sum(axis=(1, 2, 3)) / np.sqrt(27 * 127)
     assert np.allclose(made.parameters()["log scales of w"].grad.numpy(), expected, rtol=1e-4, atol=1e-6)
@@ -149,13 +152,17 @@ def test_scales_are_asked_for_once_something_has_moved_and_can_be_refused():
         return {name: 2 * scale for name, scale in scales.items()} if len(asked) == 1 else None
 
     graph, made = began(aligned=aligned)
-    assert not asked and made.grids()["x"] == Grid(0.03, 128)
+    assert not asked
+    assert made.grids()["x"] == Grid(0.03, 128)
     moved(made)
     for _ in range(2):
         made.advance(dict(graph.parameters), 0.5)
-    assert len(asked) == 2 and asked[0] == asked[1]
-    assert made.grids()["x"].scale == 2 * asked[0]["x"] and asked[0]["x"] != 0.03
-    assert made.grids()["y"].scale == 2 * np.float32(0.4) and "log scale of y" not in made.parameters()
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+    assert made.grids()["x"].scale == 2 * asked[0]["x"]
+    assert asked[0]["x"] != 0.03
+    assert made.grids()["y"].scale == 2 * np.float32(0.4)
+    assert "log scale of y" not in made.parameters()
 
 
 def test_a_capped_scale_does_not_grow():

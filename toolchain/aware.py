@@ -5,9 +5,8 @@ what the int8 model computes from the first step on: grids, scales and integers 
 the numbers nearest to the float ones that the plan's integers are the rounding of. So what training begins with *is*
 the untrained int8 model, and whatever scores better than that is a better int8 model.
 
-`graduated` writes trained weights into the plan by the way all plans are made: the same grids, the same scales of weights
-(least squares has chosen them; rederived from the trained weights step after step they gain nothing), integers that
-cannot overflow, biases without correction, since training has seen the mean errors.
+`graduated` writes trained weights into the plan by the way all plans are made: the same grids, the same scales of
+weights, integers that cannot overflow, biases without correction, since training has seen the mean errors.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from toolchain.quantize.select import data_inputs
 from toolchain.quantize.weights import WeightQuant, round_at
 from toolchain.recipe import Quantize, Recipe
 from toolchain.rules import Kernel
-from toolchain.train.fake_quant import FakeQuant
+from toolchain.train.fake_quant import FakeQuant, Rounding
 
 INSIDE = 0.49
 """Of a step: a weight that lies so far from an integer is rounded to it."""
@@ -60,8 +59,8 @@ def planned(
 ) -> Quantized:
     """Static int8 by the default recipe, and the same every time.
 
-    What is left float is decided by races against the clock. `choices` is a file that keeps who won, a name a line: where
-    it exists nothing is raced.
+    What is left float is decided by races against the clock. `choices` is a file that keeps who won, a name a line:
+    where it exists nothing is raced.
 
     Args:
         model: an optimized float model.
@@ -83,13 +82,15 @@ def pupil(quantized: Quantized) -> Pupil:
     """The graph to train, which computes what the int8 model does. Zeros among weights stay zeros: they were pruned."""
     base = quantized.model.clone()
     names = edit.Names(base.graph)
-    roundings, weights = {}, {}
+    roundings: dict[str, Callable[[Floats], WeightQuant]] = {}
+    weights: dict[str, Rounding] = {}
     for node in base.graph:
         if query.label(node) in quantized.plan.products:
             rounding = _rounding(node, quantized)
             _give_constants(node, quantized.plan.products[query.label(node)], names)
             roundings[query.label(node)] = rounding
             weights[str(node.inputs[1].name)] = partial(_dequantized, rounding)  # type: ignore[union-attr]
+            weights |= _bias_rounding(node, quantized.plan.products[query.label(node)])
     edit.remove_unused(base)
     student = base.clone()
     points = _int8_readers_apart(student, quantized.plan)
@@ -143,6 +144,18 @@ def _dequantized(rounding: Callable[[Floats], WeightQuant], weight: Floats) -> F
     return rounding(weight).dequantized()
 
 
+def _bias_rounding(node: ir.Node, quant: ProductQuant) -> dict[str, Rounding]:
+    """To the steps of int32, by the bias's name; nothing where there is none."""
+    if quant.bias_scales is None:
+        return {}
+    scales = quant.bias_scales
+
+    def rounded(bias: Floats) -> Floats:
+        return np.asarray(np.rint(bias / scales) * scales, np.float32)
+
+    return {str(node.inputs[2].name): rounded}  # type: ignore[union-attr]
+
+
 def _give_constants(node: ir.Node, quant: ProductQuant, names: edit.Names) -> None:
     """A weight of its own, which is rounded to the plan's, and the plan's bias."""
     graph, cell = node.graph, rule(node).int8
@@ -166,17 +179,18 @@ def _int8_readers_apart(model: ir.Model, plan: Plan) -> dict[str, str]:
     so that its int8 readers get a copy.
     """
     chosen, names = plan.int8_nodes(), edit.Names(model.graph)
-    found = {}
+    found: dict[str, str] = {}
     for value in list(query.activations(model)):
-        if value.name not in plan.activations:
+        name = str(value.name)
+        if name not in plan.activations:
             continue
-        found[value.name] = value.name
+        found[name] = name
         producer, readers = value.producer(), query.consumers(value)
         reading = [node for node in readers if query.label(node) in chosen and value in data_inputs(node)]
         computed = producer is not None and query.label(producer) in chosen
         if computed or (len(reading) == len(readers) and not value.is_graph_output()):
             continue
-        copy = ir.node("Identity", [value], name=names.fresh(f"{value.name}_int8"))
+        copy = ir.node("Identity", [value], name=names.fresh(f"{name}_int8"))
         output = copy.outputs[0]
         output.name, output.type, output.shape = names.fresh(f"{copy.name}_out"), value.type, value.shape
         if producer is None:
@@ -184,5 +198,5 @@ def _int8_readers_apart(model: ir.Model, plan: Plan) -> dict[str, str]:
         else:
             model.graph.insert_after(producer, copy)
         edit.redirect(value, output, reading)
-        found[value.name] = str(output.name)
+        found[name] = str(output.name)
     return found

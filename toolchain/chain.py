@@ -28,12 +28,12 @@ from toolchain.prune.axes import owners
 from toolchain.prune.groups import Group, groups
 from toolchain.prune.layout import layout
 from toolchain.rules import Contracted, Weighted
+from toolchain.tensors import Feed
 from toolchain.train.fit import Fitted, Schedule, fit
 from toolchain.train.lesson import Aims, Lesson
 from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
-from toolchain.tensors import Feed
 from toolchain.train.technique import Technique
 from toolchain.training import Distil, Int8, Learn, Prune, Step, Training
 

@@ -4,7 +4,8 @@ activation   x → s (clip(round(x / s) + z, 0, 255) - z)     gradient 1 inside 
 weight       w → what the exporter would write for it       gradient 1 everywhere
 
 (the straight-through estimator: Bengio et al. 2013, arXiv 1308.3432; Jacob et al. 2017, arXiv 1712.05877). Rounding
-ties to even, as QuantizeLinear does. Biases stay float: their int32 steps s_x s_w are far smaller than a result's.
+ties to even, as QuantizeLinear does. Biases, whose int32 steps s_x s_w are far smaller, are rounded like weights, so
+that what is trained is the int8 model but for the order in which float sums are added.
 
 Grids do not learn, deliberately unlike learned step sizes (LSQ: Esser et al. 2019, arXiv 1902.08153): they come from a
 plan that has put them where every processor rounds sums, averages and products alike, and a grid that moved a little
@@ -39,7 +40,7 @@ class FakeQuant(Technique):
 
     Args:
         activations: tensor name to scale and zero point, of unsigned bytes.
-        weights: initializer name to how it is rounded; called once a step, on a copy.
+        weights: initializer name, of a weight or a bias, to how it is rounded; called once a step, on a copy.
     """
 
     def __init__(self, activations: Mapping[str, tuple[float, int]], weights: Mapping[str, Rounding]) -> None:

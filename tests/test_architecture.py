@@ -33,8 +33,8 @@ RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
     {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"},
     {"mixed", "aware", "latency", "reconstruct"}, {"candidates"}, {"pruning", "chain"}, {"report"}, {"preparation"},
-    {"pipeline", "pruned_file", "trained_folder"},
-    {"terminal", "options"}, {"cli_bench", "cli_emulator", "cli_prune", "cli_targets", "cli_train"}, {"cli"},
+    {"pipeline", "pruned_file", "trained_folder"}, {"terminal", "options"},
+    {"cli_bench", "cli_emulator", "cli_prune", "cli_targets", "cli_train"}, {"cli"},
     {"__main__", "__init__"},
 ]  # fmt: skip
 

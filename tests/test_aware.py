@@ -14,6 +14,7 @@ from toolchain.int8 import quantize_model
 from toolchain.optimize import optimize
 from toolchain.quantize import certify
 from toolchain.quantize.plan import scale_source
+from toolchain.quantize.weights import as_rows, is_overflow_free, quantize_weight, round_at
 from toolchain.recipe import Quantize, Recipe
 
 torch = pytest.importorskip("torch")
@@ -174,12 +175,29 @@ def test_the_trained_model_can_be_changed_as_any_other():
     assert mixed.plan.activations["s" if "s" in mixed.plan.activations else "t"] in after.plan.activations.values()
 
 
-def test_a_plan_is_made_without_a_race_once_its_choices_are_known(tmp_path, monkeypatch):
-    model = optimize(nets.build("shortcut"), verify=False).model
-    feeds = open_data(nets.draw_feeds(model, 8), io.inputs(model))
-    choices = tmp_path / "choices.txt"
-    choices.write_text("d\n")
-    monkeypatch.setattr("toolchain.int8.race", lambda *args, **options: pytest.fail("raced"))
-    found = aware.planned(model, feeds, feeds, choices, lambda what, done, total: None)
-    assert "d" not in found.plan.int8_nodes()
-    assert "conv" in found.plan.int8_nodes()
+def test_what_is_left_float_is_raced_once(tmp_path, monkeypatch):
+    source = optimize(nets.build("float island"), verify=False).model
+    data = open_data(nets.draw_feeds(source, 4), io.inputs(source))
+    recipes = []
+
+    def seen(model, data, recipe, **more):
+        recipes.append(recipe.quantize)
+        return quantize_model(model, data, recipe.model_copy(update={"quantize": RECIPE.quantize}), **more)
+
+    monkeypatch.setattr(aware, "quantize_model", seen)
+    for _ in range(2):
+        aware.planned(source, data, data, tmp_path / "choices.json", lambda what, done, total: None)
+    assert [settings.measure for settings in recipes] == [True, False, False]
+    assert recipes[1] == recipes[2]
+    assert set(recipes[1].keep_float) == {node.name for node in source.graph if node.op_type in ("Tanh", "Mul")}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_integers_at_given_scales(axis):
+    weight = weights(w=(6, 8, 3, 3) if axis == 0 else (30, 7))["w"]
+    known = quantize_weight(weight, axis, exact=True)
+    assert np.array_equal(round_at(weight, known.scales, axis, exact=True), known.values)
+    larger = round_at(3 * weight, known.scales, axis, exact=True)
+    assert is_overflow_free(as_rows(larger, axis))
+    assert np.abs(larger).max() <= 127
+    assert not is_overflow_free(as_rows(round_at(3 * weight, known.scales, axis, exact=False), axis))

@@ -16,6 +16,7 @@ such that no kernel saturates, so the integers are the same on every processor, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,8 +72,9 @@ def planned(
 ) -> Quantized:
     """Static int8 by the default recipe, and the same every time.
 
-    What is left float is decided by races against the clock. `choices` is a file that keeps who won, a name a line:
-    where it exists nothing is raced.
+    What is left float is decided by races against the clock; where int8 is slower as a whole it is carried out all the
+    same, for it was asked for, and noted. `choices` is a file (JSON) that keeps who won: where it exists nothing is
+    raced.
 
     Args:
         model: an optimized float model.
@@ -83,11 +85,13 @@ def planned(
     """
     if not choices.exists():
         found = quantize_model(model, data, Recipe(), check=check, progress=progress)
-        write_text(choices, "\n".join(choice.node for choice in found.plan.choices if not choice.int8))
+        left = [choice.node for choice in found.plan.choices if not choice.int8] if found.plan.products else []
+        write_text(choices, json.dumps({"float": left, "notes": found.notes}))
+    known = json.loads(choices.read_text(encoding="utf-8"))
     names = {query.label(node) for node in model.graph}
-    kept = tuple(name for name in choices.read_text(encoding="utf-8").splitlines() if name in names)
+    kept = tuple(name for name in known["float"] if name in names)
     recipe = Recipe(quantize=Quantize(keep_float=kept, measure=False))
-    return quantize_model(model, data, recipe, check=check, progress=progress)
+    return replace(quantize_model(model, data, recipe, check=check, progress=progress), notes=tuple(known["notes"]))
 
 
 def pupil(quantized: Quantized, *, scales: bool = True) -> Pupil:

@@ -221,9 +221,9 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
 def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
     """From the plan of static int8 to one with better weights. What the step leaves is the quantized file."""
     data, check = (open_data(_unlabelled(some), io.inputs(model)) for some in (job.data.take(OBSERVED), job.held))
-    quantized = aware.planned(model, data, check, job.folder / f"{key}-float.txt", job.progress)
+    quantized = aware.planned(model, data, check, job.folder / f"{key}-choices.json", job.progress)
     if not quantized.plan.products:
-        raise ModelError("has no product that is worth computing in int8 here", where=key, hint="leave the step out")
+        raise ModelError("has no product that could be int8", where=key, hint="leave the step out")
     pupil = aware.pupil(quantized)
     lesson, found = _learn(job, key, pupil.model, step, pupil.technique, step.epochs, must_move=False, inner=False)
     notes = list(quantized.notes)

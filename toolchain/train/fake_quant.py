@@ -18,6 +18,9 @@ weight) and Q = 255 (127), so that scales, which sum over n, do not outweigh the
 What ties grids to each other is not known here: `aligned` moves scales to the nearest that may be exported. It is asked
 after every step, so what is computed, and examined, is what can be written. Weights are rounded after every step, too,
 once for all threads.
+
+Scales could stay where the plan has put them while weights alone learn. But whether a range may be clipped is not seen
+in a tensor, only in what comes of it: outputs come 2 to 3 dB nearer to the teacher's where scales learn, too.
 """
 
 from __future__ import annotations

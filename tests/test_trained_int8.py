@@ -105,7 +105,7 @@ def test_training_brings_int8_back_to_float(given, labelled):
     aims = Aims(labels=0.5, temperature=2.0, inner=False, batch=32)
     lesson = Lesson(pupil.model, model, learnt, technique=pupil.technique, aims=aims)
     looks = tuple(i / 8 for i in range(1, 8))
-    found = fit(lesson, held, Schedule(steps=lesson.samples.steps(5, 32), rate=0.01, looks=looks), threads=1)
+    found = fit(lesson, held, Schedule(steps=lesson.samples.steps(8, 32), rate=0.01, looks=looks), threads=1)
     assert found.improved
     done = aware.graduated(pupil, lesson.written())
     written = done.write(done.encoding)

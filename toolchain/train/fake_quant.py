@@ -20,7 +20,7 @@ after every step, so what is computed, and examined, is what can be written. Wei
 once for all threads.
 
 Scales could stay where the plan has put them while weights alone learn. But whether a range may be clipped is not seen
-in a tensor, only in what comes of it: outputs come 2 to 3 dB nearer to the teacher's where scales learn, too.
+in a tensor, only in what comes of it: where scales learn, too, outputs come up to 3 dB nearer to the teacher's.
 """
 
 from __future__ import annotations

@@ -136,10 +136,13 @@ def coded_products(model: ir.Model, keep: Keep) -> list[Product]:
         for name in sorted(kept - set(names)):
             raise InputError("no such product to keep", where=f"node {name!r}", hint=did_you_mean(name, names))
     floats = {product.name for product in found if product.node in kept}
-    chosen = {product.name: product for product in reversed(found) if product.name not in floats}
+    chosen: dict[str, Product] = {}
+    for product in found:
+        if product.name not in floats:
+            chosen.setdefault(product.name, product)
     if not chosen:
         raise ModelError("has no weights of products to code", where=model.graph.name, hint="keep fewer of them float")
-    return list(chosen.values())[::-1]
+    return list(chosen.values())
 
 
 def squared_gradients(graph: TorchGraph, losses: Iterable[Tensor]) -> dict[str, Array]:

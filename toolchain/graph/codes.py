@@ -10,10 +10,10 @@ codes of k-means come out 17 % smaller. Standard operators of the file make the 
     bytes [m, 1] → BitShift by 0, w, 2w, … → Mod 2ʷ → Reshape → Cast → Gather → Reshape → Mul → Transpose
 
 onnxruntime computes what depends on constants alone when it loads an ``.onnx`` file. So nothing of this is left at run
-
-that is run, and so the float weights again.) ``toolchain optimize`` folds it likewise, with the same numbers: it gives
-back the dense model, which the stages behind it need. ONNX's own types of 4 and 2 bits need operator sets 21 and 25,
-and there is none of 3.
+time: speed and memory are those of float weights, and it is the file that is small. Loading takes 10 to 40 ms more for
+a million weights, and for that moment some more memory. (A ``.ort`` file stores the graph that is run, and so the float
+weights again.) ``toolchain optimize`` folds it likewise, with the same numbers: it gives back the dense model, which
+the stages behind it need. ONNX's own types of 4 and 2 bits need operator sets 21 and 25, and there is none of 3.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ the state of the step that runs: a run that was ended goes on where it was, and 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,19 +21,22 @@ from toolchain.document import Document
 from toolchain.errors import ModelError
 from toolchain.findings import Look, TrainingStep
 from toolchain.graph import io, query
+from toolchain.graph.sizes import sizes
 from toolchain.optimize import optimize
 from toolchain.prune.apply import apply_cuts, parameter_count, separate
 from toolchain.prune.axes import owners
 from toolchain.prune.groups import Group, groups
 from toolchain.prune.layout import layout
 from toolchain.rules import Contracted, Weighted
+from toolchain.train import letters as letter
+from toolchain.train.alphabet import Alphabet, own_gradients
 from toolchain.train.fit import Fitted, Schedule, fit
 from toolchain.train.lesson import Aims, Lesson
 from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
 from toolchain.train.technique import Technique
-from toolchain.training import Distil, Learn, Prune, Step, Training
+from toolchain.training import Binary, Distil, Learn, PowerOfTwo, Prune, Share, Step, Training
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,8 +50,8 @@ NORMED = 64
 """Samples that a new student's normalizations begin with."""
 RATE, FRESH_RATE = 1e-2, 1e-1
 """Highest learning rates, of what has learnt before and of what has not."""
-LEVEL = 6
-"""Of zlib, as app stores use."""
+WEIGHED = 64
+"""Samples that tell how much a weight's error matters."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def run_chain(
     job = _Job(separate(model), data, held, recipe, folder, progress or (lambda what, done, total: None))
     stages: list[Stage] = []
     for number, step in enumerate(recipe.steps):
-        now = stages[-1].model if stages else job.teacher
+        now = separate(optimize(stages[-1].model).model) if stages else job.teacher  # which unpacks codes
         stages.append(_iterative(job, f"step-{number}", now, step) if _rounds(step) else _once(job, number, now, step))
     return stages
 
@@ -119,6 +121,8 @@ def _once(job: _Job, number: int, model: ir.Model, step: Step) -> Stage:
         return _kept(job, f"step-{number}", partial(_prune, job, model, step, step.amount))
     if isinstance(step, Distil):
         return _kept(job, f"step-{number}", partial(_distil, job, model, step))
+    if isinstance(step, Share | PowerOfTwo | Binary):
+        return _kept(job, f"step-{number}", partial(_code, job, model, step))
     raise ModelError("not yet")
 
 
@@ -166,13 +170,17 @@ def _learn(
     return lesson, found
 
 
-def _stage(model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequence[str] = ()) -> Stage:
+def _stage(
+    model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequence[str] = (), dense: ir.Model | None = None
+) -> Stage:
+    """dense: the model with its codes unpacked, where it has any."""
+    dense = dense or model
     looks = tuple(
         Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
         for x in found.looks
     )
-    raw = io.to_bytes(model)
-    zeros = [array == 0 for _, _, array in _products(model)]
+    size = sizes(model)
+    zeros = [array == 0 for _, _, array in _products(dense)]
     record = TrainingStep(
         technique=step.technique,
         summary=summary,
@@ -180,11 +188,12 @@ def _stage(model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequ
         steps=found.steps,
         looks=looks,
         kept=found.kept,
-        macs=sum(macs or 0 for macs in cost.count(model).macs.values()),
-        parameters=parameter_count(model),
+        macs=sum(macs or 0 for macs in cost.count(dense).macs.values()),
+        parameters=parameter_count(dense),
         zeros=float(np.mean(np.concatenate([z.reshape(-1) for z in zeros]))) if zeros else 0.0,
-        bytes=len(raw),
-        zip_bytes=len(zlib.compress(raw, LEVEL)),
+        bytes=size.raw,
+        zip_bytes=size.zipped,
+        wire_bytes=size.wire,
         notes=tuple(notes),
     )
     return Stage(model, record)
@@ -204,6 +213,25 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
     lesson, found = _learn(job, key, student, step, Technique(), step.epochs, must_move=False, norms=True)
     made = separate(optimize(lesson.written()).model)
     return _stage(made, step, f"{step.student}, taught by the float model", found)
+
+
+def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: str) -> Stage:
+    """Weights of few values, stored as codes."""
+    importance = None
+    if isinstance(step, Share):
+        letters: letter.Letters = letter.Shared(step.bits, 1 if step.per == "channel" else None)
+        importance = own_gradients(model, job.data.take(WEIGHED), job.recipe.seed)
+        summary = f"{2**step.bits} values a {step.per}"
+    elif isinstance(step, PowerOfTwo):
+        letters = letter.PowerOfTwo(step.bits, step.terms)
+        summary = f"{step.bits} bits, {'powers' if step.terms == 1 else 'sums of two powers'} of two"
+    else:
+        letters, summary = letter.Binary(), "one number and its negative a channel"
+    technique = Alphabet(model, letters, importance=importance)
+    lesson, found = _learn(job, key, model, step, technique, step.epochs, must_move=False)
+    note = "no faster: onnxruntime unpacks the codes when it loads the file, and computes with floats"
+    made = technique.finish(lesson.written())
+    return _stage(made, step, summary, found, [note], dense=optimize(made).model)
 
 
 def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> Stage:

@@ -9,7 +9,7 @@ nodes read is one weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,17 +17,19 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain import ops, rules
+from toolchain.data import CalibrationData
 from toolchain.errors import InputError, ModelError, did_you_mean
 from toolchain.graph import codes, query
 from toolchain.tensors import Array
+from toolchain.train.lesson import heads
 from toolchain.train.letters import Letters, Place, Shared
 from toolchain.train.levels import Doubles
+from toolchain.train.samples import split_labels
 from toolchain.train.technique import Technique, Weights
+from toolchain.train.torch_graph import Through, TorchGraph
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from toolchain.train.torch_graph import Through, TorchGraph
 
 Keep = Literal["ends", "none"] | Sequence[str]
 """What stays float: the first and the last product, nothing, or nodes by name."""
@@ -65,6 +67,7 @@ class Alphabet(Technique):
         importance: Mapping[str, Array] | None = None,
     ) -> None:
         chosen = coded_products(model, keep or ("none" if isinstance(letters, Shared) else "ends"))
+        self.settled = letters.settled
         known = importance or {}
         self._letters = {}
         for product in chosen:
@@ -165,6 +168,26 @@ def squared_gradients(graph: TorchGraph, losses: Iterable[Tensor]) -> dict[str, 
                 total += gradient.square()
         count += 1
     return {name: (total / max(count, 1)).numpy() for name, total in sums.items()}
+
+
+def own_gradients(model: ir.Model, data: CalibrationData, seed: int) -> dict[str, Array] | None:
+    """Squared gradients of a classifier on some samples, with classes drawn from its own scores; None of others."""
+    import torch
+
+    graph = TorchGraph(model)
+    name, scores = next(iter(heads(model).items()))
+    examples, _ = split_labels(list(data))
+    with torch.no_grad():
+        if not scores or graph(examples[0], [name])[name].ndim != 2:
+            return None
+    drawn = torch.Generator().manual_seed(seed)
+
+    def losses() -> Iterator[Tensor]:
+        for example in examples:
+            found = graph(example, [name])[name].log_softmax(-1)
+            yield -found[0, torch.multinomial(found[0].exp().detach(), 1, generator=drawn)].sum()
+
+    return squared_gradients(graph, losses())
 
 
 def _importance(product: Product, shape: tuple[int, ...], given: Array) -> Doubles:

@@ -124,19 +124,19 @@ class Lesson:
         self.moves = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in self._start.items()}
         self.samples = Samples(data, augment=aims.augment)
         first = self.samples.examples[0]
-        heads = _heads(student)
-        inner = [name for name in matched(student, teacher) if name not in heads] if aims.inner else []
-        self._teacher, self._names = _teacher(teacher, [*heads, *inner]), [*heads, *inner]
+        outputs = heads(student)
+        inner = [name for name in matched(student, teacher) if name not in outputs] if aims.inner else []
+        self._teacher, self._names = _teacher(teacher, [*outputs, *inner]), [*outputs, *inner]
         self._known: dict[int, Example] | None = {}
         shapes = {name: value.shape for name, value in self._answers(first).items()}
         with torch.no_grad():
             here = {name: value.shape for name, value in self.graph(first, self._names).items()}
         self._names = [name for name in self._names if shapes[name] == here[name]]
-        self._heads = [name for name in heads if name in self._names]
+        self._heads = [name for name in outputs if name in self._names]
         if not self._heads:
             what = "has no float output of the shape that the teacher's has"
             raise ModelError(what, where=student.graph.name, hint="give the model it was pruned from")
-        self._scores = {n for n in self._heads if len(here[n]) == 2 and here[n][1] > 1 and heads[n]}
+        self._scores = {n for n in self._heads if len(here[n]) == 2 and here[n][1] > 1 and outputs[n]}
         bytes_each = sum(4 * shapes[name].numel() for name in self._names)
         if self.samples.augment or bytes_each * len(self.samples) > KEPT_BYTES:
             self._known = None
@@ -305,7 +305,7 @@ def matched(student: ir.Model, teacher: ir.Model) -> list[str]:
     return found
 
 
-def _heads(model: ir.Model) -> dict[str, bool]:
+def heads(model: ir.Model) -> dict[str, bool]:
     """Names of the float outputs, in front of Softmax and Sigmoid; and whether they may be scores of classes."""
     found = {}
     for output in filter(query.is_float, model.graph.outputs):

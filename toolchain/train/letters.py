@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -99,6 +99,7 @@ class Shared:
     group: int | None = None
     start: levels.Start = "linear"
     assign: int = 0
+    settled: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         _within("bits of shared weights", self.bits, 1, 8)
@@ -121,6 +122,7 @@ class PowerOfTwo:
 
     bits: int = 4
     terms: int = 1
+    settled: ClassVar[float] = STEPS[-1][0]
 
     def __post_init__(self) -> None:
         _within("terms", self.terms, 1, 2)
@@ -134,6 +136,8 @@ class PowerOfTwo:
 @dataclass(frozen=True)
 class Binary:
     """Two values for each output channel, ±α."""
+
+    settled: ClassVar[float] = 0.0
 
     def letter(self, place: Place) -> Letter:
         """For one weight."""

@@ -133,7 +133,7 @@ def steadiness(found: Sequence[Series]) -> Spec | None:
         alt.Chart(_data(records))
         .mark_line(point=alt.OverlayMarkDef(filled=True, size=40), strokeWidth=2)
         .encode(
-            x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0)),
+            x=alt.X("round:Q", title="round", axis=alt.Axis(format="d", tickMinStep=1, tickCount=8, grid=False)),
             y=alt.Y(
                 "change:Q", title="from its median", axis=alt.Axis(format="+.0%", tickCount=5),
                 scale=alt.Scale(domain=[-limit, limit], nice=False),

@@ -203,16 +203,20 @@ def _stage(
 
 
 def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
-    """Of what is there, or of a student of the user's, whose normalizations are folded away afterwards."""
-    if step.student is None:
-        lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False)
-        return _stage(lesson.written() if found.improved else model, step, "taught by the float model", found)
-    student = optimize(convert(step.student, inputs=io.inputs(job.teacher)).model).model
-    feeds = [{name: array for name, array in feed.items() if name != LABELS} for feed in job.data.take(NORMED)]
-    student = separate(normalized(student, feeds))
-    lesson, found = _learn(job, key, student, step, Technique(), step.epochs, must_move=False, norms=True)
-    made = separate(optimize(lesson.written()).model)
-    return _stage(made, step, f"{step.student}, taught by the float model", found)
+    """Of what is there, or of the user's student; the normalizations of a fresh one are folded away afterwards."""
+    fresh = False
+    if step.student is not None:
+        fresh = not step.student.endswith(".onnx") if step.fresh is None else step.fresh
+        inputs = () if step.student.endswith(".onnx") else io.inputs(job.teacher)
+        model = separate(optimize(convert(step.student, inputs=inputs).model).model)
+    if fresh:
+        feeds = [{name: array for name, array in feed.items() if name != LABELS} for feed in job.data.take(NORMED)]
+        model = normalized(model, feeds)
+    lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False, norms=fresh)
+    made = lesson.written() if found.improved else model
+    made = separate(optimize(made).model) if fresh else made
+    whose = f"{step.student}, " if step.student else ""
+    return _stage(made, step, f"{whose}taught by the float model", found)
 
 
 def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: str) -> Stage:

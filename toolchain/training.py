@@ -103,11 +103,13 @@ class Distil(Learn):
     """Training by the teacher (and labels) without any constraint.
 
     student: ``package.module:callable`` or an ONNX file, a smaller model with the same inputs and outputs; None: what
-    the step before has left.
+    the step before has left. fresh: the student knows nothing yet, so it gets batch normalizations until the end and a
+    higher rate; None: a callable's does, a file's was made from the teacher.
     """
 
     technique: Literal["distil"]
     student: str | None = None
+    fresh: bool | None = None
 
 
 Step = Annotated[Prune | Share | PowerOfTwo | Binary | Int8 | Distil, pydantic.Field(discriminator="technique")]

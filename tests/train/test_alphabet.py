@@ -24,9 +24,9 @@ from toolchain.train.alphabet import Alphabet, coded_products, products, squared
 from toolchain.train.letters import CLIP, Binary, Place, PowerOfTwo, Shared  # noqa: E402
 
 ALL = {
-    "shared": Shared(2),
-    "shared by channels": Shared(3, group=2),
-    "shared, assigned": Shared(2, start="quantile", assign=4),
+    "shared": Shared(2, assign=0),
+    "shared by channels": Shared(3, group=2, assign=5),
+    "shared, assigned": Shared(2, start="quantile"),
     "powers": PowerOfTwo(3),
     "sums of powers": PowerOfTwo(4, terms=2),
     "binary": Binary(),
@@ -171,7 +171,7 @@ def test_there_are_no_more_values_than_letters(seed, kind, channels, each, axis)
 
 def test_an_entry_learns_by_the_sum_over_its_weights():
     array = weights(w=(6, 10))["w"]
-    letter = Shared(2).letter(Place(array, 0, None))
+    letter = Shared(2, assign=0).letter(Place(array, 0, None))
     gradient = weights(1, g=(6, 10))["g"]
     (letter.read(torch.from_numpy(array)) * torch.from_numpy(gradient)).sum().backward()
     code = letter.coded(torch.from_numpy(array))
@@ -181,7 +181,7 @@ def test_an_entry_learns_by_the_sum_over_its_weights():
 
 
 def test_fixed_assignments_pass_nothing_to_the_dense_weights_and_others_everything():
-    for letters, expected in ((Shared(2), None), (Shared(2, assign=1), np.ones((3, 4)))):
+    for letters, expected in ((Shared(2, assign=0), None), (Shared(2, assign=1), np.ones((3, 4)))):
         array = weights(w=(3, 4))["w"]
         dense = torch.from_numpy(array).requires_grad_()
         letters.letter(Place(array, 0, None)).read(dense).sum().backward()

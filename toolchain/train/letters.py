@@ -89,7 +89,8 @@ class Shared:
         bits: 1 to 8; 2^bits values.
         group: output channels that have a codebook in common (as many as divide the tensor's); None: the whole tensor.
         start: of k-means. linear keeps the few large weights apart, and is mostly the better (Han et al. 2016).
-        assign: how often, evenly over the training, weights choose their entry anew.
+        assign: how often, evenly over the training, weights choose their entry anew; 0: never. At 2 bits it more than
+            halves what is left of the loss. Seldom is worse than often, for weights then have come far unseen.
 
     Raises:
         ConfigError: a number out of its range.
@@ -98,7 +99,7 @@ class Shared:
     bits: int = 4
     group: int | None = None
     start: levels.Start = "linear"
-    assign: int = 0
+    assign: int = 100
     settled: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_models import model, weights
+from small_models import model, plain, weights
 
 pytest.importorskip("torch")
 
@@ -22,6 +22,7 @@ from toolchain.chain import run_chain
 from toolchain.data import open_data
 from toolchain.errors import ConfigError, ModelError
 from toolchain.graph import io
+from toolchain.optimize import optimize
 from toolchain.tensors import TensorSpec
 from toolchain.training import Training
 
@@ -115,6 +116,47 @@ def test_a_step_starts_from_what_the_one_before_made(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("step", "values"),
+    [
+        ({"technique": "share", "bits": 2}, 4),
+        ({"technique": "power-of-two", "bits": 3}, 7),
+        ({"technique": "binary"}, 2),
+    ],
+)
+def test_codes_are_unpacked_by_onnxruntime_and_for_the_next_step(tmp_path, step, values):
+    """The layer in the middle is coded by all three; each of its channels has few values."""
+    coded, taught = chain(tmp_path, {**step, **LEARN, "batch": 16}, {"technique": "distil", **LEARN, "epochs": 1})
+    dense = optimize(coded.model).model
+    (middle,) = [t for t in tensors(dense) if t.shape == (16, 16, 3, 3)]
+    assert max(len(np.unique(channel)) for channel in middle) <= values
+    feed = {"x": arrays(4)["x"]}
+    assert np.array_equal(plain(coded.model, feed)["y"], plain(dense, feed)["y"])
+    assert coded.record.parameters == sum(t.size for t in tensors(net()) if t.ndim > 1) + 16 + 16 + 4
+    assert coded.record.bytes < taught.record.bytes
+    assert "no faster" in coded.record.notes[0]
+
+
+def test_a_fresh_student_is_normalized_while_it_learns(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "small_student.py").write_text(STUDENT)
+    step = {"technique": "distil", "student": "small_student:net", **LEARN, "rate": 0.1, "epochs": 40, "labels": 1.0}
+    (stage,) = chain(tmp_path / "work", step)
+    assert stage.record.looks[stage.record.kept].accuracy > 0.9
+    assert {node.op_type for node in stage.model.graph}.isdisjoint({"BatchNormalization"})
+    assert stage.record.parameters < 500
+
+
+STUDENT = """
+import torch
+from torch import nn
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+"""
+
+
+@pytest.mark.parametrize(
     ("step", "sentence"),
     [
         ({"technique": "prune", "structure": "rows"}, "'rows' is neither channels"),
@@ -135,6 +177,7 @@ RECIPE = """
 schema_version = 1
 threads = 1
 held = 16
+bench = {{ warmup_s = 0.0, min_time_s = 0.0, min_runs = 3, rounds = 1 }}
 [[steps]]
 technique = "prune"
 amount = 0.5

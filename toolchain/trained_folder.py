@@ -61,7 +61,6 @@ def train(
     preprocess: str | Path | None = None,
     evaluate: str | Evaluate | None = None,
     resume: bool = False,
-    bench: Bench | None = None,
     progress: Progress = silent,
 ) -> Trained:
     """Train a model by a recipe, and measure what came of it.
@@ -78,7 +77,6 @@ def train(
         preprocess: the image pipeline, for folders of images.
         evaluate: scores every model; None: the accuracy on held-out labels, or agreement with the float model.
         resume: go on where a run with the same model, data and recipe was ended.
-        bench: how latency is measured; None: the default.
         progress: told about every step.
 
     Raises:
@@ -100,7 +98,7 @@ def train(
     stages = run_chain(model, recipe, learnt, held, folder=folder, progress=progress)
     name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
     judge = _Judge(model, held, scorer, name)
-    results, steps = _measured(model, stages, judge, model_name(source), bench or Bench(), progress)
+    results, steps = _measured(model, stages, judge, model_name(source), recipe.bench, progress)
     progress("writing", 0, 0)
     io.save(stages[-1].model, output / "model.onnx")
     results.save(output / "results.json")

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import pydantic
 
 from toolchain.document import Document, Part
+from toolchain.recipe import Bench
 
 
 class Learn(Part):
@@ -117,7 +118,7 @@ Step = Annotated[Prune | Share | PowerOfTwo | Binary | Int8 | Distil, pydantic.F
 
 class Training(Document):
     """What to do, in order. samples: at most so many are read. held: so many judge, and are not trained on.
-    threads: 0 takes one for every processor.
+    threads: 0 takes one for every processor. bench: how latency is measured in the end.
     """
 
     KIND: ClassVar[str] = "training recipe"
@@ -128,3 +129,4 @@ class Training(Document):
     held: int = pydantic.Field(default=256, ge=1)
     threads: int = pydantic.Field(default=0, ge=0)
     steps: tuple[Step, ...] = pydantic.Field(min_length=1)
+    bench: Bench = Bench()

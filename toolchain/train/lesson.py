@@ -126,7 +126,13 @@ class Lesson:
         first = self.samples.examples[0]
         outputs = heads(student)
         inner = [name for name in matched(student, teacher) if name not in outputs] if aims.inner else []
-        self._teacher, self._names = _teacher(teacher, [*outputs, *inner]), [*outputs, *inner]
+        goals = list(heads(teacher))
+        if len(goals) != len(outputs):
+            what = f"has {len(outputs)} float outputs, and its teacher {len(goals)}"
+            raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
+        self._names = [*outputs, *inner]
+        self._theirs = dict(zip(outputs, goals, strict=True)) | {name: name for name in inner}
+        self._teacher = _teacher(teacher, list(self._theirs.values()))
         self._known: dict[int, Example] | None = {}
         shapes = {name: value.shape for name, value in self._answers(first).items()}
         with torch.no_grad():
@@ -261,7 +267,8 @@ class Lesson:
 
     def _answers(self, example: Example) -> Example:
         feed = {name: value.numpy() for name, value in example.items()}
-        return dict(zip(self._names, map(tensor, self._teacher.run(self._names, feed)), strict=True))
+        wanted = [self._theirs[name] for name in self._names]
+        return dict(zip(self._names, map(tensor, self._teacher.run(wanted, feed)), strict=True))
 
     def _stackable(self, student: ir.Model, teacher: ir.Model) -> bool:
         """Whether two samples at once give what each gives alone."""

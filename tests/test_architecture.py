@@ -31,9 +31,10 @@ STAGES = {
 }  # fmt: skip
 RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
-    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed", "latency", "reconstruct"},
-    {"candidates"}, {"pruning", "chain"}, {"report"}, {"preparation"}, {"pipeline", "pruned_file", "trained_folder"},
-    {"terminal", "options"}, {"cli_bench", "cli_emulator", "cli_prune", "cli_targets", "cli_train"}, {"cli"},
+    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"},
+    {"mixed", "aware", "latency", "reconstruct"}, {"candidates"}, {"pruning", "chain"}, {"report"}, {"preparation"},
+    {"pipeline", "pruned_file", "trained_folder"}, {"terminal", "options"},
+    {"cli_bench", "cli_emulator", "cli_prune", "cli_targets", "cli_train"}, {"cli"},
     {"__main__", "__init__"},
 ]  # fmt: skip
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_models import model, plain, weights
+from quantize_by_hand import named
+from small_models import plain, weights
 
 pytest.importorskip("torch")
 
@@ -39,7 +40,7 @@ NET = """
 
 def net():
     drawn = weights(w1=(16, 1, 3, 3), b1=16, w2=(16, 16, 3, 3), b2=16, w3=(16, 4), b3=4)
-    return model(NET, "float[batch,1,8,8] x", "float[batch,4] y", {n: 0.3 * a for n, a in drawn.items()})
+    return named(NET, "float[batch,1,8,8] x", "float[batch,4] y", {n: 0.3 * a for n, a in drawn.items()})
 
 
 def arrays(count=64):
@@ -108,6 +109,25 @@ def test_a_round_that_loses_too_much_is_taken_back(tmp_path):
         chain(tmp_path / "all", learnt, {**harsh, "rounds": 1, "max_drop": 0.0})
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_int8_is_trained_and_leaves_a_quantized_file(tmp_path, labels):
+    step = {"technique": "int8", **LEARN, "rate": 0.01, "labels": 1.0 if labels else 0.0}
+    (stage,) = chain(tmp_path, step, labels=labels)
+    first, last = stage.record.looks[0], stage.record.looks[stage.record.kept]
+    assert last.loss < first.loss if labels else last.loss <= first.loss  # by the teacher, it is at 51 dB already
+    operators = [node.op_type for node in stage.model.graph]
+    assert operators.count("QuantizeLinear") >= 4
+    assert {t.dtype for t in tensors(stage.model)} >= {np.dtype(np.int8), np.dtype(np.int32)}
+    assert stage.record.parameters == 16 * 9 + 16 + 16 * 16 * 9 + 16 + 16 * 4 + 4
+    assert stage.record.bytes == len(io.to_bytes(stage.model))
+
+
+def test_training_that_gives_nothing_better_leaves_the_plan(tmp_path):
+    (stage,) = chain(tmp_path, {"technique": "int8", **LEARN, "epochs": 1, "rate": 1.0, "labels": 0.0}, labels=False)
+    assert stage.record.kept == 0
+    assert "nothing better" in stage.record.notes[-1]
+
+
 def test_a_step_starts_from_what_the_one_before_made(tmp_path):
     prune = {"technique": "prune", "amount": 0.5, **LEARN}
     first, second = chain(tmp_path, prune, {"technique": "distil", **LEARN})
@@ -169,6 +189,11 @@ def net():
 def test_recipes_that_make_no_sense(step, sentence):
     with pytest.raises(ConfigError, match=sentence):
         Training.parse({"schema_version": 1, "steps": [step]})
+
+
+def test_nothing_comes_after_int8():
+    with pytest.raises(ConfigError, match="int8 has to be the last step"):
+        Training.parse({"schema_version": 1, "steps": [{"technique": "int8"}, {"technique": "distil"}]})
 
 
 # ----------------------------------------------------------------------------------------- the command line

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from toolchain import cost, ops
+from toolchain import aware, cost, ops
 from toolchain.convert import convert
-from toolchain.data import CalibrationData
+from toolchain.data import CalibrationData, open_data
 from toolchain.document import Document
 from toolchain.errors import ModelError
 from toolchain.findings import Look, TrainingStep
@@ -28,6 +28,7 @@ from toolchain.prune.axes import owners
 from toolchain.prune.groups import Group, groups
 from toolchain.prune.layout import layout
 from toolchain.rules import Contracted, Weighted
+from toolchain.tensors import Feed
 from toolchain.train import letters as letter
 from toolchain.train.alphabet import Alphabet, own_gradients
 from toolchain.train.fit import Fitted, Schedule, fit
@@ -36,7 +37,7 @@ from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
 from toolchain.train.technique import Technique
-from toolchain.training import Binary, Distil, Learn, PowerOfTwo, Prune, Share, Step, Training
+from toolchain.training import Binary, Distil, Int8, Learn, PowerOfTwo, Prune, Share, Step, Training
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,6 +53,8 @@ RATE, FRESH_RATE = 1e-2, 1e-1
 """Highest learning rates, of what has learnt before and of what has not."""
 WEIGHED = 64
 """Samples that tell how much a weight's error matters."""
+OBSERVED = 512
+"""Samples that ranges are taken from."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _once(job: _Job, number: int, model: ir.Model, step: Step) -> Stage:
         return _kept(job, f"step-{number}", partial(_distil, job, model, step))
     if isinstance(step, Share | PowerOfTwo | Binary):
         return _kept(job, f"step-{number}", partial(_code, job, model, step))
-    raise ModelError("not yet")
+    return _kept(job, f"step-{number}", partial(_int8, job, model, step))
 
 
 def _kept(job: _Job, key: str, make: Callable[[str], Stage]) -> Stage:
@@ -147,9 +150,10 @@ def _learn(
     *,
     must_move: bool,
     norms: bool = False,
+    inner: bool = True,
 ) -> tuple[Lesson, Fitted]:
     """A lesson, learnt."""
-    aims = Aims(step.labels, step.temperature, not norms, step.batch, step.augment, norms)
+    aims = Aims(step.labels, step.temperature, inner and not norms, step.batch, step.augment, norms)
     lesson = Lesson(model, job.teacher, job.data, technique=technique, aims=aims, seed=job.recipe.seed)
     schedule = Schedule(
         minutes=step.minutes or Schedule.minutes,
@@ -173,7 +177,7 @@ def _learn(
 def _stage(
     model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequence[str] = (), dense: ir.Model | None = None
 ) -> Stage:
-    """dense: the model with its codes unpacked, where it has any."""
+    """dense: the model in floats, where it is coded or quantized."""
     dense = dense or model
     looks = tuple(
         Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
@@ -210,8 +214,7 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
         inputs = () if step.student.endswith(".onnx") else io.inputs(job.teacher)
         model = separate(optimize(convert(step.student, inputs=inputs).model).model)
     if fresh:
-        feeds = [{name: array for name, array in feed.items() if name != LABELS} for feed in job.data.take(NORMED)]
-        model = normalized(model, feeds)
+        model = normalized(model, _unlabelled(job.data.take(NORMED)))
     lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False, norms=fresh)
     made = lesson.written() if found.improved else model
     made = separate(optimize(made).model) if fresh else made
@@ -236,6 +239,28 @@ def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: st
     note = "no faster: onnxruntime unpacks the codes when it loads the file, and computes with floats"
     made = technique.finish(lesson.written())
     return _stage(made, step, summary, found, [note], dense=optimize(made).model)
+
+
+def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
+    """From the plan of static int8 to one with better weights. What the step leaves is the quantized file."""
+    data, check = (open_data(_unlabelled(some), io.inputs(model)) for some in (job.data.take(OBSERVED), job.held))
+    quantized = aware.planned(model, data, check, job.folder / f"{key}-choices.json", job.progress)
+    if not quantized.plan.products:
+        raise ModelError("has no product that could be int8", where=key, hint="leave the step out")
+    pupil = aware.pupil(quantized)
+    lesson, found = _learn(job, key, pupil.model, step, pupil.technique, step.epochs, must_move=False, inner=False)
+    notes = list(quantized.notes)
+    if found.improved:
+        quantized = aware.graduated(pupil, lesson.written())
+    else:
+        notes.append("training found nothing better than the plan it began with, which is what is kept")
+    chosen = quantized.plan.int8_nodes()
+    what = f"{len(chosen)} of {len(quantized.plan.choices)} operators int8, trained with their rounding"
+    return _stage(quantized.write(quantized.encoding), step, what, found, notes, dense=quantized.model)
+
+
+def _unlabelled(data: CalibrationData) -> list[Feed]:
+    return [{name: array for name, array in feed.items() if name != LABELS} for feed in data]
 
 
 def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> Stage:

@@ -95,7 +95,10 @@ class Binary(Learn):
 
 
 class Int8(Learn):
-    """Quantization-aware training: from the plan that `toolchain quantize` makes to one with better weights."""
+    """Quantization-aware training: from the plan that `toolchain quantize` makes to one with better weights.
+
+    The last of a recipe's steps: integers cannot be trained any further.
+    """
 
     technique: Literal["int8"]
 
@@ -130,3 +133,10 @@ class Training(Document):
     threads: int = pydantic.Field(default=0, ge=0)
     steps: tuple[Step, ...] = pydantic.Field(min_length=1)
     bench: Bench = Bench()
+
+    @pydantic.field_validator("steps")
+    @classmethod
+    def _integers_come_last(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        if any(isinstance(step, Int8) for step in steps[:-1]):
+            raise ValueError("int8 has to be the last step: integers cannot be trained any further")
+        return steps

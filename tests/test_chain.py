@@ -156,6 +156,26 @@ def test_codes_are_unpacked_by_onnxruntime_and_for_the_next_step(tmp_path, step,
     assert "no faster" in coded.record.notes[0]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"technique": "prune", "structure": "weights", "amount": 0.5},
+        {"technique": "prune", "amount": 0.5},
+        {"technique": "power-of-two", "bits": 3},
+        {"technique": "binary"},
+    ],
+)
+def test_without_epochs_it_is_the_technique_alone(tmp_path, step):
+    (stage,) = chain(tmp_path, {**step, "epochs": 0})
+    assert stage.record.steps == 0
+    assert len(stage.record.looks) == 1
+    (ours,) = [t for t in tensors(optimize(stage.model).model) if t.ndim == 4 and t.shape[1] > 1]
+    (was,) = [t for t in tensors(net()) if t.ndim == 4 and t.shape[1] > 1]
+    assert not np.array_equal(ours, was)
+    if step.get("structure") == "weights":
+        assert set(np.unique(np.where(ours == was, 0, ours))) == {0}
+
+
 def test_a_fresh_student_is_normalized_while_it_learns(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "small_student.py").write_text(STUDENT)

@@ -1,8 +1,8 @@
 """What training wins back, on real digits: a network that static int8 hurts, with all that is done for accuracy.
 
 Its norms began with factors from 0.25 to 4 and were never pulled together, so the channels of one tensor differ in
-range, and Hardswish lets no factor pass that could even them out. Measured: 88.65 % float, 83.15 % static, 88.80 % trained,
-with labels and without.
+range, and Hardswish lets no factor pass that could even them out. Measured: 88.65 % float, 83.15 % static, 88.80 %
+trained, with labels and without.
 """
 
 from __future__ import annotations

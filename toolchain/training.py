@@ -17,14 +17,15 @@ from toolchain.recipe import Bench
 class Learn(Part):
     """How a step learns.
 
-    epochs: so often every sample is seen. minutes: or until they have passed. batch: samples a step. rate: the highest
-    learning rate, a share of a channel's root mean square a step; None: 0.01, and 0.1 for a student that begins anew.
+    epochs: so often every sample is seen; 0: the technique without training. minutes: or until they have passed.
+    batch: samples a step. rate: the highest learning rate, a share of a channel's root mean square a step; None: 0.01,
+    and 0.1 for a student that begins anew.
     labels: the share that labels have of the loss, where the data has any; the teacher's answers have the rest.
     temperature: of the teacher's and the student's scores. augment: images are changed at random; None: where there
     are no labels. patience: end after so many looks at held-out samples without anything better; 0: never.
     """
 
-    epochs: float = pydantic.Field(default=10.0, gt=0)
+    epochs: float = pydantic.Field(default=10.0, ge=0)
     minutes: float | None = pydantic.Field(default=None, gt=0)
     batch: int = pydantic.Field(default=32, ge=1)
     rate: float | None = pydantic.Field(default=None, gt=0, le=1)

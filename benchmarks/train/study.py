@@ -68,7 +68,16 @@ def rows() -> dict[str, list[dict[str, object]]]:
         "distilled to a quarter": [{"technique": "distil", "student": STUDENT, "epochs": 20}],
         "channels 50%, int8, taught": [{**PRUNE, "amount": 0.5}, INT8],
     }
-    return pruned | others
+    bare = (
+        "magnitude, 80% of weights",
+        "magnitude, 50% of channels",
+        "shared, 2 bits",
+        "powers of two, 4 bits",
+        "binary",
+    )
+    found = pruned | others
+    untrained = {f"{name}, not trained": [{**found[name][0], "epochs": 0}] for name in (*bare, "int8, trained")}
+    return {n.replace("trained, not trained", "not trained"): steps for n, steps in (found | untrained).items()}
 
 
 def main() -> None:

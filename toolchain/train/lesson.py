@@ -185,12 +185,16 @@ class Lesson:
         return {name: self._start[name] + self._units[name] * move for name, move in self.moves.items()}
 
     def examine(self, data: CalibrationData, pool: Executor) -> Exam:
-        """The student as it is now, one held-out sample at a time."""
+        """The student as it is now; every held-out sample counts by itself."""
         examples, labels = split_labels(list(data))
         through = self.technique.through()
-        known = labels or [None] * len(examples)
-        pairs = zip(examples, known, strict=True)
-        rows = list(pool.map(lambda pair: self._examined(pair[0], pair[1], through), pairs))
+        alike = len({tuple(value.shape for value in example.values()) for example in examples}) == 1
+        size = self._part if alike else 1
+        starts = range(0, len(examples), size)
+        parts = [(examples[i : i + size], None if labels is None else labels[i : i + size]) for i in starts]
+        rows = [
+            row for found in pool.map(lambda part: self._examined(part[0], part[1], through), parts) for row in found
+        ]
         found, decibels, right = zip(*rows, strict=True)
         hits = [hit for hit in right if hit is not None]
         accuracy = float(np.mean(hits)) if hits else None
@@ -241,22 +245,34 @@ class Lesson:
         terms += [losses.error(got[name], goals[name]) / len(inner) for name in inner]
         return functools.reduce(operator.add, terms)
 
-    def _examined(self, example: Example, label: Tensor | None, through: Through) -> tuple[float, float, bool | None]:
-        """Loss, decibels and whether the class is right, of one sample."""
+    def _examined(
+        self, examples: Sequence[Example], labels: Sequence[Tensor] | None, through: Through
+    ) -> list[tuple[float, float, bool | None]]:
+        """Loss, decibels and whether the class is right, of each sample of a part."""
         import torch
 
+        example, rows = joined(examples), []
         with torch.no_grad():
             got = self.graph({**example, **self.weights()}, self._heads, through)
             goals = self._answers(example)
-            error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
-            decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
-            head = self._heads[0]
-            right = None
-            if label is not None and not label.is_floating_point():
-                right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
-            elif label is None and head in self._scores:
-                right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
-            return float(self._loss(got, goals, label)), decibels, right
+            for number in range(len(examples)):
+                one = slice(number, number + 1) if len(examples) > 1 else slice(None)
+                mine = {name: got[name][one] for name in self._heads}
+                theirs = {name: goals[name][one] for name in self._heads}
+                rows.append(self._judged(mine, theirs, None if labels is None else labels[number]))
+        return rows
+
+    def _judged(
+        self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor], label: Tensor | None
+    ) -> tuple[float, float, bool | None]:
+        error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
+        decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
+        head, right = self._heads[0], None
+        if label is not None and not label.is_floating_point():
+            right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
+        elif label is None and head in self._scores:
+            right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
+        return float(self._loss(got, goals, label)), decibels, right
 
     def _goals(self, number: int) -> Example:
         """The teacher's answers to one of the samples, kept."""

@@ -122,6 +122,24 @@ def test_int8_is_trained_and_leaves_a_quantized_file(tmp_path, labels):
     assert stage.record.bytes == len(io.to_bytes(stage.model))
 
 
+def test_int8_that_was_ended_goes_on_to_the_same_bits(tmp_path):
+    step = {"technique": "int8", **LEARN, "epochs": 12, "labels": 1.0}
+    recipe = Training.parse({"schema_version": 1, "threads": 1, "steps": [step]})
+
+    def ended(what, done, total):
+        if what.startswith("training") and done > total / 2:
+            raise InterruptedError
+
+    (tmp_path / "ended").mkdir()
+    with pytest.raises(InterruptedError):
+        run_chain(net(), recipe, *opened(), folder=tmp_path / "ended", progress=ended)
+    (tmp_path / "whole").mkdir()
+    again, whole = (run_chain(net(), recipe, *opened(), folder=tmp_path / at)[0] for at in ("ended", "whole"))
+    assert again.record.looks == whole.record.looks
+    for a, b in zip(tensors(again.model), tensors(whole.model), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_training_that_gives_nothing_better_leaves_the_plan(tmp_path):
     (stage,) = chain(tmp_path, {"technique": "int8", **LEARN, "epochs": 1, "rate": 1.0, "labels": 0.0}, labels=False)
     assert stage.record.kept == 0

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from toolchain import aware, cost, ops
 from toolchain.convert import convert
 from toolchain.data import CalibrationData, open_data
-from toolchain.document import Document
 from toolchain.errors import ModelError
+from toolchain.files import write_text
 from toolchain.findings import Look, TrainingStep
 from toolchain.graph import io, query
 from toolchain.graph.sizes import sizes
@@ -62,14 +62,6 @@ class Stage:
     """What a step made, and what is to be told of it."""
 
     model: ir.Model
-    record: TrainingStep
-
-
-class _Record(Document):
-    """A step that is done, as its folder keeps it."""
-
-    KIND = "training record"
-
     record: TrainingStep
 
 
@@ -135,9 +127,9 @@ def _kept(job: _Job, key: str, make: Callable[[str], Stage]) -> Stage:
     if not record.exists():
         made = make(key)
         io.save(made.model, model)
-        _Record(record=made.record).save(record)
+        write_text(record, made.record.model_dump_json())
         (job.folder / f"{key}.pt").unlink(missing_ok=True)
-    return Stage(io.load(model), _Record.load(record).record)
+    return Stage(io.load(model), TrainingStep.model_validate_json(record.read_text(encoding="utf-8")))
 
 
 def _learn(

@@ -23,7 +23,7 @@ HOUSE = Path(toolchain.__file__).parent
 
 NOUNS = {
     "target", "recipe", "data", "measurement", "artifact", "observation", "score", "detect", "loading", "preprocess",
-    "readers", "tensors", "cpuinfo", "schemas", "suite", "findings",
+    "readers", "tensors", "cpuinfo", "schemas", "suite", "findings", "training",
 }  # fmt: skip
 STAGES = {
     "convert", "optimize", "observe", "prune", "quantize", "compress", "train", "search", "bench", "estimate",
@@ -31,14 +31,16 @@ STAGES = {
 }  # fmt: skip
 RANKS: list[set[str]] = [
     {"errors"}, {"files"}, {"document"}, NOUNS, {"graph"}, {"rules"}, {"ops"}, {"cost"}, STAGES,
-    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"}, {"mixed", "latency", "reconstruct"},
-    {"candidates"}, {"pruning"}, {"report"}, {"preparation"}, {"pipeline", "pruned_file"}, {"terminal", "options"},
-    {"cli_bench", "cli_emulator", "cli_prune", "cli_targets"}, {"cli"}, {"__main__", "__init__"},
+    {"dynamic", "fidelity"}, {"refine", "sensitivity"}, {"int8", "verification"},
+    {"mixed", "aware", "latency", "reconstruct"}, {"candidates"}, {"pruning", "chain"}, {"report"}, {"preparation"},
+    {"pipeline", "pruned_file", "trained_folder"}, {"terminal", "options"},
+    {"cli_bench", "cli_emulator", "cli_prune", "cli_targets", "cli_train"}, {"cli"},
+    {"__main__", "__init__"},
 ]  # fmt: skip
 
 TORCH_ROOMS = {"convert", "train", "search"}
 TERMINAL_ROOMS = {
-    "cli", "cli_bench", "cli_emulator", "cli_prune", "cli_targets", "options", "report", "terminal",
+    "cli", "cli_bench", "cli_emulator", "cli_prune", "cli_targets", "cli_train", "options", "report", "terminal",
 }  # fmt: skip
 PAGE_LIBRARIES = {"altair", "vl_convert", "jinja2", "markupsafe"}
 USER_CODE = "loading.py"  # runs what users wrote, which may raise anything; it raises our error instead

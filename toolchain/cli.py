@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 
-from toolchain import cli_bench, cli_emulator, cli_prune, cli_targets, options
+from toolchain import cli_bench, cli_emulator, cli_prune, cli_targets, cli_train, options
 from toolchain.errors import GateError, ToolchainError
 from toolchain.files import check_output
 from toolchain.terminal import say, show, show_json, working
@@ -186,6 +186,7 @@ def optimize(
 
 
 app.command()(cli_prune.prune)
+app.command()(cli_train.train)
 
 
 @app.command()

@@ -118,6 +118,40 @@ class Pruning(Part):
     notes: tuple[str, ...]
 
 
+class Look(Part):
+    """At held-out samples while a model learns. share: of the step's training. accuracy: of classes, by labels or the
+    teacher; None where the outputs are no classes.
+    """
+
+    share: float
+    loss: float
+    fidelity_db: float
+    accuracy: float | None
+
+
+class TrainingStep(Part):
+    """A step of a chain of training. kept: which of the looks it ended with. macs, parameters: of what it made.
+
+    zeros: the share of the products' weights. bytes: of the file; zip_bytes: compressed as app stores do; wire_bytes:
+    by xz, the smallest that Python's standard library makes of it.
+    """
+
+    technique: str
+    summary: str
+    seconds: float
+    steps: int
+    looks: tuple[Look, ...]
+    kept: int
+    macs: int
+    parameters: int
+    zeros: float
+    bytes: int
+    zip_bytes: int
+    wire_bytes: int
+    score: float | None = None
+    notes: tuple[str, ...] = ()
+
+
 class Findings(Document):
     """when: that of the measurements it belongs to. macs: multiply-accumulates by node of the float graph, where known.
 
@@ -133,3 +167,4 @@ class Findings(Document):
     fits: tuple[TargetFit, ...] = ()
     pruning: Pruning | None = None
     causes: tuple[Cause, ...] = ()
+    training: tuple[TrainingStep, ...] = ()

@@ -8,15 +8,12 @@ throttling: android.hardware.thermal, Temperature and ThrottlingSeverity), ``bat
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from toolchain.bench.agent import FACTS, GOVERNOR
-from toolchain.bench.host import Reading
+from toolchain.bench.host import Reading, root_of
 from toolchain.cpuinfo import read_cpu
 from toolchain.detect import detect_host
 from toolchain.measurement import Host
@@ -83,7 +80,7 @@ class Facts:
 
     def host(self, onnxruntime: str) -> Host:
         """As a measurement tells it. onnxruntime: the version that runs there."""
-        with _root(self.files) as root:
+        with root_of(self.files) as root:
             cpu = read_cpu(root)
         memory = re.search(r"MemTotal:\s+(\d+)", self.files.get("proc/meminfo", ""))
         return Host(
@@ -101,7 +98,7 @@ class Facts:
 
     def target(self) -> Target:
         """As a profile."""
-        with _root(self.files) as root:
+        with root_of(self.files) as root:
             found = detect_host(root)
         title = ", ".join(name for name in (self.title, self.soc, found.title) if name)
         return found.model_copy(update={"title": title}).renamed(self.title)
@@ -146,14 +143,3 @@ def _parts(text: str) -> dict[str, str]:
     """What stands behind each mark."""
     pieces = re.split(rf"^{MARK}(.+)$", text.replace("\r\n", "\n"), flags=re.MULTILINE)[1:]
     return {name: content.strip("\0 \n") for name, content in zip(pieces[::2], pieces[1::2], strict=True)}
-
-
-@contextmanager
-def _root(files: Mapping[str, str]) -> Iterator[Path]:
-    """A folder with these files in it."""
-    with tempfile.TemporaryDirectory(prefix="toolchain-host-") as name:
-        for path, content in files.items():
-            target = Path(name, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
-        yield Path(name)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import platform
 import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnxruntime
@@ -13,7 +16,7 @@ from toolchain.bench import agent
 from toolchain.cpuinfo import read_cpu
 from toolchain.measurement import Host, Reading
 
-__all__ = ["Reading", "describe_host", "read_conditions"]
+__all__ = ["Reading", "describe_host", "read_conditions", "root_of"]
 
 
 def describe_host() -> Host:
@@ -36,3 +39,14 @@ def describe_host() -> Host:
 def read_conditions(root: Path = Path("/")) -> Reading:
     """What `agent.read_conditions` tells of this machine. root: where ``sys`` lies."""
     return Reading(**agent.read_conditions(root))
+
+
+@contextmanager
+def root_of(files: Mapping[str, str]) -> Iterator[Path]:
+    """A folder with the files of a machine elsewhere, for what reads ``proc`` and ``sys``."""
+    with tempfile.TemporaryDirectory(prefix="toolchain-host-") as name:
+        for path, content in files.items():
+            target = Path(name, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content, encoding="utf-8")
+        yield Path(name)

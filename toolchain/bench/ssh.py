@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from toolchain.bench.agent import GOVERNOR
-from toolchain.bench.host import Reading
+from toolchain.bench.host import Reading, root_of
 from toolchain.bench.local import SCRIPT, make_job, store_feed
 from toolchain.bench.model_files import model_files
 from toolchain.bench.place import Say
@@ -110,7 +110,7 @@ class Remote:
     def describe(self) -> Host:
         """As `place.Device.describe`; where onnxruntime is not there yet, it is installed now."""
         facts = self._facts
-        with _root(facts["files"]) as root:
+        with root_of(facts["files"]) as root:
             cpu = read_cpu(root)
         memory = re.search(r"MemTotal:\s+(\d+)", facts["files"].get("proc/meminfo", ""))
         return Host(
@@ -162,7 +162,7 @@ class Remote:
         if facts["machine"] not in ("x86_64", "aarch64"):
             what = f"is {facts['machine']}, and int8 kernels are known for x86_64 and aarch64 only"
             raise self._error(what, "install a 64-bit system there")
-        with _root(facts["files"]) as root:
+        with root_of(facts["files"]) as root:
             found = detect_host(root)
         runtime = self.call("environment", version=version("onnxruntime"))["onnxruntime"]
         if runtime is not None:
@@ -300,14 +300,3 @@ def _refusal(stderr: str, said: str, host: str) -> tuple[str, str]:
 def _quoted(python: str) -> str:
     """A path for the shell there, which knows what ~ is."""
     return f'"$HOME"/{shlex.quote(python[2:])}' if python.startswith("~/") else shlex.quote(python)
-
-
-@contextmanager
-def _root(files: Mapping[str, str]) -> Iterator[Path]:
-    """A folder with these files in it."""
-    with tempfile.TemporaryDirectory(prefix="toolchain-host-") as name:
-        for path, content in files.items():
-            target = Path(name, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
-        yield Path(name)

@@ -111,6 +111,14 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
     return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
 
 
+def round_at(weight: Floats, scales: Floats, axis: int, *, exact: bool) -> Int8s:
+    """The integers nearest to a weight float32 [...] at given scales float32 [channels]; else as `quantize_weight`."""
+    rounded = np.clip(np.rint(np.asarray(as_rows(weight, axis), np.float32) / scales[:, None]), -TOP, TOP)
+    if exact:
+        bound_pairs(rounded)
+    return from_rows(rounded.astype(np.int8), weight.shape, axis)
+
+
 def bound_pairs(rounded: npt.NDArray[np.floating]) -> None:
     """Bring adjacent integers whose same-signed sum exceeds the limit back to it, half from each, in place."""
     pairs = rounded[:, : rounded.shape[1] // 2 * 2].reshape(rounded.shape[0], -1, 2)

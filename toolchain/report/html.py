@@ -29,6 +29,7 @@ from toolchain.report.html_series import Series, colour_of, longest, series_of
 from toolchain.report.html_words import headline, provenance, tiles
 from toolchain.report.legend import legend, notes
 from toolchain.report.render import cells, heading, is_words
+from toolchain.report.trained import told
 
 LONGEST = 12
 """So many layers stand in the table of those that take longest."""
@@ -83,7 +84,7 @@ def page(comparison: Comparison, known: Details | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"count": count_text}
+    environment.filters |= {"count": count_text, "look": told}
     drawn = can_draw()
     return environment.get_template("report.html").render(
         title=_title(comparison),
@@ -193,6 +194,8 @@ def _charts(known: Details) -> dict[str, html_charts.Spec | None]:
         charts["causes"] = html_charts.causes(found.causes)
     if found and found.pruning and found.pruning.groups:
         charts["cuts"] = html_charts.cuts(found.pruning)
+    if found and found.training:
+        charts |= {f"training_{m}": html_charts.learning(found.training, m) for m in ("loss", "accuracy")}
     if known.manifests and len(known.manifests[0].tradeoff) > 1:
         charts["curve"] = html_charts.curve(known.manifests[0].tradeoff)
     return charts

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolchain.artifact import TradeOff
-from toolchain.findings import Cause, Profile, Pruning
+from toolchain.findings import Cause, Profile, Pruning, TrainingStep
 from toolchain.report.html_series import (
     Records,
     Series,
@@ -31,6 +31,7 @@ Spec = dict[str, Any]
 
 WIDE = 4.0
 """Latencies that differ by more than this factor get a logarithmic axis."""
+STEP_COLOURS = ("var(--int8)", "var(--pruned)", "var(--spare-1)", "var(--spare-2)", "var(--spare-3)", "var(--fp32)")
 CAUSES = 15
 CAUSE = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
 LABELS = 6
@@ -132,7 +133,7 @@ def steadiness(found: Sequence[Series]) -> Spec | None:
         alt.Chart(_data(records))
         .mark_line(point=alt.OverlayMarkDef(filled=True, size=40), strokeWidth=2)
         .encode(
-            x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0)),
+            x=alt.X("round:Q", title="round", axis=alt.Axis(format="d", tickMinStep=1, tickCount=8, grid=False)),
             y=alt.Y(
                 "change:Q", title="from its median", axis=alt.Axis(format="+.0%", tickCount=5),
                 scale=alt.Scale(domain=[-limit, limit], nice=False),
@@ -218,6 +219,37 @@ def curve(points: Sequence[TradeOff]) -> Spec:
     )
     line = base.mark_line(color="var(--int8)", point=alt.OverlayMarkDef(size=70, filled=True, color="var(--int8)"))
     return _spec(line.properties(height=200))
+
+
+def learning(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]) -> Spec | None:
+    """Held-out samples over the training, a line a step; what was kept is filled. None where nothing was measured."""
+    import altair as alt
+
+    records: Records = [
+        {
+            "step": f"{number + 1} {step.technique}",
+            "at": number + look.share,
+            "value": look.loss if measure == "loss" else look.accuracy,
+            "kept": place == step.kept,
+        }
+        for number, step in enumerate(steps)
+        for place, look in enumerate(step.looks)
+    ]
+    records = [r for r in records if r["value"] is not None]
+    if not records:
+        return None
+    positive = min(float(r["value"]) for r in records) > 0
+    scale = alt.Scale(type="log") if measure == "loss" and positive else alt.Scale(zero=False)
+    axis = alt.Axis(format="~g", tickCount=5) if measure == "loss" else alt.Axis(format=".0%", tickCount=5)
+    colours = alt.Scale(range=list(STEP_COLOURS))
+    base = alt.Chart(_data(records)).encode(
+        x=alt.X("at:Q", title="steps of the recipe", axis=alt.Axis(tickMinStep=1, tickCount=len(steps) + 1)),
+        y=alt.Y("value:Q", title=measure, scale=scale, axis=axis),
+        color=alt.Color("step:N", scale=colours, legend=alt.Legend(title=None, orient="top") if steps[1:] else None),
+        tooltip=[_tip("step"), _tip("value", ".4~r", measure)],
+    )
+    dots = base.transform_filter(alt.datum.kept).mark_point(filled=True, size=90, opacity=1)
+    return _spec(alt.layer(base.mark_line(), dots).properties(height=200))
 
 
 def cuts(found: Pruning) -> Spec:

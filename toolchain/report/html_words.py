@@ -71,9 +71,8 @@ def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
         found.append(Tile(_kind(b.score), _score(b.score), f"{a.variant}: {_score(a.score)}{samples}"))
     if a.memory and b.memory:
         peaks = [max(m.peak_load_bytes, m.peak_run_bytes) - m.baseline_bytes for m in (a.memory, b.memory)]
-        found.append(
-            Tile("memory", f"{peaks[1] / 1e6:.0f} MB", f"{a.variant}: {peaks[0] / 1e6:.0f} MB; peak over none")
-        )
+        note = f"{a.variant}: {peaks[0] / 1e6:.0f} MB; above the runtime's own"
+        found.append(Tile("memory", f"{peaks[1] / 1e6:.0f} MB", note))
     if manifests:
         exceptions = manifests[0].exactness.exceptions
         value = "identical" if not exceptions else "identical but …"

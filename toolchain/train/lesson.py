@@ -1,17 +1,21 @@
-"""What a student learns from a teacher: the tensors compared, the samples, the loss and its gradients.
+"""What a student learns: from a teacher, from labels, or from both; the tensors compared, the loss and its gradients.
 
-A tensor's error is its squared error over its energy, so that each has equal say; outputs that look like scores of
-classes are also compared as distributions (Kullback-Leibler):
+    loss = a · labelled + (1 - a) · (mean over outputs of error + divergence) + mean over inner tensors of error
+           + penalty of the technique
 
-    loss = mean over outputs of (error + divergence) + mean over inner tensors of error
+(:mod:`toolchain.train.losses`); a is 0 where there are no labels. Outputs that look like scores of classes are compared
+as distributions, too. Inner tensors are those right behind a change, of a student that was made from its teacher.
 
-Batch normalization is folded in our graphs, and the weights of two channels may differ a thousandfold, while Adam's
-steps are of one size. So weights move in units of their own: w = w₀ + r d, where r is the root mean square of the
-channel and d is what is trained. It is the same as a learning rate for every channel.
+The weights of two channels may differ a thousandfold where batch normalization is folded, while Adam's steps are of one
+size. So weights move in units of their own: w = w₀ + r d, where r is the root mean square of the channel and d is what
+is trained. It is the same as a learning rate for every channel.
 
-A batch is cut into small parts, each computed by one thread from end to end, and the gradients are added in order: the
-result does not depend on the number of threads, small parts stay in the cache, and no thread waits for another within
-an operator, which on a busy machine takes most of the time.
+A batch is cut into parts, each computed by one thread from end to end, and the gradients are added in order: the result
+does not depend on the number of threads, small parts stay in the cache, and no thread waits for another within an
+operator, which on a busy machine takes most of the time.
+
+Batch normalizations keep their statistics, and most are folded into a convolution before a graph gets here. Where they
+are to learn with the rest (`Aims.norms`), a batch is one part.
 """
 
 from __future__ import annotations
@@ -29,9 +33,10 @@ import onnx_ir as ir
 from toolchain.data import CalibrationData
 from toolchain.errors import ModelError
 from toolchain.graph import edit, io, query, run
-from toolchain.tensors import Array
-from toolchain.train.augment import augmented, is_image
-from toolchain.train.torch_graph import TorchGraph
+from toolchain.train import losses
+from toolchain.train.samples import KEPT_BYTES, LABELS, Example, Samples, joined, split_labels, tensor
+from toolchain.train.technique import Technique
+from toolchain.train.torch_graph import Through, TorchGraph
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -39,13 +44,26 @@ if TYPE_CHECKING:
 
 SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 BATCH, PART = 16, 4
-KEPT_BYTES = 1 << 29
-"""Samples held in memory."""
+CACHED_BYTES = 1 << 20
+"""Of a part's largest tensor: below that, parts are larger."""
 BEST_DB = 100.0
 SMALLEST_UNIT = 0.1
 """Of the tensor's root mean square: a channel of zeros can move as well."""
 
-Example = Mapping[str, "Tensor"]
+
+@dataclass(frozen=True)
+class Aims:
+    """How the loss is made up. labels: the share that labels have of it, where there are any; temperature: of the
+    divergence; inner: whether inner tensors are compared; batch: samples a step; augment: see :class:`Samples`;
+    norms: batch normalizations go by the batch's statistics while training.
+    """
+
+    labels: float = 0.5
+    temperature: float = 1.0
+    inner: bool = True
+    batch: int = BATCH
+    augment: bool | None = None
+    norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,17 +71,28 @@ class Exam:
     """Of held-out samples, outputs alone: the mean loss, and the fidelity in dB as :mod:`toolchain.fidelity` has it.
 
     The loss decides what is better: of two models with one fidelity to the scores, the one with larger scores mostly
-    gives the right classes.
+    gives the right classes. accuracy: of the classes, by labels or else by the teacher's; None where there are none.
     """
 
     loss: float
     fidelity_db: float
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of a batch. goals: the teacher's answers, where they are known."""
+
+    example: Example
+    goals: Example | None
+    labels: Tensor | None
 
 
 class Lesson:
     """A student under training.
 
-    moves: d by parameter name, see the module; what an optimizer changes.
+    moves: d by parameter name, see the module; what an optimizer changes, beside `technique.parameters()`.
+    samples: what it is trained on; seed: of which sample is drawn when.
 
     Raises:
         ModelError: an operator cannot be trained through, the student has no weights, or no float output that the
@@ -72,126 +101,209 @@ class Lesson:
 
     moves: dict[str, Tensor]
 
-    def __init__(self, student: ir.Model, teacher: ir.Model, data: CalibrationData) -> None:
+    def __init__(
+        self,
+        student: ir.Model,
+        teacher: ir.Model,
+        data: CalibrationData,
+        *,
+        technique: Technique | None = None,
+        aims: Aims = Aims(),
+        seed: int = 0,
+    ) -> None:
         import torch
 
-        self._graph = TorchGraph(student)
-        if not self._graph.parameters:
+        self.technique, self.aims, self.seed = technique or Technique(), aims, seed
+        self.graph = TorchGraph(student)
+        if not self.graph.parameters:
             raise ModelError(
                 "has no weights that could be trained", where=student.graph.name, hint="leave training out"
             )
-        self._start = {name: weight.detach().clone() for name, weight in self._graph.parameters.items()}
+        self._start = {name: weight.detach().clone() for name, weight in self.graph.parameters.items()}
         self._units = {name: _units(weight) for name, weight in self._start.items()}
         self.moves = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in self._start.items()}
-        examples = _examples(data)
-        first = {name: tensor.numpy() for name, tensor in examples[0].items()}
-        self._images = is_image(first)
-        heads = _heads(student)
-        inner = [name for name in matched(student, teacher) if name not in heads]
-        self._teacher, self._names = _teacher(teacher, [*heads, *inner]), [*heads, *inner]
-        shapes = {name: tensor.shape for name, tensor in self._goals(examples[0]).items()}
+        self.samples = Samples(data, augment=aims.augment)
+        first = self.samples.examples[0]
+        outputs = heads(student)
+        inner = [name for name in matched(student, teacher) if name not in outputs] if aims.inner else []
+        goals = list(heads(teacher))
+        if len(goals) != len(outputs):
+            what = f"has {len(outputs)} float outputs, and its teacher {len(goals)}"
+            raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
+        self._names = [*outputs, *inner]
+        self._theirs = dict(zip(outputs, goals, strict=True)) | {name: name for name in inner}
+        self._teacher = _teacher(teacher, list(self._theirs.values()))
+        self._known: dict[int, Example] | None = {}
+        shapes = {name: value.shape for name, value in self._answers(first).items()}
         with torch.no_grad():
-            here = {name: tensor.shape for name, tensor in self._graph(examples[0], self._names).items()}
+            here = {name: value.shape for name, value in self.graph(first, self._names).items()}
         self._names = [name for name in self._names if shapes[name] == here[name]]
-        self._heads = [name for name in heads if name in self._names]
+        self._heads = [name for name in outputs if name in self._names]
         if not self._heads:
             what = "has no float output of the shape that the teacher's has"
             raise ModelError(what, where=student.graph.name, hint="give the model it was pruned from")
-        self._scores = {n for n in self._heads if len(here[n]) == 2 and here[n][1] > 1 and heads[n]}
-        self._examples = examples
-        self._part = PART if self._stackable(student, teacher) else 1
+        self._scores = {n for n in self._heads if len(here[n]) == 2 and here[n][1] > 1 and outputs[n]}
+        bytes_each = sum(4 * shapes[name].numel() for name in self._names)
+        if self.samples.augment or bytes_each * len(self.samples) > KEPT_BYTES:
+            self._known = None
+        part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // _largest_bytes(student)), aims.batch)
+        self._part = part if self._stackable(student, teacher) else 1
+        self.technique.advance(self.weights(), 0.0)
 
-    def batch(self, rng: np.random.Generator) -> list[Example]:
-        """The parts of a random batch."""
-        return [self._joined([self._drawn(rng) for _ in range(self._part)]) for _ in range(BATCH // self._part)]
-
-    def gradients(self, parts: Sequence[Example], pool: Executor) -> float:
-        """Set the gradients of `moves`, the mean over the parts; returns the mean loss."""
+    def gradients(self, step: int, pool: Executor) -> float:
+        """Set the gradients of everything that is trained, the mean over a step's batch; returns the mean loss."""
         import torch
 
-        found = list(pool.map(self._part_gradients, parts))
-        for name, move in self.moves.items():
-            shares = [share for _, gradients in found if (share := gradients[name]) is not None]
-            move.grad = functools.reduce(torch.add, shares) / len(parts) if shares else None
+        chosen = self.samples.drawn(step, self.aims.batch, self.seed)
+        cuts = range(0, len(chosen) - len(chosen) % self._part or 1, self._part)
+        trained = self.trained()
+        through = self.technique.through()
+        parts = [self._part_of(step, start, chosen[start : start + self._part]) for start in cuts]
+        self.graph.training = self.aims.norms and self._part > 1
+        found = list(pool.map(lambda part: self._part_gradients(part, list(trained.values()), through), parts))
+        self.graph.training = False
+        for number, leaf in enumerate(trained.values()):
+            shares = [share for _, gradients in found if (share := gradients[number]) is not None]
+            leaf.grad = functools.reduce(torch.add, shares) / len(parts) if shares else None
         return float(np.mean([loss for loss, _ in found]))
 
-    def examine(self, data: CalibrationData, pool: Executor) -> Exam:
-        """The student as it is now, one held-out sample at a time."""
-        examples = [{name: _tensor(array) for name, array in feed.items()} for feed in data]
-        losses, decibels = zip(*pool.map(self._examined, examples), strict=True)
-        return Exam(float(np.mean(losses)), float(np.mean(decibels)))
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of `moves`, for :meth:`written`."""
-        return {name: move.detach().clone() for name, move in self.moves.items()}
-
-    def written(self, state: Mapping[str, Tensor]) -> ir.Model:
-        """The student with the weights of a state."""
+    def settle(self, rate: float, share: float) -> None:
+        """After a step of the optimizer: the technique's regularizer, its schedule."""
         import torch
 
         with torch.no_grad():
-            for name, weight in self._graph.parameters.items():
-                weight.copy_(self._start[name] + self._units[name] * state[name])
-        return self._graph.write_back()
+            for name, weight in self.technique.proximal(self.weights(), rate).items():
+                self.moves[name].copy_((weight - self._start[name]) / self._units[name])
+            self.technique.advance(self.weights(), share)
 
-    def _drawn(self, rng: np.random.Generator) -> Example:
-        if self._images:
-            return augmented(self._examples, rng)
-        return self._examples[int(rng.integers(len(self._examples)))]
+    def trained(self) -> dict[str, Tensor]:
+        """Every leaf that has a gradient: `moves` and the technique's own."""
+        return {**self.moves, **self.technique.parameters()}
 
-    def _joined(self, examples: Sequence[Example]) -> Example:
-        import torch
-
-        return {name: torch.cat([example[name] for example in examples]) for name in examples[0]}
-
-    def _weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
+        """The student's dense weights as they are now, by initializer name."""
         return {name: self._start[name] + self._units[name] * move for name, move in self.moves.items()}
 
-    def _goals(self, example: Example) -> dict[str, Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in example.items()}
-        return dict(zip(self._names, map(_tensor, self._teacher.run(self._names, feed)), strict=True))
+    def examine(self, data: CalibrationData, pool: Executor) -> Exam:
+        """The student as it is now; every held-out sample counts by itself."""
+        examples, labels = split_labels(list(data))
+        through = self.technique.through()
+        alike = len({tuple(value.shape for value in example.values()) for example in examples}) == 1
+        size = self._part if alike else 1
+        starts = range(0, len(examples), size)
+        parts = [(examples[i : i + size], None if labels is None else labels[i : i + size]) for i in starts]
+        rows = [
+            row for found in pool.map(lambda part: self._examined(part[0], part[1], through), parts) for row in found
+        ]
+        found, decibels, right = zip(*rows, strict=True)
+        hits = [hit for hit in right if hit is not None]
+        accuracy = float(np.mean(hits)) if hits else None
+        return Exam(float(np.mean(found)), float(np.mean(decibels)), accuracy)
 
-    def _part_gradients(self, example: Example) -> tuple[float, dict[str, Tensor | None]]:
-        import torch
-
-        loss = self._loss(self._graph({**example, **self._weights()}, self._names), self._goals(example))
-        found = torch.autograd.grad(loss, list(self.moves.values()), allow_unused=True)
-        return float(loss.detach()), dict(zip(self.moves, found, strict=True))
-
-    def _loss(self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor]) -> Tensor:
-        """Of the outputs, and of as many inner tensors as there are."""
-        inner = [name for name in got if name not in self._heads]
-        losses = [_error(got[name], goals[name]) / len(self._heads) for name in self._heads]
-        losses += [_divergence(got[name], goals[name]) / len(self._heads) for name in sorted(self._scores)]
-        losses += [_error(got[name], goals[name]) / len(inner) for name in inner]
-        return functools.reduce(operator.add, losses)
-
-    def _examined(self, example: Example) -> tuple[float, float]:
-        """Loss and decibels of one sample."""
+    def written(self) -> ir.Model:
+        """A clone of the student with the dense weights as they are now."""
         import torch
 
         with torch.no_grad():
-            got, goals = self._graph({**example, **self._weights()}, self._heads), self._goals(example)
-            error = float(np.mean([float(_error(got[name], goals[name])) for name in self._heads]))
-            return float(self._loss(got, goals)), min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
+            now = self.weights()
+            for name, weight in self.graph.parameters.items():
+                weight.copy_(now[name])
+        return self.graph.write_back()
+
+    def _part_of(self, step: int, start: int, chosen: Sequence[int]) -> _Part:
+        samples = self.samples
+        if samples.augment:
+            examples = [samples.changed(step, start + i, self.seed) for i in range(len(chosen))]
+            return _Part(joined(examples), None, None)
+        goals = None if self._known is None else joined([self._goals(i) for i in chosen])
+        labels = None if samples.labels is None else joined([{LABELS: samples.labels[i]} for i in chosen])[LABELS]
+        return _Part(joined([samples.examples[i] for i in chosen]), goals, labels)
+
+    def _part_gradients(
+        self, part: _Part, trained: Sequence[Tensor], through: Through
+    ) -> tuple[float, tuple[Tensor | None, ...]]:
+        import torch
+
+        goals = part.goals or self._answers(part.example)
+        got = self.graph({**part.example, **self.weights()}, self._names, through)
+        loss = self._loss(got, goals, part.labels)
+        return float(loss.detach()), torch.autograd.grad(loss, trained, allow_unused=True)
+
+    def _loss(self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        """Of the outputs, and of as many inner tensors as there are."""
+        inner = [name for name in got if name not in self._heads]
+        share = 0.0 if labels is None else self.aims.labels
+        each = (1 - share) / len(self._heads)
+        terms = []
+        if share < 1:
+            terms = [each * losses.error(got[name], goals[name]) for name in self._heads]
+            warmth = self.aims.temperature
+            terms += [each * losses.divergence(got[n], goals[n], warmth) for n in sorted(self._scores)]
+        if share > 0:
+            assert labels is not None
+            terms.append(share * losses.labelled(got[self._heads[0]], labels))
+        terms += [losses.error(got[name], goals[name]) / len(inner) for name in inner]
+        return functools.reduce(operator.add, terms)
+
+    def _examined(
+        self, examples: Sequence[Example], labels: Sequence[Tensor] | None, through: Through
+    ) -> list[tuple[float, float, bool | None]]:
+        """Loss, decibels and whether the class is right, of each sample of a part."""
+        import torch
+
+        example, rows = joined(examples), []
+        with torch.no_grad():
+            got = self.graph({**example, **self.weights()}, self._heads, through)
+            goals = self._answers(example)
+            for number in range(len(examples)):
+                one = slice(number, number + 1) if len(examples) > 1 else slice(None)
+                mine = {name: got[name][one] for name in self._heads}
+                theirs = {name: goals[name][one] for name in self._heads}
+                rows.append(self._judged(mine, theirs, None if labels is None else labels[number]))
+        return rows
+
+    def _judged(
+        self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor], label: Tensor | None
+    ) -> tuple[float, float, bool | None]:
+        error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
+        decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
+        head, right = self._heads[0], None
+        if label is not None and not label.is_floating_point():
+            right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
+        elif label is None and head in self._scores:
+            right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
+        return float(self._loss(got, goals, label)), decibels, right
+
+    def _goals(self, number: int) -> Example:
+        """The teacher's answers to one of the samples, kept."""
+        assert self._known is not None
+        if number not in self._known:
+            self._known[number] = self._answers(self.samples.examples[number])
+        return self._known[number]
+
+    def _answers(self, example: Example) -> Example:
+        feed = {name: value.numpy() for name, value in example.items()}
+        wanted = [self._theirs[name] for name in self._names]
+        return dict(zip(self._names, map(tensor, self._teacher.run(wanted, feed)), strict=True))
 
     def _stackable(self, student: ir.Model, teacher: ir.Model) -> bool:
         """Whether two samples at once give what each gives alone."""
         import torch
 
         specs = [*io.inputs(student), *io.inputs(teacher)]
-        first, last = self._examples[0], self._examples[-1]
+        examples = self.samples.examples
+        first, last = examples[0], examples[-1]
         if any(not spec.dims or isinstance(spec.dims[0], int) for spec in specs):
             return False
-        if len({tuple(tensor.shape for tensor in example.values()) for example in self._examples}) > 1:
+        if len({tuple(value.shape for value in example.values()) for example in examples}) > 1:
             return False
-        student_of = functools.partial(self._graph, wanted=self._names)
+        student_of = functools.partial(self.graph, wanted=self._names)
         with torch.no_grad():
             try:
-                both = student_of(self._joined([first, last]))
+                both = student_of(joined([first, last]))
             except RuntimeError:  # a Reshape to a constant shape
                 return False
-            alone = self._joined([student_of(first), student_of(last)])
+            alone = joined([student_of(first), student_of(last)])
         return all(run.relative_error(alone[name].numpy(), both[name].numpy()) < 1e-3 for name in self._names)
 
 
@@ -216,7 +328,7 @@ def matched(student: ir.Model, teacher: ir.Model) -> list[str]:
     return found
 
 
-def _heads(model: ir.Model) -> dict[str, bool]:
+def heads(model: ir.Model) -> dict[str, bool]:
     """Names of the float outputs, in front of Softmax and Sigmoid; and whether they may be scores of classes."""
     found = {}
     for output in filter(query.is_float, model.graph.outputs):
@@ -236,16 +348,10 @@ def _teacher(model: ir.Model, names: Sequence[str]) -> InferenceSession:
     return run.session(clone, threads=1)
 
 
-def _examples(data: CalibrationData) -> list[Example]:
-    size = max(sum(array.nbytes for array in next(iter(data)).values()), 1)
-    kept = data.take(max(1, min(len(data), KEPT_BYTES // size)))
-    return [{name: _tensor(array) for name, array in feed.items()} for feed in kept]
-
-
-def _tensor(array: Array) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.array(array))
+def _largest_bytes(model: ir.Model) -> int:
+    """Of one sample's tensors."""
+    sizes = [query.sizes(value, dynamic=1) or () for value in query.activations(model)]
+    return 4 * max([int(np.prod(size)) for size in sizes], default=1)
 
 
 def _units(weight: Tensor) -> Tensor:
@@ -256,12 +362,3 @@ def _units(weight: Tensor) -> Tensor:
         return whole
     own = weight.flatten(1).square().mean(1).sqrt().clamp_min(SMALLEST_UNIT * float(whole))
     return own.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _error(got: Tensor, goal: Tensor) -> Tensor:
-    return (got - goal).square().sum() / goal.square().sum().clamp_min(1e-12)
-
-
-def _divergence(got: Tensor, goal: Tensor) -> Tensor:
-    here, there = got.log_softmax(-1), goal.log_softmax(-1)
-    return (there.exp() * (there - here)).sum(-1).mean()

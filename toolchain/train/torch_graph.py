@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from toolchain.errors import ModelError
 from toolchain.graph import query
-from toolchain.train.torch_ops import table
+from toolchain.train.torch_ops import batch_normalized, table
 
 if TYPE_CHECKING:
     import torch
@@ -46,18 +46,23 @@ class TorchGraph:
     """A model in torch, on the CPU.
 
     parameters: the weights that can be trained, by initializer name; they require gradients.
+    buffers: the running means and variances of batch normalizations, by initializer name.
+    training: whether batch normalizations use the batch's own statistics, and move the running ones towards them.
 
     Raises:
         ModelError: an operator (or operator set) that cannot be trained through, by name.
     """
 
     parameters: dict[str, torch.nn.Parameter]
+    buffers: dict[str, Tensor]
+    training: bool
 
     def __init__(self, model: ir.Model) -> None:
         import torch
 
         check_operators(model)
         self._model = model
+        self.training = False
         self._nodes = [node for node in model.graph if node.op_type != "Constant"]
         self.parameters, self._constants = {}, {}
         wanted = {name for node in self._nodes for name in _weights(node)}
@@ -68,6 +73,9 @@ class TorchGraph:
                 self.parameters[str(value.name)] = torch.nn.Parameter(tensor)
             else:
                 self._constants[str(value.name)] = tensor
+        norms = [node for node in self._nodes if node.op_type == "BatchNormalization"]
+        names = [str(value.name) for node in norms for value in node.inputs[3:5] if value is not None]
+        self.buffers = {name: self._constants[name] for name in names if name in self._constants}
         self._orders: dict[tuple[frozenset[str], tuple[str, ...]], list[tuple[ir.Node, list[str]]]] = {}
 
     def __call__(
@@ -88,7 +96,7 @@ class TorchGraph:
         changed = through or {}
         seen = {name: change(known[name]) for name, change in changed.items() if name in known}
         known.update(seen)
-        operators = table()
+        operators = {**table(), "BatchNormalization": batch_normalized} if self.training else table()
         for node, done in self._order(frozenset(given), names):
             inputs = [None if value is None else known[str(value.name)] for value in node.inputs]
             found = operators[query.op(node)](node, *inputs)
@@ -101,12 +109,12 @@ class TorchGraph:
         return {name: known[name] for name in names}
 
     def write_back(self) -> ir.Model:
-        """A clone of the model with the parameters as they are now."""
+        """A clone of the model with the parameters and buffers as they are now."""
         clone = self._model.clone()
+        now = {**self.buffers, **self.parameters}
         for value in _constants(clone):
-            if value.name in self.parameters:
-                array = self.parameters[value.name].detach().numpy().copy()
-                value.const_value = ir.tensor(array, name=value.name)
+            if value.name in now:
+                value.const_value = ir.tensor(now[value.name].detach().numpy().copy(), name=value.name)
         return clone
 
     def _order(self, given: frozenset[str], wanted: tuple[str, ...]) -> list[tuple[ir.Node, list[str]]]:

@@ -147,6 +147,13 @@ def _norms() -> dict[str, Op]:
     return {"BatchNormalization": batch, "LayerNormalization": layer, "InstanceNormalization": instance}
 
 
+def batch_normalized(node: ir.Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """BatchNormalization by the batch's own statistics; `mean` and `var` move by a tenth towards them, in place."""
+    from torch.nn import functional
+
+    return functional.batch_norm(x, mean, var, scale, bias, training=True, eps=attribute(node, "epsilon", 1e-5))
+
+
 def _pools() -> dict[str, Op]:
     import torch
     from torch.nn import functional

@@ -1,0 +1,1 @@
+"""Studies of training: a residual network for digits, and what every technique makes of it."""

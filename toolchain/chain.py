@@ -1,0 +1,374 @@
+"""`run_chain`: the steps of a training recipe, one after the other, each from what the one before it made.
+
+The teacher of every step is the model that the chain began with. What a step has made is kept in a folder, and so is
+the state of the step that runs: a run that was ended goes on where it was, and gives the same bits on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain import aware, cost, ops
+from toolchain.convert import convert
+from toolchain.data import CalibrationData, open_data
+from toolchain.errors import ModelError
+from toolchain.files import write_text
+from toolchain.findings import Look, TrainingStep
+from toolchain.graph import io, query
+from toolchain.graph.sizes import sizes
+from toolchain.optimize import optimize
+from toolchain.prune.apply import apply_cuts, parameter_count, separate
+from toolchain.prune.axes import owners
+from toolchain.prune.groups import Group, groups
+from toolchain.prune.layout import layout
+from toolchain.rules import Contracted, Weighted
+from toolchain.tensors import Feed
+from toolchain.train import letters as letter
+from toolchain.train.alphabet import Alphabet, own_gradients
+from toolchain.train.fit import Fitted, Schedule, fit
+from toolchain.train.lesson import Aims, Lesson
+from toolchain.train.masks import Ask, Channels, Masked, Slot
+from toolchain.train.norms import normalized
+from toolchain.train.samples import LABELS
+from toolchain.train.technique import Technique
+from toolchain.training import Binary, Distil, Int8, Learn, PowerOfTwo, Prune, Share, Step, Training
+
+Progress = Callable[[str, int, int], None]
+
+LOOKS = 20
+"""So often held-out samples are looked at."""
+PUSHED, PRUNED = 0.4, 0.6
+"""Shares of a training: a regularizer acts until the first, a gradual schedule ends at the second."""
+ROUND = 0.3
+"""The share of a round of pruning and training after which nothing more goes."""
+NORMED = 64
+"""Samples that a new student's normalizations begin with."""
+RATE, FRESH_RATE = 1e-2, 1e-1
+"""Highest learning rates, of what has learnt before and of what has not."""
+WEIGHED = 64
+"""Samples that tell how much a weight's error matters."""
+OBSERVED = 512
+"""Samples that ranges are taken from."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a step made, and what is to be told of it."""
+
+    model: ir.Model
+    record: TrainingStep
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all steps share. key: names the step's files in the folder."""
+
+    teacher: ir.Model
+    data: CalibrationData
+    held: CalibrationData
+    recipe: Training
+    folder: Path
+    progress: Progress
+
+
+def run_chain(
+    model: ir.Model,
+    recipe: Training,
+    data: CalibrationData,
+    held: CalibrationData,
+    *,
+    folder: Path,
+    progress: Progress | None = None,
+) -> list[Stage]:
+    """Train.
+
+    Args:
+        model: an optimized float model; it is also the teacher.
+        recipe: the steps.
+        data: samples to learn from, with labels or without.
+        held: samples to judge by.
+        folder: keeps what is done, and the state of what is not. Give an empty one to begin with.
+        progress: told about every step.
+
+    Raises:
+        ModelError: torch is not installed; an operator cannot be trained through; nothing that could go.
+    """
+    job = _Job(separate(model), data, held, recipe, folder, progress or (lambda what, done, total: None))
+    stages: list[Stage] = []
+    for number, step in enumerate(recipe.steps):
+        now = separate(optimize(stages[-1].model).model) if stages else job.teacher  # which unpacks codes
+        stages.append(_iterative(job, f"step-{number}", now, step) if _rounds(step) else _once(job, number, now, step))
+    return stages
+
+
+def _rounds(step: Step) -> bool:
+    return isinstance(step, Prune) and step.schedule == "iterative"
+
+
+def _once(job: _Job, number: int, model: ir.Model, step: Step) -> Stage:
+    if isinstance(step, Prune):
+        return _kept(job, f"step-{number}", partial(_prune, job, model, step, step.amount))
+    if isinstance(step, Distil):
+        return _kept(job, f"step-{number}", partial(_distil, job, model, step))
+    if isinstance(step, Share | PowerOfTwo | Binary):
+        return _kept(job, f"step-{number}", partial(_code, job, model, step))
+    return _kept(job, f"step-{number}", partial(_int8, job, model, step))
+
+
+def _kept(job: _Job, key: str, make: Callable[[str], Stage]) -> Stage:
+    """What `make` gives, or what it gave before, read from the folder in either case."""
+    model, record = job.folder / f"{key}.onnx", job.folder / f"{key}.json"
+    if not record.exists():
+        made = make(key)
+        io.save(made.model, model)
+        write_text(record, made.record.model_dump_json())
+        (job.folder / f"{key}.pt").unlink(missing_ok=True)
+    return Stage(io.load(model), TrainingStep.model_validate_json(record.read_text(encoding="utf-8")))
+
+
+def _learn(
+    job: _Job,
+    key: str,
+    model: ir.Model,
+    step: Learn,
+    technique: Technique,
+    epochs: float,
+    *,
+    must_move: bool,
+    norms: bool = False,
+    inner: bool = True,
+) -> tuple[Lesson, Fitted]:
+    """A lesson, learnt."""
+    aims = Aims(step.labels, step.temperature, inner and not norms, step.batch, step.augment, norms)
+    lesson = Lesson(model, job.teacher, job.data, technique=technique, aims=aims, seed=job.recipe.seed)
+    schedule = Schedule(
+        minutes=step.minutes or Schedule.minutes,
+        steps=lesson.samples.steps(epochs, step.batch),
+        rate=step.rate or (FRESH_RATE if norms else RATE),
+        looks=tuple((i + 1) / LOOKS for i in range(LOOKS - 1)),
+        patience=step.patience,
+    )
+    found = fit(
+        lesson,
+        job.held,
+        schedule,
+        threads=job.recipe.threads,
+        checkpoint=job.folder / f"{key}.pt",
+        must_move=must_move,
+        progress=lambda what, done, total: job.progress(f"{what}, {key}", done, total),
+    )
+    return lesson, found
+
+
+def _stage(
+    model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequence[str] = (), dense: ir.Model | None = None
+) -> Stage:
+    """dense: the model in floats, where it is coded or quantized."""
+    dense = dense or model
+    looks = tuple(
+        Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
+        for x in found.looks
+    )
+    size = sizes(model)
+    zeros = [array == 0 for _, _, array in _products(dense)]
+    record = TrainingStep(
+        technique=step.technique,
+        summary=summary,
+        seconds=found.seconds,
+        steps=found.steps,
+        looks=looks,
+        kept=found.kept,
+        macs=sum(macs or 0 for macs in cost.count(dense).macs.values()),
+        parameters=parameter_count(dense),
+        zeros=float(np.mean(np.concatenate([z.reshape(-1) for z in zeros]))) if zeros else 0.0,
+        bytes=size.raw,
+        zip_bytes=size.zipped,
+        wire_bytes=size.wire,
+        notes=tuple(notes),
+    )
+    return Stage(model, record)
+
+
+# ------------------------------------------------------------------------------------------------ the steps
+
+
+def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
+    """Of what is there, or of the user's student; the normalizations of a fresh one are folded away afterwards."""
+    fresh = False
+    if step.student is not None:
+        fresh = not step.student.endswith(".onnx") if step.fresh is None else step.fresh
+        inputs = () if step.student.endswith(".onnx") else io.inputs(job.teacher)
+        model = separate(optimize(convert(step.student, inputs=inputs).model).model)
+    if fresh:
+        model = normalized(model, _unlabelled(job.data.take(NORMED)))
+    lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False, norms=fresh)
+    made = lesson.written() if found.improved else model
+    made = separate(optimize(made).model) if fresh else made
+    whose = f"{step.student}, " if step.student else ""
+    return _stage(made, step, f"{whose}taught by the float model", found)
+
+
+def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: str) -> Stage:
+    """Weights of few values, stored as codes."""
+    importance = None
+    if isinstance(step, Share):
+        letters: letter.Letters = letter.Shared(step.bits, 1 if step.per == "channel" else None)
+        importance = own_gradients(model, job.data.take(WEIGHED), job.recipe.seed)
+        summary = f"{2**step.bits} values a {step.per}"
+    elif isinstance(step, PowerOfTwo):
+        letters = letter.PowerOfTwo(step.bits, step.terms)
+        summary = f"{step.bits} bits, {'powers' if step.terms == 1 else 'sums of two powers'} of two"
+    else:
+        letters, summary = letter.Binary(), "one number and its negative a channel"
+    technique = Alphabet(model, letters, importance=importance)
+    lesson, found = _learn(job, key, model, step, technique, step.epochs, must_move=False)
+    note = "no faster: onnxruntime unpacks the codes when it loads the file, and computes with floats"
+    made = technique.finish(lesson.written())
+    return _stage(made, step, summary, found, [note], dense=optimize(made).model)
+
+
+def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
+    """From the plan of static int8 to one with better weights. What the step leaves is the quantized file."""
+    data, check = (open_data(_unlabelled(some), io.inputs(model)) for some in (job.data.take(OBSERVED), job.held))
+    quantized = aware.planned(model, data, check, job.folder / f"{key}-choices.json", job.progress)
+    if not quantized.plan.products:
+        raise ModelError("has no product that could be int8", where=key, hint="leave the step out")
+    pupil = aware.pupil(quantized)
+    lesson, found = _learn(job, key, pupil.model, step, pupil.technique, step.epochs, must_move=False, inner=False)
+    notes = list(quantized.notes)
+    if found.improved:
+        quantized = aware.graduated(pupil, lesson.written())
+    else:
+        notes.append("training found nothing better than the plan it began with, which is what is kept")
+    chosen = quantized.plan.int8_nodes()
+    what = f"{len(chosen)} of {len(quantized.plan.choices)} operators int8, trained with their rounding"
+    return _stage(quantized.write(quantized.encoding), step, what, found, notes, dense=quantized.model)
+
+
+def _unlabelled(data: CalibrationData) -> list[Feed]:
+    return [{name: array for name, array in feed.items() if name != LABELS} for feed in data]
+
+
+def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> Stage:
+    """Once or gradually; channels are cut out of the graph at the end."""
+    begin, end = {"once": (0.0, 0.0), "gradual": (0.0, PRUNED), "iterative": (0.0, ROUND)}[step.schedule]
+    if step.criterion in ("l1", "l2"):
+        begin, end = PUSHED, max(PUSHED, end)
+    ask = Ask(amount, step.criterion, begin, end, step.strength, step.revive, step.multiple, job.recipe.seed)
+    technique = _masked(model, step, ask)
+    epochs = step.epochs / (step.rounds if step.schedule == "iterative" else 1)
+    lesson, found = _learn(job, key, model, step, technique, epochs, must_move=True)
+    made = technique.finish(lesson.written())
+    what = f"{step.structure}, {amount:.0%} by {step.criterion}, {step.schedule}"
+    if step.structure != "channels":
+        note = "no faster: onnxruntime's CPU provider multiplies zeros like any other number"
+        return _stage(made, step, what, found, [note])
+    cuts = {name: np.flatnonzero(kept.numpy()).tolist() for name, kept in technique.kept.items() if not kept.all()}
+    return _stage(separate(optimize(apply_cuts(made, cuts)).model), step, what, found)
+
+
+def _iterative(job: _Job, key: str, model: ir.Model, step: Step) -> Stage:
+    """Rounds of pruning and training; one that loses too much is taken back, and is the last."""
+    assert isinstance(step, Prune)
+    rounds: list[Stage] = []
+    first: Look | None = None
+    notes: list[str] = []
+    for number in range(step.rounds):
+        now = rounds[-1].model if rounds else model
+        goal, before = (step.amount * share / step.rounds for share in (number + 1, number))
+        amount = 1 - (1 - goal) / (1 - before) if step.structure == "channels" else goal
+        make = partial(_prune, job, now, step, amount)
+        done = _kept(job, f"{key}-round-{number}", make)
+        first = first or done.record.looks[0]
+        if _loss_of(done.record.looks[done.record.kept]) - _loss_of(first) > step.max_drop:
+            notes.append(f"round {number + 1} of {step.rounds} lost too much, and was taken back")
+            break
+        rounds.append(done)
+    if not rounds:
+        hint = "ask for less, for more rounds or epochs, or allow a larger drop"
+        raise ModelError("loses too much in the first round of pruning", where=key, hint=hint)
+    return _joined(step, rounds, notes)
+
+
+def _loss_of(look: Look) -> float:
+    """What rounds are judged by: wrong classes, or the outputs' error."""
+    return 10 ** (-look.fidelity_db / 10) if look.accuracy is None else 1 - look.accuracy
+
+
+def _joined(step: Prune, rounds: Sequence[Stage], notes: Sequence[str]) -> Stage:
+    """The last round, with the looks of all."""
+    looks = [
+        look.model_copy(update={"share": (number + look.share) / len(rounds)})
+        for number, stage in enumerate(rounds)
+        for look in stage.record.looks
+    ]
+    last = rounds[-1].record
+    kept = len(looks) - len(last.looks) + last.kept
+    summed = {"seconds": sum(s.record.seconds for s in rounds), "steps": sum(s.record.steps for s in rounds)}
+    what = f"{step.structure}, {step.amount:.0%} by {step.criterion}, {len(rounds)} rounds"
+    return Stage(
+        rounds[-1].model,
+        last.model_copy(
+            update={**summed, "looks": tuple(looks), "kept": kept, "summary": what, "notes": (*last.notes, *notes)}
+        ),
+    )
+
+
+# ------------------------------------------------------------------------------------ what a graph has to give
+
+
+def _masked(model: ir.Model, step: Prune, ask: Ask) -> Masked:
+    if step.structure == "channels":
+        return Masked(channels(model), ask)
+    found = {str(value.name): axis for value, axis, _ in _products(model)}
+    return Masked(list(found), ask, pattern=step.pattern, axes=found)
+
+
+def channels(model: ir.Model) -> list[Channels]:
+    """The groups of channels that may be cut, as weights' axes.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = layout(model)
+    values = {str(value.name): value for value in found.axes}
+    summed = {(value, axis) for value, axis, _ in _products(model)}
+
+    def slots(group: Group, read: bool) -> tuple[Slot, ...]:
+        chosen = [(values[m.parameter], m.axis, m.makes) for m in group.members]
+        return tuple(
+            Slot(
+                weight=str(value.name),
+                axis=axis,
+                owner=owners(found.axes[value][axis], group.leaf),
+                behind=len(found.axes[value]) - axis - 1,
+            )
+            for value, axis, makes in chosen
+            if ((value, axis) in summed or not makes) == read  # beside a residual sum, an axis does both
+        )
+
+    free = [group for group in groups(model, found) if group.free]
+    if not free:
+        raise ModelError("has no channels that may be cut", where=model.graph.name, hint="prune its weights instead")
+    pairs = [(group, slots(group, False), slots(group, True)) for group in free]
+    return [Channels(group.name, group.size, made, read or made) for group, made, read in pairs]
+
+
+def _products(model: ir.Model) -> list[tuple[ir.Value, int, np.ndarray]]:
+    """Weights of products, the axis that is summed over, and what they are."""
+    found = {}
+    for node in model.graph:
+        cell = ops.rule(node).channels
+        value = node.inputs[1] if len(node.inputs) > 1 else None
+        array = query.float_array(value)
+        if value is None or array is None or array.ndim < 2 or not isinstance(cell, Weighted | Contracted):
+            continue
+        inner = cell.in_ if isinstance(cell, Weighted) else array.ndim - 2 + query.attribute(node, "transB", 0)
+        found[value] = (value, inner, array)
+    return list(found.values())

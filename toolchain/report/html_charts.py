@@ -294,7 +294,7 @@ def _bars(
             f"{value}:Q",
             title=title,
             scale=alt.Scale(domain=[0, highest * 1.16], nice=False),
-            axis=alt.Axis(tickCount=5),
+            axis=alt.Axis(tickCount=4, labelOverlap=True),
         ),
         tooltip=[_tip(group), _tip("series"), _tip(value, format, title)],
     )

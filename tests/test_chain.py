@@ -281,6 +281,8 @@ def test_the_command_writes_a_model_and_its_evidence(tmp_path, toolchain):
 def test_bad_requests_end_before_anything_is_slow(tmp_path, toolchain):
     command = given_files(tmp_path)
     assert "no run to go on with" in toolchain(*command, "-o", str(tmp_path / "o"), "--resume").sentence
+    (tmp_path / "r.toml").write_text('schema_version = 1\nsteps = [{ technique = "distil", student = "gone.onnx" }]\n')
+    assert "student 'gone.onnx'" in toolchain(*command).sentence
     (tmp_path / "r.toml").write_text("schema_version = 1\nsteps = []\n")
     assert "r.toml" in toolchain(*command).sentence
     (tmp_path / "r.toml").unlink()

@@ -32,7 +32,7 @@ from toolchain.score import Evaluate, Run, agreement_score, evaluate_score
 from toolchain.tensors import Array, Feed, TensorSpec
 from toolchain.train import require_trainable
 from toolchain.train.samples import LABELS
-from toolchain.training import Training
+from toolchain.training import Distil, Training
 
 UNFINISHED = "unfinished"
 """The folder, below the output's, that keeps what is done of a run that has not ended."""
@@ -87,6 +87,7 @@ def train(
     for name in ("model.onnx", "results.json", "findings.json", "training.json", "report.html"):
         check_output(output / name)
     check_source(data, preprocess)
+    _check_students(recipe)
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
     model = prepared.model
     require_trainable(model)
@@ -107,6 +108,17 @@ def train(
     write_text(output / "report.html", html.page(compare([output]), html.details(output)))
     shutil.rmtree(folder)
     return Trained(output, results, steps, prepared.converted.notes)
+
+
+def _check_students(recipe: Training) -> None:
+    """Before anything slow."""
+    for step in recipe.steps:
+        if not isinstance(step, Distil) or step.student is None:
+            continue
+        if is_callable_spec(step.student):
+            load_callable(step.student)
+        elif not Path(step.student).is_file():
+            raise InputError("no such file", where=f"student {step.student!r}", hint="check the recipe")
 
 
 def _labels(data: DataSpec) -> list[TensorSpec]:

@@ -278,6 +278,21 @@ def test_the_command_writes_a_model_and_its_evidence(tmp_path, toolchain):
     assert findings["training"][1]["score"] == rows[2]["score"]["value"]
 
 
+def test_int8_is_written_for_the_kernels_of_a_target(tmp_path, toolchain):
+    """The same integers: what the two files compute is the same bits."""
+    command = given_files(tmp_path)
+    text = (tmp_path / "r.toml").read_text().split("[[steps]]")[0]
+    (tmp_path / "r.toml").write_text(text + '[[steps]]\ntechnique = "int8"\nepochs = 1\nbatch = 4\n')
+    answers = {}
+    for target in ("x86-vnni", "raspberry-pi-5"):
+        assert toolchain(*command, "-o", tmp_path / target, "--target", target).code == 0
+        written = io.load(tmp_path / target / "model.onnx")
+        answers[target] = plain(written, {"x": arrays(8)["x"]})["y"]
+        kinds = {t.dtype for t in tensors(written) if t.ndim == 0}
+        assert (np.dtype(np.uint8) in kinds) == (target == "x86-vnni")
+    assert np.array_equal(*answers.values())
+
+
 def test_bad_requests_end_before_anything_is_slow(tmp_path, toolchain):
     command = given_files(tmp_path)
     assert "no run to go on with" in toolchain(*command, "-o", str(tmp_path / "o"), "--resume").sentence

@@ -27,6 +27,7 @@ from toolchain.prune.apply import apply_cuts, parameter_count, separate
 from toolchain.prune.axes import owners
 from toolchain.prune.groups import Group, groups
 from toolchain.prune.layout import layout
+from toolchain.quantize import Encoding
 from toolchain.rules import Contracted, Weighted
 from toolchain.tensors import Feed
 from toolchain.train import letters as letter
@@ -41,6 +42,7 @@ from toolchain.training import Binary, Distil, Int8, Learn, PowerOfTwo, Prune, S
 
 Progress = Callable[[str, int, int], None]
 
+ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
 LOOKS = 20
 """So often held-out samples are looked at."""
 PUSHED, PRUNED = 0.4, 0.6
@@ -246,9 +248,16 @@ def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
         quantized = aware.graduated(pupil, lesson.written())
     else:
         notes.append("training found nothing better than the plan it began with, which is what is kept")
+    for encoding in ENCODINGS:
+        io.save(quantized.write(encoding), encoded(job.folder, encoding))
     chosen = quantized.plan.int8_nodes()
     what = f"{len(chosen)} of {len(quantized.plan.choices)} operators int8, trained with their rounding"
     return _stage(quantized.write(quantized.encoding), step, what, found, notes, dense=quantized.model)
+
+
+def encoded(folder: Path, encoding: Encoding) -> Path:
+    """Where a chain that ends in int8 leaves its model for targets of an encoding: the same integers."""
+    return folder / f"{encoding}.onnx"
 
 
 def _unlabelled(data: CalibrationData) -> list[Feed]:

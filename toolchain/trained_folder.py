@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
-from toolchain.chain import Stage, run_chain
+from toolchain.chain import Stage, encoded, run_chain
 from toolchain.convert import ModelSource
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
@@ -29,6 +29,7 @@ from toolchain.preparation import Progress, model_name, prepare, silent
 from toolchain.recipe import Bench
 from toolchain.report import compare, html
 from toolchain.score import Evaluate, Run, agreement_score, evaluate_score
+from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
 from toolchain.train import require_trainable
 from toolchain.train.samples import LABELS
@@ -56,6 +57,7 @@ def train(
     data: DataSpec,
     recipe: Training,
     output: str | Path = "trained",
+    target: str | Target = "host",
     inputs: Sequence[TensorSpec] = (),
     freeze: Mapping[str, int] | None = None,
     preprocess: str | Path | None = None,
@@ -72,6 +74,7 @@ def train(
         recipe: the steps.
         output: folder to write ``model.onnx``, ``results.json``, ``findings.json``, ``training.json`` and
             ``report.html`` to.
+        target: whose kernels a model that ends in int8 is written for; it is measured here, with the same integers.
         inputs: what a torch module takes.
         freeze: sizes for dynamic axes.
         preprocess: the image pipeline, for folders of images.
@@ -88,6 +91,7 @@ def train(
         check_output(output / name)
     check_source(data, preprocess)
     _check_students(recipe)
+    profile = load_target(target) if isinstance(target, str) else target
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
     model = prepared.model
     require_trainable(model)
@@ -101,7 +105,8 @@ def train(
     judge = _Judge(model, held, scorer, name)
     results, steps = _measured(model, stages, judge, model_name(source), recipe.bench, progress)
     progress("writing", 0, 0)
-    io.save(stages[-1].model, output / "model.onnx")
+    int8 = encoded(folder, profile.int8.activations)
+    io.save(io.load(int8) if int8.exists() else stages[-1].model, output / "model.onnx")
     results.save(output / "results.json")
     Findings(when=results.measurements[0].when, training=steps).save(output / "findings.json")
     recipe.save(output / "training.json")

@@ -33,7 +33,7 @@ from toolchain.tensors import Feed
 from toolchain.train import letters as letter
 from toolchain.train.alphabet import Alphabet, own_gradients
 from toolchain.train.fit import Fitted, Schedule, fit
-from toolchain.train.lesson import Aims, Lesson
+from toolchain.train.lesson import Aims, Lesson, largest_bytes
 from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
@@ -51,8 +51,10 @@ ROUND = 0.3
 """The share of a round of pruning and training after which nothing more goes."""
 NORMED = 64
 """Samples that a new student's normalizations begin with."""
-RATE, FRESH_RATE = 1e-2, 1e-1
-"""Highest learning rates, of what has learnt before and of what has not."""
+RATE, NORMED_RATE, FRESH_RATE = 1e-2, 2e-2, 1e-1
+"""Highest learning rates: of what has learnt before, without and with batch normalizations, and of what has not."""
+NORMED_BYTES = 1 << 26
+"""Batch normalizations need a whole batch at once: they are put in unasked up to tensors of this size."""
 WEIGHED = 64
 """Samples that tell how much a weight's error matters."""
 OBSERVED = 512
@@ -152,7 +154,7 @@ def _learn(
     schedule = Schedule(
         minutes=step.minutes or Schedule.minutes,
         steps=lesson.samples.steps(epochs, step.batch),
-        rate=step.rate or (FRESH_RATE if norms else RATE),
+        rate=step.rate or (RATE if not norms else FRESH_RATE if isinstance(step, Distil) else NORMED_RATE),
         looks=tuple((i + 1) / LOOKS for i in range(LOOKS - 1)),
         patience=step.patience,
     )
@@ -270,16 +272,28 @@ def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> 
     if step.criterion in ("l1", "l2"):
         begin, end = PUSHED, max(PUSHED, end)
     ask = Ask(amount, step.criterion, begin, end, step.strength, step.revive, step.multiple, job.recipe.seed)
+    norms = _normalizes(model, step)
+    if norms:
+        model = separate(normalized(model, _unlabelled(job.data.take(NORMED))))
     technique = _masked(model, step, ask)
     epochs = step.epochs / (step.rounds if step.schedule == "iterative" else 1)
-    lesson, found = _learn(job, key, model, step, technique, epochs, must_move=True)
+    lesson, found = _learn(job, key, model, step, technique, epochs, must_move=True, norms=norms)
     made = technique.finish(lesson.written())
+    if norms and step.structure != "channels":
+        made = separate(optimize(made).model)
     what = f"{step.structure}, {amount:.0%} by {step.criterion}, {step.schedule}"
     if step.structure != "channels":
         note = "no faster: onnxruntime's CPU provider multiplies zeros like any other number"
         return _stage(made, step, what, found, [note])
     cuts = {name: np.flatnonzero(kept.numpy()).tolist() for name, kept in technique.kept.items() if not kept.all()}
     return _stage(separate(optimize(apply_cuts(made, cuts)).model), step, what, found)
+
+
+def _normalizes(model: ir.Model, step: Prune) -> bool:
+    """Whether batch normalizations help the training along."""
+    if not step.epochs or not any(node.op_type == "Conv" for node in model.graph):
+        return False
+    return step.batch * largest_bytes(model) <= NORMED_BYTES if step.norms is None else step.norms
 
 
 def _iterative(job: _Job, key: str, model: ir.Model, step: Step) -> Stage:

@@ -146,7 +146,7 @@ class Lesson:
         bytes_each = sum(4 * shapes[name].numel() for name in self._names)
         if self.samples.augment or bytes_each * len(self.samples) > KEPT_BYTES:
             self._known = None
-        part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // _largest_bytes(student)), aims.batch)
+        part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // largest_bytes(student)), aims.batch)
         self._part = part if self._stackable(student, teacher) else 1
         self.technique.advance(self.weights(), 0.0)
 
@@ -348,7 +348,7 @@ def _teacher(model: ir.Model, names: Sequence[str]) -> InferenceSession:
     return run.session(clone, threads=1)
 
 
-def _largest_bytes(model: ir.Model) -> int:
+def largest_bytes(model: ir.Model) -> int:
     """Of one sample's tensors."""
     sizes = [query.sizes(value, dynamic=1) or () for value in query.activations(model)]
     return 4 * max([int(np.prod(size)) for size in sizes], default=1)

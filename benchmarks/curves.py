@@ -61,7 +61,9 @@ def points(runs: Iterable[Run]) -> list[Point]:
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(sum(values) / len(values), min(values), max(values))
+    low, high = min(values), max(values)
+    mean = min(max(sum(values) / len(values), low), high)  # of equal values it may be off by a rounding
+    return Spread(mean, low, high)
 
 
 def unbeaten(points: Sequence[Point], metric: float) -> list[Point]:

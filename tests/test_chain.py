@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from quantize_by_hand import named
-from small_models import weights
+from small_models import plain, weights
 
 pytest.importorskip("torch")
 
@@ -23,6 +23,7 @@ from toolchain.chain import run_chain
 from toolchain.data import open_data
 from toolchain.errors import ConfigError, ModelError
 from toolchain.graph import io
+from toolchain.optimize import optimize
 from toolchain.tensors import TensorSpec
 from toolchain.training import Training
 
@@ -153,6 +154,67 @@ def test_a_step_starts_from_what_the_one_before_made(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("step", "values"),
+    [
+        ({"technique": "share", "bits": 2}, 4),
+        ({"technique": "power-of-two", "bits": 3}, 7),
+        ({"technique": "binary"}, 2),
+    ],
+)
+def test_codes_are_unpacked_by_onnxruntime_and_for_the_next_step(tmp_path, step, values):
+    """The layer in the middle is coded by all three; each of its channels has few values."""
+    coded, taught = chain(tmp_path, {**step, **LEARN, "batch": 16}, {"technique": "distil", **LEARN, "epochs": 1})
+    dense = optimize(coded.model).model
+    (middle,) = [t for t in tensors(dense) if t.shape == (16, 16, 3, 3)]
+    assert max(len(np.unique(channel)) for channel in middle) <= values
+    feed = {"x": arrays(4)["x"]}
+    assert np.array_equal(plain(coded.model, feed)["y"], plain(dense, feed)["y"])
+    assert coded.record.parameters == sum(t.size for t in tensors(net()) if t.ndim > 1) + 16 + 16 + 4
+    assert coded.record.bytes < taught.record.bytes
+    assert "no faster" in coded.record.notes[0]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"technique": "prune", "structure": "weights", "amount": 0.5},
+        {"technique": "prune", "amount": 0.5},
+        {"technique": "power-of-two", "bits": 3},
+        {"technique": "binary"},
+    ],
+)
+def test_without_epochs_it_is_the_technique_alone(tmp_path, step):
+    (stage,) = chain(tmp_path, {**step, "epochs": 0})
+    assert stage.record.steps == 0
+    assert len(stage.record.looks) == 1
+    (ours,) = [t for t in tensors(optimize(stage.model).model) if t.ndim == 4 and t.shape[1] > 1]
+    (was,) = [t for t in tensors(net()) if t.ndim == 4 and t.shape[1] > 1]
+    assert not np.array_equal(ours, was)
+    if step.get("structure") == "weights":
+        assert set(np.unique(np.where(ours == was, 0, ours))) == {0}
+
+
+def test_a_fresh_student_is_normalized_while_it_learns(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "small_student.py").write_text(STUDENT)
+    step = {"technique": "distil", "student": "small_student:net", **LEARN, "rate": 0.1, "epochs": 40, "labels": 1.0}
+    (stage,) = chain(tmp_path / "work", step)
+    assert stage.record.looks[stage.record.kept].accuracy > 0.9
+    assert {node.op_type for node in stage.model.graph}.isdisjoint({"BatchNormalization"})
+    assert stage.record.parameters < 500
+
+
+STUDENT = """
+import torch
+from torch import nn
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+"""
+
+
+@pytest.mark.parametrize(
     ("step", "sentence"),
     [
         ({"technique": "prune", "structure": "rows"}, "'rows' is neither channels"),
@@ -178,6 +240,7 @@ RECIPE = """
 schema_version = 1
 threads = 1
 held = 16
+bench = {{ warmup_s = 0.0, min_time_s = 0.0, min_runs = 3, rounds = 1 }}
 [[steps]]
 technique = "prune"
 amount = 0.5
@@ -215,9 +278,26 @@ def test_the_command_writes_a_model_and_its_evidence(tmp_path, toolchain):
     assert findings["training"][1]["score"] == rows[2]["score"]["value"]
 
 
+def test_int8_is_written_for_the_kernels_of_a_target(tmp_path, toolchain):
+    """The same integers: what the two files compute is the same bits."""
+    command = given_files(tmp_path)
+    text = (tmp_path / "r.toml").read_text().split("[[steps]]")[0]
+    (tmp_path / "r.toml").write_text(text + '[[steps]]\ntechnique = "int8"\nepochs = 1\nbatch = 4\n')
+    answers = {}
+    for target in ("x86-vnni", "raspberry-pi-5"):
+        assert toolchain(*command, "-o", tmp_path / target, "--target", target).code == 0
+        written = io.load(tmp_path / target / "model.onnx")
+        answers[target] = plain(written, {"x": arrays(8)["x"]})["y"]
+        kinds = {t.dtype for t in tensors(written) if t.ndim == 0}
+        assert (np.dtype(np.uint8) in kinds) == (target == "x86-vnni")
+    assert np.array_equal(*answers.values())
+
+
 def test_bad_requests_end_before_anything_is_slow(tmp_path, toolchain):
     command = given_files(tmp_path)
     assert "no run to go on with" in toolchain(*command, "-o", str(tmp_path / "o"), "--resume").sentence
+    (tmp_path / "r.toml").write_text('schema_version = 1\nsteps = [{ technique = "distil", student = "gone.onnx" }]\n')
+    assert "student 'gone.onnx'" in toolchain(*command).sentence
     (tmp_path / "r.toml").write_text("schema_version = 1\nsteps = []\n")
     assert "r.toml" in toolchain(*command).sentence
     (tmp_path / "r.toml").unlink()

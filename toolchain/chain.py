@@ -6,7 +6,6 @@ the state of the step that runs: a run that was ended goes on where it was, and 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,27 +17,32 @@ import onnx_ir as ir
 from toolchain import aware, cost, ops
 from toolchain.convert import convert
 from toolchain.data import CalibrationData, open_data
-from toolchain.document import Document
 from toolchain.errors import ModelError
+from toolchain.files import write_text
 from toolchain.findings import Look, TrainingStep
 from toolchain.graph import io, query
+from toolchain.graph.sizes import sizes
 from toolchain.optimize import optimize
 from toolchain.prune.apply import apply_cuts, parameter_count, separate
 from toolchain.prune.axes import owners
 from toolchain.prune.groups import Group, groups
 from toolchain.prune.layout import layout
+from toolchain.quantize import Encoding
 from toolchain.rules import Contracted, Weighted
 from toolchain.tensors import Feed
+from toolchain.train import letters as letter
+from toolchain.train.alphabet import Alphabet, own_gradients
 from toolchain.train.fit import Fitted, Schedule, fit
-from toolchain.train.lesson import Aims, Lesson
+from toolchain.train.lesson import Aims, Lesson, largest_bytes
 from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
 from toolchain.train.technique import Technique
-from toolchain.training import Distil, Int8, Learn, Prune, Step, Training
+from toolchain.training import Binary, Distil, Int8, Learn, PowerOfTwo, Prune, Share, Step, Training
 
 Progress = Callable[[str, int, int], None]
 
+ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
 LOOKS = 20
 """So often held-out samples are looked at."""
 PUSHED, PRUNED = 0.4, 0.6
@@ -47,12 +51,14 @@ ROUND = 0.3
 """The share of a round of pruning and training after which nothing more goes."""
 NORMED = 64
 """Samples that a new student's normalizations begin with."""
-RATE, FRESH_RATE = 1e-2, 1e-1
-"""Highest learning rates, of what has learnt before and of what has not."""
+RATE, NORMED_RATE, FRESH_RATE = 1e-2, 2e-2, 1e-1
+"""Highest learning rates: of what has learnt before, without and with batch normalizations, and of what has not."""
+NORMED_BYTES = 1 << 26
+"""Batch normalizations need a whole batch at once: they are put in unasked up to tensors of this size."""
+WEIGHED = 64
+"""Samples that tell how much a weight's error matters."""
 OBSERVED = 512
 """Samples that ranges are taken from."""
-LEVEL = 6
-"""Of zlib, as app stores use."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,6 @@ class Stage:
     """What a step made, and what is to be told of it."""
 
     model: ir.Model
-    record: TrainingStep
-
-
-class _Record(Document):
-    """A step that is done, as its folder keeps it."""
-
-    KIND = "training record"
-
     record: TrainingStep
 
 
@@ -108,7 +106,7 @@ def run_chain(
     job = _Job(separate(model), data, held, recipe, folder, progress or (lambda what, done, total: None))
     stages: list[Stage] = []
     for number, step in enumerate(recipe.steps):
-        now = stages[-1].model if stages else job.teacher
+        now = separate(optimize(stages[-1].model).model) if stages else job.teacher  # which unpacks codes
         stages.append(_iterative(job, f"step-{number}", now, step) if _rounds(step) else _once(job, number, now, step))
     return stages
 
@@ -122,9 +120,9 @@ def _once(job: _Job, number: int, model: ir.Model, step: Step) -> Stage:
         return _kept(job, f"step-{number}", partial(_prune, job, model, step, step.amount))
     if isinstance(step, Distil):
         return _kept(job, f"step-{number}", partial(_distil, job, model, step))
-    if isinstance(step, Int8):
-        return _kept(job, f"step-{number}", partial(_int8, job, model, step))
-    raise ModelError("not yet")
+    if isinstance(step, Share | PowerOfTwo | Binary):
+        return _kept(job, f"step-{number}", partial(_code, job, model, step))
+    return _kept(job, f"step-{number}", partial(_int8, job, model, step))
 
 
 def _kept(job: _Job, key: str, make: Callable[[str], Stage]) -> Stage:
@@ -133,9 +131,9 @@ def _kept(job: _Job, key: str, make: Callable[[str], Stage]) -> Stage:
     if not record.exists():
         made = make(key)
         io.save(made.model, model)
-        _Record(record=made.record).save(record)
+        write_text(record, made.record.model_dump_json())
         (job.folder / f"{key}.pt").unlink(missing_ok=True)
-    return Stage(io.load(model), _Record.load(record).record)
+    return Stage(io.load(model), TrainingStep.model_validate_json(record.read_text(encoding="utf-8")))
 
 
 def _learn(
@@ -156,7 +154,7 @@ def _learn(
     schedule = Schedule(
         minutes=step.minutes or Schedule.minutes,
         steps=lesson.samples.steps(epochs, step.batch),
-        rate=step.rate or (FRESH_RATE if norms else RATE),
+        rate=step.rate or (RATE if not norms else FRESH_RATE if isinstance(step, Distil) else NORMED_RATE),
         looks=tuple((i + 1) / LOOKS for i in range(LOOKS - 1)),
         patience=step.patience,
     )
@@ -172,12 +170,17 @@ def _learn(
     return lesson, found
 
 
-def _stage(model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequence[str] = ()) -> Stage:
+def _stage(
+    model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequence[str] = (), dense: ir.Model | None = None
+) -> Stage:
+    """dense: the model in floats, where it is coded or quantized."""
+    dense = dense or model
     looks = tuple(
         Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
         for x in found.looks
     )
-    zeros = [array == 0 for _, _, array in _products(model)]
+    size = sizes(model)
+    zeros = [array == 0 for _, _, array in _products(dense)]
     record = TrainingStep(
         technique=step.technique,
         summary=summary,
@@ -185,37 +188,53 @@ def _stage(model: ir.Model, step: Step, summary: str, found: Fitted, notes: Sequ
         steps=found.steps,
         looks=looks,
         kept=found.kept,
-        macs=sum(macs or 0 for macs in cost.count(model).macs.values()),
-        parameters=parameter_count(model),
+        macs=sum(macs or 0 for macs in cost.count(dense).macs.values()),
+        parameters=parameter_count(dense),
         zeros=float(np.mean(np.concatenate([z.reshape(-1) for z in zeros]))) if zeros else 0.0,
-        bytes=0,
-        zip_bytes=0,
+        bytes=size.raw,
+        zip_bytes=size.zipped,
+        wire_bytes=size.wire,
         notes=tuple(notes),
     )
-    return _filed(model, Stage(model, record))
-
-
-def _filed(model: ir.Model, stage: Stage) -> Stage:
-    """A stage that leaves this model, and the size of its file."""
-    raw = io.to_bytes(model)
-    sizes = {"bytes": len(raw), "zip_bytes": len(zlib.compress(raw, LEVEL))}
-    return Stage(model, stage.record.model_copy(update=sizes))
+    return Stage(model, record)
 
 
 # ------------------------------------------------------------------------------------------------ the steps
 
 
 def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
-    """Of what is there, or of a student of the user's, whose normalizations are folded away afterwards."""
-    if step.student is None:
-        lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False)
-        return _stage(lesson.written() if found.improved else model, step, "taught by the float model", found)
-    student = optimize(convert(step.student, inputs=io.inputs(job.teacher)).model).model
-    feeds = _unlabelled(job.data.take(NORMED))
-    student = separate(normalized(student, feeds))
-    lesson, found = _learn(job, key, student, step, Technique(), step.epochs, must_move=False, norms=True)
-    made = separate(optimize(lesson.written()).model)
-    return _stage(made, step, f"{step.student}, taught by the float model", found)
+    """Of what is there, or of the user's student; the normalizations of a fresh one are folded away afterwards."""
+    fresh = False
+    if step.student is not None:
+        fresh = not step.student.endswith(".onnx") if step.fresh is None else step.fresh
+        inputs = () if step.student.endswith(".onnx") else io.inputs(job.teacher)
+        model = separate(optimize(convert(step.student, inputs=inputs).model).model)
+    if fresh:
+        model = normalized(model, _unlabelled(job.data.take(NORMED)))
+    lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False, norms=fresh)
+    made = lesson.written() if found.improved else model
+    made = separate(optimize(made).model) if fresh else made
+    whose = f"{step.student}, " if step.student else ""
+    return _stage(made, step, f"{whose}taught by the float model", found)
+
+
+def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: str) -> Stage:
+    """Weights of few values, stored as codes."""
+    importance = None
+    if isinstance(step, Share):
+        letters: letter.Letters = letter.Shared(step.bits, 1 if step.per == "channel" else None)
+        importance = own_gradients(model, job.data.take(WEIGHED), job.recipe.seed)
+        summary = f"{2**step.bits} values a {step.per}"
+    elif isinstance(step, PowerOfTwo):
+        letters = letter.PowerOfTwo(step.bits, step.terms)
+        summary = f"{step.bits} bits, {'powers' if step.terms == 1 else 'sums of two powers'} of two"
+    else:
+        letters, summary = letter.Binary(), "one number and its negative a channel"
+    technique = Alphabet(model, letters, importance=importance)
+    lesson, found = _learn(job, key, model, step, technique, step.epochs, must_move=False)
+    note = "no faster: onnxruntime unpacks the codes when it loads the file, and computes with floats"
+    made = technique.finish(lesson.written())
+    return _stage(made, step, summary, found, [note], dense=optimize(made).model)
 
 
 def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
@@ -231,10 +250,16 @@ def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
         quantized = aware.graduated(pupil, lesson.written())
     else:
         notes.append("training found nothing better than the plan it began with, which is what is kept")
+    for encoding in ENCODINGS:
+        io.save(quantized.write(encoding), encoded(job.folder, encoding))
     chosen = quantized.plan.int8_nodes()
     what = f"{len(chosen)} of {len(quantized.plan.choices)} operators int8, trained with their rounding"
-    stage = _stage(quantized.model, step, what, found, notes)
-    return _filed(quantized.write(quantized.encoding), stage)
+    return _stage(quantized.write(quantized.encoding), step, what, found, notes, dense=quantized.model)
+
+
+def encoded(folder: Path, encoding: Encoding) -> Path:
+    """Where a chain that ends in int8 leaves its model for targets of an encoding: the same integers."""
+    return folder / f"{encoding}.onnx"
 
 
 def _unlabelled(data: CalibrationData) -> list[Feed]:
@@ -247,16 +272,28 @@ def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> 
     if step.criterion in ("l1", "l2"):
         begin, end = PUSHED, max(PUSHED, end)
     ask = Ask(amount, step.criterion, begin, end, step.strength, step.revive, step.multiple, job.recipe.seed)
+    norms = _normalizes(model, step)
+    if norms:
+        model = separate(normalized(model, _unlabelled(job.data.take(NORMED))))
     technique = _masked(model, step, ask)
     epochs = step.epochs / (step.rounds if step.schedule == "iterative" else 1)
-    lesson, found = _learn(job, key, model, step, technique, epochs, must_move=True)
+    lesson, found = _learn(job, key, model, step, technique, epochs, must_move=True, norms=norms)
     made = technique.finish(lesson.written())
+    if norms and step.structure != "channels":
+        made = separate(optimize(made).model)
     what = f"{step.structure}, {amount:.0%} by {step.criterion}, {step.schedule}"
     if step.structure != "channels":
         note = "no faster: onnxruntime's CPU provider multiplies zeros like any other number"
         return _stage(made, step, what, found, [note])
     cuts = {name: np.flatnonzero(kept.numpy()).tolist() for name, kept in technique.kept.items() if not kept.all()}
     return _stage(separate(optimize(apply_cuts(made, cuts)).model), step, what, found)
+
+
+def _normalizes(model: ir.Model, step: Prune) -> bool:
+    """Whether batch normalizations help the training along."""
+    if not step.epochs or not any(node.op_type == "Conv" for node in model.graph):
+        return False
+    return step.batch * largest_bytes(model) <= NORMED_BYTES if step.norms is None else step.norms
 
 
 def _iterative(job: _Job, key: str, model: ir.Model, step: Step) -> Stage:

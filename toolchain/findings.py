@@ -132,7 +132,8 @@ class Look(Part):
 class TrainingStep(Part):
     """A step of a chain of training. kept: which of the looks it ended with. macs, parameters: of what it made.
 
-    zeros: the share of the products' weights. bytes: of the file; zip_bytes: compressed as app stores do.
+    zeros: the share of the products' weights. bytes: of the file; zip_bytes: compressed as app stores do; wire_bytes:
+    by xz, the smallest that Python's standard library makes of it.
     """
 
     technique: str
@@ -146,6 +147,7 @@ class TrainingStep(Part):
     zeros: float
     bytes: int
     zip_bytes: int
+    wire_bytes: int
     score: float | None = None
     notes: tuple[str, ...] = ()
 

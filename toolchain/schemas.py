@@ -22,6 +22,7 @@ from toolchain.preprocess import Preprocess
 from toolchain.recipe import Recipe
 from toolchain.suite import Suite
 from toolchain.target import Target
+from toolchain.training import Training
 
 DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
     {
@@ -32,6 +33,7 @@ DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
         "findings": Findings,
         "preprocess": Preprocess,
         "suite": Suite,
+        "training": Training,
     }
 )
 """The document of every schema, by the schema's name."""

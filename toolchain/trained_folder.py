@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
-from toolchain.chain import Stage, run_chain
+from toolchain.chain import Stage, encoded, run_chain
 from toolchain.convert import ModelSource
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
@@ -29,10 +29,11 @@ from toolchain.preparation import Progress, model_name, prepare, silent
 from toolchain.recipe import Bench
 from toolchain.report import compare, html
 from toolchain.score import Evaluate, Run, agreement_score, evaluate_score
+from toolchain.target import Target, load_target
 from toolchain.tensors import Array, Feed, TensorSpec
 from toolchain.train import require_trainable
 from toolchain.train.samples import LABELS
-from toolchain.training import Training
+from toolchain.training import Distil, Training
 
 UNFINISHED = "unfinished"
 """The folder, below the output's, that keeps what is done of a run that has not ended."""
@@ -56,12 +57,12 @@ def train(
     data: DataSpec,
     recipe: Training,
     output: str | Path = "trained",
+    target: str | Target = "host",
     inputs: Sequence[TensorSpec] = (),
     freeze: Mapping[str, int] | None = None,
     preprocess: str | Path | None = None,
     evaluate: str | Evaluate | None = None,
     resume: bool = False,
-    bench: Bench | None = None,
     progress: Progress = silent,
 ) -> Trained:
     """Train a model by a recipe, and measure what came of it.
@@ -73,12 +74,12 @@ def train(
         recipe: the steps.
         output: folder to write ``model.onnx``, ``results.json``, ``findings.json``, ``training.json`` and
             ``report.html`` to.
+        target: whose kernels a model that ends in int8 is written for; it is measured here, with the same integers.
         inputs: what a torch module takes.
         freeze: sizes for dynamic axes.
         preprocess: the image pipeline, for folders of images.
         evaluate: scores every model; None: the accuracy on held-out labels, or agreement with the float model.
         resume: go on where a run with the same model, data and recipe was ended.
-        bench: how latency is measured; None: the default.
         progress: told about every step.
 
     Raises:
@@ -89,6 +90,8 @@ def train(
     for name in ("model.onnx", "results.json", "findings.json", "training.json", "report.html"):
         check_output(output / name)
     check_source(data, preprocess)
+    _check_students(recipe)
+    profile = load_target(target) if isinstance(target, str) else target
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
     model = prepared.model
     require_trainable(model)
@@ -100,15 +103,27 @@ def train(
     stages = run_chain(model, recipe, learnt, held, folder=folder, progress=progress)
     name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
     judge = _Judge(model, held, scorer, name)
-    results, steps = _measured(model, stages, judge, model_name(source), bench or Bench(), progress)
+    results, steps = _measured(model, stages, judge, model_name(source), recipe.bench, progress)
     progress("writing", 0, 0)
-    io.save(stages[-1].model, output / "model.onnx")
+    int8 = encoded(folder, profile.int8.activations)
+    io.save(io.load(int8) if int8.exists() else stages[-1].model, output / "model.onnx")
     results.save(output / "results.json")
     Findings(when=results.measurements[0].when, training=steps).save(output / "findings.json")
     recipe.save(output / "training.json")
     write_text(output / "report.html", html.page(compare([output]), html.details(output)))
     shutil.rmtree(folder)
     return Trained(output, results, steps, prepared.converted.notes)
+
+
+def _check_students(recipe: Training) -> None:
+    """Before anything slow."""
+    for step in recipe.steps:
+        if not isinstance(step, Distil) or step.student is None:
+            continue
+        if is_callable_spec(step.student):
+            load_callable(step.student)
+        elif not Path(step.student).is_file():
+            raise InputError("no such file", where=f"student {step.student!r}", hint="check the recipe")
 
 
 def _labels(data: DataSpec) -> list[TensorSpec]:

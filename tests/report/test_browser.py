@@ -52,7 +52,7 @@ def test_everything_is_drawn_and_nothing_is_too_wide(tab, report, width):
     seen = tab.evaluate(SEEN)
     assert tab.complaints == []
     assert tab.requests == [report.as_uri()]
-    assert len(seen["marks"]) == 8
+    assert len(seen["marks"]) == 10
     assert min(seen["marks"]) > 0, seen
     assert (seen["width"], seen["scroll"], seen["wide"]) == (width, width, [])
 

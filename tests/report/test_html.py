@@ -19,11 +19,13 @@ from toolchain.findings import (
     CutGroup,
     CutProof,
     Findings,
+    Look,
     OperatorTime,
     Profile,
     Pruning,
     Repair,
     TargetFit,
+    TrainingStep,
 )
 from toolchain.measurement import Results
 from toolchain.recipe import Recipe
@@ -63,6 +65,16 @@ PRUNING = Pruning(
     proof=CutProof(error=1e-7, identical=True, exact=True),
     notes=(),
 )
+LOOKS = tuple(Look(share=i / 4, loss=1 / (i + 1), fidelity_db=5.0 * i, accuracy=0.5 + 0.1 * i) for i in range(5))
+TRAINING = tuple(
+    TrainingStep(
+        technique=name, summary="<some> channels", seconds=12.3, steps=40, looks=LOOKS, kept=4, macs=123_000,
+        parameters=1000, zeros=0.25, bytes=2_000_000, zip_bytes=1_000_000, wire_bytes=900_000, score=0.875,
+        notes=("no faster",),
+    )
+    for name in ("prune", "distil")
+)  # fmt: skip
+
 FINDINGS = Findings(
     when="2026-01-01T00:00:00+00:00",
     profiles=PROFILES,
@@ -85,6 +97,7 @@ FINDINGS = Findings(
         Cause(kind="activation", at="x", op="Conv", share=0.75, fidelity_db=30.0),
         Cause(kind="weight", at="a", op="Conv", share=0.25, fidelity_db=35.0),
     ),
+    training=TRAINING,
 )
 
 
@@ -322,7 +335,7 @@ def test_it_refers_to_nothing_outside():
     assert "default-src 'none'" in text
     urls = set(re.findall(r'"(https?://[^"]*)"', json.dumps(reader.specs)))
     assert {re.sub(r"v\d.*", "", url) for url in urls} == {"https://vega.github.io/schema/vega-lite/"}
-    assert len(reader.specs) == 8
+    assert len(reader.specs) == 10
     assert len(text.encode()) < 2.5e6
 
 
@@ -390,3 +403,18 @@ def test_details_of_other_results_are_left_out(folder):
     other = FileEntry(name="model.onnx", sha256="f" * 64, size_bytes=1)
     manifest(files=(other,)).save(folder / "host" / "manifest.json")
     assert html.details(folder) == html.Details()
+
+
+def test_training_is_told_step_by_step():
+    text = page(DEMO, html.Details(FINDINGS))
+    assert "prune: &lt;some&gt; channels" in text
+    assert "50.0% → 90.0%" in text
+    assert "no faster" in text
+    spec = html_charts.learning(TRAINING, "accuracy")
+    (rows,) = spec["datasets"].values() if "datasets" in spec else [spec["data"]["values"]]
+    assert [row["at"] for row in rows[:6]] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert sum(row["kept"] for row in rows) == 2
+    looks = tuple(look.model_copy(update={"accuracy": None}) for look in LOOKS)
+    unclassed = [step.model_copy(update={"looks": looks}) for step in TRAINING]
+    assert html_charts.learning(unclassed, "accuracy") is None
+    assert "0.0 dB → 20.0 dB" in page(DEMO, html.Details(FINDINGS.model_copy(update={"training": tuple(unclassed)})))

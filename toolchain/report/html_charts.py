@@ -133,7 +133,7 @@ def steadiness(found: Sequence[Series]) -> Spec | None:
         alt.Chart(_data(records))
         .mark_line(point=alt.OverlayMarkDef(filled=True, size=40), strokeWidth=2)
         .encode(
-            x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0)),
+            x=alt.X("round:Q", title="round", axis=alt.Axis(format="d", tickMinStep=1, tickCount=8, grid=False)),
             y=alt.Y(
                 "change:Q", title="from its median", axis=alt.Axis(format="+.0%", tickCount=5),
                 scale=alt.Scale(domain=[-limit, limit], nice=False),
@@ -294,7 +294,7 @@ def _bars(
             f"{value}:Q",
             title=title,
             scale=alt.Scale(domain=[0, highest * 1.16], nice=False),
-            axis=alt.Axis(tickCount=5),
+            axis=alt.Axis(tickCount=4, labelOverlap=True),
         ),
         tooltip=[_tip(group), _tip("series"), _tip(value, format, title)],
     )

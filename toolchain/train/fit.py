@@ -38,7 +38,8 @@ LONGEST_GRADIENT = 1.0
 class Schedule:
     """How long, and how fast.
 
-    minutes: everything included. steps: so many, or until the time is up; None: as many as there is time for.
+    minutes: everything included. steps: so many, or until the time is up; None: as many as there is time for; 0: what
+    the technique does without training.
     rate: the highest learning rate. looks: shares of the training after which held-out samples are looked at, besides
     its beginning and its end. patience: end after so many looks without anything better; 0: never.
     """
@@ -139,6 +140,8 @@ class _Loop:
         if checkpoint is not None and checkpoint.exists():
             self._restore(torch.load(checkpoint, weights_only=False))
         else:
+            if self.schedule.steps == 0:
+                self.lesson.settle(0.0, 1.0)
             self._look(pool)
         lesson, found = self.lesson, self.found
         while (share := self.share()) < 1 and not self._tired():
@@ -164,7 +167,7 @@ class _Loop:
         """Of the training that is done, 1 at its end."""
         share = (time.monotonic() - self.began) / max(self.schedule.minutes * 60 - self.looking, 1e-9)
         steps = self.schedule.steps
-        return share if steps is None else max(self.found.steps / steps, float(share >= 1))
+        return share if steps is None else max(self.found.steps / steps if steps else 1.0, float(share >= 1))
 
     def _due(self) -> bool:
         """Whether a share after which to look has been passed since the last look."""

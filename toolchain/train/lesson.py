@@ -124,23 +124,29 @@ class Lesson:
         self.moves = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in self._start.items()}
         self.samples = Samples(data, augment=aims.augment)
         first = self.samples.examples[0]
-        heads = _heads(student)
-        inner = [name for name in matched(student, teacher) if name not in heads] if aims.inner else []
-        self._teacher, self._names = _teacher(teacher, [*heads, *inner]), [*heads, *inner]
+        outputs = heads(student)
+        inner = [name for name in matched(student, teacher) if name not in outputs] if aims.inner else []
+        goals = list(heads(teacher))
+        if len(goals) != len(outputs):
+            what = f"has {len(outputs)} float outputs, and its teacher {len(goals)}"
+            raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
+        self._names = [*outputs, *inner]
+        self._theirs = dict(zip(outputs, goals, strict=True)) | {name: name for name in inner}
+        self._teacher = _teacher(teacher, list(self._theirs.values()))
         self._known: dict[int, Example] | None = {}
         shapes = {name: value.shape for name, value in self._answers(first).items()}
         with torch.no_grad():
             here = {name: value.shape for name, value in self.graph(first, self._names).items()}
         self._names = [name for name in self._names if shapes[name] == here[name]]
-        self._heads = [name for name in heads if name in self._names]
+        self._heads = [name for name in outputs if name in self._names]
         if not self._heads:
             what = "has no float output of the shape that the teacher's has"
             raise ModelError(what, where=student.graph.name, hint="give the model it was pruned from")
-        self._scores = {n for n in self._heads if len(here[n]) == 2 and here[n][1] > 1 and heads[n]}
+        self._scores = {n for n in self._heads if len(here[n]) == 2 and here[n][1] > 1 and outputs[n]}
         bytes_each = sum(4 * shapes[name].numel() for name in self._names)
         if self.samples.augment or bytes_each * len(self.samples) > KEPT_BYTES:
             self._known = None
-        part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // _largest_bytes(student)), aims.batch)
+        part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // largest_bytes(student)), aims.batch)
         self._part = part if self._stackable(student, teacher) else 1
         self.technique.advance(self.weights(), 0.0)
 
@@ -179,12 +185,16 @@ class Lesson:
         return {name: self._start[name] + self._units[name] * move for name, move in self.moves.items()}
 
     def examine(self, data: CalibrationData, pool: Executor) -> Exam:
-        """The student as it is now, one held-out sample at a time."""
+        """The student as it is now; every held-out sample counts by itself."""
         examples, labels = split_labels(list(data))
         through = self.technique.through()
-        known = labels or [None] * len(examples)
-        pairs = zip(examples, known, strict=True)
-        rows = list(pool.map(lambda pair: self._examined(pair[0], pair[1], through), pairs))
+        alike = len({tuple(value.shape for value in example.values()) for example in examples}) == 1
+        size = self._part if alike else 1
+        starts = range(0, len(examples), size)
+        parts = [(examples[i : i + size], None if labels is None else labels[i : i + size]) for i in starts]
+        rows = [
+            row for found in pool.map(lambda part: self._examined(part[0], part[1], through), parts) for row in found
+        ]
         found, decibels, right = zip(*rows, strict=True)
         hits = [hit for hit in right if hit is not None]
         accuracy = float(np.mean(hits)) if hits else None
@@ -235,22 +245,34 @@ class Lesson:
         terms += [losses.error(got[name], goals[name]) / len(inner) for name in inner]
         return functools.reduce(operator.add, terms)
 
-    def _examined(self, example: Example, label: Tensor | None, through: Through) -> tuple[float, float, bool | None]:
-        """Loss, decibels and whether the class is right, of one sample."""
+    def _examined(
+        self, examples: Sequence[Example], labels: Sequence[Tensor] | None, through: Through
+    ) -> list[tuple[float, float, bool | None]]:
+        """Loss, decibels and whether the class is right, of each sample of a part."""
         import torch
 
+        example, rows = joined(examples), []
         with torch.no_grad():
             got = self.graph({**example, **self.weights()}, self._heads, through)
             goals = self._answers(example)
-            error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
-            decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
-            head = self._heads[0]
-            right = None
-            if label is not None and not label.is_floating_point():
-                right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
-            elif label is None and head in self._scores:
-                right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
-            return float(self._loss(got, goals, label)), decibels, right
+            for number in range(len(examples)):
+                one = slice(number, number + 1) if len(examples) > 1 else slice(None)
+                mine = {name: got[name][one] for name in self._heads}
+                theirs = {name: goals[name][one] for name in self._heads}
+                rows.append(self._judged(mine, theirs, None if labels is None else labels[number]))
+        return rows
+
+    def _judged(
+        self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor], label: Tensor | None
+    ) -> tuple[float, float, bool | None]:
+        error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
+        decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
+        head, right = self._heads[0], None
+        if label is not None and not label.is_floating_point():
+            right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
+        elif label is None and head in self._scores:
+            right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
+        return float(self._loss(got, goals, label)), decibels, right
 
     def _goals(self, number: int) -> Example:
         """The teacher's answers to one of the samples, kept."""
@@ -261,7 +283,8 @@ class Lesson:
 
     def _answers(self, example: Example) -> Example:
         feed = {name: value.numpy() for name, value in example.items()}
-        return dict(zip(self._names, map(tensor, self._teacher.run(self._names, feed)), strict=True))
+        wanted = [self._theirs[name] for name in self._names]
+        return dict(zip(self._names, map(tensor, self._teacher.run(wanted, feed)), strict=True))
 
     def _stackable(self, student: ir.Model, teacher: ir.Model) -> bool:
         """Whether two samples at once give what each gives alone."""
@@ -305,7 +328,7 @@ def matched(student: ir.Model, teacher: ir.Model) -> list[str]:
     return found
 
 
-def _heads(model: ir.Model) -> dict[str, bool]:
+def heads(model: ir.Model) -> dict[str, bool]:
     """Names of the float outputs, in front of Softmax and Sigmoid; and whether they may be scores of classes."""
     found = {}
     for output in filter(query.is_float, model.graph.outputs):
@@ -325,7 +348,7 @@ def _teacher(model: ir.Model, names: Sequence[str]) -> InferenceSession:
     return run.session(clone, threads=1)
 
 
-def _largest_bytes(model: ir.Model) -> int:
+def largest_bytes(model: ir.Model) -> int:
     """Of one sample's tensors."""
     sizes = [query.sizes(value, dynamic=1) or () for value in query.activations(model)]
     return 4 * max([int(np.prod(size)) for size in sizes], default=1)

@@ -3,7 +3,8 @@
 How many     s(t) = s (1 - (1 - t)³) of t, the part of the pruning's time that has passed (Zhu and Gupta 2017, arXiv
              1710.01878): fast at first, while there is much to spare. Without time, all at once.
 Which        magnitude   the smallest. Layers differ in scale, so w² is set against the sum of all w'² of its tensor
-                         that are no smaller (LAMP, Lee et al. 2021, arXiv 2010.07611); channels by their mean w²
+                         that are no smaller (LAMP, Lee et al. 2021, arXiv 2010.07611). Channels: those of the
+                         smallest mean w² of each group, the same share of all
              threshold   those below so many root mean squares of their tensor (Han et al. 2015, arXiv 1506.02626)
              random      the control
              l1, l2      magnitude, after a regularizer has pushed the useless ones down, by a proximal step:
@@ -158,7 +159,9 @@ class Masked(Technique):
             return {}
         step = rate * self.ask.strength
         moved: dict[str, Tensor] = {}
-        for name in self._names or dict.fromkeys(slot.weight for g in self._channels for slot in g.made):
+        for name in self._names or dict.fromkeys(
+            s.weight for g in self._channels for s in g.made if s.weight in weights
+        ):
             weight = weights[name]
             if self.ask.criterion == "l1":
                 moved[name] = torch.sign(weight) * (weight.abs() - step * _rms(weight)).clamp_min(0)
@@ -168,7 +171,7 @@ class Masked(Technique):
             for group in self._channels:
                 size = self._energy(group, weights).sqrt().clamp_min(1e-12)
                 shrunk = (1 - step * size.square().mean().sqrt() / size).clamp_min(0)
-                for slot in group.made:
+                for slot in (s for s in group.made if s.weight in weights):
                     moved[slot.weight] = moved.get(slot.weight, weights[slot.weight]) * _spread(shrunk, slot)
         return moved
 
@@ -202,7 +205,7 @@ class Masked(Technique):
         import torch
 
         total = torch.zeros(group.size)
-        for slot in (s for s in group.made if weights[s.weight].ndim > 1):
+        for slot in (s for s in group.made if s.weight in weights and weights[s.weight].ndim > 1):
             weight = weights[slot.weight].detach()
             rows = weight.square().movedim(slot.axis, 0).flatten(1).mean(1) / weight.square().mean().clamp_min(1e-20)
             inside = torch.from_numpy(slot.owner >= 0)
@@ -218,12 +221,14 @@ class Masked(Technique):
         if self.ask.criterion == "threshold":
             kept = {name: score >= amount**2 * score.clamp_min(0).mean() for name, score in scores.items()}
             return {n: self._whole(scores[n], k) for n, k in kept.items()} if self._channels else kept
+        if self._channels:  # the same share of every group: one that is cut to the bone starves all behind it
+            ranks = {name: score.argsort(dim=-1, stable=True).argsort(dim=-1) for name, score in scores.items()}
+            return {name: self._whole(rank, rank >= round(amount * len(rank))) for name, rank in ranks.items()}
         worth = {name: score if self.ask.criterion == "random" else lamp(score) for name, score in scores.items()}
         ranked = torch.cat([score.flatten() for score in worth.values()])
         gone = round(amount * len(ranked))
         limit = ranked.kthvalue(gone).values if gone else ranked.min() - 1
-        kept = {name: score > limit for name, score in worth.items()}
-        return {n: self._whole(worth[n], k) for n, k in kept.items()} if self._channels else kept
+        return {name: score > limit for name, score in worth.items()}
 
     def _whole(self, worth: Tensor, kept: Tensor) -> Tensor:
         """Enough channels, in a multiple where there are as many."""

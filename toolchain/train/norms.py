@@ -1,4 +1,4 @@
-"""Batch normalizations for a student that is to learn from nothing: put in for the training, folded away afterwards.
+"""Batch normalizations for a student that has much to learn: put in for the training, folded away afterwards.
 
 Behind every convolution, y' = g (y - E[y]) / sqrt(Var[y] + ε) + b with g = sqrt(Var[y] + ε) and b = E[y] of some data:
 the student computes what it did, until it learns (Ioffe and Szegedy 2015, arXiv 1502.03167).
@@ -6,18 +6,20 @@ the student computes what it did, until it learns (Ioffe and Szegedy 2015, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.graph import edit, query, run
-from toolchain.tensors import Array, Feed
+from toolchain.tensors import Feed
 
 EPSILON = 1e-5
+Doubles = npt.NDArray[np.float64]
 
 
-def normalized(model: ir.Model, feeds: Sequence[Feed]) -> ir.Model:
+def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
     """A clone with a BatchNormalization behind every Conv, by its statistics on `feeds`; the same function."""
     clone = model.clone()
     convs = [node for node in clone.graph if node.op_type == "Conv"]
@@ -25,17 +27,23 @@ def normalized(model: ir.Model, feeds: Sequence[Feed]) -> ir.Model:
     tapped = model.clone()
     there = {value.name: value for value in query.activations(tapped)}
     edit.keep_outputs(tapped, [there[node.outputs[0].name] for node in convs])
-    found = run.run(run.session(tapped), feeds)
-    for number, conv in enumerate(convs):
-        _insert(clone, names, conv, np.concatenate([answers[number] for answers in found]))
+    session = run.session(tapped)
+    sums: list[Doubles] = [np.zeros((2, 1)) for _ in convs]
+    counts = [0] * len(convs)
+    for feed in feeds:
+        for number, answer in enumerate(session.run(None, feed)):
+            rows: Doubles = np.moveaxis(np.asarray(answer), 1, 0).reshape(answer.shape[1], -1).astype(np.float64)
+            sums[number] = sums[number] + np.stack([rows.sum(1), np.square(rows).sum(1)])
+            counts[number] += rows.shape[1]
+    for conv, (total, squares), count in zip(convs, sums, counts, strict=True):
+        mean = total / count
+        _insert(clone, names, conv, mean, np.maximum(squares / count - mean**2, 0))
     return clone
 
 
-def _insert(model: ir.Model, names: edit.Names, conv: ir.Node, answers: Array) -> None:
-    """One of them. answers: [N, channels, ...] of the convolution."""
+def _insert(model: ir.Model, names: edit.Names, conv: ir.Node, mean: Doubles, var: Doubles) -> None:
+    """One of them, by the statistics of the convolution's channels."""
     output = conv.outputs[0]
-    axes = (0, *range(2, answers.ndim))
-    mean, var = answers.mean(axes), answers.var(axes)
     arrays = {"scale": np.sqrt(var + EPSILON), "bias": mean, "mean": mean, "var": var}
     constants = [
         edit.add_constant(model.graph, names.fresh(f"{output.name}_{name}"), array.astype(np.float32))

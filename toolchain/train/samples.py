@@ -52,7 +52,7 @@ class Samples:
 
     def steps(self, epochs: float, size: int) -> int:
         """How many steps see every example so many times."""
-        return max(1, round(epochs * max(1, len(self) // size)))
+        return max(int(epochs > 0), round(epochs * max(1, len(self) // size)))
 
     def changed(self, step: int, place: int, seed: int) -> Example:
         """The example at a place of a step's batch, made up of random ones."""

@@ -57,6 +57,8 @@ NORMED_BYTES = 1 << 26
 """Batch normalizations need a whole batch at once: they are put in unasked up to tensors of this size."""
 WEIGHED = 64
 """Samples that tell how much a weight's error matters."""
+GAIN = 1
+"""The scale's place among the inputs of a BatchNormalization."""
 OBSERVED = 512
 """Samples that ranges are taken from."""
 
@@ -142,18 +144,19 @@ def _learn(
     model: ir.Model,
     step: Learn,
     technique: Technique,
-    epochs: float,
     *,
-    must_move: bool,
+    must_move: bool = False,
     norms: bool = False,
     inner: bool = True,
+    rounds: int = 1,
 ) -> tuple[Lesson, Fitted]:
-    """A lesson, learnt."""
-    aims = Aims(step.labels, step.temperature, inner and not norms, step.batch, step.augment, norms)
+    """A lesson, learnt. rounds: that the step's time is divided among."""
+    features = step.features if isinstance(step, Distil) else None
+    aims = Aims(step.labels, step.temperature, inner and not norms, step.batch, step.augment, norms, features)
     lesson = Lesson(model, job.teacher, job.data, technique=technique, aims=aims, seed=job.recipe.seed)
     schedule = Schedule(
-        minutes=step.minutes or Schedule.minutes,
-        steps=lesson.samples.steps(epochs, step.batch),
+        minutes=step.minutes / rounds if step.minutes else Schedule.minutes,
+        steps=None if step.minutes else lesson.samples.steps(step.epochs / rounds, step.batch),
         rate=step.rate or (RATE if not norms else FRESH_RATE if isinstance(step, Distil) else NORMED_RATE),
         looks=tuple((i + 1) / LOOKS for i in range(LOOKS - 1)),
         patience=step.patience,
@@ -211,7 +214,7 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
         model = separate(optimize(convert(step.student, inputs=inputs).model).model)
     if fresh:
         model = normalized(model, _unlabelled(job.data.take(NORMED)))
-    lesson, found = _learn(job, key, model, step, Technique(), step.epochs, must_move=False, norms=fresh)
+    lesson, found = _learn(job, key, model, step, Technique(), norms=fresh)
     made = lesson.written() if found.improved else model
     made = separate(optimize(made).model) if fresh else made
     whose = f"{step.student}, " if step.student else ""
@@ -231,7 +234,7 @@ def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: st
     else:
         letters, summary = letter.Binary(), "one number and its negative a channel"
     technique = Alphabet(model, letters, importance=importance)
-    lesson, found = _learn(job, key, model, step, technique, step.epochs, must_move=False)
+    lesson, found = _learn(job, key, model, step, technique)
     note = "no faster: onnxruntime unpacks the codes when it loads the file, and computes with floats"
     made = technique.finish(lesson.written())
     return _stage(made, step, summary, found, [note], dense=optimize(made).model)
@@ -244,7 +247,7 @@ def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
     if not quantized.plan.products:
         raise ModelError("has no product that could be int8", where=key, hint="leave the step out")
     pupil = aware.pupil(quantized)
-    lesson, found = _learn(job, key, pupil.model, step, pupil.technique, step.epochs, must_move=False, inner=False)
+    lesson, found = _learn(job, key, pupil.model, step, pupil.technique, inner=False)
     notes = list(quantized.notes)
     if found.improved:
         quantized = aware.graduated(pupil, lesson.written())
@@ -276,8 +279,8 @@ def _prune(job: _Job, model: ir.Model, step: Prune, amount: float, key: str) -> 
     if norms:
         model = separate(normalized(model, _unlabelled(job.data.take(NORMED))))
     technique = _masked(model, step, ask)
-    epochs = step.epochs / (step.rounds if step.schedule == "iterative" else 1)
-    lesson, found = _learn(job, key, model, step, technique, epochs, must_move=True, norms=norms)
+    rounds = step.rounds if step.schedule == "iterative" else 1
+    lesson, found = _learn(job, key, model, step, technique, must_move=True, norms=norms, rounds=rounds)
     made = technique.finish(lesson.written())
     if norms and step.structure != "channels":
         made = separate(optimize(made).model)
@@ -371,6 +374,7 @@ def channels(model: ir.Model) -> list[Channels]:
                 axis=axis,
                 owner=owners(found.axes[value][axis], group.leaf),
                 behind=len(found.axes[value]) - axis - 1,
+                gain=any(use.node.op_type == "BatchNormalization" and use.idx == GAIN for use in value.uses()),
             )
             for value, axis, makes in chosen
             if ((value, axis) in summed or not makes) == read  # beside a residual sum, an axis does both

@@ -17,7 +17,7 @@ from toolchain.recipe import Bench
 class Learn(Part):
     """How a step learns.
 
-    epochs: so often every sample is seen; 0: the technique without training. minutes: or until they have passed.
+    epochs: so often every sample is seen; 0: the technique without training. minutes: so long, whatever `epochs` says.
     batch: samples a step. rate: the highest learning rate, a share of a channel's root mean square a step; None: 0.01,
     0.02 with batch normalizations, and 0.1 for a student that begins anew.
     labels: the share that labels have of the loss, where the data has any; the teacher's answers have the rest.
@@ -112,11 +112,14 @@ class Distil(Learn):
     student: ``package.module:callable`` or an ONNX file, a smaller model with the same inputs and outputs; None: what
     the step before has left. fresh: the student knows nothing yet, so it gets batch normalizations until the end and a
     higher rate; None: a callable's does, a file's was made from the teacher.
+    features: what is compared beside the answers, through adapters that learn as well: `stages`, the last tensors of
+    every resolution, or a table of the student's tensors, each with a teacher's.
     """
 
     technique: Literal["distil"]
     student: str | None = None
     fresh: bool | None = None
+    features: Literal["stages"] | dict[str, str] | None = None
 
 
 Step = Annotated[Prune | Share | PowerOfTwo | Binary | Int8 | Distil, pydantic.Field(discriminator="technique")]

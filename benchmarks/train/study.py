@@ -66,6 +66,9 @@ def rows() -> dict[str, list[dict[str, object]]]:
         "binary": [{"technique": "binary", "epochs": 2 * EPOCHS, "rate": 0.03}],
         "int8, trained": [INT8],
         "distilled to a quarter": [{"technique": "distil", "student": STUDENT, "epochs": 20}],
+        "distilled to a quarter, features": [
+            {"technique": "distil", "student": STUDENT, "epochs": 20, "features": "stages"}
+        ],
         "channels 50%, int8, taught": [{**PRUNE, "amount": 0.5}, INT8],
     }
     bare = (
@@ -84,10 +87,10 @@ def main() -> None:
     options = _arguments()
     chosen = {name: steps for name, steps in rows().items() if not options.rows or name in options.rows}
     made = {name: [_make(name, steps, seed) for seed in range(options.seeds)] for name, steps in chosen.items()}
-    dense = [_dense(seed) for seed in range(options.seeds)]
-    timed = _timed({"fp32": dense[0], **{name: files[0] for name, files in made.items()}})
+    floats = [dense(seed) for seed in range(options.seeds)]
+    timed = _timed({"fp32": floats[0], **{name: files[0] for name, files in made.items()}})
     host = timed[0].host
-    text = _page(host, timed, dense, made, options.seeds)
+    text = _page(host, timed, floats, made, options.seeds)
     write_text(options.output / f"train-digits-{tables.slug(host)}.md", text)
     print(f"\n{text}", flush=True)
 
@@ -100,7 +103,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _dense(seed: int) -> Path:
+def dense(seed: int) -> Path:
     """The trained float network of a seed as an optimized ONNX file, and its score beside it."""
     file = store.cache() / f"study/fp32-{seed}.onnx"
     if not file.with_suffix(".json").exists():
@@ -112,12 +115,12 @@ def _dense(seed: int) -> Path:
 
 def _make(name: str, steps: Sequence[dict[str, object]], seed: int) -> Path:
     """What a row's recipe makes of a seed's network; its score and the steps' records are beside it."""
-    dense = _dense(seed)
+    float_model = dense(seed)
     recipe = Training.parse({"schema_version": 1, "seed": seed, "threads": 1, "steps": list(steps)})
-    file = dense.with_name(f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}.onnx")
+    file = float_model.with_name(f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}.onnx")
     if file.with_suffix(".json").exists():
         return file
-    model = io.load(dense)
+    model = io.load(float_model)
     labels = TensorSpec("labels", np.dtype(np.int64), ("batch",))
     learnt, held = open_data(digits.data(), [*io.inputs(model), labels]).split(16, 256)
     with tempfile.TemporaryDirectory(prefix="toolchain-study-") as folder:
@@ -162,11 +165,11 @@ LEGEND = (
 
 
 def _page(
-    host: Host, timed: Sequence[Measurement], dense: Sequence[Path], made: dict[str, list[Path]], seeds: int
+    host: Host, timed: Sequence[Measurement], floats: Sequence[Path], made: dict[str, list[Path]], seeds: int
 ) -> str:
     base = timed[0]
-    reference = float(np.mean([_score(file) for file in dense]))
-    lines = [_line("fp32", dense, reference, "1.00")]
+    reference = float(np.mean([_score(file) for file in floats]))
+    lines = [_line("fp32", floats, reference, "1.00")]
     for row, (name, files) in zip(timed[1:], made.items(), strict=True):
         faster = stats.speedup(base.latency, row.latency)
         mark = "~" if faster.low <= 1 <= faster.high else ""

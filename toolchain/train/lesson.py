@@ -4,7 +4,8 @@
            + penalty of the technique
 
 (:mod:`toolchain.train.losses`); a is 0 where there are no labels. Outputs that look like scores of classes are compared
-as distributions, too. Inner tensors are those right behind a change, of a student that was made from its teacher.
+as distributions, too. Inner tensors are those right behind a change, of a student that was made from its teacher; or
+features of another architecture, through adapters (:mod:`toolchain.train.features`).
 
 The weights of two channels may differ a thousandfold where batch normalization is folded, while Adam's steps are of one
 size. So weights move in units of their own: w = w₀ + r d, where r is the root mean square of the channel and d is what
@@ -34,6 +35,7 @@ from toolchain.data import CalibrationData
 from toolchain.errors import ModelError
 from toolchain.graph import edit, io, query, run
 from toolchain.train import losses
+from toolchain.train.features import Features, Wanted, feature_pairs
 from toolchain.train.samples import KEPT_BYTES, LABELS, Example, Samples, joined, split_labels, tensor
 from toolchain.train.technique import Technique
 from toolchain.train.torch_graph import Through, TorchGraph
@@ -47,6 +49,8 @@ BATCH, PART = 16, 4
 CACHED_BYTES = 1 << 20
 """Of a part's largest tensor: below that, parts are larger."""
 BEST_DB = 100.0
+FITTED = 16
+"""Samples that adapters are first fitted to."""
 SMALLEST_UNIT = 0.1
 """Of the tensor's root mean square: a channel of zeros can move as well."""
 
@@ -55,7 +59,8 @@ SMALLEST_UNIT = 0.1
 class Aims:
     """How the loss is made up. labels: the share that labels have of it, where there are any; temperature: of the
     divergence; inner: whether inner tensors are compared; batch: samples a step; augment: see :class:`Samples`;
-    norms: batch normalizations go by the batch's statistics while training.
+    norms: batch normalizations go by the batch's statistics while training; features: tensors of another architecture
+    that are compared, see :mod:`toolchain.train.features`.
     """
 
     labels: float = 0.5
@@ -64,6 +69,7 @@ class Aims:
     batch: int = BATCH
     augment: bool | None = None
     norms: bool = False
+    features: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -130,14 +136,15 @@ class Lesson:
         if len(goals) != len(outputs):
             what = f"has {len(outputs)} float outputs, and its teacher {len(goals)}"
             raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
-        self._names = [*outputs, *inner]
-        self._theirs = dict(zip(outputs, goals, strict=True)) | {name: name for name in inner}
+        paired = feature_pairs(student, teacher, aims.features)
+        self._names = list(dict.fromkeys([*outputs, *inner, *paired]))
+        self._theirs = dict(zip(outputs, goals, strict=True)) | {name: name for name in inner} | paired
         self._teacher = _teacher(teacher, list(self._theirs.values()))
         self._known: dict[int, Example] | None = {}
         shapes = {name: value.shape for name, value in self._answers(first).items()}
         with torch.no_grad():
             here = {name: value.shape for name, value in self.graph(first, self._names).items()}
-        self._names = [name for name in self._names if shapes[name] == here[name]]
+        self._names = [name for name in self._names if name in paired or shapes[name] == here[name]]
         self._heads = [name for name in outputs if name in self._names]
         if not self._heads:
             what = "has no float output of the shape that the teacher's has"
@@ -148,6 +155,7 @@ class Lesson:
             self._known = None
         part = aims.batch if aims.norms else min(max(PART, CACHED_BYTES // largest_bytes(student)), aims.batch)
         self._part = part if self._stackable(student, teacher) else 1
+        self.features = self._features(list(paired))
         self.technique.advance(self.weights(), 0.0)
 
     def gradients(self, step: int, pool: Executor) -> float:
@@ -177,8 +185,9 @@ class Lesson:
             self.technique.advance(self.weights(), share)
 
     def trained(self) -> dict[str, Tensor]:
-        """Every leaf that has a gradient: `moves` and the technique's own."""
-        return {**self.moves, **self.technique.parameters()}
+        """Every leaf that has a gradient: `moves`, the technique's own and the adapters'."""
+        adapters = {f"adapter of {name}": move for name, move in self.features.moves.items()}
+        return {**self.moves, **self.technique.parameters(), **adapters}
 
     def weights(self) -> dict[str, Tensor]:
         """The student's dense weights as they are now, by initializer name."""
@@ -209,6 +218,17 @@ class Lesson:
             for name, weight in self.graph.parameters.items():
                 weight.copy_(now[name])
         return self.graph.write_back()
+
+    def _features(self, names: Sequence[str]) -> Features:
+        """Adapters that begin with the best for the student as it is, by the first samples."""
+        import torch
+
+        if not names:
+            return Features({}, {})
+        some = self.samples.examples[:FITTED]
+        with torch.no_grad():
+            mine = joined([self.graph(example, names) for example in some])
+        return Features(mine, joined([self._answers(example, names) for example in some]))
 
     def _part_of(self, step: int, start: int, chosen: Sequence[int]) -> _Part:
         samples = self.samples
@@ -242,7 +262,7 @@ class Lesson:
         if share > 0:
             assert labels is not None
             terms.append(share * losses.labelled(got[self._heads[0]], labels))
-        terms += [losses.error(got[name], goals[name]) / len(inner) for name in inner]
+        terms += [losses.error(self.features.adapted(name, got[name]), goals[name]) / len(inner) for name in inner]
         return functools.reduce(operator.add, terms)
 
     def _examined(
@@ -281,10 +301,12 @@ class Lesson:
             self._known[number] = self._answers(self.samples.examples[number])
         return self._known[number]
 
-    def _answers(self, example: Example) -> Example:
+    def _answers(self, example: Example, names: Sequence[str] | None = None) -> Example:
+        """The teacher's, by the student's names."""
+        names = self._names if names is None else names
         feed = {name: value.numpy() for name, value in example.items()}
-        wanted = [self._theirs[name] for name in self._names]
-        return dict(zip(self._names, map(tensor, self._teacher.run(wanted, feed)), strict=True))
+        wanted = [self._theirs[name] for name in names]
+        return dict(zip(names, map(tensor, self._teacher.run(wanted, feed)), strict=True))
 
     def _stackable(self, student: ir.Model, teacher: ir.Model) -> bool:
         """Whether two samples at once give what each gives alone."""

@@ -3,14 +3,16 @@
 How many     s(t) = s (1 - (1 - t)³) of t, the part of the pruning's time that has passed (Zhu and Gupta 2017, arXiv
              1710.01878): fast at first, while there is much to spare. Without time, all at once.
 Which        magnitude   the smallest. Layers differ in scale, so w² is set against the sum of all w'² of its tensor
-                         that are no smaller (LAMP, Lee et al. 2021, arXiv 2010.07611). Channels: those of the
-                         smallest mean w² of each group, the same share of all
+                         that are no smaller (LAMP, Lee et al. 2021, arXiv 2010.07611). Channels: by mean w² of what
+                         makes them times mean w² of what reads them, since a factor may move from one to the other;
+                         the same share of every group. A batch normalization's scale stands for what is in front
              threshold   those below so many root mean squares of their tensor (Han et al. 2015, arXiv 1506.02626)
              random      the control
              l1, l2      magnitude, after a regularizer has pushed the useless ones down, by a proximal step:
                            l1   w ← sign(w) max(|w| - ηλr, 0)            r: root mean square of the tensor
                            l2   w ← w / (1 + ηλ)                         of channels, the group lasso (Wen et al. 2016,
-                           l2   w_c ← w_c max(0, 1 - ηλr / rms(w_c))     arXiv 1608.03665), which takes whole ones
+                           l2   w_c ← w_c max(0, 1 - ηλr / rms(w_c))     arXiv 1608.03665), which takes whole ones;
+                         of normalized channels, their scales (Liu et al. 2017, arXiv 1708.06519)
 Revival      what is masked still gets its gradient, and comes back where it has grown (Lin et al. 2020, arXiv
              2006.07253); otherwise what has gone stays gone.
 
@@ -46,13 +48,14 @@ FEWEST = 0.1
 @dataclass(frozen=True)
 class Slot:
     """An axis of a weight that a group of channels is a part of. owner: the channel of each place, -1 where there is
-    none. behind: how many axes follow.
+    none. behind: how many axes follow. gain: it is the scale of a batch normalization.
     """
 
     weight: str
     axis: int
     owner: npt.NDArray[np.intp]
     behind: int
+    gain: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Channels:
     size: int
     made: tuple[Slot, ...]
     read: tuple[Slot, ...]
+
+    def sizing(self, weights: Weights) -> list[Slot]:
+        """What says how large the channels are: weights, but scales where they are normalized."""
+        gains = [slot for slot in self.made if slot.gain and slot.weight in weights]
+        return gains or _matrices(self.made, weights)
 
 
 @dataclass(frozen=True)
@@ -159,9 +167,7 @@ class Masked(Technique):
             return {}
         step = rate * self.ask.strength
         moved: dict[str, Tensor] = {}
-        for name in self._names or dict.fromkeys(
-            s.weight for g in self._channels for s in g.made if s.weight in weights
-        ):
+        for name in self._names or {s.weight for g in self._channels for s in g.sizing(weights)}:
             weight = weights[name]
             if self.ask.criterion == "l1":
                 moved[name] = torch.sign(weight) * (weight.abs() - step * _rms(weight)).clamp_min(0)
@@ -169,9 +175,10 @@ class Masked(Technique):
                 moved[name] = weight / (1 + step)
         if self.ask.criterion == "l2":
             for group in self._channels:
-                size = self._energy(group, weights).sqrt().clamp_min(1e-12)
+                slots = group.sizing(weights)
+                size = _energy(group.size, slots, weights).sqrt().clamp_min(1e-12)
                 shrunk = (1 - step * size.square().mean().sqrt() / size).clamp_min(0)
-                for slot in (s for s in group.made if s.weight in weights):
+                for slot in slots:
                     moved[slot.weight] = moved.get(slot.weight, weights[slot.weight]) * _spread(shrunk, slot)
         return moved
 
@@ -193,26 +200,16 @@ class Masked(Technique):
             sizes |= {name: tuple(weights[name].shape) for name in self._names}
             scores = {name: torch.from_numpy(drawn.random(size)) for name, size in sizes.items()}
         else:
-            scores = {group.name: self._energy(group, weights) for group in self._channels}
+            scores = {
+                group.name: _energy(group.size, group.sizing(weights), weights)
+                * _energy(group.size, _matrices(group.read, weights), weights)
+                for group in self._channels
+            }
             scores |= {name: weights[name].detach().square() for name in self._names}
         if not self.ask.revive:
             for name, kept in self._kept.items():
                 scores[name] = torch.where(kept, scores[name], -torch.ones_like(scores[name]))
         return scores
-
-    def _energy(self, group: Channels, weights: Weights) -> Tensor:
-        """Mean square of what makes each channel, in units of its tensor; the mean over the tensors."""
-        import torch
-
-        total = torch.zeros(group.size)
-        for slot in (s for s in group.made if s.weight in weights and weights[s.weight].ndim > 1):
-            weight = weights[slot.weight].detach()
-            rows = weight.square().movedim(slot.axis, 0).flatten(1).mean(1) / weight.square().mean().clamp_min(1e-20)
-            inside = torch.from_numpy(slot.owner >= 0)
-            owner = torch.from_numpy(slot.owner[slot.owner >= 0])
-            count = torch.zeros(group.size).index_add_(0, owner, torch.ones(len(owner)))
-            total += torch.zeros(group.size).index_add_(0, owner, rows[inside]) / count.clamp_min(1)
-        return total
 
     def _chosen(self, scores: Mapping[str, Tensor], amount: float) -> dict[str, Tensor]:
         """What stays when so much has gone."""
@@ -274,6 +271,28 @@ def lamp(score: Tensor) -> Tensor:
     share = flat.clone()
     share[places] = ordered / above.clamp_min(1e-20)
     return share.where(flat >= 0, flat).reshape(score.shape)
+
+
+def _matrices(slots: Sequence[Slot], weights: Weights) -> list[Slot]:
+    return [slot for slot in slots if slot.weight in weights and weights[slot.weight].ndim > 1]
+
+
+def _energy(size: int, slots: Sequence[Slot], weights: Weights) -> Tensor:
+    """Mean square of each channel's weights, in units of their tensor: the mean over the tensors; 1 where there are
+    none. float32 [size].
+    """
+    import torch
+
+    total = torch.zeros(size) if slots else torch.ones(size)
+    for slot in slots:
+        weight = weights[slot.weight].detach()
+        rows = weight.square().movedim(slot.axis, 0).flatten(1) if weight.ndim > 1 else weight.square()[:, None]
+        worth = rows.mean(1) / weight.square().mean().clamp_min(1e-20)
+        inside = torch.from_numpy(slot.owner >= 0)
+        owner = torch.from_numpy(slot.owner[slot.owner >= 0])
+        count = torch.zeros(size).index_add_(0, owner, torch.ones(len(owner)))
+        total += torch.zeros(size).index_add_(0, owner, worth[inside]) / count.clamp_min(1)
+    return total
 
 
 def _rms(weight: Tensor) -> Tensor:

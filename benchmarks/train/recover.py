@@ -1,0 +1,170 @@
+"""What label-free distillation wins back of what pruning in one go has lost:
+
+    python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 55] [-o FOLDER]
+
+Four files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, nothing repaired;
+what closed-form repair makes of it; and what training makes of that in so many minutes, from unlabelled samples and the
+float model's answers. Scores are labelled, of data that nothing has seen. All files are timed interleaved at the end, one
+thread. In FOLDER: ``train-recover-MODEL-CPU.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import choices, tables
+from benchmarks.models import MODELS, store
+from benchmarks.train import digits, study
+from toolchain.bench import Subject, bench, stats
+from toolchain.chain import run_chain
+from toolchain.data import open_data
+from toolchain.detect import detect_host
+from toolchain.files import write_text
+from toolchain.graph import io, run
+from toolchain.preparation import prepare
+from toolchain.pruning import prune_model
+from toolchain.recipe import Bench, Prune
+from toolchain.tensors import Feed
+from toolchain.training import Training
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its unlabelled samples and its labelled score. model: makes an optimized file. learn: of the step."""
+
+    model: Callable[[], Path]
+    samples: Callable[[], Iterable[Feed]]
+    score: Callable[[store.Run], float]
+    metric: str
+    about: str
+    learn: Mapping[str, object]
+
+
+def _mobilenet() -> Path:
+    file = store.cache() / "recover-mobilenet_v2.onnx"
+    if not file.exists():
+        io.save(prepare(MODELS["mobilenet_v2"].onnx_path()).model, file)
+    return file
+
+
+def _digits() -> Iterable[Feed]:
+    with np.load(digits.data()) as arrays:
+        return [{"x": one[None]} for one in arrays["x"]]
+
+
+CASES = {
+    "mobilenet_v2": Case(
+        _mobilenet,
+        lambda: MODELS["mobilenet_v2"].calibration(800),
+        MODELS["mobilenet_v2"].evaluate,
+        MODELS["mobilenet_v2"].METRIC,
+        "800 unlabelled photographs; mirrored, shifted and mixed",
+        {},
+    ),
+    "digits": Case(
+        lambda: study.dense(0), _digits, digits.evaluate, "top-1 (2,000 digits)", "4,000 digits, labels left out", {}
+    ),
+}
+
+
+SAMPLES = 400
+"""That decisions and repairs of the pruning are made from."""
+HEAD = ("file", "score %", "Δ points", "of the cut's loss", "of the repaired's", "speed-up", "MB", "s")
+LEGEND = (
+    "cut: by `toolchain prune --speedup`, nothing repaired; repaired: the same with its repair in closed form, without "
+    "gradients; taught: that, trained to give the float model's answers. of the loss: what is won back. s: of the step."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What distillation wins back.")
+    parser.add_argument("models", nargs="*", default=list(CASES), metavar="MODEL", choices=list(CASES))
+    parser.add_argument("--speedup", type=float, default=1.4)
+    parser.add_argument("--minutes", type=float, default=55.0)
+    parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
+    options = parser.parse_args()
+    for name in options.models:
+        _recover(name, CASES[name], options)
+
+
+def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
+    folder = store.cache() / f"recover/{name}-{options.speedup:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    dense = case.model()
+    files = {"fp32": dense}
+    seconds = {"fp32": 0.0}
+    for row, repair in (("cut", False), ("repaired", True)):
+        files[row] = folder / f"{row}.onnx"
+        seconds[row] = _kept(files[row], lambda file, repair=repair: _cut(case, dense, file, options.speedup, repair))
+    taught = f"taught for {options.minutes:g} min"
+    files[taught] = folder / f"taught-{options.minutes:g}.onnx"
+    seconds[taught] = _kept(files[taught], lambda file: _teach(case, files["repaired"], file, options.minutes))
+    feed = next(iter(case.samples()))
+    subjects = [Subject(file, name, row, target="host", feeds=feed) for row, file in files.items()]
+    timed = bench(subjects, settings=Bench(min_time_s=2.0, rounds=20), threads=1).measurements
+    scores = {row: _score(case, file) for row, file in files.items()}
+    base = timed[0].latency
+    lines = []
+    for row, measured in zip(files, timed, strict=True):
+        faster = stats.speedup(base, measured.latency).value
+        back = [_back(scores["fp32"], scores[start], scores[row]) for start in ("cut", "repaired")]
+        lines.append(
+            [row, f"{100 * scores[row]:.2f}", f"{100 * (scores[row] - scores['fp32']):+.2f}"]
+            + [*back, f"{faster:.2f}", f"{measured.size_bytes / 1e6:.2f}", f"{seconds[row]:.0f}"]
+        )
+    host = timed[0].host
+    parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
+    parts += [f"`python -m benchmarks.train.recover {name}`. Metric: {case.metric}. To learn from: {case.about}.", LEGEND]
+    text = "\n\n".join([*parts, tables.markdown(HEAD, lines)]) + "\n"
+    write_text(options.output / f"train-recover-{name}-{tables.slug(host)}.md", text)
+    print(text, flush=True)
+
+
+def _kept(file: Path, make: Callable[[Path], None]) -> float:
+    """Seconds that making it took, once."""
+    note = file.with_suffix(".json")
+    if not note.exists():
+        began = time.monotonic()
+        make(file)
+        write_text(note, json.dumps(time.monotonic() - began))
+        print(f"{file.stem}: {time.monotonic() - began:.0f} s", flush=True)
+    return float(json.loads(note.read_text(encoding="utf-8")))
+
+
+def _cut(case: Case, dense: Path, file: Path, speedup: float, repair: bool) -> None:
+    model = io.load(dense)
+    data = open_data(case.samples(), io.inputs(model)).take(SAMPLES)
+    settings = Prune(speedup=speedup, repair=repair)
+    io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, file)
+
+
+def _teach(case: Case, pruned: Path, file: Path, minutes: float) -> None:
+    model = io.load(case.model())
+    step = {"technique": "distil", "student": str(pruned), "minutes": minutes, **case.learn}
+    recipe = Training.parse({"schema_version": 1, "steps": [step]})
+    learnt, held = open_data(case.samples(), io.inputs(model)).split(8, 128)
+    with tempfile.TemporaryDirectory(prefix="toolchain-recover-") as work:
+        (stage,) = run_chain(model, recipe, learnt, held, folder=Path(work))
+    io.save(stage.model, file)
+
+
+def _score(case: Case, file: Path) -> float:
+    engine = run.session(file)
+    return case.score(lambda feed: list(engine.run(None, feed)))
+
+
+def _back(whole: float, lost: float, now: float) -> str:
+    """The share of a loss that is no more."""
+    return f"{(now - lost) / (whole - lost):.0%}" if whole > lost and now >= lost else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,8 @@
 
 Four files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, nothing repaired;
 what closed-form repair makes of it; and what training makes of that in so many minutes, from unlabelled samples and the
-float model's answers. Scores are labelled, of data that nothing has seen. All files are timed interleaved at the end, one
-thread. In FOLDER: ``train-recover-MODEL-CPU.md``.
+float model's answers. Scores are labelled, of data that nothing has seen. All files are timed interleaved, one thread.
+In FOLDER: ``train-recover-MODEL-CPU.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import choices, tables
+from benchmarks import tables
 from benchmarks.models import MODELS, store
 from benchmarks.train import digits, study
 from toolchain.bench import Subject, bench, stats
@@ -116,13 +116,15 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     for row, measured in zip(files, timed, strict=True):
         faster = stats.speedup(base, measured.latency).value
         back = [_back(scores["fp32"], scores[start], scores[row]) for start in ("cut", "repaired")]
-        lines.append(
-            [row, f"{100 * scores[row]:.2f}", f"{100 * (scores[row] - scores['fp32']):+.2f}"]
-            + [*back, f"{faster:.2f}", f"{measured.size_bytes / 1e6:.2f}", f"{seconds[row]:.0f}"]
-        )
+        points = f"{100 * (scores[row] - scores['fp32']):+.2f}"
+        size = f"{measured.size_bytes / 1e6:.2f}"
+        lines.append([row, f"{100 * scores[row]:.2f}", points, *back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
     host = timed[0].host
     parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
-    parts += [f"`python -m benchmarks.train.recover {name}`. Metric: {case.metric}. To learn from: {case.about}.", LEGEND]
+    parts += [
+        f"`python -m benchmarks.train.recover {name}`. Metric: {case.metric}. To learn from: {case.about}.",
+        LEGEND,
+    ]
     text = "\n\n".join([*parts, tables.markdown(HEAD, lines)]) + "\n"
     write_text(options.output / f"train-recover-{name}-{tables.slug(host)}.md", text)
     print(text, flush=True)

@@ -1,7 +1,7 @@
 """`Features`: a student of another architecture is shown how its teacher sees, not just what it answers.
 
-A student's tensor has channels of its own, so that an *adapter*, a matrix that learns with the student and is thrown away
-in the end, makes the teacher's channels of them (Romero et al. 2015, FitNets, arXiv 1412.6550):
+A student's tensor has channels of its own, so that an *adapter*, a matrix that learns with the student and is thrown
+away in the end, makes the teacher's channels of them (Romero et al. 2015, FitNets, arXiv 1412.6550):
 
     loss += mean over pairs of |A x - t|² / |t|²
 
@@ -41,9 +41,7 @@ def feature_pairs(student: ir.Model, teacher: ir.Model, wanted: Wanted | None) -
         pairs = {ends[0][size]: name for size, name in ends[1].items() if size in ends[0] and size != (1, 1)}
         if not pairs:
             hint = 'name them, such as features = { "student\'s" = "teacher\'s" }, or leave `features` out'
-            raise InputError(
-                "student and teacher have no images of the same size inside", where="features", hint=hint
-            )
+            raise InputError("student and teacher have no images of the same size inside", where="features", hint=hint)
         return pairs
     for mine, theirs in wanted.items():
         for name, found, whose in ((mine, here, "student"), (theirs, there, "teacher")):
@@ -103,7 +101,7 @@ def _inner(model: ir.Model) -> dict[str, tuple[int, ...]]:
 
 
 def _channel_axis(mine: Sequence[int], theirs: Sequence[int]) -> int | None:
-    """Of a sample's tensors the only axis that differs; where none does, where convolutions, or else products, have it."""
+    """Of a sample's tensors, the one axis that differs; where none does, where convolutions (else products) have it."""
     if len(mine) != len(theirs) or not mine:
         return None
     differing = [axis for axis, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]

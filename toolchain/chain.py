@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
 LOOKS = 20
 """So often held-out samples are looked at."""
-PUSHED, PRUNED = 0.4, 0.6
+PUSHED, PRUNED = 0.1, 0.6
 """Shares of a training: a regularizer acts until the first, a gradual schedule ends at the second."""
 ROUND = 0.3
 """The share of a round of pruning and training after which nothing more goes."""

@@ -43,7 +43,7 @@ class Prune(Learn):
     of them, make the compressed file smaller and nothing faster.
     schedule: once: before the first step. gradual: cubic, over the first 60 % of the training. iterative: in `rounds`
     of pruning and training; a round after which held-out samples lose more than `max_drop` is taken back, and ends it.
-    For the criteria l1 and l2 a regularizer of this `strength` acts over the first 40 %.
+    For the criteria l1 and l2 a regularizer of this `strength` acts over the first 10 %.
     revive: what is zero may come back while the others learn.
     norms: batch normalizations stand behind convolutions for the time of the training; None: where a batch is small.
     """

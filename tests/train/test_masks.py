@@ -113,6 +113,23 @@ def test_the_regularizers_are_proximal_steps():
     assert Masked(["a"], Ask(0.5)).proximal(tensors, 0.1) == {}
 
 
+def test_a_channel_counts_by_what_makes_it_and_what_reads_it():
+    """A factor that moves from one to the other changes nothing, and a normalized channel is as large as its scale."""
+    tensors = {"made": drawn(4, 6), "read": drawn(5, 4, seed=1), "gain": torch.tensor([1.0, 4.0, 2.0, 3.0])}
+    made, read = Slot("made", 0, np.arange(4), 1), Slot("read", 1, np.arange(4), 0)
+    (stay,) = kept(Masked([Channels("g", 4, (made,), (read,))], Ask(0.5, multiple=1)), tensors).values()
+    worth = np.linalg.norm(tensors["made"].numpy(), axis=1) * np.linalg.norm(tensors["read"].numpy(), axis=0)
+    assert np.array_equal(stay, worth >= np.sort(worth)[2])
+    factor = torch.tensor([100.0, 0.01, 1.0, 10.0])
+    moved = {**tensors, "made": tensors["made"] * factor[:, None], "read": tensors["read"] / factor}
+    (again,) = kept(Masked([Channels("g", 4, (made,), (read,))], Ask(0.5, multiple=1)), moved).values()
+    assert np.array_equal(stay, again)
+    gain = Slot("gain", 0, np.arange(4), 0, gain=True)
+    normalized = {**tensors, "read": torch.ones(5, 4)}
+    (stay,) = kept(Masked([Channels("g", 4, (made, gain), (read,))], Ask(0.5, multiple=1)), normalized).values()
+    assert stay.tolist() == [False, True, False, True]
+
+
 NET = """
     a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
     r = Sigmoid (a)

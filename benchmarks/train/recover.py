@@ -1,11 +1,11 @@
-"""What label-free distillation wins back of what pruning in one go has lost:
+"""What label-free distillation wins back of what pruning in one go, without training, has lost:
 
     python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 55] [-o FOLDER]
 
-Four files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, nothing repaired;
-what closed-form repair makes of it; and what training makes of that in so many minutes, from unlabelled samples and the
-float model's answers. Scores are labelled, of data that nothing has seen. All files are timed interleaved, one thread.
-In FOLDER: ``train-recover-MODEL-CPU.md``.
+Three files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, repaired in
+closed form; and what training makes of that in so many minutes, from unlabelled samples and the float model's answers.
+Scores are labelled, of data that nothing has seen. All files are timed interleaved, one thread. In FOLDER:
+``train-recover-MODEL-CPU.md``.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ CASES = {
 
 SAMPLES = 400
 """That decisions and repairs of the pruning are made from."""
-HEAD = ("file", "score %", "Δ points", "of the cut's loss", "of the repaired's", "speed-up", "MB", "s")
+HEAD = ("file", "score %", "Δ points", "won back", "speed-up", "MB", "s")
 LEGEND = (
-    "cut: by `toolchain prune --speedup`, nothing repaired; repaired: the same with its repair in closed form, without "
-    "gradients; taught: that, trained to give the float model's answers. of the loss: what is won back. s: of the step."
+    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; taught: that, trained to give "
+    "the float model's answers. won back: of the points that pruning has lost. s: of the step."
 )
 
 
@@ -101,12 +101,11 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     dense = case.model()
     files = {"fp32": dense}
     seconds = {"fp32": 0.0}
-    for row, repair in (("cut", False), ("repaired", True)):
-        files[row] = folder / f"{row}.onnx"
-        seconds[row] = _kept(files[row], lambda file, repair=repair: _cut(case, dense, file, options.speedup, repair))
+    files["pruned"] = folder / "pruned.onnx"
+    seconds["pruned"] = _kept(files["pruned"], lambda file: _prune(case, dense, file, options.speedup))
     taught = f"taught for {options.minutes:g} min"
     files[taught] = folder / f"taught-{options.minutes:g}.onnx"
-    seconds[taught] = _kept(files[taught], lambda file: _teach(case, files["repaired"], file, options.minutes))
+    seconds[taught] = _kept(files[taught], lambda file: _teach(case, files["pruned"], file, options.minutes))
     feed = next(iter(case.samples()))
     subjects = [Subject(file, name, row, target="host", feeds=feed) for row, file in files.items()]
     timed = bench(subjects, settings=Bench(min_time_s=2.0, rounds=20), threads=1).measurements
@@ -115,10 +114,11 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     lines = []
     for row, measured in zip(files, timed, strict=True):
         faster = stats.speedup(base, measured.latency).value
-        back = [_back(scores["fp32"], scores[start], scores[row]) for start in ("cut", "repaired")]
+        lost = scores["fp32"] - scores["pruned"]
+        back = f"{(scores[row] - scores['pruned']) / lost:.0%}" if row == taught and lost > 0 else ""
         points = f"{100 * (scores[row] - scores['fp32']):+.2f}"
         size = f"{measured.size_bytes / 1e6:.2f}"
-        lines.append([row, f"{100 * scores[row]:.2f}", points, *back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
+        lines.append([row, f"{100 * scores[row]:.2f}", points, back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
     host = timed[0].host
     parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
     parts += [
@@ -141,18 +141,18 @@ def _kept(file: Path, make: Callable[[Path], None]) -> float:
     return float(json.loads(note.read_text(encoding="utf-8")))
 
 
-def _cut(case: Case, dense: Path, file: Path, speedup: float, repair: bool) -> None:
+def _prune(case: Case, dense: Path, file: Path, speedup: float) -> None:
     model = io.load(dense)
-    data = open_data(case.samples(), io.inputs(model)).take(SAMPLES)
-    settings = Prune(speedup=speedup, repair=repair)
-    io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, file)
+    data = open_data(case.samples, io.inputs(model)).take(SAMPLES)
+    found = prune_model(model, data, Prune(speedup=speedup), multiple=detect_host().channel_multiple)
+    io.save(found.model, file)
 
 
 def _teach(case: Case, pruned: Path, file: Path, minutes: float) -> None:
     model = io.load(case.model())
     step = {"technique": "distil", "student": str(pruned), "minutes": minutes, **case.learn}
     recipe = Training.parse({"schema_version": 1, "steps": [step]})
-    learnt, held = open_data(case.samples(), io.inputs(model)).split(8, 128)
+    learnt, held = open_data(case.samples, io.inputs(model)).split(8, 128)
     with tempfile.TemporaryDirectory(prefix="toolchain-recover-") as work:
         (stage,) = run_chain(model, recipe, learnt, held, folder=Path(work))
     io.save(stage.model, file)
@@ -161,11 +161,6 @@ def _teach(case: Case, pruned: Path, file: Path, minutes: float) -> None:
 def _score(case: Case, file: Path) -> float:
     engine = run.session(file)
     return case.score(lambda feed: list(engine.run(None, feed)))
-
-
-def _back(whole: float, lost: float, now: float) -> str:
-    """The share of a loss that is no more."""
-    return f"{(now - lost) / (whole - lost):.0%}" if whole > lost and now >= lost else ""
 
 
 if __name__ == "__main__":

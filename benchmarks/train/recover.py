@@ -66,7 +66,7 @@ CASES = {
         lambda: MODELS["mobilenet_v2"].calibration(800),
         MODELS["mobilenet_v2"].evaluate,
         MODELS["mobilenet_v2"].METRIC,
-        "800 unlabelled photographs; mirrored, shifted and mixed",
+        "800 unlabelled photographs; mirrored, enlarged and mixed",
         {},
     ),
     "digits": Case(

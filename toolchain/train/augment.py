@@ -1,7 +1,7 @@
 """More samples out of few, where that is safe without knowing the task: for images.
 
-Mirrored, shifted by up to a sixteenth, and blended with another image or cut into it. What the result shows does not
-matter, for the teacher is asked about it as well.
+Mirrored, a piece of it enlarged, and blended with another image or cut into it. What the result shows does not matter,
+for the teacher is asked about it as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from toolchain.tensors import Feed
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHIFT = 1 / 16
+SMALLEST_PIECE = 0.7
+"""Of each side, what is enlarged to the whole."""
 MIXED = 0.5
 """Share of samples that are made of two."""
 SMALLEST = 32
@@ -45,16 +46,17 @@ def augmented(samples: Sequence[Mapping[str, Tensor]], rng: np.random.Generator)
 
 
 def _moved(image: Tensor, rng: np.random.Generator) -> Tensor:
-    import torch
+    from torch.nn import functional
 
     if rng.random() < 0.5:
         image = image.flip(-1)
-    for axis in (-2, -1):
-        size = image.shape[axis]
-        most = round(size * SHIFT)
-        places = torch.arange(size) + int(rng.integers(-most, most + 1))
-        image = image.index_select(axis, places.clamp(0, size - 1))
-    return image
+    size, share = image.shape[-2:], rng.uniform(SMALLEST_PIECE, 1)
+    spans = []
+    for side in size:
+        length = round(side * share)
+        start = int(rng.integers(side - length + 1))
+        spans.append(slice(start, start + length))
+    return functional.interpolate(image[..., spans[0], spans[1]], size, mode="bilinear", align_corners=False)
 
 
 def _blended(first: Tensor, second: Tensor, rng: np.random.Generator) -> Tensor:

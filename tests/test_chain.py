@@ -157,6 +157,7 @@ def test_a_step_starts_from_what_the_one_before_made(tmp_path):
     ("step", "values"),
     [
         ({"technique": "share", "bits": 2}, 4),
+        ({"technique": "share", "bits": 2, "per": 8}, 4),
         ({"technique": "power-of-two", "bits": 3}, 7),
         ({"technique": "binary"}, 2),
     ],

@@ -225,9 +225,11 @@ def _code(job: _Job, model: ir.Model, step: Share | PowerOfTwo | Binary, key: st
     """Weights of few values, stored as codes."""
     importance = None
     if isinstance(step, Share):
-        letters: letter.Letters = letter.Shared(step.bits, 1 if step.per == "channel" else None)
+        together = step.per if isinstance(step.per, int) else 1 if step.per == "channel" else None
+        letters: letter.Letters = letter.Shared(step.bits, together)
         importance = own_gradients(model, job.data.take(WEIGHED), job.recipe.seed)
-        summary = f"{2**step.bits} values a {step.per}"
+        whose = f"a {step.per}" if isinstance(step.per, str) else f"every {step.per} channels"
+        summary = f"{2**step.bits} values {whose}"
     elif isinstance(step, PowerOfTwo):
         letters = letter.PowerOfTwo(step.bits, step.terms)
         summary = f"{step.bits} bits, {'powers' if step.terms == 1 else 'sums of two powers'} of two"

@@ -76,11 +76,13 @@ class Prune(Learn):
 
 
 class Share(Learn):
-    """Weights that take 2^bits values, found by k-means. per: one set of values a tensor, or one a channel."""
+    """Weights that take 2^bits values, found by k-means. per: what has a set of values of its own, a tensor, a channel,
+    or so many channels together.
+    """
 
     technique: Literal["share"]
     bits: int = pydantic.Field(default=4, ge=1, le=8)
-    per: Literal["tensor", "channel"] = "tensor"
+    per: Literal["tensor", "channel"] | Annotated[int, pydantic.Field(ge=1)] = "tensor"
 
 
 class PowerOfTwo(Learn):

@@ -38,6 +38,9 @@ demo: $(READY)
 		--calibration "$$($(BIN)/python -m benchmarks.models.images)" --preprocess imagenet-squash \
 		--evaluate benchmarks.models.mobilenet_v2:evaluate --explain --output exported
 
+# Tests run on every core already.
+check test: export OMP_NUM_THREADS = 1
+
 check: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -198,7 +198,7 @@ def test_without_epochs_it_is_the_technique_alone(tmp_path, step):
 def test_a_fresh_student_is_normalized_while_it_learns(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "small_student.py").write_text(STUDENT)
-    step = {"technique": "distil", "student": "small_student:net", **LEARN, "rate": 0.1, "epochs": 40, "labels": 1.0}
+    step = {"technique": "distil", "student": "small_student:net", **LEARN, "rate": 0.1, "epochs": 20, "labels": 1.0}
     (stage,) = chain(tmp_path / "work", step)
     assert stage.record.looks[stage.record.kept].accuracy > 0.9
     assert {node.op_type for node in stage.model.graph}.isdisjoint({"BatchNormalization"})
@@ -279,6 +279,7 @@ def test_the_command_writes_a_model_and_its_evidence(tmp_path, toolchain):
     assert findings["training"][1]["score"] == rows[2]["score"]["value"]
 
 
+@pytest.mark.slow
 def test_int8_is_written_for_the_kernels_of_a_target(tmp_path, toolchain):
     """The same integers: what the two files compute is the same bits."""
     command = given_files(tmp_path)

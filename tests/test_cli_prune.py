@@ -76,6 +76,7 @@ def test_groups_are_listed_with_the_reason_of_those_that_stay(toolchain, workpla
     assert [group["size"] for group in listed["groups"] if group["free"]] == [8, 16]
 
 
+@pytest.mark.slow
 def test_export_prunes_first(toolchain, workplace, always_faster):
     done = toolchain("export net.onnx -t host -c samples.npz --recipe fast.toml --prune 1.05 -o out --json")
     assert done.code == 0, done.err

@@ -206,7 +206,7 @@ def cut_at_random(model, data):
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=30, deadline=None, suppress_health_check=QUIET)
 @given(graphs(), st.data())
 def test_random_cuts_of_random_graphs(model, data):
     cut_at_random(model, data)

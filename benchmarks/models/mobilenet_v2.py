@@ -36,13 +36,14 @@ def onnx_path() -> Path:
     return store.exported(NAME, module, {"input": np.zeros((2, 3, 224, 224), np.float32)}, "logits")
 
 
-def _feed(pixels: Array) -> Feed:
+def feed(pixels: Array) -> Feed:
+    """Of an image uint8 [224, 224, 3]."""
     normalized = (pixels.astype(np.float32) / 255 - MEAN) / STD
     return {"input": np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])}
 
 
 def calibration(n: int) -> Iterator[Feed]:
-    return map(_feed, store.rows(images.unlabelled(n)))
+    return map(feed, store.rows(images.unlabelled(n)))
 
 
 def calibration_feeds() -> Iterator[Feed]:
@@ -52,7 +53,7 @@ def calibration_feeds() -> Iterator[Feed]:
 def evaluate(run: store.Run) -> float:
     test = images.labelled()
     right = [
-        str(run(_feed(image))[0].argmax()) in str(classes).split()
+        str(run(feed(image))[0].argmax()) in str(classes).split()
         for image, classes in zip(store.rows(test), store.field(test), strict=True)
     ]
     return float(np.mean(right))

@@ -2,10 +2,10 @@
 
     python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 55] [-o FOLDER]
 
-Three files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, repaired in
-closed form; and what training makes of that in so many minutes, from unlabelled samples and the float model's answers.
-Scores are labelled, of data that nothing has seen. All files are timed interleaved, one thread. In FOLDER:
-``train-recover-MODEL-CPU.md``.
+Four files of each model: the float one; the same cut in one go until it is so much faster, and nothing more; as
+`toolchain prune` leaves it, repaired in closed form; and what training makes of that in so many minutes, from
+unlabelled samples and the float model's answers. Scores are labelled, of data that nothing has seen. All files are
+timed interleaved, one thread. In FOLDER: ``train-recover-MODEL-CPU.md``. Photographs: ``benchmarks/fetch.sh train``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import tables
 from benchmarks.models import MODELS, store
-from benchmarks.train import digits, study
+from benchmarks.train import digits, photographs, study
 from toolchain.bench import Subject, bench, stats
 from toolchain.chain import run_chain
 from toolchain.data import open_data
@@ -38,9 +39,14 @@ from toolchain.training import Training
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its unlabelled samples and its labelled score. model: makes an optimized file. learn: of the step."""
+    """A model, its unlabelled samples and its labelled score.
+
+    model: makes an optimized file. calibration: what the cut is chosen and repaired by. samples: to learn from. learn:
+    settings of the step.
+    """
 
     model: Callable[[], Path]
+    calibration: Callable[[], Iterable[Feed]]
     samples: Callable[[], Iterable[Feed]]
     score: Callable[[store.Run], float]
     metric: str
@@ -63,24 +69,32 @@ def _digits() -> Iterable[Feed]:
 CASES = {
     "mobilenet_v2": Case(
         _mobilenet,
-        lambda: MODELS["mobilenet_v2"].calibration(800),
+        lambda: MODELS["mobilenet_v2"].calibration(SAMPLES),
+        photographs.feeds,
         MODELS["mobilenet_v2"].evaluate,
         MODELS["mobilenet_v2"].METRIC,
-        "800 unlabelled photographs; mirrored, enlarged and mixed",
-        {},
+        f"{photographs.COUNT} unlabelled photographs; mirrored, enlarged and mixed",
+        {"rate": 2e-3, "batch": 16},
     ),
     "digits": Case(
-        lambda: study.dense(0), _digits, digits.evaluate, "top-1 (2,000 digits)", "4,000 digits, labels left out", {}
+        lambda: study.dense(0),
+        lambda: islice(_digits(), SAMPLES),
+        _digits,
+        digits.evaluate,
+        "top-1 (2,000 digits)",
+        "4,000 digits, labels left out",
+        {},
     ),
 }
 
 
 SAMPLES = 400
-"""That decisions and repairs of the pruning are made from."""
-HEAD = ("file", "score %", "Δ points", "won back", "speed-up", "MB", "s")
+"""That the cut is chosen and repaired by."""
+HEAD = ("file", "score %", "Δ points", "of what the cut lost", "of what repair left", "speed-up", "MB", "s")
 LEGEND = (
-    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; taught: that, trained to give "
-    "the float model's answers. won back: of the points that pruning has lost. s: of the step."
+    "cut: by `toolchain prune --speedup` without its repair; repaired: with it, in closed form, without gradients; "
+    "taught: the repaired one, trained to give the float model's answers. of what the cut lost, of what repair left: "
+    "the share of these points that is won back. s: of the step."
 )
 
 
@@ -99,26 +113,34 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     folder = store.cache() / f"recover/{name}-{options.speedup:g}"
     folder.mkdir(parents=True, exist_ok=True)
     dense = case.model()
-    files = {"fp32": dense}
-    seconds = {"fp32": 0.0}
-    files["pruned"] = folder / "pruned.onnx"
-    seconds["pruned"] = _kept(files["pruned"], lambda file: _prune(case, dense, file, options.speedup))
     taught = f"taught for {options.minutes:g} min"
-    files[taught] = folder / f"taught-{options.minutes:g}.onnx"
-    seconds[taught] = _kept(files[taught], lambda file: _teach(case, files["pruned"], file, options.minutes))
+    files = {
+        "fp32": dense,
+        "cut": folder / "cut.onnx",
+        "repaired": folder / "pruned.onnx",
+        taught: folder / f"taught-{options.minutes:g}.onnx",
+    }
+    seconds = {
+        "fp32": 0.0,
+        "cut": _kept(
+            files["cut"], lambda file: _prune(case, dense, file, Prune(speedup=options.speedup, repair=False))
+        ),
+        "repaired": _kept(files["repaired"], lambda file: _prune(case, dense, file, Prune(speedup=options.speedup))),
+        taught: _kept(files[taught], lambda file: _teach(case, files["repaired"], file, options.minutes)),
+    }
     feed = next(iter(case.samples()))
     subjects = [Subject(file, name, row, target="host", feeds=feed) for row, file in files.items()]
     timed = bench(subjects, settings=Bench(min_time_s=2.0, rounds=20), threads=1).measurements
     scores = {row: _score(case, file) for row, file in files.items()}
-    base = timed[0].latency
     lines = []
     for row, measured in zip(files, timed, strict=True):
-        faster = stats.speedup(base, measured.latency).value
-        lost = scores["fp32"] - scores["pruned"]
-        back = f"{(scores[row] - scores['pruned']) / lost:.0%}" if row == taught and lost > 0 else ""
+        back = [_won_back(scores, row, worst) if row == taught else "" for worst in ("cut", "repaired")]
+        if row == "repaired":
+            back[0] = _won_back(scores, row, "cut")
+        faster = stats.speedup(timed[0].latency, measured.latency).value
         points = f"{100 * (scores[row] - scores['fp32']):+.2f}"
         size = f"{measured.size_bytes / 1e6:.2f}"
-        lines.append([row, f"{100 * scores[row]:.2f}", points, back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
+        lines.append([row, f"{100 * scores[row]:.2f}", points, *back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
     host = timed[0].host
     parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
     parts += [
@@ -141,11 +163,15 @@ def _kept(file: Path, make: Callable[[Path], None]) -> float:
     return float(json.loads(note.read_text(encoding="utf-8")))
 
 
-def _prune(case: Case, dense: Path, file: Path, speedup: float) -> None:
+def _won_back(scores: Mapping[str, float], row: str, worst: str) -> str:
+    lost = scores["fp32"] - scores[worst]
+    return f"{(scores[row] - scores[worst]) / lost:.0%}" if lost > 0 else ""
+
+
+def _prune(case: Case, dense: Path, file: Path, settings: Prune) -> None:
     model = io.load(dense)
-    data = open_data(case.samples, io.inputs(model)).take(SAMPLES)
-    found = prune_model(model, data, Prune(speedup=speedup), multiple=detect_host().channel_multiple)
-    io.save(found.model, file)
+    data = open_data(case.calibration, io.inputs(model))
+    io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, file)
 
 
 def _teach(case: Case, pruned: Path, file: Path, minutes: float) -> None:

@@ -16,7 +16,7 @@ from toolchain.tensors import Feed
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST_PIECE = 0.7
+SMALLEST_PIECE = 0.4
 """Of each side, what is enlarged to the whole."""
 MIXED = 0.5
 """Share of samples that are made of two."""

@@ -2,10 +2,11 @@
 
     python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 55] [-o FOLDER]
 
-Four files of each model: the float one; the same cut in one go until it is so much faster, and nothing more; as
-`toolchain prune` leaves it, repaired in closed form; and what training makes of that in so many minutes, from
-unlabelled samples and the float model's answers. Scores are labelled, of data that nothing has seen. All files are
-timed interleaved, one thread. In FOLDER: ``train-recover-MODEL-CPU.md``. Photographs: ``benchmarks/fetch.sh train``.
+Files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, repaired in closed
+form; and what training makes of that in so many minutes, from unlabelled samples and the float model's answers. Where
+there are more samples to learn from than to calibrate by, also what `toolchain prune` makes with as many of those.
+Scores are labelled, of data that nothing has seen. All files are timed interleaved, one thread. In FOLDER:
+``train-recover-MODEL-CPU.md``. Photographs: ``benchmarks/fetch.sh train``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +41,13 @@ from toolchain.training import Training
 class Case:
     """A model, its unlabelled samples and its labelled score.
 
-    model: makes an optimized file. calibration: what the cut is chosen and repaired by. samples: to learn from. learn:
-    settings of the step.
+    model: makes an optimized file. samples: to learn from. calibration: what the cut is chosen and repaired by; None:
+    the same. learn: settings of the step.
     """
 
     model: Callable[[], Path]
-    calibration: Callable[[], Iterable[Feed]]
     samples: Callable[[], Iterable[Feed]]
+    calibration: Callable[[], Iterable[Feed]] | None
     score: Callable[[store.Run], float]
     metric: str
     about: str
@@ -69,8 +69,8 @@ def _digits() -> Iterable[Feed]:
 CASES = {
     "mobilenet_v2": Case(
         _mobilenet,
-        lambda: MODELS["mobilenet_v2"].calibration(SAMPLES),
         photographs.feeds,
+        lambda: MODELS["mobilenet_v2"].calibration(SAMPLES),
         MODELS["mobilenet_v2"].evaluate,
         MODELS["mobilenet_v2"].METRIC,
         f"{photographs.COUNT} unlabelled photographs; mirrored, enlarged and mixed",
@@ -78,8 +78,8 @@ CASES = {
     ),
     "digits": Case(
         lambda: study.dense(0),
-        lambda: islice(_digits(), SAMPLES),
         _digits,
+        None,
         digits.evaluate,
         "top-1 (2,000 digits)",
         "4,000 digits, labels left out",
@@ -90,11 +90,11 @@ CASES = {
 
 SAMPLES = 400
 """That the cut is chosen and repaired by."""
-HEAD = ("file", "score %", "Δ points", "of what the cut lost", "of what repair left", "speed-up", "MB", "s")
+OTHER = "pruned with samples of what is learnt from"
+HEAD = ("file", "score %", "Δ points", "won back", "speed-up", "MB", "s")
 LEGEND = (
-    "cut: by `toolchain prune --speedup` without its repair; repaired: with it, in closed form, without gradients; "
-    "taught: the repaired one, trained to give the float model's answers. of what the cut lost, of what repair left: "
-    "the share of these points that is won back. s: of the step."
+    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; taught: that, trained to give "
+    "the float model's answers. won back: of the points that pruning has lost. s: of the step."
 )
 
 
@@ -112,35 +112,34 @@ def main() -> None:
 def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     folder = store.cache() / f"recover/{name}-{options.speedup:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    dense = case.model()
     taught = f"taught for {options.minutes:g} min"
     files = {
-        "fp32": dense,
-        "cut": folder / "cut.onnx",
-        "repaired": folder / "pruned.onnx",
+        "fp32": case.model(),
+        "pruned": folder / "pruned.onnx",
         taught: folder / f"taught-{options.minutes:g}.onnx",
     }
+    settings = Prune(speedup=options.speedup)
     seconds = {
         "fp32": 0.0,
-        "cut": _kept(
-            files["cut"], lambda file: _prune(case, dense, file, Prune(speedup=options.speedup, repair=False))
-        ),
-        "repaired": _kept(files["repaired"], lambda file: _prune(case, dense, file, Prune(speedup=options.speedup))),
-        taught: _kept(files[taught], lambda file: _teach(case, files["repaired"], file, options.minutes)),
+        "pruned": _kept(files["pruned"], lambda file: _prune(case, case.calibration or case.samples, file, settings)),
+        taught: _kept(files[taught], lambda file: _teach(case, files["pruned"], file, options.minutes)),
     }
+    if case.calibration is not None:
+        files[OTHER] = folder / "pruned-by-samples.onnx"
+        seconds[OTHER] = _kept(files[OTHER], lambda file: _prune(case, case.samples, file, settings))
     feed = next(iter(case.samples()))
     subjects = [Subject(file, name, row, target="host", feeds=feed) for row, file in files.items()]
     timed = bench(subjects, settings=Bench(min_time_s=2.0, rounds=20), threads=1).measurements
     scores = {row: _score(case, file) for row, file in files.items()}
+    lost = scores["fp32"] - scores["pruned"]
     lines = []
     for row, measured in zip(files, timed, strict=True):
-        back = [_won_back(scores, row, worst) if row == taught else "" for worst in ("cut", "repaired")]
-        if row == "repaired":
-            back[0] = _won_back(scores, row, "cut")
+        assert timed[0].latency is not None and measured.latency is not None
         faster = stats.speedup(timed[0].latency, measured.latency).value
+        back = f"{(scores[row] - scores['pruned']) / lost:.0%}" if row == taught and lost > 0 else ""
         points = f"{100 * (scores[row] - scores['fp32']):+.2f}"
         size = f"{measured.size_bytes / 1e6:.2f}"
-        lines.append([row, f"{100 * scores[row]:.2f}", points, *back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
+        lines.append([row, f"{100 * scores[row]:.2f}", points, back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
     host = timed[0].host
     parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
     parts += [
@@ -163,14 +162,9 @@ def _kept(file: Path, make: Callable[[Path], None]) -> float:
     return float(json.loads(note.read_text(encoding="utf-8")))
 
 
-def _won_back(scores: Mapping[str, float], row: str, worst: str) -> str:
-    lost = scores["fp32"] - scores[worst]
-    return f"{(scores[row] - scores[worst]) / lost:.0%}" if lost > 0 else ""
-
-
-def _prune(case: Case, dense: Path, file: Path, settings: Prune) -> None:
-    model = io.load(dense)
-    data = open_data(case.calibration, io.inputs(model))
+def _prune(case: Case, samples: Callable[[], Iterable[Feed]], file: Path, settings: Prune) -> None:
+    model = io.load(case.model())
+    data = open_data(samples, io.inputs(model)).take(SAMPLES)
     io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, file)
 
 

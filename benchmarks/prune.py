@@ -2,17 +2,20 @@
 
     python -m benchmarks.prune MODEL ... [--peers NAME,...|none] [--seeds 3] [--samples 64] [-o FOLDER]
     python -m benchmarks.prune MODEL ... [--points 1.1,1.2,1.4] [--ratios 0.05,0.1,0.2,0.3] [--without INGREDIENT,...]
+    python -m benchmarks.prune mobilenet_v2 --data benchmarks.train.photographs:feeds [--label photographs]
 
 Each contestant cuts the model to several sizes, each in a fresh process; a seed is a set of calibration samples of its
 own (and of draws, where something is drawn). All files of one model are then timed interleaved, in one run, and scored
 with the model's labelled metric, on data that nobody has seen. In FOLDER: ``prune-MODEL-CPU.md``, the table, and
-``prune-MODEL-CPU.json``, raw timings for `toolchain compare`; in ``docs``: ``prune-MODEL.svg``.
+``prune-MODEL-CPU.json``, raw timings for `toolchain compare`; in ``docs``: ``prune-MODEL.svg``. With a label, that
+stands behind MODEL in every name.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import pkgutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +63,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ratios", type=choices.numbers, default=(0.05, 0.1, 0.2, 0.3), help="what peers take out")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument(
+        "--data", type=pkgutil.resolve_name, metavar="MODULE:CALLABLE", help="in place of calibration's"
+    )
+    parser.add_argument("--label", default="", help="of a run that must not replace the model's own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
@@ -82,13 +89,14 @@ def _compare(model: Model, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="toolchain-prune-") as scratch:
         source = Path(scratch) / "unpruned.onnx"
         io.save(prepare(model.onnx_path()).model, source)
-        samples = pruners.sample_folders(model, options.samples, options.seeds, Path(scratch))
+        unlabelled = options.data() if options.data else model.calibration(options.samples * options.seeds)
+        samples = pruners.sample_folders(unlabelled, options.samples, options.seeds, Path(scratch))
         cuts: list[Cut] = []
         for contestant in field:
             print(f"{model.NAME}: pruning, {contestant.name}", flush=True)
             cuts += pruners.cut_all(contestant, model, source, samples, Path(scratch))
         rows = _measure(model, source, cuts, options)
-    stem = f"prune-{model.NAME}-{tables.slug(host)}"
+    stem = f"prune-{_named(model, options)}-{tables.slug(host)}"
     Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
     text = _page(model, host, cuts, rows, options)
     write_text(options.output / f"{stem}.md", text)
@@ -153,7 +161,7 @@ def _page(
     found = curves.points(runs)
     if found:
         label = f"{model.METRIC.split(' (')[0]}, %"
-        curves.plot(found, base.score.value, model.NAME, label, options.plots / f"prune-{model.NAME}.svg")
+        curves.plot(found, base.score.value, model.NAME, label, options.plots / f"prune-{_named(model, options)}.svg")
     best = curves.unbeaten(found, base.score.value)
     table: list[tuple[str, ...]] = [(UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_file(base), "")]
     for point in found:
@@ -161,9 +169,14 @@ def _page(
         table.append(_line(point, point in best, base.score.value, measured[_label(same[0])], same))
     remarks = {f"- {cut.contestant}, {cut.size:g}: {cut.made.error}." for cut in cuts if cut.made.error}
     settings = " ".join([pruners.LEGEND, *(peers.PRUNERS[name].settings for name in options.peers)])
-    title = f"{model.KIND}; metric: {model.METRIC}. Seeds: {options.seeds}, of {options.samples} samples each."
+    title = f"{model.KIND}; metric: {model.METRIC}. Seeds: {options.seeds}, of {options.samples} samples each"
+    title += f", from {options.data.__module__}." if options.data else "."
     parts = [f"# {model.NAME} pruned, beside others", tables.describe(host), title, f"{LEGEND} {settings}"]
     return "\n\n".join([*parts, tables.markdown(HEAD, table), "\n".join(sorted(remarks))]).strip() + "\n"
+
+
+def _named(model: Model, options: argparse.Namespace) -> str:
+    return f"{model.NAME}-{options.label}" if options.label else model.NAME
 
 
 def _line(point: Point, best: bool, base: float, row: Measurement, cuts: Sequence[Cut]) -> tuple[str, ...]:

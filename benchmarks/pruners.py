@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,9 +10,10 @@ from pathlib import Path
 from benchmarks import feeds, fresh, ours, peers
 from benchmarks.contestants import Made
 from benchmarks.models import Model
-from toolchain.errors import ToolchainError
+from toolchain.errors import DataError, ToolchainError
 from toolchain.graph import io
 from toolchain.optimize import optimize
+from toolchain.tensors import Feed
 
 INGREDIENTS: Mapping[str, dict[str, object]] = {
     "second moments": {"criterion": "activation"},
@@ -91,12 +92,15 @@ def contestants(
     return found
 
 
-def sample_folders(model: Model, samples: int, seeds: int, scratch: Path) -> list[Path]:
-    """A folder of calibration samples for each seed, none in two of them."""
+def sample_folders(source: Iterable[Feed], samples: int, seeds: int, scratch: Path) -> list[Path]:
+    """A folder of so many of the source's samples for each seed, none in two of them."""
     folders = [scratch / f"samples-{seed}" for seed in range(seeds)]
-    unseen = iter(model.calibration(samples * seeds))
-    for folder in folders:
-        feeds.write(islice(unseen, samples), folder)
+    unseen = iter(source)
+    for seed, folder in enumerate(folders):
+        written = feeds.write(islice(unseen, samples), folder)
+        if written < samples:
+            what = f"{written} of {samples} samples for seed {seed}"
+            raise DataError(what, where="calibration", hint="ask for fewer samples or seeds")
     return folders
 
 

@@ -134,7 +134,8 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     lost = scores["fp32"] - scores["pruned"]
     lines = []
     for row, measured in zip(files, timed, strict=True):
-        assert timed[0].latency is not None and measured.latency is not None
+        assert timed[0].latency is not None
+        assert measured.latency is not None
         faster = stats.speedup(timed[0].latency, measured.latency).value
         back = f"{(scores[row] - scores['pruned']) / lost:.0%}" if row == taught and lost > 0 else ""
         points = f"{100 * (scores[row] - scores['fp32']):+.2f}"

@@ -21,6 +21,7 @@ from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, missing
 from benchmarks.prune import UNPRUNED, _measure, _page, architecture
 from toolchain.bench import bench
+from toolchain.errors import DataError
 from toolchain.graph import io, run
 from toolchain.preparation import prepare
 from toolchain.recipe import Bench
@@ -125,7 +126,9 @@ def test_the_page_of_a_few_files(tmp_path, monkeypatch):
     cost = fresh.Cost(1.5, 0, 0, None)
     cuts = [pruners.Cut("x", 0.1, seed, pruners.Made("x", file, cost)) for seed, file in enumerate(files)]
     cuts.append(pruners.Cut("y", 0.1, 0, pruners.Made("y", None, error="no such thing")))
-    options = argparse.Namespace(seconds=0.05, threads=1, samples=8, seeds=2, peers=("onnxsim",), plots=tmp_path)
+    options = argparse.Namespace(
+        seconds=0.05, threads=1, samples=8, seeds=2, peers=("onnxsim",), plots=tmp_path, data=Small, label="other"
+    )
     rows = _measure(Small(), source, cuts, options)
     assert [row.variant for row in rows] == [UNPRUNED, "x, 0.1, seed 0", "x, 0.1, seed 1"]
     assert [row.score.value for row in rows] == [pytest.approx(v, abs=1e-6) for v in (0.8, 0.5, 0.7)]
@@ -135,7 +138,8 @@ def test_the_page_of_a_few_files(tmp_path, monkeypatch):
     (line,) = [line for line in page.splitlines() if line.startswith(("| x ", "| **x**"))]
     assert [cell.strip() for cell in line.split("|")][2:6] == ["0.1", "0.6000", "0.5000 … 0.7000", "-20.0"]
     assert "- y, 0.1: no such thing." in page
-    assert (tmp_path / "prune-small.svg").is_file()
+    assert "of 8 samples each, from test_prune." in page
+    assert (tmp_path / "prune-small-other.svg").is_file()
 
 
 def test_everybody_takes_part_with_sizes_of_their_own(tmp_path, monkeypatch):
@@ -172,16 +176,17 @@ def test_seeds_are_tried_where_they_matter_and_larger_sizes_until_one_fails(tmp_
 
 
 def test_seeds_share_no_sample(tmp_path):
-    class Counting:
-        def calibration(self, n):
-            return ({"x": np.array([i])} for i in range(n))
+    def counted(n):
+        return ({"x": np.array([i])} for i in range(n))
 
-    folders = pruners.sample_folders(Counting(), 4, 3, tmp_path)
+    folders = pruners.sample_folders(counted(13), 4, 3, tmp_path)
     assert [[int(feed["x"][0]) for feed in feeds.read(folder)] for folder in folders] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9, 10, 11],
     ]
+    with pytest.raises(DataError, match="3 of 4 samples for seed 2"):
+        pruners.sample_folders(counted(11), 4, 3, tmp_path / "again")
 
 
 @pytest.mark.parametrize("name", peers.PRUNERS)
@@ -210,7 +215,7 @@ def test_a_pruner_prunes(row, tmp_path, monkeypatch):
         pytest.skip(reason)
     model, source = MODELS["svhn_cnn"], tmp_path / "unpruned.onnx"
     io.save(prepare(model.onnx_path()).model, source)
-    samples = pruners.sample_folders(model, 16, 1, tmp_path)
+    samples = pruners.sample_folders(model.calibration(16), 16, 1, tmp_path)
     (contestant,) = [c for c in pruners.contestants((1.1,), (0.2,), (), (name,)) if c.name == row]
     cuts = list(pruners.cut_all(contestant, model, source, samples, tmp_path))
     assert [cut.made.error for cut in cuts] == [None] * len(contestant.sizes)

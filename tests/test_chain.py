@@ -98,6 +98,27 @@ def test_weights_are_zero_and_stay_so(tmp_path, schedule, criterion):
     assert "no faster" in stage.record.notes[0]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"technique": "distil"},
+        {"technique": "share", "bits": 3},
+        {"technique": "share", "bits": 2, "per": "channel"},
+        {"technique": "power-of-two"},
+        {"technique": "int8"},
+        {"technique": "prune", "structure": "weights", "amount": 0.8, "schedule": "once"},
+    ],
+    ids=str,
+)
+def test_zeros_outlive_the_next_step(tmp_path, step):
+    prune = {"technique": "prune", "structure": "weights", "amount": 0.75, "schedule": "once", **LEARN}
+    first, second = chain(tmp_path, prune, {**step, **LEARN})
+    moved = [look.loss for look in second.record.looks]
+    assert len(set(moved)) > 2
+    assert second.record.zeros >= first.record.zeros - 0.01
+    assert first.record.zeros == pytest.approx(0.75, abs=0.01)
+
+
 def test_a_round_that_loses_too_much_is_taken_back(tmp_path):
     learnt = {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12}
     step = {"technique": "prune", "structure": "weights", "amount": 0.98, "schedule": "iterative", "rounds": 6}

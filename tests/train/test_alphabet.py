@@ -36,14 +36,14 @@ CONSTANTS = {
 }
 
 
-def net():
+def net(constants=CONSTANTS):
     """Every kind of product; their weights have their output channels on axes 0, 1, 1 and 0."""
     body = (
         "t = Conv <pads = [1, 1, 1, 1]> (x, a, b) u = Relu (t) v = ConvTranspose <strides = [2, 2]> (u, c) "
         "p = MaxPool <kernel_shape = [4, 4], strides = [4, 4]> (v) f = Flatten (p) "
         "g = MatMul (f, d) h = Relu (g) y = Gemm <transB = 1> (h, e)"
     )
-    return model(body, "float[4,3,4,4] x", "float[4,5] y", CONSTANTS)
+    return model(body, "float[4,3,4,4] x", "float[4,5] y", constants)
 
 
 class Loop:
@@ -229,6 +229,20 @@ def test_what_is_frozen_does_not_move_and_is_the_largest():
     first = np.abs(CONSTANTS["d"] / np.abs(seen[-1][0]).max(0))
     _, held = seen[0]
     assert first[held].mean() > 2 * first[~held].mean()
+
+
+@pytest.mark.parametrize("letters", [x for x in ALL.values() if not isinstance(x, Binary)], ids=str)
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_what_was_pruned_stays_zero_and_the_rest_has_values(letters, share):
+    rng = np.random.default_rng(0)
+    pruned = {n: array * (rng.random(array.shape) > share * (array.ndim > 1)) for n, array in CONSTANTS.items()}
+    loop = Loop(net(pruned), letters)
+    loop.run(range(40), 40)
+    for coded in (loop.seen(), hard(loop.technique.finish(loop.graph.write_back()))):
+        for name, array in coded.items():
+            zero = pruned[name] == 0
+            assert (array[zero] == 0).all()
+            assert (array[~zero] != 0).mean() > 0.5
 
 
 def test_frozen_weights_get_no_gradient():

@@ -53,6 +53,8 @@ FITTED = 16
 """Samples that adapters are first fitted to."""
 SMALLEST_UNIT = 0.1
 """Of the tensor's root mean square: a channel of zeros can move as well."""
+PRUNED = 0.1
+"""Share of zeros from which on a weight counts as pruned; one that is zero all over is yet to learn."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Lesson:
             )
         self._start = {name: weight.detach().clone() for name, weight in self.graph.parameters.items()}
         self._units = {name: _units(weight) for name, weight in self._start.items()}
+        if not self.technique.revives:
+            self._units |= {name: self._units[name] * (w != 0) for name, w in self._start.items() if _is_pruned(w)}
         self.moves = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in self._start.items()}
         self.samples = Samples(data, augment=aims.augment)
         first = self.samples.examples[0]
@@ -181,7 +185,7 @@ class Lesson:
 
         with torch.no_grad():
             for name, weight in self.technique.proximal(self.weights(), rate).items():
-                self.moves[name].copy_((weight - self._start[name]) / self._units[name])
+                self.moves[name].copy_((weight - self._start[name]) / self._units[name].clamp_min(1e-30))
             self.technique.advance(self.weights(), share)
 
     def trained(self) -> dict[str, Tensor]:
@@ -374,6 +378,10 @@ def largest_bytes(model: ir.Model) -> int:
     """Of one sample's tensors."""
     sizes = [query.sizes(value, dynamic=1) or () for value in query.activations(model)]
     return 4 * max([int(np.prod(size)) for size in sizes], default=1)
+
+
+def _is_pruned(weight: Tensor) -> bool:
+    return weight.ndim > 1 and PRUNED <= float((weight == 0).float().mean()) < 1
 
 
 def _units(weight: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ binary         w̃ = α sign(w), α = mean |w| of the output channel, which is t
                (Bengio et al. 2013, arXiv 1308.3432): what lies further out will not change its sign soon, and need not
                grow.
 
-Scales and centres start from the weights that are given; all of it works without training as well.
+Scales and centres start from the weights that are given; all of it works without training as well. What has been pruned
+before stays zero: powers of two freeze it at once, and shared weights keep an entry for it.
 """
 
 from __future__ import annotations
@@ -158,11 +159,12 @@ class _SharedLetter(Letter):
         group = None if how.group is None else _divisor(place.array.shape[place.axis], how.group)
         rows, shares, count = place.rows(group), place.shares(group), 1 << how.bits
         weights = [None] * len(rows) if shares is None else list(shares)
-        books = [
-            levels.kmeans(row, levels.start_centres(row, count, how.start), share)
-            for row, share in zip(rows, weights, strict=True)
-        ]
+        zeros = rows == 0
+        pruned = bool(zeros.mean() > 1 / count)  # more of them than of an entry among equals
+        books = [_entries(row, share, count, how.start, pruned) for row, share in zip(rows, weights, strict=True)]
         self._centres = torch.from_numpy(np.stack(books).astype(np.float32))
+        self._zeros = torch.from_numpy(zeros) if pruned else torch.zeros(1, dtype=torch.bool)
+        self._fixed = (self._centres == 0) & pruned
         self._unit = torch.from_numpy(np.sqrt((rows**2).mean(1, keepdims=True)).astype(np.float32))
         self.moved = torch.zeros_like(self._centres, requires_grad=True)
         self._turns = 0
@@ -191,7 +193,7 @@ class _SharedLetter(Letter):
 
     def _book(self) -> Tensor:
         assert self.moved is not None
-        return self._centres + self._unit * self.moved
+        return self._centres + self._unit * self.moved * ~self._fixed
 
     def _chosen(self, weight: Tensor) -> Tensor:
         """Index of the nearest entry, int64 [rows, weights]; training may have put entries out of order."""
@@ -200,7 +202,8 @@ class _SharedLetter(Letter):
         book = self._book().detach()
         rows = weight.detach().movedim(self._axis, 0).reshape(len(book), -1).contiguous()
         ordered, order = book.sort(1)
-        return order.gather(1, torch.searchsorted((ordered[:, 1:] + ordered[:, :-1]) / 2, rows, right=True))
+        found = order.gather(1, torch.searchsorted((ordered[:, 1:] + ordered[:, :-1]) / 2, rows, right=True))
+        return torch.where(self._zeros, self._fixed.int().argmax(1, keepdim=True), found)
 
 
 class _PowerLetter(Letter):
@@ -213,8 +216,9 @@ class _PowerLetter(Letter):
         self._levels = torch.from_numpy(found.astype(np.float32))
         self._scale = torch.from_numpy(scale)
         self._wide = self._scale.reshape(-1, *[1] * (place.array.ndim - 1)).movedim(0, place.axis)
-        self._frozen = torch.zeros(place.array.shape, dtype=torch.bool)
-        self._codes = torch.zeros(place.array.shape, dtype=torch.uint8)
+        self._zeros = torch.from_numpy(place.array == 0)
+        self._frozen = self._zeros.clone()
+        self._codes = self._nearest(torch.from_numpy(place.array))
 
     def read(self, weight: Tensor) -> Tensor:
         import torch
@@ -231,7 +235,7 @@ class _PowerLetter(Letter):
         import torch
 
         part = max(part for since, part in STEPS if share >= since)
-        missing = round(part * weight.numel()) - int(self._frozen.sum())
+        missing = round(part * int((~self._zeros).sum())) - int((self._frozen & ~self._zeros).sum())
         if missing <= 0:
             return
         size = torch.where(self._frozen, -1.0, weight.detach().abs() / self._wide)
@@ -286,6 +290,20 @@ class _BinaryLetter(Letter):
         """Of every output channel, to be multiplied with the weight."""
         others = [axis for axis in range(weight.ndim) if axis != self._axis]
         return weight.abs().mean(others, keepdim=True)
+
+
+def _entries(
+    row: levels.Doubles, share: levels.Doubles | None, count: int, start: levels.Start, pruned: bool
+) -> levels.Doubles:
+    """A codebook, sorted. pruned: zero is one of its entries, and the others are for the rest."""
+    if not pruned:
+        return levels.kmeans(row, levels.start_centres(row, count, start), share)
+    left = row != 0
+    if not left.any():
+        return np.zeros(count)
+    rest = row[left]
+    found = levels.kmeans(rest, levels.start_centres(rest, count - 1, start), None if share is None else share[left])
+    return np.sort(np.append(found, 0.0))
 
 
 def _rows(array: Array, axis: int, group: int | None) -> Any:

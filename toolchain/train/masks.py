@@ -115,7 +115,7 @@ class Masked(Technique):
         pattern: tuple[int, int] | None = None,
         axes: Mapping[str, int] | None = None,
     ) -> None:
-        self.ask, self.settled = ask, max(ask.begin, ask.end)
+        self.ask, self.settled, self.revives = ask, max(ask.begin, ask.end), ask.revive
         self._channels = [group for group in what if isinstance(group, Channels)]
         self._names = [name for name in what if isinstance(name, str)]
         self._pattern, self._axes = pattern, axes or {}

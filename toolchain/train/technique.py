@@ -28,9 +28,11 @@ class Technique:
 
     settled: the share of a training from which on it has arrived at what it was asked for; what came before is no
     candidate for the best.
+    revives: whether single weights that were pruned before may come back; else they stay zero.
     """
 
     settled: float = 0.0
+    revives: bool = False
 
     def parameters(self) -> dict[str, Tensor]:
         """Leaf tensors that are trained beside the student's weights, by names that are none of its tensors'."""

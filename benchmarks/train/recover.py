@@ -144,7 +144,8 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     host = timed[0].host
     parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
     parts += [
-        f"`python -m benchmarks.train.recover {name}`. Metric: {case.metric}. To learn from: {case.about}.",
+        f"`python -m benchmarks.train.recover {name} --speedup {options.speedup:g} --minutes {options.minutes:g}`. "
+        f"Metric: {case.metric}. To learn from: {case.about}.",
         LEGEND,
     ]
     text = "\n\n".join([*parts, tables.markdown(HEAD, lines)]) + "\n"

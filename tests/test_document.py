@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import pytest
@@ -20,6 +20,19 @@ class Wheel(Part):
     diameter_mm: int
 
 
+class Radio(Part):
+    system: Literal["radio"]
+    channels: Literal["all"] | tuple[float, ...] = "all"
+
+
+class Hook(Part):
+    system: Literal["hook"]
+    load_kg: int
+
+
+Extra = Annotated[Radio | Hook, pydantic.Field(discriminator="system")]
+
+
 class Car(Document):
     KIND: ClassVar[str] = "car"
 
@@ -29,6 +42,7 @@ class Car(Document):
     wheels: tuple[Wheel, ...] = ()
     spare: Wheel | None = None
     tags: tuple[str, ...] = ()
+    extras: tuple[Extra, ...] = ()
 
     @pydantic.model_validator(mode="after")
     def _balanced(self) -> Car:
@@ -70,7 +84,10 @@ def test_documents_are_immutable():
     ("change", "sentence"),
     [
         ({"nam": "b"}, "car.toml: nam: unknown key; did you mean 'name'?"),
-        ({"zzz": 1}, "car.toml: zzz: unknown key; choose one of: engine, name, schema_version, spare, tags, wheels"),
+        (
+            {"zzz": 1},
+            "car.toml: zzz: unknown key; choose one of: engine, extras, name, schema_version, spare, tags, wheels",
+        ),
         (
             {"engine": {"kind": "petrol", "power": 3}},
             "car.toml: engine.power: unknown key; did you mean 'power_kw'?",
@@ -99,6 +116,21 @@ def test_documents_are_immutable():
         ),
         ({"name": True}, "car.toml: name: input should be a valid string, got True; mend the value"),
         ({"wheels": [{"diameter_mm": 1}]}, "car.toml: one wheel does not make a car; mend the value"),
+        ({"extras": [{"load_kg": 1}]}, "car.toml: extras.0.system: is missing from this car; add it"),
+        ({"extras": [{"system": "hok"}]}, "car.toml: extras.0.system: 'hok' is not allowed; did you mean 'hook'?"),
+        ({"extras": [{"system": "hook"}]}, "car.toml: extras.0.load_kg: is missing from this car; add it"),
+        (
+            {"extras": [{"system": "hook", "load": 1}]},
+            "car.toml: extras.0.load: unknown key; did you mean 'load_kg'?",
+        ),
+        (
+            {"extras": [{"system": "radio", "channels": "al"}]},
+            "car.toml: extras.0.channels: input should be 'all', or a valid array, got 'al'; mend the value",
+        ),
+        (
+            {"extras": [{"system": "radio", "channels": [1, "x"]}]},
+            "car.toml: extras.0.channels.1: input should be a valid number, got 'x'; mend the value",
+        ),
         ({"schema_version": 2}, "car.toml: schema_version: input should be 1, got 2; use the release that wrote it"),
     ],
 )

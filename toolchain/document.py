@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,7 +40,7 @@ class Document(Part):
             # JSON mode: lists may fill tuples and strings enums, but no number hides in a string.
             return cls.model_validate_json(json.dumps(data, default=str))
         except pydantic.ValidationError as error:
-            raise _first_fault(cls, error, where) from None
+            raise _first_fault(cls, error, data, where) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -68,27 +69,45 @@ class Document(Part):
         write_text(path, self.to_json())
 
 
-def _first_fault(cls: type[Document], error: pydantic.ValidationError, where: object) -> ConfigError:
-    faults = error.errors()
+def _first_fault(cls: type[Document], error: pydantic.ValidationError, data: Any, where: object) -> ConfigError:
+    faults = [(_place(fault, data), fault) for fault in error.errors()]
     # A misspelt key is also a missing one; the misspelling is what to say.
-    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    place = fault["loc"]
-    where = ": ".join(str(part) for part in (where, ".".join(map(str, place))) if part) or cls.KIND
-    if fault["type"] == "extra_forbidden":
-        return ConfigError("unknown key", where=where, hint=did_you_mean(str(place[-1]), _fields(cls, place[:-1])))
-    if fault["type"] == "missing":
-        return ConfigError(f"is missing from this {cls.KIND}", where=where, hint="add it")
-    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-        known = [w.strip("' ") for w in fault["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return ConfigError(f"{fault['input']!r} is not allowed", where=where, hint=did_you_mean(fault["input"], known))
-    message = fault["msg"].removeprefix("Value error, ")
-    seen = f", got {fault['input']!r:.60}" if fault["type"] != "value_error" else ""
+    first, _ = next((f for f in faults if f[1]["type"] == "extra_forbidden"), faults[0])
+    # Every branch of a union has a fault of its own: the one that got furthest is what was meant.
+    place = max((place for place, _ in faults if place[: len(first)] == first), key=len)
+    fault, *others = (fault for at, fault in faults if at == place)
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind.startswith("union_tag"):
+        place = (*place, context["discriminator"].strip("'"))
+    at = ": ".join(str(part) for part in (where, ".".join(map(str, place))) if part) or cls.KIND
+    if kind == "extra_forbidden":
+        return ConfigError("unknown key", where=at, hint=did_you_mean(str(place[-1]), _fields(cls, fault["loc"][:-1])))
+    if kind in ("missing", "union_tag_not_found"):
+        return ConfigError(f"is missing from this {cls.KIND}", where=at, hint="add it")
+    word = context.get("tag", fault["input"])
+    if kind == "union_tag_invalid" or (kind == "literal_error" and isinstance(word, str) and not others):
+        expected = context.get("expected_tags") or context["expected"].replace(" or ", ",")
+        known = [w.strip("' ") for w in expected.split(",")]
+        return ConfigError(f"{word!r} is not allowed", where=at, hint=did_you_mean(word, known))
+    also = [f"or {other['msg'].removeprefix('Input should be ')}" for other in others]
+    message = ", ".join([fault["msg"].removeprefix("Value error, "), *also])
+    seen = f", got {fault['input']!r:.60}" if kind != "value_error" else ""
     hint = "use the release that wrote it" if place == ("schema_version",) else "mend the value"
-    return ConfigError(f"{message[0].lower()}{message[1:]}{seen}", where=where, hint=hint)
+    return ConfigError(f"{message[0].lower()}{message[1:]}{seen}", where=at, hint=hint)
 
 
-def _fields(cls: type[pydantic.BaseModel], place: tuple[int | str, ...]) -> set[str]:
-    """Names of the fields allowed at `place`, following nested models, lists and dictionaries."""
+def _place(fault: Any, data: Any) -> tuple[int | str, ...]:
+    """Where in the document: pydantic's location without the names it gives to the branches of a union."""
+    place: list[int | str] = []
+    for part in fault["loc"]:
+        if (isinstance(data, Mapping) and part in data) or (isinstance(data, Sequence) and isinstance(part, int)):
+            data = data[part]
+            place.append(part)
+    return (*place, fault["loc"][-1]) if fault["type"] == "missing" else tuple(place)
+
+
+def _fields(cls: type[pydantic.BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """Names of the fields allowed at pydantic's location, following nested models, lists, dictionaries and tags."""
     node: Any = cls.model_json_schema()
     definitions = node.get("$defs", {})
 
@@ -100,7 +119,10 @@ def _fields(cls: type[pydantic.BaseModel], place: tuple[int | str, ...]) -> set[
                 return option
         return schema
 
-    for part in place:
+    for part in location:
         node = resolve(node)
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        if "discriminator" in node:
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        else:
+            node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
     return set(resolve(node).get("properties", {}))

@@ -38,9 +38,13 @@ NET = """
 """
 
 
+def drawn():
+    random = weights(w1=(16, 1, 3, 3), b1=16, w2=(16, 16, 3, 3), b2=16, w3=(16, 4), b3=4)
+    return {name: 0.3 * array for name, array in random.items()}
+
+
 def net():
-    drawn = weights(w1=(16, 1, 3, 3), b1=16, w2=(16, 16, 3, 3), b2=16, w3=(16, 4), b3=4)
-    return named(NET, "float[batch,1,8,8] x", "float[batch,4] y", {n: 0.3 * a for n, a in drawn.items()})
+    return named(NET, "float[batch,1,8,8] x", "float[batch,4] y", drawn())
 
 
 def arrays(count=64):
@@ -161,10 +165,17 @@ def test_int8_that_was_ended_goes_on_to_the_same_bits(tmp_path):
         assert np.array_equal(a, b)
 
 
-def test_training_that_gives_nothing_better_leaves_the_plan(tmp_path):
-    (stage,) = chain(tmp_path, {"technique": "int8", **LEARN, "epochs": 1, "rate": 1.0, "labels": 0.0}, labels=False)
+@pytest.mark.parametrize("technique", ["int8", "distil"])
+def test_training_that_gives_nothing_better_leaves_what_was_there_and_says_so(tmp_path, technique):
+    learn = {**LEARN, "epochs": 1, "rate": 1.0, "labels": 0.0}
+    (stage,) = chain(tmp_path, {"technique": technique, **learn}, labels=False)
     assert stage.record.kept == 0
     assert "nothing better" in stage.record.notes[-1]
+
+
+def test_training_that_helps_says_nothing(tmp_path):
+    (stage,) = chain(tmp_path, {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12})
+    assert stage.record.notes == ()
 
 
 def test_a_step_starts_from_what_the_one_before_made(tmp_path):
@@ -321,6 +332,16 @@ def test_bad_requests_end_before_anything_is_slow(tmp_path, toolchain):
     assert "no run to go on with" in toolchain(*command, "-o", str(tmp_path / "o"), "--resume").sentence
     (tmp_path / "r.toml").write_text('schema_version = 1\nsteps = [{ technique = "distil", student = "gone.onnx" }]\n')
     assert "student 'gone.onnx'" in toolchain(*command).sentence
+    recipe = 'schema_version = 1\nsteps = [{ technique = "share" }, { technique = "distil", %s }]\n'
+    (tmp_path / "r.toml").write_text(recipe % 'features = { r = "q" }')
+    assert "the teacher has no float tensor 'q' inside" in toolchain(*command).sentence
+    for change, sentence in (("float[batch,1,8,8] z", "takes z, and its teacher x"), ("", "has 2 float outputs")):
+        text = NET.replace("(x, w1", "(z, w1") if change else NET + "    q = Relu (y)\n"
+        inputs = change or "float[batch,1,8,8] x"
+        outputs = "float[batch,4] y" if change else "float[batch,4] y, float[batch,4] q"
+        io.save(named(text, inputs, outputs, drawn()), tmp_path / "student.onnx")
+        (tmp_path / "r.toml").write_text(recipe % f'student = "{tmp_path / "student.onnx"}"')
+        assert sentence in toolchain(*command).sentence
     (tmp_path / "r.toml").write_text("schema_version = 1\nsteps = []\n")
     assert "r.toml" in toolchain(*command).sentence
     (tmp_path / "r.toml").unlink()

@@ -31,9 +31,11 @@ from toolchain.quantize import Encoding
 from toolchain.rules import Contracted, Weighted
 from toolchain.tensors import Feed
 from toolchain.train import letters as letter
+from toolchain.train import require_trainable
 from toolchain.train.alphabet import Alphabet, own_gradients
+from toolchain.train.features import feature_pairs
 from toolchain.train.fit import Fitted, Schedule, fit
-from toolchain.train.lesson import Aims, Lesson, largest_bytes
+from toolchain.train.lesson import Aims, Lesson, largest_bytes, paired_heads
 from toolchain.train.masks import Ask, Channels, Masked, Slot
 from toolchain.train.norms import normalized
 from toolchain.train.samples import LABELS
@@ -61,6 +63,10 @@ GAIN = 1
 """The scale's place among the inputs of a BatchNormalization."""
 OBSERVED = 512
 """Samples that ranges are taken from."""
+FUTILE = (
+    "training found nothing better than what it began with, which is what is kept; a lower rate, or more and more "
+    "different samples, may help"
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,26 @@ def run_chain(
         now = separate(optimize(stages[-1].model).model) if stages else job.teacher  # which unpacks codes
         stages.append(_iterative(job, f"step-{number}", now, step) if _rounds(step) else _once(job, number, now, step))
     return stages
+
+
+def check_students(model: ir.Model, recipe: Training) -> None:
+    """Whether every student can learn from the model, before any step has begun.
+
+    Raises:
+        InputError and its subclasses: a student is not a model; it cannot be trained, or compared with the teacher.
+    """
+    for step in recipe.steps:
+        if isinstance(step, Distil):
+            student = _student(step.student, model) if step.student else model
+            require_trainable(student)
+            paired_heads(student, model)
+            feature_pairs(student, model, step.features)
+
+
+def _student(source: str, teacher: ir.Model) -> ir.Model:
+    """An ONNX file, or a callable's module, which takes what the teacher takes."""
+    inputs = () if source.endswith(".onnx") else io.inputs(teacher)
+    return separate(optimize(convert(source, inputs=inputs).model).model)
 
 
 def _rounds(step: Step) -> bool:
@@ -178,6 +204,7 @@ def _stage(
 ) -> Stage:
     """dense: the model in floats, where it is coded or quantized."""
     dense = dense or model
+    futile = found.steps > 0 and not found.improved
     looks = tuple(
         Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
         for x in found.looks
@@ -197,7 +224,7 @@ def _stage(
         bytes=size.raw,
         zip_bytes=size.zipped,
         wire_bytes=size.wire,
-        notes=tuple(notes),
+        notes=(*notes, *([FUTILE] if futile else [])),
     )
     return Stage(model, record)
 
@@ -210,8 +237,7 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
     fresh = False
     if step.student is not None:
         fresh = not step.student.endswith(".onnx") if step.fresh is None else step.fresh
-        inputs = () if step.student.endswith(".onnx") else io.inputs(job.teacher)
-        model = separate(optimize(convert(step.student, inputs=inputs).model).model)
+        model = _student(step.student, job.teacher)
     if fresh:
         model = normalized(model, _unlabelled(job.data.take(NORMED)))
     lesson, found = _learn(job, key, model, step, Technique(), norms=fresh)
@@ -250,16 +276,13 @@ def _int8(job: _Job, model: ir.Model, step: Int8, key: str) -> Stage:
         raise ModelError("has no product that could be int8", where=key, hint="leave the step out")
     pupil = aware.pupil(quantized)
     lesson, found = _learn(job, key, pupil.model, step, pupil.technique, inner=False)
-    notes = list(quantized.notes)
     if found.improved:
         quantized = aware.graduated(pupil, lesson.written())
-    else:
-        notes.append("training found nothing better than the plan it began with, which is what is kept")
     for encoding in ENCODINGS:
         io.save(quantized.write(encoding), encoded(job.folder, encoding))
     chosen = quantized.plan.int8_nodes()
     what = f"{len(chosen)} of {len(quantized.plan.choices)} operators int8, trained with their rounding"
-    return _stage(quantized.write(quantized.encoding), step, what, found, notes, dense=quantized.model)
+    return _stage(quantized.write(quantized.encoding), step, what, found, quantized.notes, dense=quantized.model)
 
 
 def encoded(folder: Path, encoding: Encoding) -> Path:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
-from toolchain.chain import Stage, encoded, run_chain
+from toolchain.chain import Stage, check_students, encoded, run_chain
 from toolchain.convert import ModelSource
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
@@ -95,6 +95,7 @@ def train(
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
     model = prepared.model
     require_trainable(model)
+    check_students(model, recipe)
     progress("checking the data", 0, 0)
     specs = [*io.inputs(model), *_labels(data)]
     samples = open_data(data, specs, preprocess=preprocess, samples=recipe.samples)
@@ -116,7 +117,7 @@ def train(
 
 
 def _check_students(recipe: Training) -> None:
-    """Before anything slow."""
+    """Whether they are there."""
     for step in recipe.steps:
         if not isinstance(step, Distil) or step.student is None:
             continue

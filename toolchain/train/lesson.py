@@ -134,15 +134,11 @@ class Lesson:
         self.moves = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in self._start.items()}
         self.samples = Samples(data, augment=aims.augment)
         first = self.samples.examples[0]
-        outputs = heads(student)
+        outputs, answered = heads(student), paired_heads(student, teacher)
         inner = [name for name in matched(student, teacher) if name not in outputs] if aims.inner else []
-        goals = list(heads(teacher))
-        if len(goals) != len(outputs):
-            what = f"has {len(outputs)} float outputs, and its teacher {len(goals)}"
-            raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
         paired = feature_pairs(student, teacher, aims.features)
         self._names = list(dict.fromkeys([*outputs, *inner, *paired]))
-        self._theirs = dict(zip(outputs, goals, strict=True)) | {name: name for name in inner} | paired
+        self._theirs = answered | {name: name for name in inner} | paired
         self._teacher = _teacher(teacher, list(self._theirs.values()))
         self._known: dict[int, Example] | None = {}
         shapes = {name: value.shape for name, value in self._answers(first).items()}
@@ -352,6 +348,23 @@ def matched(student: ir.Model, teacher: ir.Model) -> list[str]:
             if reads != read or any(name not in same for name in computed):
                 found.append(str(output.name))
     return found
+
+
+def paired_heads(student: ir.Model, teacher: ir.Model) -> dict[str, str]:
+    """The student's outputs that can be compared, each with the teacher's.
+
+    Raises:
+        ModelError: one has more of them, or the two are fed otherwise.
+    """
+    fed = [sorted(spec.name for spec in io.inputs(model)) for model in (student, teacher)]
+    if fed[0] != fed[1]:
+        what = f"takes {', '.join(fed[0])}, and its teacher {', '.join(fed[1])}"
+        raise ModelError(what, where=student.graph.name, hint="give a student with inputs of the same names")
+    mine, theirs = list(heads(student)), list(heads(teacher))
+    if len(mine) != len(theirs):
+        what = f"has {len(mine)} float outputs, and its teacher {len(theirs)}"
+        raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
+    return dict(zip(mine, theirs, strict=True))
 
 
 def heads(model: ir.Model) -> dict[str, bool]:

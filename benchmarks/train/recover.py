@@ -1,21 +1,22 @@
 """What label-free distillation wins back of what pruning in one go, without training, has lost:
 
-    python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 55] [-o FOLDER]
+    python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 52] [-o FOLDER]
 
-Files of each model: the float one; the same cut by `toolchain prune` until it is so much faster, repaired in closed
-form; and what training makes of that in so many minutes, from unlabelled samples and the float model's answers. Where
-there are more samples to learn from than to calibrate by, also what `toolchain prune` makes with as many of those.
-Scores are labelled, of data that nothing has seen. All files are timed interleaved, one thread. In FOLDER:
+Files of each network: the float one; the same cut by `toolchain prune` until it is so much faster, repaired in closed
+form; where there are more samples to learn from than to calibrate by, cut and repaired with as many of those; and what
+training makes of the last of these in so many minutes, from unlabelled samples and the float model's answers. Scores
+are labelled, of data that nothing has seen. All files are timed interleaved, one thread. In FOLDER:
 ``train-recover-MODEL-CPU.md``. Photographs: ``benchmarks/fetch.sh train``.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +40,13 @@ from toolchain.training import Training
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its unlabelled samples and its labelled score.
+    """Networks of one kind, their unlabelled samples and their labelled score.
 
-    model: makes an optimized file. samples: to learn from. calibration: what the cut is chosen and repaired by; None:
-    the same. learn: settings of the step.
+    networks: each makes an optimized file. samples: to learn from. calibration: what the first cut is chosen and
+    repaired by; None: the same. learn: settings of the step.
     """
 
-    model: Callable[[], Path]
+    networks: Sequence[Callable[[], Path]]
     samples: Callable[[], Iterable[Feed]]
     calibration: Callable[[], Iterable[Feed]] | None
     score: Callable[[store.Run], float]
@@ -68,16 +69,16 @@ def _digits() -> Iterable[Feed]:
 
 CASES = {
     "mobilenet_v2": Case(
-        _mobilenet,
+        [_mobilenet],
         photographs.feeds,
         lambda: MODELS["mobilenet_v2"].calibration(SAMPLES),
         MODELS["mobilenet_v2"].evaluate,
         MODELS["mobilenet_v2"].METRIC,
         f"{photographs.COUNT} unlabelled photographs; mirrored, enlarged and mixed",
-        {"rate": 2e-3, "batch": 16},
+        {"rate": 1e-3, "batch": 16},
     ),
     "digits": Case(
-        lambda: study.dense(0),
+        [functools.partial(study.dense, seed) for seed in range(3)],
         _digits,
         None,
         digits.evaluate,
@@ -89,12 +90,13 @@ CASES = {
 
 
 SAMPLES = 400
-"""That the cut is chosen and repaired by."""
-OTHER = "pruned with samples of what is learnt from"
+"""That a cut is chosen and repaired by."""
+ROUNDS = Bench(min_time_s=2.0, rounds=20)
+FLOAT, CUT, OTHER = "fp32", "pruned", "pruned with samples to learn from"
 HEAD = ("file", "score %", "Δ points", "won back", "speed-up", "MB", "s")
 LEGEND = (
-    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; taught: that, trained to give "
-    "the float model's answers. won back: of the points that pruning has lost. s: of the step."
+    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; taught: the row above it, "
+    "trained to give the float model's answers. won back: of the points that the row `pruned` has lost. s: of the step."
 )
 
 
@@ -102,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What distillation wins back.")
     parser.add_argument("models", nargs="*", default=list(CASES), metavar="MODEL", choices=list(CASES))
     parser.add_argument("--speedup", type=float, default=1.4)
-    parser.add_argument("--minutes", type=float, default=55.0)
+    parser.add_argument("--minutes", type=float, default=52.0)
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
     options = parser.parse_args()
     for name in options.models:
@@ -110,74 +112,91 @@ def main() -> None:
 
 
 def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
-    folder = store.cache() / f"recover/{name}-{options.speedup:g}"
-    folder.mkdir(parents=True, exist_ok=True)
-    taught = f"taught for {options.minutes:g} min"
-    files = {
-        "fp32": case.model(),
-        "pruned": folder / "pruned.onnx",
-        taught: folder / f"taught-{options.minutes:g}.onnx",
-    }
-    settings = Prune(speedup=options.speedup)
-    seconds = {
-        "fp32": 0.0,
-        "pruned": _kept(files["pruned"], lambda file: _prune(case, case.calibration or case.samples, file, settings)),
-        taught: _kept(files[taught], lambda file: _teach(case, files["pruned"], file, options.minutes)),
-    }
-    if case.calibration is not None:
-        files[OTHER] = folder / "pruned-by-samples.onnx"
-        seconds[OTHER] = _kept(files[OTHER], lambda file: _prune(case, case.samples, file, settings))
+    """All files of every network, a table of their means."""
+    networks = [_files(f"{name}-{number}", case, number, options) for number in range(len(case.networks))]
     feed = next(iter(case.samples()))
-    subjects = [Subject(file, name, row, target="host", feeds=feed) for row, file in files.items()]
-    timed = bench(subjects, settings=Bench(min_time_s=2.0, rounds=20), threads=1).measurements
-    scores = {row: _score(case, file) for row, file in files.items()}
-    lost = scores["fp32"] - scores["pruned"]
-    lines = []
-    for row, measured in zip(files, timed, strict=True):
-        assert timed[0].latency is not None
-        assert measured.latency is not None
-        faster = stats.speedup(timed[0].latency, measured.latency).value
-        back = f"{(scores[row] - scores['pruned']) / lost:.0%}" if row == taught and lost > 0 else ""
-        points = f"{100 * (scores[row] - scores['fp32']):+.2f}"
-        size = f"{measured.size_bytes / 1e6:.2f}"
-        lines.append([row, f"{100 * scores[row]:.2f}", points, back, f"{faster:.2f}", size, f"{seconds[row]:.0f}"])
-    host = timed[0].host
-    parts = [f"# {name} pruned, and what training wins back", tables.describe(host)]
-    parts += [
-        f"`python -m benchmarks.train.recover {name} --speedup {options.speedup:g} --minutes {options.minutes:g}`. "
-        f"Metric: {case.metric}. To learn from: {case.about}.",
-        LEGEND,
+    subjects = [
+        Subject(file, f"{name}-{number}", row, target="host", feeds=feed)
+        for number, network in enumerate(networks)
+        for row, (file, _) in network.items()
     ]
-    text = "\n\n".join([*parts, tables.markdown(HEAD, lines)]) + "\n"
+    timed = bench(subjects, settings=ROUNDS, threads=1).measurements
+    rows = list(networks[0])
+    found = np.zeros((4, len(networks), len(rows)))  # score, speed-up, bytes, seconds
+    for number, network in enumerate(networks):
+        first, *_ = mine = timed[number * len(rows) : (number + 1) * len(rows)]
+        for i, ((file, seconds), measured) in enumerate(zip(network.values(), mine, strict=True)):
+            assert first.latency is not None
+            assert measured.latency is not None
+            faster = stats.speedup(first.latency, measured.latency).value
+            found[:, number, i] = _score(case, file), faster, measured.size_bytes, seconds
+    score, faster, size, seconds = found.mean(1)
+    lost = score[0] - score[rows.index(CUT)]
+    lines = []
+    for i, row in enumerate(rows):
+        spread = f" ({100 * found[0, :, i].min():.2f}-{100 * found[0, :, i].max():.2f})" if len(networks) > 1 else ""
+        back = f"{1 - (score[0] - score[i]) / lost:.0%}" if row not in (FLOAT, CUT) and lost > 0 else ""
+        line = [row, f"{100 * score[i]:.2f}{spread}", f"{100 * (score[i] - score[0]):+.2f}", back]
+        lines.append([*line, f"{faster[i]:.2f}", f"{size[i] / 1e6:.2f}", f"{seconds[i]:.0f}"])
+    host = timed[0].host
+    means = f" Means of {len(networks)} networks." if len(networks) > 1 else ""
+    parts = [
+        f"# {name} pruned, and what training wins back",
+        tables.describe(host),
+        f"`python -m benchmarks.train.recover {name} --speedup {options.speedup:g} --minutes {options.minutes:g}`. "
+        f"Metric: {case.metric}. To learn from: {case.about}.{means}",
+        LEGEND,
+        tables.markdown(HEAD, lines),
+    ]
+    text = "\n\n".join(parts) + "\n"
     write_text(options.output / f"train-recover-{name}-{tables.slug(host)}.md", text)
     print(text, flush=True)
 
 
-def _kept(file: Path, make: Callable[[Path], None]) -> float:
+def _files(label: str, case: Case, number: int, options: argparse.Namespace) -> dict[str, tuple[Path, float]]:
+    """Of a network, by row: the file, and the seconds that making it took."""
+    folder = store.cache() / f"recover/{label}-{options.speedup:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    model, settings = case.networks[number](), Prune(speedup=options.speedup)
+    files = {FLOAT: (model, 0.0)}
+
+    def cut(row: str, samples: Callable[[], Iterable[Feed]], file: Path) -> None:
+        files[row] = file, _kept(file, lambda: _prune(model, samples, file, settings))
+
+    cut(CUT, case.calibration or case.samples, folder / "pruned.onnx")
+    if case.calibration is not None:
+        cut(OTHER, case.samples, folder / "pruned-by-samples.onnx")
+    (*_, (student, _)) = files.values()
+    taught = folder / f"taught-{options.minutes:g}.onnx"
+    seconds = _kept(taught, lambda: _teach(case, model, student, taught, options.minutes))
+    return files | {f"taught for {options.minutes:g} min": (taught, seconds)}
+
+
+def _kept(file: Path, make: Callable[[], None]) -> float:
     """Seconds that making it took, once."""
     note = file.with_suffix(".json")
     if not note.exists():
         began = time.monotonic()
-        make(file)
+        make()
         write_text(note, json.dumps(time.monotonic() - began))
         print(f"{file.stem}: {time.monotonic() - began:.0f} s", flush=True)
     return float(json.loads(note.read_text(encoding="utf-8")))
 
 
-def _prune(case: Case, samples: Callable[[], Iterable[Feed]], file: Path, settings: Prune) -> None:
-    model = io.load(case.model())
+def _prune(file: Path, samples: Callable[[], Iterable[Feed]], output: Path, settings: Prune) -> None:
+    model = io.load(file)
     data = open_data(samples, io.inputs(model)).take(SAMPLES)
-    io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, file)
+    io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, output)
 
 
-def _teach(case: Case, pruned: Path, file: Path, minutes: float) -> None:
-    model = io.load(case.model())
-    step = {"technique": "distil", "student": str(pruned), "minutes": minutes, **case.learn}
+def _teach(case: Case, file: Path, student: Path, output: Path, minutes: float) -> None:
+    model = io.load(file)
+    step = {"technique": "distil", "student": str(student), "minutes": minutes, **case.learn}
     recipe = Training.parse({"schema_version": 1, "steps": [step]})
     learnt, held = open_data(case.samples, io.inputs(model)).split(8, 128)
     with tempfile.TemporaryDirectory(prefix="toolchain-recover-") as work:
         (stage,) = run_chain(model, recipe, learnt, held, folder=Path(work))
-    io.save(stage.model, file)
+    io.save(stage.model, output)
 
 
 def _score(case: Case, file: Path) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SMALLEST_PIECE = 0.4
 """Of each side, what is enlarged to the whole."""
-MIXED = 0.5
+MIXED = 0.8
 """Share of samples that are made of two."""
 SMALLEST = 32
 """Pixels a side; what is smaller is hardly a photograph."""

@@ -6,7 +6,7 @@ the state of the step that runs: a run that was ended goes on where it was, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,7 @@ class _Job:
     data: CalibrationData
     held: CalibrationData
     recipe: Training
+    students: Mapping[str, ir.Model]
     folder: Path
     progress: Progress
 
@@ -96,6 +97,7 @@ def run_chain(
     held: CalibrationData,
     *,
     folder: Path,
+    students: Mapping[str, ir.Model] | None = None,
     progress: Progress | None = None,
 ) -> list[Stage]:
     """Train.
@@ -106,12 +108,14 @@ def run_chain(
         data: samples to learn from, with labels or without.
         held: samples to judge by.
         folder: keeps what is done, and the state of what is not. Give an empty one to begin with.
+        students: as :func:`read_students` gives them; None: they are read here.
         progress: told about every step.
 
     Raises:
         ModelError: torch is not installed; an operator cannot be trained through; nothing that could go.
     """
-    job = _Job(separate(model), data, held, recipe, folder, progress or (lambda what, done, total: None))
+    students = read_students(model, recipe) if students is None else students
+    job = _Job(separate(model), data, held, recipe, students, folder, progress or (lambda what, done, total: None))
     stages: list[Stage] = []
     for number, step in enumerate(recipe.steps):
         now = separate(optimize(stages[-1].model).model) if stages else job.teacher  # which unpacks codes
@@ -119,24 +123,24 @@ def run_chain(
     return stages
 
 
-def check_students(model: ir.Model, recipe: Training) -> None:
-    """Whether every student can learn from the model, before any step has begun.
+def read_students(model: ir.Model, recipe: Training) -> dict[str, ir.Model]:
+    """The models that a recipe's steps name as `student`, which is an ONNX file or a callable that gives a module.
 
     Raises:
         InputError and its subclasses: a student is not a model; it cannot be trained, or compared with the teacher.
     """
+    students: dict[str, ir.Model] = {}
     for step in recipe.steps:
-        if isinstance(step, Distil):
-            student = _student(step.student, model) if step.student else model
+        if not isinstance(step, Distil):
+            continue
+        if step.student is not None and step.student not in students:
+            inputs = () if step.student.endswith(".onnx") else io.inputs(model)
+            student = separate(optimize(convert(step.student, inputs=inputs).model).model)
             require_trainable(student)
             paired_heads(student, model)
-            feature_pairs(student, model, step.features)
-
-
-def _student(source: str, teacher: ir.Model) -> ir.Model:
-    """An ONNX file, or a callable's module, which takes what the teacher takes."""
-    inputs = () if source.endswith(".onnx") else io.inputs(teacher)
-    return separate(optimize(convert(source, inputs=inputs).model).model)
+            students[step.student] = student
+        feature_pairs(students[step.student] if step.student else model, model, step.features)
+    return students
 
 
 def _rounds(step: Step) -> bool:
@@ -204,7 +208,8 @@ def _stage(
 ) -> Stage:
     """dense: the model in floats, where it is coded or quantized."""
     dense = dense or model
-    futile = found.steps > 0 and not found.improved
+    if found.steps and not found.improved:
+        notes = [*notes, FUTILE]
     looks = tuple(
         Look(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
         for x in found.looks
@@ -224,7 +229,7 @@ def _stage(
         bytes=size.raw,
         zip_bytes=size.zipped,
         wire_bytes=size.wire,
-        notes=(*notes, *([FUTILE] if futile else [])),
+        notes=tuple(notes),
     )
     return Stage(model, record)
 
@@ -237,7 +242,7 @@ def _distil(job: _Job, model: ir.Model, step: Distil, key: str) -> Stage:
     fresh = False
     if step.student is not None:
         fresh = not step.student.endswith(".onnx") if step.fresh is None else step.fresh
-        model = _student(step.student, job.teacher)
+        model = job.students[step.student]
     if fresh:
         model = normalized(model, _unlabelled(job.data.take(NORMED)))
     lesson, found = _learn(job, key, model, step, Technique(), norms=fresh)

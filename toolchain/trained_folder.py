@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from toolchain.bench import Subject
 from toolchain.bench import bench as run_bench
-from toolchain.chain import Stage, check_students, encoded, run_chain
+from toolchain.chain import Stage, encoded, read_students, run_chain
 from toolchain.convert import ModelSource
 from toolchain.data import CalibrationData, DataSpec, check_source, open_data
 from toolchain.detect import detect_host
@@ -95,13 +95,13 @@ def train(
     prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
     model = prepared.model
     require_trainable(model)
-    check_students(model, recipe)
+    students = read_students(model, recipe)
     progress("checking the data", 0, 0)
     specs = [*io.inputs(model), *_labels(data)]
     samples = open_data(data, specs, preprocess=preprocess, samples=recipe.samples)
     learnt, held = samples.split(max(HELD_OF, len(samples) // recipe.held), recipe.held)
     folder = _unfinished(output, model, samples, recipe, resume)
-    stages = run_chain(model, recipe, learnt, held, folder=folder, progress=progress)
+    stages = run_chain(model, recipe, learnt, held, folder=folder, students=students, progress=progress)
     name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
     judge = _Judge(model, held, scorer, name)
     results, steps = _measured(model, stages, judge, model_name(source), recipe.bench, progress)

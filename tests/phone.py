@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnxruntime
 import psutil
+import pytest
 
 from toolchain.bench import adb
 
@@ -22,11 +23,8 @@ PROPERTIES = {
     "ro.soc.manufacturer": "Maker",
     "ro.soc.model": "X1",
 }
-
-
-def without_compiler() -> str | None:
-    """Why the runner cannot be built for this machine."""
-    return None if shutil.which("cc") else "there is no C compiler"
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-pedantic")
+needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 @dataclass

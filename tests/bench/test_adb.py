@@ -16,7 +16,7 @@ import phone as phones
 import psutil
 import pytest
 import qdq_models
-from phone import LIBRARY, SERIAL
+from phone import LIBRARY, SERIAL, needs_cc
 
 from toolchain.bench import Subject, adb, bench
 from toolchain.bench.place import find_place
@@ -24,8 +24,6 @@ from toolchain.errors import DeviceError, InputError, ModelError
 from toolchain.recipe import Bench
 
 QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2)
-NO_COMPILER = phones.without_compiler()
-needs_cc = pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER))
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ are labelled, of data that nothing has seen. All files are timed interleaved, on
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from toolchain.data import open_data
 from toolchain.detect import detect_host
 from toolchain.files import write_text
 from toolchain.graph import io, run
+from toolchain.measurement import Measurement
 from toolchain.preparation import prepare
 from toolchain.pruning import prune_model
 from toolchain.recipe import Bench, Prune
@@ -53,6 +55,13 @@ class Case:
     metric: str
     about: str
     learn: Mapping[str, object]
+
+
+class Made(NamedTuple):
+    """A file, and the seconds that making it took."""
+
+    file: Path
+    seconds: float
 
 
 def _mobilenet() -> Path:
@@ -78,7 +87,7 @@ CASES = {
         {"rate": 1e-3, "batch": 16},
     ),
     "digits": Case(
-        [functools.partial(study.dense, seed) for seed in range(3)],
+        [partial(study.dense, seed) for seed in range(3)],
         _digits,
         None,
         digits.evaluate,
@@ -113,38 +122,36 @@ def main() -> None:
 
 def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     """All files of every network, a table of their means."""
-    networks = [_files(f"{name}-{number}", case, number, options) for number in range(len(case.networks))]
+    networks = [_files(f"{name}-{number}", case, make, options) for number, make in enumerate(case.networks)]
     feed = next(iter(case.samples()))
     subjects = [
-        Subject(file, f"{name}-{number}", row, target="host", feeds=feed)
+        Subject(made.file, f"{name}-{number}", row, target="host", feeds=feed)
         for number, network in enumerate(networks)
-        for row, (file, _) in network.items()
+        for row, made in network.items()
     ]
     timed = bench(subjects, settings=ROUNDS, threads=1).measurements
     rows = list(networks[0])
-    found = np.zeros((4, len(networks), len(rows)))  # score, speed-up, bytes, seconds
-    for number, network in enumerate(networks):
-        first, *_ = mine = timed[number * len(rows) : (number + 1) * len(rows)]
-        for i, ((file, seconds), measured) in enumerate(zip(network.values(), mine, strict=True)):
-            assert first.latency is not None
-            assert measured.latency is not None
-            faster = stats.speedup(first.latency, measured.latency).value
-            found[:, number, i] = _score(case, file), faster, measured.size_bytes, seconds
-    score, faster, size, seconds = found.mean(1)
-    lost = score[0] - score[rows.index(CUT)]
+    # One row a row of the table, one column a network.
+    faster = np.reshape(_speedups(timed, len(rows)), (len(networks), len(rows))).T
+    scores = np.array([[_score(case, network[row].file) for network in networks] for row in rows])
+    means = dict(zip(rows, scores.mean(1), strict=True))
+    lost = means[FLOAT] - means[CUT]
     lines = []
-    for i, row in enumerate(rows):
-        spread = f" ({100 * found[0, :, i].min():.2f}-{100 * found[0, :, i].max():.2f})" if len(networks) > 1 else ""
-        back = f"{1 - (score[0] - score[i]) / lost:.0%}" if row not in (FLOAT, CUT) and lost > 0 else ""
-        line = [row, f"{100 * score[i]:.2f}{spread}", f"{100 * (score[i] - score[0]):+.2f}", back]
-        lines.append([*line, f"{faster[i]:.2f}", f"{size[i] / 1e6:.2f}", f"{seconds[i]:.0f}"])
+    for row, found, speed in zip(rows, scores, faster, strict=True):
+        made = [network[row] for network in networks]
+        spread = f" ({100 * found.min():.2f}-{100 * found.max():.2f})" if len(networks) > 1 else ""
+        back = f"{(means[row] - means[CUT]) / lost:.0%}" if row not in (FLOAT, CUT) and lost > 0 else ""
+        size, seconds = np.mean([[one.file.stat().st_size / 1e6, one.seconds] for one in made], 0)
+        points = f"{100 * (means[row] - means[FLOAT]):+.2f}"
+        score = f"{100 * means[row]:.2f}{spread}"
+        lines.append([row, score, points, back, f"{speed.mean():.2f}", f"{size:.2f}", f"{seconds:.0f}"])
     host = timed[0].host
-    means = f" Means of {len(networks)} networks." if len(networks) > 1 else ""
+    several = f" Means of {len(networks)} networks." if len(networks) > 1 else ""
     parts = [
         f"# {name} pruned, and what training wins back",
         tables.describe(host),
         f"`python -m benchmarks.train.recover {name} --speedup {options.speedup:g} --minutes {options.minutes:g}`. "
-        f"Metric: {case.metric}. To learn from: {case.about}.{means}",
+        f"Metric: {case.metric}. To learn from: {case.about}.{several}",
         LEGEND,
         tables.markdown(HEAD, lines),
     ]
@@ -153,43 +160,47 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     print(text, flush=True)
 
 
-def _files(label: str, case: Case, number: int, options: argparse.Namespace) -> dict[str, tuple[Path, float]]:
-    """Of a network, by row: the file, and the seconds that making it took."""
+def _speedups(timed: Sequence[Measurement], each: int) -> list[float]:
+    """Of every measurement against the first of its network, which has `each` of them."""
+    latencies = [measured.latency for measured in timed if measured.latency is not None]
+    return [stats.speedup(latencies[i - i % each], latency).value for i, latency in enumerate(latencies)]
+
+
+def _files(label: str, case: Case, make: Callable[[], Path], options: argparse.Namespace) -> dict[str, Made]:
+    """Of a network, by row."""
     folder = store.cache() / f"recover/{label}-{options.speedup:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    model, settings = case.networks[number](), Prune(speedup=options.speedup)
-    files = {FLOAT: (model, 0.0)}
-
-    def cut(row: str, samples: Callable[[], Iterable[Feed]], file: Path) -> None:
-        files[row] = file, _kept(file, lambda: _prune(model, samples, file, settings))
-
-    cut(CUT, case.calibration or case.samples, folder / "pruned.onnx")
+    model, settings = make(), Prune(speedup=options.speedup)
+    cuts = {CUT: ("pruned.onnx", case.calibration or case.samples)}
     if case.calibration is not None:
-        cut(OTHER, case.samples, folder / "pruned-by-samples.onnx")
-    (*_, (student, _)) = files.values()
+        cuts[OTHER] = ("pruned-by-samples.onnx", case.samples)
+    files = {FLOAT: Made(model, 0.0)}
+    for row, (name, samples) in cuts.items():
+        files[row] = _kept(folder / name, partial(_prune, model, samples, settings))
     taught = folder / f"taught-{options.minutes:g}.onnx"
-    seconds = _kept(taught, lambda: _teach(case, model, student, taught, options.minutes))
-    return files | {f"taught for {options.minutes:g} min": (taught, seconds)}
+    student = list(files.values())[-1].file
+    files[f"taught for {options.minutes:g} min"] = _kept(taught, partial(_teach, case, model, student, options.minutes))
+    return files
 
 
-def _kept(file: Path, make: Callable[[], None]) -> float:
-    """Seconds that making it took, once."""
+def _kept(file: Path, make: Callable[[Path], None]) -> Made:
+    """What `make` writes, once."""
     note = file.with_suffix(".json")
     if not note.exists():
         began = time.monotonic()
-        make()
+        make(file)
         write_text(note, json.dumps(time.monotonic() - began))
         print(f"{file.stem}: {time.monotonic() - began:.0f} s", flush=True)
-    return float(json.loads(note.read_text(encoding="utf-8")))
+    return Made(file, float(json.loads(note.read_text(encoding="utf-8"))))
 
 
-def _prune(file: Path, samples: Callable[[], Iterable[Feed]], output: Path, settings: Prune) -> None:
+def _prune(file: Path, samples: Callable[[], Iterable[Feed]], settings: Prune, output: Path) -> None:
     model = io.load(file)
     data = open_data(samples, io.inputs(model)).take(SAMPLES)
     io.save(prune_model(model, data, settings, multiple=detect_host().channel_multiple).model, output)
 
 
-def _teach(case: Case, file: Path, student: Path, output: Path, minutes: float) -> None:
+def _teach(case: Case, file: Path, student: Path, minutes: float, output: Path) -> None:
     model = io.load(file)
     step = {"technique": "distil", "student": str(student), "minutes": minutes, **case.learn}
     recipe = Training.parse({"schema_version": 1, "steps": [step]})

@@ -63,7 +63,7 @@ test: check benchmarks emulator sshd cross browser
 	@$(BIN)/python -m pytest -n 2 -m slow
 
 schemas: $(READY)
-	@$(BIN)/python -m toolchain.schemas docs/schemas
+	@$(BIN)/python -m toolchain.formats.schemas docs/schemas
 
 clean:
 	rm -rf $(VENV) exported .mypy_cache .ruff_cache .pytest_cache .hypothesis

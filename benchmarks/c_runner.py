@@ -20,14 +20,16 @@ import onnxruntime
 
 from benchmarks import tables
 from benchmarks.models import MODELS, missing
-from toolchain.bench import Subject, bench, native, stats
-from toolchain.bench.local import Local, Runner
-from toolchain.bench.native.build import build, host_compiler
-from toolchain.bench.place import Say
-from toolchain.data import Feed
-from toolchain.files import write_text
-from toolchain.measurement import Measurement
-from toolchain.recipe import Bench
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject, bench
+from toolchain.benchmark.local import Local, LocalRunner
+from toolchain.benchmark.native.build import build, host_compiler
+from toolchain.benchmark.native.runner import NativeRunner, store_feed
+from toolchain.benchmark.place import Say
+from toolchain.core.files import write_text
+from toolchain.data.tensors import Feed
+from toolchain.formats.recipe import Bench
+from toolchain.formats.results import Measurement
 
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
 SETTINGS = Bench(warmup_s=0.5, rounds=60, min_time_s=6.0, min_runs=360)
@@ -66,13 +68,13 @@ class Both(Local):
         dims: Mapping[str, int] | None = None,
         arena: bool = True,
         cpus: str | None = None,
-    ) -> Runner | native.NativeRunner:
+    ) -> LocalRunner | NativeRunner:
         if model.parent.name != "c" or feed is None:
-            return Runner(model, threads=threads, session_options=session_options, feed=feed, dims=dims)
-        stored = native.store_feed(feed, self.scratch / "feed")
+            return LocalRunner(model, threads=threads, session_options=session_options, feed=feed, dims=dims)
+        stored = store_feed(feed, self.scratch / "feed")
         job = {"model": str(model), "threads": threads, "session_options": dict(session_options), "feed": stored}
         command = [str(build(host_compiler())), str(LIBRARY)]
-        return native.NativeRunner(command, job | {"dims": {}, "seed": 0}, model=model, library=LIBRARY)
+        return NativeRunner(command, job | {"dims": {}, "seed": 0}, model=model, library=LIBRARY)
 
 
 def start(name: str) -> Sequence[Measurement]:

@@ -17,9 +17,9 @@ from statistics import median
 
 from benchmarks import feeds, fresh, ours, stock, tables
 from benchmarks.models import MODELS, NAMES, Model
-from toolchain.bench import describe_host
-from toolchain.errors import ToolchainError
-from toolchain.files import write_text
+from toolchain.benchmark.host import describe_host
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import write_text
 
 CONTESTANTS: dict[str, tuple[Callable[..., object], str]] = {
     "ours": (ours.calibrate, "selected"),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from benchmarks.models import NAMES
-from toolchain.errors import did_you_mean
+from toolchain.core.errors import did_you_mean
 
 
 def model(name: str) -> str:

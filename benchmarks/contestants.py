@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks import fresh, ours, peers, stock
 from benchmarks.models import Model
-from toolchain.errors import ToolchainError
-from toolchain.quantize import optimized_graph
-from toolchain.recipe import Recipe
+from toolchain.core.errors import ToolchainError
+from toolchain.formats.recipe import Recipe
+from toolchain.quantization.qdq.fusion_audit import optimized_graph
 
 ABLATIONS: Mapping[str, dict[str, object]] = {
     "measured ranges": {"ranges": "minmax"},

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from toolchain.files import replacing
+from toolchain.core.files import replacing
 
 MARKERS = "osD^vP*X<>phd"
 COLOURS = [mpl.colormaps["tab20"].colors[i] for i in (*range(0, 20, 2), *range(1, 20, 2))]  # type: ignore[attr-defined]

@@ -16,12 +16,12 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.models import Model
-from toolchain.bench import emulator
-from toolchain.data import Array, Feed
-from toolchain.errors import DeviceError
-from toolchain.files import sha256
+from toolchain.benchmark import emulator
+from toolchain.core.errors import DeviceError
+from toolchain.core.files import sha256
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.results import Host, Measurement, Score
 from toolchain.graph import run
-from toolchain.measurement import Host, Measurement, Score
 
 WORKERS = 2
 CHUNK = 40  # feeds of one emulator process

@@ -21,16 +21,19 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain import preparation
-from toolchain.bench import describe_host, emulator
-from toolchain.data import Array, Feed, open_data
-from toolchain.errors import ToolchainError
-from toolchain.files import write_text
+from toolchain.api import request
+from toolchain.benchmark import emulator
+from toolchain.benchmark.host import describe_host
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import write_text
+from toolchain.data.calibration import open_data
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import edit, io, query, run
-from toolchain.int8 import Quantized, quantize_model
-from toolchain.quantize import Encoding, Verdict, certify, int8_part
-from toolchain.quantize.certificate import clauses
-from toolchain.recipe import Quantize, Recipe
+from toolchain.quantization.exactness.certificate import NodeCertificate, certify, clauses
+from toolchain.quantization.loop import Quantized, quantize_model
+from toolchain.quantization.qdq.fragments import int8_part
+from toolchain.quantization.qdq.writer import Encoding
 
 PROCESSORS = ("x86-avx2", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a710", "max")
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
@@ -55,7 +58,7 @@ class Subject:
     name: str
     whole: Part
     int8: Part
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[NodeCertificate, ...]
 
     @property
     def exceptions(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class Difference:
 
 def prepare(model: Model, folder: Path, samples: int) -> Subject:
     """Quantize everything that can be, and write it and its int8 part both ways into `folder`."""
-    float_model = preparation.prepare(model.onnx_path()).model
+    float_model = request.prepare(model.onnx_path()).model
     feeds = list(islice(model.calibration(CALIBRATION), CALIBRATION))
     recipe = Recipe(quantize=Quantize(measure=False))
     quantized = quantize_model(float_model, open_data(feeds, io.inputs(float_model)), recipe)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from toolchain.data import Feed
+    from toolchain.data.tensors import Feed
 
 
 def write(feeds: Iterable[Feed], folder: Path) -> int:

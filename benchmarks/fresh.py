@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
 
 ROOT = Path(__file__).parent.parent
 HERE = sys.executable

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import feeds
-from toolchain.data import CalibrationData, open_data
-from toolchain.detect import detect_host
+from toolchain.api.request import prepare
+from toolchain.calibration.statistics import observe
+from toolchain.data.calibration import CalibrationData, open_data
+from toolchain.devices.detect import detect_host
+from toolchain.formats.recipe import Prune, Recipe
 from toolchain.graph import io, query
-from toolchain.int8 import quantize_model
-from toolchain.observe import observe
-from toolchain.optimize import optimize
-from toolchain.preparation import prepare
-from toolchain.pruning import prune_model
-from toolchain.quantize import select
-from toolchain.recipe import Prune, Recipe
+from toolchain.optimization.passes import optimize
+from toolchain.pruning.goal import prune_model
+from toolchain.quantization.loop import quantize_model
+from toolchain.quantization.selection import select
 
 
 def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, object]:

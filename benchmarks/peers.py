@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.errors import DeviceError, InputError, ToolchainError, did_you_mean
-from toolchain.files import cache_dir, write_text
+from toolchain.core.errors import DeviceError, InputError, ToolchainError, did_you_mean
+from toolchain.core.files import cache_dir, write_text
 
 REQUIREMENTS = Path(__file__).parent / "drivers" / "requirements"
 DONE = "requirements.txt"  # a copy of the pins, written when all of them are there

@@ -27,12 +27,14 @@ from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, Model, missing
 from benchmarks.pruners import INGREDIENTS, Cut
 from benchmarks.tradeoff import DOCS, score
-from toolchain.bench import Subject, describe_host, stats
-from toolchain.errors import ToolchainError
-from toolchain.files import sha256, write_text
+from toolchain.api.request import prepare
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject
+from toolchain.benchmark.host import describe_host
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import sha256, write_text
+from toolchain.formats.results import Host, Measurement, Results, Score
 from toolchain.graph import io
-from toolchain.measurement import Host, Measurement, Results, Score
-from toolchain.preparation import prepare
 
 UNPRUNED = "unpruned"
 HEAD = ("contestant", "size", "metric", "worst … best", "Δ points", "speed-up", "least … most", "median ms", "MB", "s")

@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks import feeds, fresh, ours, peers
 from benchmarks.contestants import Made
 from benchmarks.models import Model
-from toolchain.errors import DataError, ToolchainError
+from toolchain.core.errors import DataError, ToolchainError
+from toolchain.data.tensors import Feed
 from toolchain.graph import io
-from toolchain.optimize import optimize
-from toolchain.tensors import Feed
+from toolchain.optimization.passes import optimize
 
 INGREDIENTS: Mapping[str, dict[str, object]] = {
     "second moments": {"criterion": "activation"},

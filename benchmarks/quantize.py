@@ -29,14 +29,15 @@ from onnxruntime import InferenceSession
 from benchmarks import choices, contestants, elsewhere, feeds, tables, timing
 from benchmarks.contestants import ABLATIONS, OTHERS, Made
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain.bench import Subject, describe_host, stats
-from toolchain.data import Feed
-from toolchain.errors import ToolchainError
-from toolchain.fidelity import decibels
-from toolchain.files import write_text
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject
+from toolchain.benchmark.host import describe_host
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import write_text
+from toolchain.data.tensors import Array, Feed
+from toolchain.evaluation.fidelity import decibels
+from toolchain.formats.results import Measurement, Results, Score
 from toolchain.graph import run
-from toolchain.measurement import Measurement, Results, Score
-from toolchain.tensors import Array
 
 FIDELITY_SAMPLES = 64
 HEAD = (

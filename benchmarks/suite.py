@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.models import MODELS, NAMES, missing, store
-from toolchain import pipeline
-from toolchain.errors import InputError, ToolchainError, did_you_mean
-from toolchain.files import write_text
+from toolchain.api.quantize import quantize
+from toolchain.core.errors import InputError, ToolchainError, did_you_mean
+from toolchain.core.files import write_text
 
 DESCRIPTION = "Pretrained models of benchmarks/models as they are, and as `toolchain quantize` makes them int8 here"
 
@@ -29,7 +29,7 @@ def int8(name: str) -> Path:
     path = store.cache() / f"{name}.int8.onnx"
     if not path.exists():
         calibration = f"benchmarks.models.{name}:calibration_feeds"
-        pipeline.quantize(fp32(name), calibration=calibration, output=path)
+        quantize(fp32(name), calibration=calibration, output=path)
     return path
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolchain.measurement import Host
+from toolchain.formats.results import Host
 
 RESULTS = Path(__file__).parent / "results"
 

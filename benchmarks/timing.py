@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolchain.bench import Subject, bench, stats
-from toolchain.measurement import Measurement
-from toolchain.recipe import Bench
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject, bench
+from toolchain.formats.recipe import Bench
+from toolchain.formats.results import Measurement
 
 
 def calmest(subjects: Sequence[Subject], seconds: float, threads: int) -> Sequence[Measurement]:

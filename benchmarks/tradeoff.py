@@ -19,15 +19,15 @@ from matplotlib.figure import Figure
 from benchmarks import tables
 from benchmarks.contestants import ABLATIONS
 from benchmarks.models import MODELS, NAMES, Model
-from toolchain.bench import describe_host
-from toolchain.data import open_data
-from toolchain.errors import ToolchainError
-from toolchain.files import write_text
+from toolchain.api.request import prepare
+from toolchain.benchmark.host import describe_host
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import write_text
+from toolchain.data.calibration import open_data
+from toolchain.formats.recipe import Recipe
 from toolchain.graph import io, run
-from toolchain.int8 import quantize_model
-from toolchain.mixed import Point, search
-from toolchain.preparation import prepare
-from toolchain.recipe import Recipe
+from toolchain.quantization.accuracy.mixed_precision import Point, search
+from toolchain.quantization.loop import quantize_model
 
 STARTS = {"plain int8": ABLATIONS["all of these"], "default recipe": {}}
 HEAD = ("from", "operators left float", "metric", "speed-up")

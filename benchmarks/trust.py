@@ -1,9 +1,9 @@
 """Can a comparison be believed on a machine that others use? Trials with the same file twice, and with one 5 % slower.
 
 ``python -m benchmarks.trust [MODEL ...]`` writes ``results/trust-CPU.md`` and ``.json``, where other models' trials
-stay. A trial is one run of
-`toolchain.bench` on two files for a few seconds, and the question what `stats.difference` says of them. What must come
-out: *no significant difference* for the same file in 95 % of the trials, *slower* for the slower one in 90 %.
+stay. A trial is one run of `toolchain.benchmark.bench` on two files for a few seconds, and the question what
+`stats.difference` says of them. What must come out: *no significant difference* for the same file in 95 % of
+the trials, *slower* for the slower one in 90 %.
 
 The slower file computes the same and one product more: a ``MatMul`` of the input with a constant, whose result is an
 output of its own. Its width is chosen so that it costs 5 %, then the two are held against each other in a run eight
@@ -27,11 +27,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import suite, tables
-from toolchain.bench import Subject, bench, describe_host, stats
-from toolchain.bench.stats import Estimate
-from toolchain.errors import ToolchainError
-from toolchain.files import write_text
-from toolchain.recipe import Bench
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject, bench
+from toolchain.benchmark.host import describe_host
+from toolchain.benchmark.stats import Estimate
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import write_text
+from toolchain.formats.recipe import Bench
 
 MODELS = ("svhn_cnn", "mnist_cnn")
 SLOWER = 0.05

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command import FAST, CommandLine, content, samples, save_net
 
-from toolchain.bench import emulator
+from toolchain.benchmark import emulator
 
 # Set up once for the machine, unlike the caches below.
 os.environ.setdefault("TOOLCHAIN_EMULATOR", str(emulator.folder()))
@@ -71,7 +71,7 @@ def exported(toolchain, workplace, tmp_path_factory, _export):
 @pytest.fixture
 def short_races(monkeypatch):
     """For tests that look at everything but speed."""
-    monkeypatch.setattr("toolchain.mixed.RACE_SECONDS", 0.02)
+    monkeypatch.setattr("toolchain.quantization.accuracy.mixed_precision.RACE_SECONDS", 0.02)
 
 
 @pytest.fixture

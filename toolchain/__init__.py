@@ -3,8 +3,8 @@
     import toolchain
     toolchain.export("model.onnx", targets=["raspberry-pi-5"], calibration="samples.npz", output="exported")
 
-Every command has its function: ``export`` and ``quantize`` in :mod:`toolchain.pipeline`, ``convert``, ``optimize``,
-``bench``, ``compare`` and ``verify`` each in the room of that name (``verify`` in :mod:`toolchain.verification`).
+Every command has its function: ``export`` and ``quantize`` in :mod:`toolchain.api.export`, ``convert``, ``optimize``,
+``bench``, ``compare`` and ``verify`` each in the room of that name (``verify`` in :mod:`toolchain.api.verify`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from toolchain.convert import parse_input as parse_input
-    from toolchain.pipeline import export as export
-    from toolchain.recipe import Recipe as Recipe
-    from toolchain.target import Target as Target
-    from toolchain.target import load_target as load_target
+    from toolchain.api.export import export as export
+    from toolchain.conversion.inputs import parse_input as parse_input
+    from toolchain.devices.catalogue import load_target as load_target
+    from toolchain.formats.recipe import Recipe as Recipe
+    from toolchain.formats.target import Target as Target
 
 _LAZY = {
-    "export": "pipeline",
-    "parse_input": "convert",
-    "Recipe": "recipe",
-    "Target": "target",
-    "load_target": "target",
+    "export": "api.export",
+    "parse_input": "conversion.inputs",
+    "Recipe": "formats.recipe",
+    "Target": "formats.target",
+    "load_target": "devices.catalogue",
 }
 """Loaded when first asked for: a machine that only benchmarks has neither onnx nor torch."""
 

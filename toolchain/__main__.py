@@ -1,5 +1,5 @@
 """``python -m toolchain``."""
 
-from toolchain.cli import main
+from toolchain.cli.main import main
 
 main()

@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader
 from benchmarks import feeds
 
 if TYPE_CHECKING:
-    from toolchain.data import Feed
+    from toolchain.data.tensors import Feed
 
 
 def upgraded(model: str) -> onnx.ModelProto:

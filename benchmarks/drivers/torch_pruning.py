@@ -12,9 +12,9 @@ from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
 from benchmarks import feeds
 from benchmarks.models import MODELS
-from toolchain.convert import convert
-from toolchain.data import Feed
-from toolchain.detect import detect_host
+from toolchain.conversion.source import convert
+from toolchain.data.tensors import Feed
+from toolchain.devices.detect import detect_host
 from toolchain.graph import io
 
 BATCH = 16

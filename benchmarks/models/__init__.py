@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from benchmarks.models import store
 
 if TYPE_CHECKING:
-    from toolchain.data import Feed
+    from toolchain.data.tensors import Feed
 
 NAMES = (
     "mobilenet_v2",

@@ -9,12 +9,11 @@ import time
 import onnxruntime
 
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain import cost
-from toolchain.data import Feed
-from toolchain.errors import InputError, ToolchainError, did_you_mean
+from toolchain.core.errors import InputError, ToolchainError, did_you_mean
+from toolchain.data.tensors import Array, Feed
 from toolchain.graph import io
 from toolchain.graph.run import session
-from toolchain.tensors import Array
+from toolchain.ops import cost
 
 
 def row(model: Model) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.models import store, tones
-from toolchain.data import Feed
+from toolchain.data.tensors import Feed
 
 if TYPE_CHECKING:
     from benchmarks.models import nets

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.models import boxes, images, store, text
-from toolchain.data import Array, Feed
+from toolchain.data.tensors import Array, Feed
 
 NAME = "ddddocr_yolox"
 KIND = "YOLOX detector, SiLU"

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.models import store
-from toolchain.data import Array
-from toolchain.files import replacing
+from toolchain.core.files import replacing
+from toolchain.data.tensors import Array
 
 REQUIRES = ("deb/tuxpaint-stamps-default", "deb/mate-backgrounds")
 SIDE = 224

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.models import store
-from toolchain.data import Feed
+from toolchain.data.tensors import Feed
 
 if TYPE_CHECKING:
     from benchmarks.models import nets

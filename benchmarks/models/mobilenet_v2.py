@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.models import images, store
-from toolchain.data import Array, Feed
+from toolchain.data.tensors import Array, Feed
 
 if TYPE_CHECKING:
     from benchmarks.models import nets

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.models import store, text
-from toolchain.data import Feed
+from toolchain.data.tensors import Feed
 
 NAME = "ppocr_cls"
 KIND = "MobileNetV3 with squeeze-excite"

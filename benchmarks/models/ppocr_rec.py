@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from benchmarks.models import store, text
-from toolchain.data import Array, Feed
+from toolchain.data.tensors import Array, Feed
 
 NAME = "ppocr_rec"
 KIND = "CNN with attention, OCR"

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.data import Array, Feed
-from toolchain.errors import DataError
-from toolchain.files import cache_dir, replacing
+from toolchain.core.errors import DataError
+from toolchain.core.files import cache_dir, replacing
+from toolchain.data.tensors import Array, Feed
 
 Run = Callable[[Feed], list[Array]]
 Arrays = dict[str, Array]

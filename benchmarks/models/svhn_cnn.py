@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.models import images, store, text
-from toolchain.data import Feed
+from toolchain.data.tensors import Feed
 
 if TYPE_CHECKING:
     from benchmarks.models import nets

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import audio, store
-from toolchain.data import Array
+from toolchain.data.tensors import Array
 
 LENGTH = 1024
 

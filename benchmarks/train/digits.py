@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.models import store
-from toolchain.files import replacing
+from toolchain.core.files import replacing
 
 if TYPE_CHECKING:
     from benchmarks.train.nets import ResNet

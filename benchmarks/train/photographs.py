@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.models import images, mobilenet_v2, store
-from toolchain.data import Array, Feed
+from toolchain.data.tensors import Array, Feed
 
 REQUIRES = ("deb/gcompris-qt-data", *images.REQUIRES)
 COUNT = 890

@@ -26,18 +26,19 @@ import numpy as np
 from benchmarks import tables
 from benchmarks.models import MODELS, store
 from benchmarks.train import digits, photographs, study
-from toolchain.bench import Subject, bench, stats
-from toolchain.chain import run_chain
-from toolchain.data import open_data
-from toolchain.detect import detect_host
-from toolchain.files import write_text
+from toolchain.api.request import prepare
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject, bench
+from toolchain.core.files import write_text
+from toolchain.data.calibration import open_data
+from toolchain.data.tensors import Feed
+from toolchain.devices.detect import detect_host
+from toolchain.formats.recipe import Bench, Prune
+from toolchain.formats.results import Measurement
+from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io, run
-from toolchain.measurement import Measurement
-from toolchain.preparation import prepare
-from toolchain.pruning import prune_model
-from toolchain.recipe import Bench, Prune
-from toolchain.tensors import Feed
-from toolchain.training import Training
+from toolchain.pruning.goal import prune_model
+from toolchain.training.runner import run_chain
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _prune(file: Path, samples: Callable[[], Iterable[Feed]], settings: Prune, o
 def _teach(case: Case, file: Path, student: Path, minutes: float, output: Path) -> None:
     model = io.load(file)
     step = {"technique": "distil", "student": str(student), "minutes": minutes, **case.learn}
-    recipe = Training.parse({"schema_version": 1, "steps": [step]})
+    recipe = TrainingRecipe.parse({"schema_version": 1, "steps": [step]})
     learnt, held = open_data(case.samples, io.inputs(model)).split(8, 128)
     with tempfile.TemporaryDirectory(prefix="toolchain-recover-") as work:
         (stage,) = run_chain(model, recipe, learnt, held, folder=Path(work))

@@ -21,19 +21,20 @@ import numpy as np
 from benchmarks import tables
 from benchmarks.models import store
 from benchmarks.train import digits
-from toolchain.bench import Subject, bench, stats
-from toolchain.chain import run_chain
-from toolchain.convert import parse_input
-from toolchain.data import open_data
-from toolchain.files import replacing, write_text
-from toolchain.findings import TrainingStep
+from toolchain.api.request import prepare
+from toolchain.benchmark import stats
+from toolchain.benchmark.bench import Subject, bench
+from toolchain.conversion.inputs import parse_input
+from toolchain.core.files import replacing, write_text
+from toolchain.data.calibration import open_data
+from toolchain.data.tensors import TensorSpec
+from toolchain.formats.findings import TrainingStep
+from toolchain.formats.recipe import Bench
+from toolchain.formats.results import Host, Measurement
+from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io, run
 from toolchain.graph.sizes import sizes
-from toolchain.measurement import Host, Measurement
-from toolchain.preparation import prepare
-from toolchain.recipe import Bench
-from toolchain.tensors import TensorSpec
-from toolchain.training import Training
+from toolchain.training.runner import run_chain
 
 EPOCHS = 4
 PRUNE = {"technique": "prune", "epochs": EPOCHS}
@@ -116,7 +117,7 @@ def dense(seed: int) -> Path:
 def _make(name: str, steps: Sequence[dict[str, object]], seed: int) -> Path:
     """What a row's recipe makes of a seed's network; its score and the steps' records are beside it."""
     float_model = dense(seed)
-    recipe = Training.parse({"schema_version": 1, "seed": seed, "threads": 1, "steps": list(steps)})
+    recipe = TrainingRecipe.parse({"schema_version": 1, "seed": seed, "threads": 1, "steps": list(steps)})
     file = float_model.with_name(f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}.onnx")
     if file.with_suffix(".json").exists():
         return file

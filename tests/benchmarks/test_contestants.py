@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import contestants, peers, stock
 from benchmarks.models import MODELS
-from toolchain.errors import InputError
-from toolchain.recipe import Recipe
+from toolchain.core.errors import InputError
+from toolchain.formats.recipe import Recipe
 
 DRIVERS = Path(peers.__file__).parent / "drivers"
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import exactness
 from benchmarks.models import MODELS, NAMES, missing
-from toolchain.bench import emulator
+from toolchain.benchmark import emulator
 
 pytestmark = pytest.mark.slow
 REAL = emulator.folder()  # read now: a test's cache is another

@@ -20,11 +20,11 @@ from benchmarks import choices, curves, feeds, fresh, peers, pruners, timing
 from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, missing
 from benchmarks.prune import UNPRUNED, _measure, _page, architecture
-from toolchain.bench import bench
-from toolchain.errors import DataError
+from toolchain.api.request import prepare
+from toolchain.benchmark.bench import bench
+from toolchain.core.errors import DataError
+from toolchain.formats.recipe import Bench
 from toolchain.graph import io, run
-from toolchain.preparation import prepare
-from toolchain.recipe import Bench
 
 DRIVERS = Path(peers.__file__).parent / "drivers"
 
@@ -138,7 +138,7 @@ def test_the_page_of_a_few_files(tmp_path, monkeypatch):
     (line,) = [line for line in page.splitlines() if line.startswith(("| x ", "| **x**"))]
     assert [cell.strip() for cell in line.split("|")][2:6] == ["0.1", "0.6000", "0.5000 … 0.7000", "-20.0"]
     assert "- y, 0.1: no such thing." in page
-    assert "of 8 samples each, from test_prune." in page
+    assert f"of 8 samples each, from {Small.__module__}." in page
     assert (tmp_path / "prune-small-other.svg").is_file()
 
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import trust
 from benchmarks.trust import Case, Trial
-from toolchain.bench.stats import Estimate
+from toolchain.benchmark.stats import Estimate
 
 
 @pytest.fixture

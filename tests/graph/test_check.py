@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 import small_models
 
-from toolchain.errors import ModelError
+from toolchain.core.errors import ModelError
 from toolchain.graph import check, io
 
 

@@ -10,9 +10,9 @@ import pytest
 import small_models
 from onnx import numpy_helper
 
-from toolchain.errors import ModelError
+from toolchain.core.errors import ModelError
+from toolchain.data.tensors import TensorSpec
 from toolchain.graph import edit, io
-from toolchain.tensors import TensorSpec
 
 F32 = np.dtype("float32")
 

@@ -6,9 +6,9 @@ import onnx_ir as ir
 import pytest
 import small_models
 
-from toolchain.errors import ModelError
+from toolchain.core.errors import ModelError
+from toolchain.data.tensors import TensorSpec
 from toolchain.graph import io, run
-from toolchain.tensors import TensorSpec
 
 F32, I64, BOOL = np.dtype("float32"), np.dtype("int64"), np.dtype("bool")
 inf, nan = np.inf, np.nan

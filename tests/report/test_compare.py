@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_render import HOST, OTHER, results, row, text
+from report_rows import HOST, OTHER, results, row, text
 
-from toolchain.errors import ConfigError
-from toolchain.report import compare, render
+from toolchain.core.errors import ConfigError
+from toolchain.report.compare import compare
+from toolchain.report.render import render
 
 
 @pytest.fixture

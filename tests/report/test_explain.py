@@ -2,11 +2,11 @@
 
 from rich.console import Console
 
-from toolchain.mixed import Point
-from toolchain.quantize import Choice
-from toolchain.refine import Step
+from toolchain.quantization.accuracy.mixed_precision import Point
+from toolchain.quantization.accuracy.sensitivity import Noise
+from toolchain.quantization.accuracy.steps import Step
+from toolchain.quantization.selection import Choice
 from toolchain.report import explain
-from toolchain.sensitivity import Noise
 
 
 def text(renderable):

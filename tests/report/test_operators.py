@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from test_render import results, row, text
+from report_rows import results, row, text
 
-from toolchain.measurement import OperatorTime, Window
+from toolchain.formats.results import OperatorTime, Window
 from toolchain.report.operators import MOST, operators
 
 

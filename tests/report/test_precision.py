@@ -11,9 +11,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from toolchain.errors import ConfigError
-from toolchain.quantize import Choice
-from toolchain.report import FloatGroup, check_format, float_groups, precision
+from toolchain.core.errors import ConfigError
+from toolchain.inspection.precision import FloatGroup, float_groups
+from toolchain.quantization.selection import Choice
+from toolchain.report.precision import precision
+from toolchain.report.render import check_format
 
 COSTLY = "reads float tensors; converting them would cost more than it saves"
 CHOICES = [

@@ -7,7 +7,7 @@ from collections import Counter
 import onnx
 import onnx_ir as ir
 
-from toolchain.errors import ModelError
+from toolchain.core.errors import ModelError
 from toolchain.graph import io
 
 

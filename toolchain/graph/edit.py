@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from toolchain.tensors import Array
+from toolchain.data.tensors import Array
 
 
 class Names:

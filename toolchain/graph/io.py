@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from toolchain.errors import ModelError
-from toolchain.files import replacing
-from toolchain.tensors import TensorSpec
+from toolchain.core.errors import ModelError
+from toolchain.core.files import replacing
+from toolchain.data.tensors import TensorSpec
 
 # A protobuf message must stay under 2 GiB; the margin is for everything that is not an initializer.
 EMBED_LIMIT_BYTES = 1_900_000_000

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from toolchain.tensors import Array
+from toolchain.data.tensors import Array
 
 
 def constant(value: ir.Value | None) -> Array | None:

@@ -12,10 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from toolchain.errors import ModelError
-from toolchain.errors import one_line as one_line
+from toolchain.core.errors import ModelError, one_line
+from toolchain.data.tensors import Array, Feed, TensorSpec
 from toolchain.graph import io
-from toolchain.tensors import Array, Feed, TensorSpec
 
 OrtError = (
     ort.capi.onnxruntime_pybind11_state.Fail,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.errors import ConfigError
-from toolchain.measurement import Results
+from toolchain.core.errors import ConfigError
+from toolchain.formats.results import Results
 from toolchain.report.derive import Block, Row, derive
 
 

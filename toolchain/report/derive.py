@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolchain.bench.stats import Estimate, Verdict, difference, median, speedup, verdict
-from toolchain.errors import ConfigError, did_you_mean
-from toolchain.measurement import Host, Latency, Measurement, Results
+from toolchain.benchmark.stats import Estimate, Steadiness, difference, median, speedup, verdict
+from toolchain.core.errors import ConfigError, did_you_mean
+from toolchain.formats.results import Host, Latency, Measurement, Results
 
 DEFAULT_BASELINE = "fp32"
 
@@ -24,7 +24,7 @@ class Row:
     measurement: Measurement
     source: str | None = None
     p50_ms: Estimate | None = None
-    verdict: Verdict | None = None
+    verdict: Steadiness | None = None
     baseline: str | None = None
     speedup: Estimate | None = None
     regressed: bool = False

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
-    from toolchain.mixed import Point
-    from toolchain.quantize import Choice
-    from toolchain.refine import Step
-    from toolchain.sensitivity import Noise
+    from toolchain.quantization.accuracy.mixed_precision import Point
+    from toolchain.quantization.accuracy.sensitivity import Noise
+    from toolchain.quantization.accuracy.steps import Step
+    from toolchain.quantization.selection import Choice
 
 WORST = 15
 

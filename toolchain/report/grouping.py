@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,38 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.convert import convert
-from toolchain.ops import macs
-from toolchain.optimize import optimize
-from toolchain.prune.apply import separate
-from toolchain.prune.groups import Group, groups
-from toolchain.prune.layout import layout
+from toolchain.inspection.groups import Grouping
 from toolchain.report.amounts import count_text
 
 SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """All groups of a model, and its multiply-accumulates."""
-
-    groups: tuple[Group, ...]
-    macs: int
-
-    @property
-    def free_share(self) -> float:
-        """Part of the groups that may be cut."""
-        return sum(group.free for group in self.groups) / max(len(self.groups), 1)
-
-
-def inspect_groups(path: str | Path) -> Grouping:
-    """The groups of a float model.
-
-    Raises:
-        ModelError: as :func:`toolchain.convert.convert` does.
-    """
-    model = separate(optimize(convert(path).model, verify=False).model)
-    return Grouping(groups(model, layout(model)), sum(macs(node) or 0 for node in model.graph))
 
 
 def render(found: Grouping) -> RenderableType:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from toolchain.bench.stats import sustained
-from toolchain.measurement import Evidence, Window
+from toolchain.benchmark.stats import sustained
+from toolchain.formats.results import Evidence, Window
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.measurement import Measurement, Results
+from toolchain.formats.results import Measurement, Results
 
 MOST = 12
 """Kinds of operators that are shown; the rest is one line."""

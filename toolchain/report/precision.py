@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -13,28 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from toolchain.inspection.precision import FloatGroup, float_groups
+
 if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
-    from toolchain.quantize import Choice
-
-
-@dataclass(frozen=True)
-class FloatGroup:
-    """Nodes of one operator that stay float for one reason. example: the first of them."""
-
-    op: str
-    reason: str
-    nodes: int
-    example: str
-
-
-def float_groups(choices: Iterable[Choice]) -> tuple[FloatGroup, ...]:
-    """Float nodes by operator and reason, the most frequent first."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for choice in choices:
-        if choice.precision == "float":
-            groups.setdefault((choice.op, choice.reason or "no reason is known"), []).append(choice.node)
-    found = [FloatGroup(op, reason, len(nodes), nodes[0]) for (op, reason), nodes in groups.items()]
-    return tuple(sorted(found, key=lambda group: -group.nodes))
+    from toolchain.quantization.selection import Choice
 
 
 def precision(choices: Sequence[Choice]) -> RenderableType:

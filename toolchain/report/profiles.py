@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.target import Target
+from toolchain.formats.target import Target
 
 
 def list_targets(targets: Iterable[Target]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""Rows as a terminal table, Markdown, CSV or JSON, or as a page (``html.py``).
+"""Rows as a terminal table, Markdown, CSV or JSON, or as a page (``page.py``).
 
 The first two are for reading: rounded, with a legend of their words and notes on every row that should not be
 trusted as it stands (``legend.py``). CSV and JSON are for machines: full numbers, units
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import fill
 from typing import Literal, get_args
 
@@ -20,32 +20,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.bench.stats import Estimate, sustained
-from toolchain.errors import ConfigError, did_you_mean
-from toolchain.measurement import Results
+from toolchain.benchmark.stats import sustained
+from toolchain.core.errors import ConfigError, did_you_mean
+from toolchain.formats.results import Results
+from toolchain.report.cells import _COLUMNS, _bracket, _heading, _lines, _plus_minus
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row, derive
-from toolchain.report.legend import EVIDENCE, legend, notes
+from toolchain.report.legend import legend, notes
 
 Format = Literal["table", "markdown", "csv", "json", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 WIDTH = 100
 """Tables are made for this many columns."""
-
-# Header, and for columns of words the width below which they are not folded when a table is too wide.
-_COLUMNS: dict[str, int | None] = {
-    "model": 12,
-    "target": 13,
-    "variant": 10,
-    "MB": None,
-    "score": None,
-    "median ms": None,
-    "p90 ms": None,
-    "speed-up": None,
-    "RAM": None,
-    "evidence": 9,
-}
 
 
 def check_format(format: str) -> None:
@@ -75,9 +62,9 @@ def render(results: Results | Sequence[Results] | Comparison, format: str = "tab
     if format == "json":
         return _json(comparison)
     if format == "html":
-        from toolchain.report import html
+        from toolchain.report.html import page
 
-        return html.page(comparison)
+        return page.page(comparison)
     return _table(comparison) if format == "table" else _markdown(comparison)
 
 
@@ -142,28 +129,6 @@ def _markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, *([""] if remarks else []), *(f"- {line}" for line in remarks)]) + "\n"
 
 
-def _lines(block: Block, interval: Callable[[Estimate], str]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a block; the column of models only where there are several."""
-    rows = [_cells(row, interval) for row in block.rows]
-    first = 0 if len({row[0] for row in rows}) > 1 else 1
-    return list(_COLUMNS)[first:], [row[first:] for row in rows]
-
-
-def cells(block: Block) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a block, as the terminal shows them."""
-    return _lines(block, _plus_minus)
-
-
-def is_words(header: str) -> bool:
-    """Whether a column holds words, and is set left."""
-    return _COLUMNS[header] is not None
-
-
-def heading(block: Block) -> list[str]:
-    """The model, where the block has only one, and the machine."""
-    return _heading(block)
-
-
 def _csv(comparison: Comparison) -> str:
     records = [_host_record(block) | _record(row) for block in comparison.blocks for row in block.rows]
     text = io.StringIO()
@@ -177,59 +142,6 @@ def _json(comparison: Comparison) -> str:
     blocks = [_host_record(block) | {"rows": [_record(row) for row in block.rows]} for block in comparison.blocks]
     gate = {"max_regression": comparison.max_regression, "regressions": [row.label for row in comparison.regressions]}
     return json.dumps({"hosts": blocks, **gate}, indent=2) + "\n"
-
-
-def _heading(block: Block) -> list[str]:
-    """The model, where the block has only one, and the machine."""
-    host = block.host
-    facts = [
-        host.cpu,
-        _plural(host.cores, "core"),
-        *([f"{host.memory_mib / 1024:.1f} GiB"] if host.memory_mib else []),  # an emulated processor has none
-        f"onnxruntime {host.onnxruntime}",
-    ]
-    facts += [_plural(block.threads, "thread")] if block.threads else []
-    facts += [f"bound to {', '.join(map(str, block.cpus))}"] if block.cpus else []
-    facts += [f"governor {host.governor}"] if host.governor else []
-    models = {row.measurement.model for row in block.rows}
-    return [*(models if len(models) == 1 else ()), f"{host.name}: {', '.join(facts)}"]
-
-
-def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
-    m = row.measurement
-    away = "({})" if m.evidence == "host" else "{}"
-    p50 = p90 = faster = memory = ""
-    if m.latency and row.p50_ms:
-        p50 = away.format(f"{_short(row.p50_ms.value)} {interval(row.p50_ms)}")
-        p50 += " !" if row.verdict and row.verdict.kind != "steady" else ""
-        p90 = away.format(_short(m.latency.p90_ms))
-    if row.speedup:
-        unsure = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
-        faster = away.format(f"{unsure}{row.speedup.value:.2f}×")
-    elif row.baseline:
-        faster = "1×"
-    if m.memory:
-        memory = f"{max(m.memory.peak_load_bytes, m.memory.peak_run_bytes) / 1e6:.0f}"
-    return [
-        m.model,
-        m.target or "host",
-        f"{m.variant} ({row.source})" if row.source else m.variant,
-        _short(m.size_bytes / 1e6),
-        "" if m.score is None else f"{'≈' if m.score.kind == 'agreement' else ''}{m.score.value:.4g}",
-        p50,
-        p90,
-        faster,
-        memory,
-        EVIDENCE[m.evidence],
-    ]
-
-
-def _plus_minus(estimate: Estimate) -> str:
-    return f"±{estimate.uncertainty:.0%}"
-
-
-def _bracket(estimate: Estimate) -> str:
-    return f"[{_short(estimate.low)}–{_short(estimate.high)}]"
 
 
 def _host_record(block: Block) -> dict[str, object]:
@@ -286,15 +198,6 @@ def _record(row: Row) -> dict[str, object]:
         "sha256": m.sha256,
         "when": m.when,
     }
-
-
-def _short(value: float) -> str:
-    """Three significant digits or the whole part, at most three decimals, no exponent."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _pipes(cells: Iterable[str]) -> str:

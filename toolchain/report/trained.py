@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.findings import Look, TrainingStep
+from toolchain.formats.findings import Checkpoint, TrainingStep
 from toolchain.report.amounts import count_text
 
 
@@ -27,6 +27,6 @@ def render(steps: Sequence[TrainingStep]) -> RenderableType:
     return Group(table, *notes)
 
 
-def told(look: Look) -> str:
+def told(look: Checkpoint) -> str:
     """A look in one number: accuracy where outputs are classes, else the outputs' fidelity."""
     return f"{look.fidelity_db:.1f} dB" if look.accuracy is None else f"{look.accuracy:.1%}"

@@ -1,0 +1,136 @@
+"""The runner's own parts: which processors, its median, its profile; and rounds of processes on a device made up."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolchain.benchmark import runner
+from toolchain.benchmark.rounds import BenchJob, Extras, measure
+from toolchain.core.errors import DeviceError
+from toolchain.formats.recipe import Bench
+from toolchain.formats.results import Reading
+
+
+def machine(root: Path, name: str, speeds: list[int]) -> Path:
+    for cpu, speed in enumerate(speeds):
+        file = root / f"sys/devices/system/cpu/cpu{cpu}" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{speed}\n")
+    return root
+
+
+@pytest.mark.parametrize("name", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
+def test_big_and_little_cores(tmp_path, name):
+    root = machine(tmp_path, name, [446, 446, 446, 446, 1024, 1024])  # an RK3399
+    assert runner.find_cpus("big", root) == [4, 5]
+    assert runner.find_cpus("little", root) == [0, 1, 2, 3]
+
+
+def test_capacity_before_clock(tmp_path):
+    """Slow cores may have the higher clock; the kernel's capacity says which are faster."""
+    machine(tmp_path, "cpu_capacity", [400, 1024])
+    for cpu, clock in enumerate((2_000_000, 1_800_000)):
+        file = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq"
+        file.parent.mkdir()
+        file.write_text(str(clock))
+    assert runner.find_cpus("big", tmp_path) == [1]
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("0-3,6", [0, 1, 2, 3, 6]), ("2", [2]), ("3,1,1", [1, 3])])
+def test_lists_of_processors(tmp_path, text, cpus):
+    assert runner.find_cpus(text, tmp_path) == cpus
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "0.5"])
+def test_what_is_no_list(tmp_path, text):
+    with pytest.raises(ValueError, match="names no processors"):
+        runner.find_cpus(text, tmp_path)
+
+
+def test_one_kind_of_core_and_processors_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="one kind of core only"):
+        runner.find_cpus("big", machine(tmp_path, "cpu_capacity", [1024, 1024]))
+    with pytest.raises(ValueError, match="not all among this machine's processors"):
+        runner.find_cpus("100000", Path("/"))
+    assert runner.find_cpus(str(min(os.sched_getaffinity(0))), Path("/")) == [min(os.sched_getaffinity(0))]
+
+
+@pytest.mark.parametrize("values", [[3.0], [4.0, 1.0], [9.0, 1.0, 5.0], [1.0, 2.0, 3.0, 10.0]])
+def test_the_median(values):
+    assert runner.middle(values) == statistics.median(values)
+
+
+class Runner:
+    """Answers as a runner does; what it is asked is written down."""
+
+    def __init__(self, asked: list[str], name: str, cpus: list[int]) -> None:
+        self.asked, self.name, self.cpus = asked, name, cpus
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.asked.append(f"end {self.name}")
+
+    def started(self) -> dict[str, Any]:
+        self.asked.append(f"start {self.name}")
+        return {"onnxruntime": "1", "baseline_bytes": 1} | ({"cpus": self.cpus} if self.cpus else {})
+
+    def ask(self, do: str, numbers: dict[str, float] | None = None) -> dict[str, Any]:
+        if do == "round":
+            self.asked.append(self.name)
+        return {
+            "load": {"load_ms": 1.0, "peak_load_bytes": 2, "peak_reset": True},
+            "warmup": {"first_ms": 1.0, "runs": 1, "settled": True},
+            "round": {"samples_ms": [1.0, 2.0], "cpu_ms": [1.0, 1.0] if self.name == "a" else []},
+            "memory": {"peak_run_bytes": 3, "pss_run_bytes": None},
+            "profile": {"operators": [{"node": "n", "op": "Conv", "median_us": 1.5}]},
+        }[do]
+
+
+class Device:
+    """Gives made-up runners, and the clocks it is told, one after the other."""
+
+    def __init__(self, cpus: list[int], clocks: list[float]) -> None:
+        self.asked: list[str] = []
+        self.cpus, self.clocks = cpus, clocks
+
+    def read_conditions(self) -> Reading:
+        return Reading(clock_mhz=self.clocks.pop(0) if self.clocks else None, governor="performance", throttled=0)
+
+    def open(self, model: Path, **how: Any) -> Runner:
+        assert set(how) == {"threads", "session_options", "feed", "dims", "arena", "cpus"}
+        return Runner(self.asked, model.stem, self.cpus)
+
+
+def jobs(cpus: str | None = None) -> list[BenchJob]:
+    return [BenchJob(name, Path(f"{name}.onnx"), 1, {}, cpus=cpus) for name in "ab"]
+
+
+def test_rounds_go_there_and_back_in_fresh_processes():
+    device = Device([], [1000.0, 1800.0, 1700.0])
+    settings = Bench(warmup_s=0, min_time_s=0, min_runs=5, rounds=5, processes=2)
+    found, around = measure(device, jobs(), settings, Extras(profile_runs=1), lambda line: None)
+    assert [said for said in device.asked if "start" not in said] == [
+        *"abbaab", "end b", "end a", *"baab", "end b", "end a",
+    ]  # fmt: skip
+    a, b = found
+    assert (a.latency.processes, a.latency.rounds, a.latency.warmup_runs) == (2, (0, 2, 4, 6, 8), 2)
+    assert (len(a.latency.cpu_ms), b.latency.cpu_ms) == (10, ())
+    assert a.operators[0].op == "Conv"
+    assert (around.clock_mhz_before, around.during[1].clock_mhz, around.governor) == (1800, 1700, "performance")
+    assert (around.throttled_before, around.throttled_after) == (0, 0)
+    assert len(around.during) == 4  # when processes have warmed up and when they are done
+
+
+def test_a_runner_that_cannot_be_bound_is_refused():
+    with pytest.raises(DeviceError, match="processors big: the runner there cannot be bound to processors"):
+        measure(Device([], []), jobs("big"), Bench(), Extras(), lambda line: None)
+    settings = Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=1)
+    found, _ = measure(Device([2, 3], []), jobs("2-3"), settings, Extras(), lambda line: None)
+    assert found[0].latency.cpus == (2, 3)

@@ -1,0 +1,209 @@
+"""Index spaces against explicit sets of indices: whatever was unified, both sides keep the same places."""
+
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolchain.channels.index_spaces import Space, align, carve, cut, leaves, owners, places, product, total, unify
+
+
+def needs(space):
+    """For every place, the places of leaves that it needs: {(leaf, place), ...}."""
+    space = space.root
+    if not space._parts:
+        return [{(space, i)} for i in range(space.size)]
+    parts = [needs(part) for part in space._parts]
+    if space._is_sum:
+        return [needed for part in parts for needed in part]
+    result = [set()]
+    for part in parts:
+        result = [before | needed for before in result for needed in part]
+    return result
+
+
+def kept(space, keep):
+    return [
+        i for i, needed in enumerate(needs(space))
+        if all(leaf not in keep or place in keep[leaf] for leaf, place in needed)
+    ]  # fmt: skip
+
+
+@st.composite
+def spaces(draw, size, depth=3, pool=None):
+    """A space of this size: a leaf, a product or a sum; leaves may come again."""
+    pool = {} if pool is None else pool
+    factors = [d for d in range(2, size) if size % d == 0]
+    kinds = ["leaf", *(["product"] if factors else []), *(["sum"] if size > 1 else [])]
+    kind = draw(st.sampled_from(kinds)) if depth else "leaf"
+    if kind == "leaf":
+        if pool.get(size) and draw(st.booleans()):
+            return draw(st.sampled_from(pool[size]))
+        pool.setdefault(size, []).append(Space(size))
+        return pool[size][-1]
+    first = draw(st.sampled_from(factors) if kind == "product" else st.integers(1, size - 1))
+    sizes = (first, size // first) if kind == "product" else (first, size - first)
+    return {"product": product, "sum": total}[kind](*(draw(spaces(n, depth - 1, pool)) for n in sizes))
+
+
+@st.composite
+def keeps(draw, *of):
+    """A keep-set of every leaf that may be cut."""
+    found = dict.fromkeys(leaf for space in of for leaf in leaves(space) if not leaf.pins)
+    return {
+        leaf: np.array(sorted(draw(st.sets(st.integers(0, leaf.size - 1), min_size=1)))) for leaf in found if leaf.size
+    }
+
+
+def agree(data, *of):
+    keep = data.draw(keeps(*of))
+    first = kept(of[0], keep)
+    for space in of:
+        assert list(places(space, keep)) == kept(space, keep) == first
+
+
+SIZES = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 18, 24, 30])
+
+
+@given(st.data())
+def test_places_are_those_whose_leaves_are_all_kept(data):
+    agree(data, data.draw(spaces(data.draw(SIZES))))
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_unified_spaces_keep_the_same_places(data):
+    size = data.draw(SIZES)
+    pool = {}
+    a, b, c = (data.draw(spaces(size, pool=pool)) for _ in range(3))
+    unify(a, b)
+    agree(data, a, b)
+    unify(b, c)  # what was the same stays so
+    agree(data, a, b, c)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_what_contains_a_unified_space_follows_it(data):
+    size = data.draw(SIZES)
+    a, b = data.draw(spaces(size)), data.draw(spaces(size))
+    around = product(Space(3), a), total(b, Space(2))
+    unify(a, b)
+    keep = data.draw(keeps(*around))
+    for space in around:
+        assert list(places(space, keep)) == kept(space, keep)
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_aligned_products_keep_the_same_places(data):
+    size = data.draw(SIZES)
+
+    def factors(rest):
+        divisor = data.draw(st.sampled_from([d for d in range(1 + (rest > 1), rest + 1) if rest % d == 0]))
+        return [rest] if divisor == rest else [divisor, *factors(rest // divisor)]
+
+    sides = [[data.draw(spaces(n, 2)) for n in factors(size)] for _ in range(2)]
+    align(*sides)
+    agree(data, product(*sides[0]), product(*sides[1]))
+
+
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=4), st.data())
+def test_refinements_of_one_factorization_are_free(sizes, data):
+    """Factors that were joined in two ways: nothing of them need be pinned where one side only joins neighbours."""
+    joined, rest = [], list(sizes)
+    while rest:
+        count = data.draw(st.integers(1, len(rest)))
+        joined.append(prod(rest[:count]))
+        rest = rest[count:]
+    fine, coarse = [Space(n) for n in sizes], [Space(n) for n in joined]
+    assert align(coarse, fine) == ([], [])
+    assert not any(leaf.pins for space in (*fine, *coarse) for leaf in leaves(space))
+    assert list(leaves(product(*coarse))) == [space.root for space in fine]
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_space_cut_in_parts_is_the_sum_of_them(data):
+    size = data.draw(SIZES)
+    space = data.draw(spaces(size))
+    marks = sorted(data.draw(st.lists(st.integers(0, size), max_size=3)))
+    parts = carve(space, [int(n) for n in np.diff([0, *marks, size])])
+    assert [part.root.size for part in parts] == list(np.diff([0, *marks, size]))
+    agree(data, space, total(*parts))
+
+
+@given(st.data())
+def test_the_owner_of_a_place_is_a_place_it_needs(data):
+    space = data.draw(spaces(data.draw(SIZES)))
+    for leaf in set(leaves(space)):
+        for owner, needed in zip(owners(space, leaf), needs(space), strict=True):
+            assert (owner < 0) == all(of is not leaf for of, _ in needed)
+            assert owner < 0 or (leaf, owner) in needed
+
+
+# ------------------------------------------------------------------------------------------- by hand
+
+
+def test_heads_and_widths():
+    """64 = 4 heads of 16: both are then free, and 2 heads of 3 columns are 6 places."""
+    axis, heads, width = Space(64), Space(4), Space(16)
+    unify(axis, product(heads, width))
+    assert repr(axis) == "(4 x 16)"
+    keep = {heads: np.array([1, 3]), width: np.array([0, 5, 6])}
+    assert list(places(axis, keep)) == [16, 21, 22, 48, 53, 54]
+
+
+def test_a_shuffle_makes_both_halves_one():
+    """(2 x c) turned to (c x 2), and what is then split in two halves again."""
+    halves, each = Space(2), Space(6)
+    result = carve(product(each, halves), [6, 6])
+    unify(result[0], result[1])
+    assert len(set(leaves(each))) == 1
+    keep = {leaf: np.array([0]) for leaf in set(leaves(each))}
+    assert list(places(result[0], keep)) == list(places(result[1], keep))
+
+
+def test_several_factors_meet_a_sum_and_go_on():
+    """(1 + 3) x 2 against 2 x 2 x 2: the first two are as large as the sum, and the third is free."""
+    last = Space(2), Space(2)
+    left, right = [total(Space(1), Space(3)), last[0]], [Space(2), Space(2), last[1]]
+    assert align(left, right) == ([], [])
+    assert last[0].root is last[1].root
+    assert not last[0].pins
+
+
+def test_factors_without_a_common_form_are_pinned_with_the_reason():
+    left, right = [Space(6), Space(4)], [Space(4), Space(6)]
+    align(left, right)
+    assert all(leaf.pins == ("a reshape mixes its places with others",) for s in (*left, *right) for leaf in leaves(s))
+
+
+def test_a_size_that_the_run_tells_pins_what_it_meets():
+    known, unknown = Space(8), Space(None)
+    unify(known, unknown)
+    assert known.pins
+    assert list(places(known, {})) == list(range(8))
+
+
+def test_a_pin_goes_to_all_that_is_joined_before_and_after():
+    a, b, c = Space(8), Space(8), Space(8)
+    unify(a, b)
+    b.pin("why")
+    unify(c, a)
+    assert a.pins == b.pins == c.pins == ("why",)
+    unify(a, product(Space(2), Space(4)))
+    assert all(leaf.pins == ("why",) for leaf in leaves(c))
+
+
+def test_known_sizes_that_differ_are_refused():
+    with pytest.raises(ValueError, match="8 cannot be one of 6"):
+        unify(Space(8), Space(6))
+
+
+@pytest.mark.parametrize("size", [0, 8, 9])
+def test_a_cut_leaves_something_on_both_sides(size):
+    with pytest.raises(ValueError, match="cannot be cut"):
+        cut(Space(8), size)

@@ -1,0 +1,247 @@
+"""Bad targets, recipes, limits, outputs and earlier results, as `test_bad_models.py` has it of models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+from command import QUANTIZE, content
+
+from toolchain.benchmark.emulator import SETUP
+from toolchain.devices.catalogue import profile_folder
+
+# --------------------------------------------------------------------------------- profiles and recipes
+
+
+def _profile(old, new):
+    text = (profile_folder() / "raspberry-pi-5.toml").read_text()
+    assert old in text
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "said"),
+    [
+        (None, "raspberry-pi5", "unknown target 'raspberry-pi5'; did you mean 'raspberry-pi-5'?"),
+        (None, "rpi", "unknown target 'rpi'; choose one of: android-arm64-dotprod, "),
+        (None, "mine.toml", "mine.toml: no such target profile file; check the path"),
+        (("[runtime]", "[runtimes]"), "mine.toml", "mine.toml: runtimes: unknown key; did you mean 'runtime'?"),
+        (
+            ("channel_multiple = ", "channel_multiple = 0.5 #"),
+            "mine.toml",
+            "mine.toml: channel_multiple: input should",
+        ),
+        (('"dotprod"', '"dotprods"'), "mine.toml", "mine.toml: features.2: 'dotprods' is not allowed; did you mean"),
+        (("[runtime]", "[runtime"), "mine.toml", "mine.toml: cannot be read as a target profile ("),
+    ],
+)
+@pytest.mark.parametrize("command", [f"{QUANTIZE} -c samples.npz -t", "bench net.onnx -t", "inspect net.onnx -t"])
+def test_targets(refused, workplace, command, text, target, said):
+    if text is not None:
+        Path("mine.toml").write_text(_profile(*text))
+    assert refused(f"{command} {target}").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("schema_version = 9", "mine.toml: schema_version: input should be 1, got 9; use the release that wrote it"),
+        ("quantize.rangess = 'mse'", "mine.toml: quantize.rangess: unknown key; did you mean 'ranges'?"),
+        ("quantize.ranges = 'mze'", "mine.toml: quantize.ranges: 'mze' is not allowed; did you mean 'mse'?"),
+        ("calibrate.bins = 'many'", "mine.toml: calibrate.bins: input should be a valid integer, got 'many'; mend the"),
+        ("calibrate.samples = 0", "mine.toml: calibrate.samples: input should be greater than or equal to 1, got 0"),
+        ("quantize.keep_float = ['Convv']", "recipe: quantize.keep_float: names 'Convv', which is neither an operator"),
+        ("max_drop = ", "mine.toml: cannot be read as a recipe ("),
+    ],
+)
+def test_recipes(refused, workplace, text, said):
+    Path("mine.toml").write_text(text)
+    assert refused("quantize net.onnx -c samples.npz -o q.onnx --recipe mine.toml").startswith(said)
+
+
+def test_one_target_twice(refused, workplace):
+    said = refused("export net.onnx -t host -t host -c samples.npz -o out")
+    assert said == "target 'host': is given more than once; name each target once"
+
+
+# ---------------------------------------------------------------------------------------- scores, limits
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def score(run): raise OSError('no labels')", "mine:score: raised OSError: no labels (mine.py line 1); mend"),
+        ("def score(run): return float('nan')", "mine:score: returned nan; return one finite number, higher is better"),
+        ("def score(run): return 'good'", "mine:score: returned 'good'; return one finite number, higher is better"),
+        ("def score(run): run({'z': 0})", "mine:score: raised ValueError: Required inputs (['x']) are missing from"),
+        ("def score(run): exit(5)", "mine:score: raised SystemExit: 5 ("),
+    ],
+)
+def test_evaluate(refused, code, text, said):
+    code(text)
+    assert refused(f"{QUANTIZE} -c samples.npz --evaluate mine:score").startswith(said)
+
+
+@pytest.mark.parametrize("limit", ["-1", "nan", "inf"])
+def test_max_drop(refused, limit):
+    assert refused(f"{QUANTIZE} -c samples.npz --max-drop {limit}") == f"--max-drop: is {limit}; give 0 or more"
+
+
+@pytest.mark.parametrize("limit", ["abc", "-5%", "nan", ""])
+def test_max_regression(refused, limit):
+    said = refused("compare results.json --max-regression", limit)
+    assert said == f"--max-regression: is {limit!r}; give a share like 5% or 0.05"
+
+
+# --------------------------------------------------------------------------------------------- outputs
+
+
+@pytest.mark.parametrize(
+    "command", ["convert net.onnx", "optimize net.onnx", "quantize net.onnx -c samples.npz", "bench net.onnx"]
+)
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("folder", "folder: is a folder; name a file in it"),
+        ("net.onnx/out.onnx", "net.onnx/out.onnx: cannot be written ("),
+        (".", ".: is not the name of a file or folder; name the output itself"),
+    ],
+)
+def test_outputs(refused, workplace, monkeypatch, command, output, said):
+    """Refused before the work begins: here the work would fail."""
+    monkeypatch.setattr("onnxruntime.InferenceSession", None)
+    Path("folder").mkdir()
+    assert refused(f"{command} -o {output}").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Path("out").write_text("mine"), "out/results.json: cannot be written ("),
+        (
+            lambda: (Path("out/host").mkdir(parents=True), Path("out/host/mine").touch()),
+            "out/host: holds files that",
+        ),
+        (lambda: (Path("out").mkdir(), Path("out/host").touch()), "out/host: is a file; choose another output folder"),
+        (lambda: Path("out/results.json").mkdir(parents=True), "out/results.json: is a folder; name a file in it"),
+    ],
+)
+def test_output_folders(refused, workplace, monkeypatch, make, said):
+    monkeypatch.setattr("onnxruntime.InferenceSession", None)
+    make()
+    assert refused("export net.onnx -t host -c samples.npz -o out").startswith(said)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("convert net.onnx -o", "disk/new.onnx"),
+        ("optimize net.onnx -o", "disk/old.onnx"),
+        ("quantize net.onnx --recipe fast.toml -c samples.npz -o", "disk/folder/new.onnx"),
+        ("bench net.onnx --recipe fast.toml -o", "disk/old.onnx"),
+        ("export net.onnx --recipe fast.toml -t host -c samples.npz -o", "disk/export"),
+    ],
+)
+def test_a_full_disk(toolchain, workplace, command, output):
+    """What was there stays as it was, and no part of what would have come is left."""
+    disk = workplace / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        (disk / "old.onnx").write_bytes(b"old")
+        with (disk / "filling").open("wb", buffering=0) as filling:
+            while filling.write(b"x" * 4096) == 4096 and os.statvfs(disk).f_bavail:
+                pass
+        before = content(disk)
+        done = toolchain(command, output)
+        assert (done.code, content(disk)) == (2, before)
+        assert done.sentence.startswith(output)
+        assert "No space left on device); free some space or choose another output" in done.sentence
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# --------------------------------------------------------------------------- results, exports, processors
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (None, "compare gone.json", "gone.json: no such results file; check the path"),
+        ("{", "compare bad.json", "bad.json: cannot be read as a results file ("),
+        ("[]", "compare bad.json", "bad.json: input should be an object, got []; mend the value"),
+        ('{"measurements": []}', "compare bad.json", "the results hold no measurement; run `toolchain bench` first"),
+        ('{"measurement": []}', "compare bad.json", "bad.json: measurement: unknown key; did you mean 'measurements'?"),
+        (
+            '{"measurements": [{"model": 3}]}',
+            "compare bad.json",
+            "bad.json: measurements.0.model: input should be a",
+        ),
+        (None, "compare net.onnx", "net.onnx: cannot be read as a results file ("),
+        (None, "compare ok.json --format tabel", "--format: unknown format 'tabel'; did you mean 'table'?"),
+        (None, "bench net.onnx --format tabel", "--format: unknown format 'tabel'; did you mean 'table'?"),
+        (None, "bench gone.onnx", "gone.onnx: no such model file; check the path"),
+        (None, "targets check net.onnx", "net.onnx: cannot be read as a target profile ("),
+        (None, "targets show rk35", "unknown target 'rk35'; did you mean 'rk3588'?"),
+        (None, "verify .", ".: is no exported folder, it holds no manifest.json; give a target's folder, as export"),
+        (None, "verify gone", "gone: is no exported folder, it holds no manifest.json; give a target's folder, as"),
+        (None, "verify . --on moon", "--on: unknown place 'moon'; give local, emulator:cortex-a76 or adb:SERIAL"),
+    ],
+)
+def test_other_files(refused, workplace, toolchain, text, line, said):
+    if text is not None:
+        Path("bad.json").write_text(text)
+    if "ok.json" in line:
+        toolchain("bench net.onnx --recipe fast.toml -o ok.json")
+    assert refused(line).startswith(said)
+
+
+def test_a_model_that_cannot_be_timed(refused, workplace):
+    Path("text.onnx").write_text("no model")
+    said = refused("bench text.onnx")
+    assert said.startswith("text.onnx: onnxruntime cannot load it (InvalidProtobuf: Load model from text.onnx failed")
+    model = onnx.load("net.onnx")
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    model.graph.node[0].attribute[0].ints[:] = [0] * 4  # without padding nothing is left of one pixel
+    onnx.save(model, "open.onnx")
+    said = refused("bench open.onnx")
+    assert said.startswith("open.onnx: onnxruntime cannot run it (")
+    assert said.endswith(
+        "; its inputs were made up, open axes 1 long: fix those with `toolchain convert --freeze AXIS=SIZE`"
+    )
+
+
+def test_damaged_exports(refused, exported, monkeypatch, tmp_path):
+    shutil.rmtree("out/raspberry-pi-5")
+    assert refused("verify out").endswith("holds no manifest.json; give out/host")
+    monkeypatch.setenv("TOOLCHAIN_EMULATOR", str(tmp_path))
+    said = refused("verify out/host --on emulator:cortex-a76")
+    assert said == f"emulator:cortex-a76: there is no emulator in {tmp_path}; {SETUP}"
+    said = refused("verify out/host --on emulator:cortex-a67")
+    assert said == "unknown emulated CPU 'cortex-a67'; did you mean 'cortex-a76'?"
+
+    def damaged(name, data):
+        whole = Path(name).read_bytes()
+        Path(name).write_bytes(data(whole))
+        said = refused("verify out/host")
+        Path(name).write_bytes(whole)
+        return said
+
+    Path("out/host/README.md").write_text("our own notes")  # which is nobody's business
+    for name in ("model.onnx", "golden.npz"):
+        said = damaged(f"out/host/{name}", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+        assert said.startswith(f"out/host/{name}: is not the file that was exported (its SHA-256 is not ")
+        assert said.endswith("; copy the folder whole, or export again")
+    said = damaged("out/host/manifest.json", lambda data: data.replace(b'"files"', b'"file"'))
+    assert said == "out/host/manifest.json: file: unknown key; did you mean 'files'?"
+    assert "cannot be read as a manifest (" in damaged("out/host/manifest.json", lambda data: data[:100])
+    Path("out/host/model.onnx").unlink()
+    assert refused("verify out/host") == "out/host/model.onnx: is missing; copy the folder whole, or export again"

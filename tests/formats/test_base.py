@@ -1,0 +1,180 @@
+"""Documents are strict, and every refusal is one sentence saying what, where and what to do."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+import pytest
+
+from toolchain.core.errors import ConfigError
+from toolchain.formats.base import Document, Part
+
+
+class Engine(Part):
+    kind: Literal["petrol", "electric"]
+    power_kw: float = pydantic.Field(gt=0)
+
+
+class Wheel(Part):
+    diameter_mm: int
+
+
+class Radio(Part):
+    system: Literal["radio"]
+    channels: Literal["all"] | tuple[float, ...] = "all"
+
+
+class Hook(Part):
+    system: Literal["hook"]
+    load_kg: int
+
+
+Extra = Annotated[Radio | Hook, pydantic.Field(discriminator="system")]
+
+
+class Car(Document):
+    KIND: ClassVar[str] = "car"
+
+    schema_version: Literal[1] = 1
+    name: str
+    engine: Engine
+    wheels: tuple[Wheel, ...] = ()
+    spare: Wheel | None = None
+    tags: tuple[str, ...] = ()
+    extras: tuple[Extra, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _balanced(self) -> Car:
+        if len(self.wheels) == 1:
+            raise ValueError("one wheel does not make a car")
+        return self
+
+
+GOOD = {
+    "name": "a",
+    "engine": {"kind": "electric", "power_kw": 3},
+    "wheels": [{"diameter_mm": 400}, {"diameter_mm": 400}],
+    "tags": ["x", "y"],
+}
+
+
+def test_a_good_document_is_read_and_written_back(tmp_path):
+    car = Car.parse(GOOD)
+    assert car.wheels == (Wheel(diameter_mm=400),) * 2
+    assert car.engine.power_kw == 3.0
+    car.save(tmp_path / "car.json")
+    assert Car.load(tmp_path / "car.json") == car
+
+
+def test_toml_and_json_say_the_same(tmp_path):
+    (tmp_path / "car.toml").write_text(
+        'name = "a"\ntags = ["x", "y"]\nwheels = [{diameter_mm = 400}, {diameter_mm = 400}]\n'
+        '[engine]\nkind = "electric"\npower_kw = 3\n'
+    )
+    assert Car.load(tmp_path / "car.toml") == Car.parse(GOOD)
+
+
+def test_documents_are_immutable():
+    with pytest.raises(pydantic.ValidationError):
+        Car.parse(GOOD).name = "b"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"nam": "b"}, "car.toml: nam: unknown key; did you mean 'name'?"),
+        (
+            {"zzz": 1},
+            "car.toml: zzz: unknown key; choose one of: engine, extras, name, schema_version, spare, tags, wheels",
+        ),
+        (
+            {"engine": {"kind": "petrol", "power": 3}},
+            "car.toml: engine.power: unknown key; did you mean 'power_kw'?",
+        ),
+        (
+            {"wheels": [{"diameter_mm": 1}, {"diameter": 1}]},
+            "car.toml: wheels.1.diameter: unknown key; did you mean 'diameter_mm'?",
+        ),
+        ({"spare": {"diametr_mm": 1}}, "car.toml: spare.diametr_mm: unknown key; did you mean 'diameter_mm'?"),
+        ({"engine": {"kind": "petrol"}}, "car.toml: engine.power_kw: is missing from this car; add it"),
+        (
+            {"engine": {"kind": "electrik", "power_kw": 3}},
+            "car.toml: engine.kind: 'electrik' is not allowed; did you mean 'electric'?",
+        ),
+        (
+            {"engine": {"kind": "petrol", "power_kw": "3"}},
+            "car.toml: engine.power_kw: input should be a valid number, got '3'; mend the value",
+        ),
+        (
+            {"engine": {"kind": "petrol", "power_kw": -1}},
+            "car.toml: engine.power_kw: input should be greater than 0, got -1; mend the value",
+        ),
+        (
+            {"wheels": [{"diameter_mm": 1.5}, {"diameter_mm": 1}]},
+            "car.toml: wheels.0.diameter_mm: input should be a valid integer, got 1.5; mend the value",
+        ),
+        ({"name": True}, "car.toml: name: input should be a valid string, got True; mend the value"),
+        ({"wheels": [{"diameter_mm": 1}]}, "car.toml: one wheel does not make a car; mend the value"),
+        ({"extras": [{"load_kg": 1}]}, "car.toml: extras.0.system: is missing from this car; add it"),
+        ({"extras": [{"system": "hok"}]}, "car.toml: extras.0.system: 'hok' is not allowed; did you mean 'hook'?"),
+        ({"extras": [{"system": "hook"}]}, "car.toml: extras.0.load_kg: is missing from this car; add it"),
+        (
+            {"extras": [{"system": "hook", "load": 1}]},
+            "car.toml: extras.0.load: unknown key; did you mean 'load_kg'?",
+        ),
+        (
+            {"extras": [{"system": "radio", "channels": "al"}]},
+            "car.toml: extras.0.channels: input should be 'all', or a valid array, got 'al'; mend the value",
+        ),
+        (
+            {"extras": [{"system": "radio", "channels": [1, "x"]}]},
+            "car.toml: extras.0.channels.1: input should be a valid number, got 'x'; mend the value",
+        ),
+        ({"schema_version": 2}, "car.toml: schema_version: input should be 1, got 2; use the release that wrote it"),
+    ],
+)
+def test_a_fault_is_one_sentence(change, sentence):
+    with pytest.raises(ConfigError) as caught:
+        Car.parse({**GOOD, **change}, where="car.toml")
+    assert str(caught.value) == sentence
+    assert caught.value.exit_code == 2
+
+
+def test_a_misspelt_required_key_is_called_misspelt_not_missing():
+    with pytest.raises(ConfigError, match=r"engin: unknown key; did you mean 'engine'\?"):
+        Car.parse({"name": "a", "engin": {}})
+
+
+def test_what_is_not_a_table_is_refused():
+    with pytest.raises(ConfigError, match=r"^x\.json: input should be an object, got \[1, 2\]"):
+        Car.parse([1, 2], where="x.json")
+
+
+def test_without_a_file_the_kind_stands_for_the_place():
+    with pytest.raises(ConfigError, match=r"^car: one wheel"):
+        Car.parse({**GOOD, "wheels": [{"diameter_mm": 1}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("car.toml", 'name = "a', r"car\.toml: cannot be read as a car \(.+\); mend the file"),
+        ("car.json", '{"name": ', r"car\.json: cannot be read as a car \(.+\); mend the file"),
+        ("car.json", "", r"car\.json: cannot be read as a car"),
+    ],
+)
+def test_a_file_that_does_not_parse(tmp_path, name, text, what):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=what):
+        Car.load(tmp_path / name)
+
+
+def test_a_missing_file_a_folder_and_bytes(tmp_path):
+    with pytest.raises(ConfigError, match=r"car\.json: no such car file; check the path"):
+        Car.load(tmp_path / "car.json")
+    with pytest.raises(ConfigError, match="cannot be read as a car"):
+        Car.load(tmp_path)
+    (tmp_path / "car.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read as a car"):
+        Car.load(tmp_path / "car.json")

@@ -1,0 +1,163 @@
+"""Noise of single roundings, the clusters they suggest, and the search within a drop."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import small_models
+from small_models import weights
+
+from toolchain.core.files import cache_dir
+from toolchain.data.calibration import open_data
+from toolchain.evaluation.fidelity import Probe
+from toolchain.formats.recipe import Recipe
+from toolchain.graph import io
+from toolchain.latency.race import Race
+from toolchain.optimization.passes import optimize
+from toolchain.quantization.accuracy import mixed_precision
+from toolchain.quantization.accuracy.mixed_precision import search
+from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
+from toolchain.quantization.accuracy.sensitivity import clusters, noises
+from toolchain.quantization.loop import quantize_model
+from toolchain.quantization.ranges import Affine
+
+CHAIN = "[a] a = Conv(x, u) [ra] p = Relu(a) [b] b = Conv(p, v) [rb] q = Relu(b) [c] y = Conv(q, w)"
+PLAIN = Recipe.parse({"quantize": {"measure": False, "equalize": False, "rounding": False}})
+
+
+def silent(what, done, total):
+    pass
+
+
+@pytest.fixture
+def net():
+    """Three convolutions; the last looks most at two small channels of `q`, so the rounding of `q` is the loudest."""
+    constants = weights(u=(8, 4, 1, 1), v=(8, 8, 1, 1), w=(8, 8, 1, 1))
+    constants["v"][:2] *= 0.01
+    constants["w"][:, :2] *= 100
+    return optimize(small_models.model(CHAIN, "float[1, 4, 6, 6] x", "y", constants), verify=False).model
+
+
+@pytest.fixture
+def samples(net):
+    rng = np.random.default_rng(3)
+    specs = io.inputs(net)
+    return open_data([{"x": rng.standard_normal((1, 4, 6, 6)).astype(np.float32)} for _ in range(8)], specs)
+
+
+@pytest.fixture
+def quantized(net, samples):
+    return quantize_model(net, samples, PLAIN)
+
+
+def test_a_switch_is_off_or_rounds_as_numpy_does(net, samples):
+    feed = next(iter(samples))
+    names = ["x", "p"]
+    switched = with_switches(net, names)
+    plain = small_models.plain(net, feed)["y"]
+    off = small_models.plain(switched, {**feed, **switch_feed(names, {})})["y"]
+    np.testing.assert_array_equal(off, plain)
+    grid = Affine(0.05, 100)
+    on = small_models.plain(switched, {**feed, **switch_feed(names, {"x": grid})})["y"]
+    rounded = (np.clip(np.rint(feed["x"] / np.float32(grid.scale)) + 100, 0, 255) - 100).astype(np.float32)
+    expected = small_models.plain(net, {"x": rounded * np.float32(grid.scale)})["y"]
+    np.testing.assert_allclose(on, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(on - plain).max() > 1e-3
+
+
+def test_a_switch_behind_a_graph_output_leaves_the_output_alone(net, samples):
+    switched = with_switches(net, ["y"])
+    feed = next(iter(samples))
+    found = small_models.plain(switched, {**feed, **switch_feed(["y"], {"y": Affine(1.0, 0)})})["y"]
+    np.testing.assert_array_equal(found, small_models.plain(net, feed)["y"])
+
+
+def test_shares_sum_to_one_and_the_loudest_comes_first(quantized):
+    found = quantized.noises()
+    assert sum(noise.share for noise in found) == pytest.approx(1.0)
+    assert [noise.power for noise in found] == sorted((noise.power for noise in found), reverse=True)
+    assert {(noise.kind, noise.at) for noise in found} >= {("activation", "q"), ("weight", "b")}
+    assert found[0].at == "q", "its small channels are what the last weights look at"
+
+
+def test_the_noises_add_up_to_that_of_the_whole(quantized, net, samples):
+    probe = Probe(net, list(samples))
+    whole = probe.fidelity_db(quantized.write("u8"))
+    found = noises(quantized.model, quantized.plan, probe, "sum", silent)
+    alone = -10 * np.log10(sum(noise.power for noise in found if noise.at != "y"))
+    assert abs(whole - alone) < 3.0  # decibels; independent errors, but only eight samples of few numbers
+
+
+def test_what_was_measured_is_kept_and_a_broken_file_is_measured_again(quantized, net, samples, monkeypatch):
+    probe = Probe(net, list(samples))
+    first = noises(quantized.model, quantized.plan, probe, "kept", silent)
+
+    class NoProbe:
+        def opened(self, model):
+            raise AssertionError("measured again")
+
+        fidelity_db = opened
+
+    assert noises(quantized.model, quantized.plan, NoProbe(), "kept", silent) == first
+    with pytest.raises(AssertionError, match="measured again"):
+        noises(quantized.model, quantized.plan, NoProbe(), "other samples", silent)
+    [path] = cache_dir("sensitivity").glob("*.json")
+    assert len(json.loads(path.read_text())) == len(first)
+    path.write_text("{")
+    assert noises(quantized.model, quantized.plan, probe, "kept", silent) == first
+
+
+def test_a_cluster_is_all_int8_around_its_tensor_and_none_is_in_two(quantized):
+    found = clusters(quantized.model, quantized.plan, quantized.noises())
+    nodes = [name for cluster in found for name in cluster.nodes]
+    assert len(nodes) == len(set(nodes))
+    assert set(nodes) == quantized.plan.int8_nodes()
+    [around] = [cluster for cluster in found if cluster.tensor == "q"]
+    assert found[0] is around
+    assert {"b", "rb", "c"} <= set(around.nodes)
+
+
+# --- the search ---
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """No clock: int8 is as fast as float."""
+    monkeypatch.setattr(mixed_precision, "race", lambda *args, **kwargs: Race((1e-3,) * 7, (1e-3,) * 7))
+
+
+def rate_by_float_nodes(needed):
+    def rate(model: ir.Model):
+        inputs = [node.inputs[0].producer() for node in model.graph if node.op_type == "Conv"]
+        floats = [n for n in inputs if n is None or n.op_type != "DequantizeLinear"]
+        return 1.0 if len(floats) >= needed else 0.5
+
+    return rate
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 3])
+def test_the_fewest_that_are_enough(quantized, samples, still, needed):
+    feed = next(iter(samples))
+    found, curve = search(quantized, quantized.noises(), rate_by_float_nodes(needed), 0.9, feed, silent)
+    left = [c for c in found.plan.choices if c.op == "Conv" and not c.int8]
+    assert len(left) >= needed
+    assert bool(left) == bool(needed)
+    assert curve[0].float_nodes == 0
+    assert [p.float_nodes for p in curve] == sorted(p.float_nodes for p in curve)
+    enough = [p.float_nodes for p in curve if p.score == 1.0]
+    assert sum(not c.int8 for c in found.plan.choices) >= min(enough)
+    assert found.audit.clean
+    assert all("of the error" in choice.reason for choice in left)
+
+
+def test_where_nothing_is_enough_the_best_is_returned(quantized, samples, still):
+    found, curve = search(quantized, quantized.noises(), lambda model: 0.1, 0.9, next(iter(samples)), silent)
+    assert max(point.score for point in curve) == 0.1
+    assert found.audit.clean
+
+
+def test_the_whole_curve_is_measured_on_request(quantized, samples, still):
+    _, curve = search(quantized, quantized.noises(), lambda model: 1.0, 0.0, next(iter(samples)), silent, points=3)
+    assert curve[0].float_nodes == 0
+    assert curve[-1].float_nodes == len(quantized.plan.int8_nodes())

@@ -1,0 +1,158 @@
+"""Which steps are tried, which are kept, and what is told of them."""
+
+import numpy as np
+import pytest
+import small_models
+from small_models import weights
+
+from toolchain.data.calibration import open_data
+from toolchain.evaluation.fidelity import Probe
+from toolchain.formats.recipe import Quantize, Recipe
+from toolchain.graph import io
+from toolchain.optimization.passes import optimize
+from toolchain.quantization.accuracy import steps as refine_module
+from toolchain.quantization.accuracy.steps import LEAST_GAIN_DB, LEAST_MIGRATION_DB, QuantBasis, Step, observed, refine
+from toolchain.quantization.selection import select
+
+BODY = "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) y = Conv(r, v, k)"
+CONSTANTS = weights(w=(8, 4, 3, 3), b=(8,), v=(4, 8, 1, 1), k=(4,))
+SLIM = ("ranges", "bias correction", "rounding")
+
+
+def setup(body=BODY, constants=None, outputs="y", recipe=None, inputs="float[1, 4, 8, 8] x"):
+    """A model, the plain basis for it, data and a probe."""
+    model = optimize(small_models.model(body, inputs, outputs, constants or CONSTANTS), verify=False).model
+    rng = np.random.default_rng(0)
+    [spec] = io.inputs(model)
+    feeds = [{"x": rng.standard_normal(spec.dims).astype(np.float32)} for _ in range(12)]
+    data, recipe = open_data(feeds[:8], io.inputs(model)), recipe or Recipe()
+    selection = select(model)
+    seen = observed(model, selection, data, recipe.calibrate, lambda *news: None)
+    basis = QuantBasis.plain(model, selection, seen, recipe.quantize)
+    return basis, data, Probe(model, feeds[8:]), recipe
+
+
+def run(basis, data, probe, recipe):
+    return refine(basis, select, data, probe, recipe, lambda *news: None)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Replaces the probe's numbers: ``measured([plain, after first step, ...])``."""
+
+    def script(numbers):
+        left = iter(numbers)
+        monkeypatch.setattr(refine_module, "_measure", lambda basis, probe: next(left))
+        return left
+
+    return script
+
+
+def test_the_plain_basis_takes_no_step():
+    basis, *_ = setup()
+    assert basis.settings.ranges == "minmax"
+    assert not basis.settings.bias_correction
+    asked = setup(recipe=Recipe(quantize=Quantize(ranges="percentile")))[0]
+    assert asked.settings.ranges == "percentile", "what was asked for is plain"
+
+
+def test_steps_are_told_with_both_fidelities_and_only_gains_are_kept(measured):
+    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
+    measured([30.0, 29.0, 31.0, 31.0 + LEAST_GAIN_DB / 2])
+    best, steps = run(basis, data, probe, recipe)
+    assert steps == (
+        Step("ranges", 30.0, 29.0, False),
+        Step("bias correction", 30.0, 31.0, True),
+        Step("rounding", 31.0, 31.0 + LEAST_GAIN_DB / 2, False),
+    )
+    assert best.settings.ranges == "minmax", "a step that does not help leaves nothing behind"
+    assert best.settings.bias_correction
+    assert best.weights is basis.weights
+
+
+def test_a_nan_is_no_gain(measured):
+    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
+    measured([30.0, *[float("nan")] * 3])
+    best, steps = run(basis, data, probe, recipe)
+    assert [step.used for step in steps] == [False] * 3
+    assert best is basis
+
+
+@pytest.mark.parametrize("unwanted", ["ranges", "bias_correction", "rounding"])
+def test_a_step_that_the_recipe_forbids_is_not_tried(unwanted, monkeypatch):
+    settings = {"ranges": "minmax"} if unwanted == "ranges" else {unwanted: False}
+    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False, **settings)))
+    if unwanted == "rounding":
+        monkeypatch.setattr(refine_module, "second_moments", None)
+    best, steps = run(basis, data, probe, recipe)
+    assert [step.name for step in steps] == [name for name in SLIM if name != unwanted.replace("_", " ")]
+    assert best.settings.ranges in ("minmax", "mse")
+    if unwanted == "bias_correction":
+        assert not best.settings.bias_correction
+
+
+def test_without_equalization_no_channel_is_rescaled(monkeypatch):
+    monkeypatch.setattr(refine_module, "plan_equalization", None)
+    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
+    best, _ = run(basis, data, probe, recipe)
+    assert best.model is basis.model
+
+
+def test_real_steps_never_end_below_the_plain_plan():
+    basis, data, probe, recipe = setup()
+    best, steps = run(basis, data, probe, recipe)
+    plain, found = (refine_module._measure(b, probe) for b in (basis, best))
+    assert found >= plain
+    fidelity = plain
+    for step in steps:
+        assert step.without_db == pytest.approx(fidelity)
+        assert step.used == (step.with_db >= step.without_db + LEAST_GAIN_DB)
+        fidelity = step.with_db if step.used else fidelity
+    assert found == pytest.approx(fidelity)
+    assert any(step.used for step in steps), "rounding alone wins more than a tenth of a decibel here"
+
+
+def test_uneven_channels_are_equalized_and_observed_anew():
+    sizes = np.geomspace(1, 1 / 100, 8).astype(np.float32)
+    constants = {**CONSTANTS, "w": CONSTANTS["w"] * sizes[:, None, None, None], "b": CONSTANTS["b"] * sizes}
+    constants["v"] = CONSTANTS["v"] / sizes[:, None, None]
+    basis, data, probe, recipe = setup(constants=constants)
+    best, steps = run(basis, data, probe, recipe)
+    [step] = [step for step in steps if step.name == "equalization"]
+    assert step.used
+    assert step.with_db > step.without_db + 3
+    assert best.model is not basis.model
+    assert best.observation is not basis.observation
+    feed = next(iter(data))
+    before, after = (small_models.plain(m, feed)["y"] for m in (basis.model, best.model))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+
+
+def test_without_a_float_output_steps_are_taken_on_trust():
+    basis, data, probe, recipe = setup(f"{BODY.replace('y =', 'q =')} y = ArgMax<axis = 1>(q)")
+    assert not probe.usable
+    best, steps = run(basis, data, probe, recipe)
+    assert {step.name for step in steps} >= set(SLIM)
+    assert all(step.used for step in steps)
+    assert best.settings.ranges == "mse"
+    assert best.settings.bias_correction
+    assert best.weights is not basis.weights
+
+
+@pytest.mark.parametrize(("gain", "used"), [(0.9, False), (1.1, True)])
+def test_migration_has_to_gain_a_decibel(gain, used, measured):
+    scale = np.where(np.arange(64) % 32 == 3, 50, 1).astype(np.float32)
+    w = weights(w=(64, 32))["w"] / scale[:, None]
+    constants = {"g": scale, "h": np.zeros(64, np.float32), "w": w}
+    settings = Quantize(ranges="minmax", bias_correction=False, rounding=False)
+    basis, data, probe, recipe = setup(
+        "n = LayerNormalization(x, g, h) y = MatMul(n, w)",
+        constants,
+        recipe=Recipe(quantize=settings),
+        inputs="float[4, 64] x",
+    )
+    measured([30.0, 30.0 + gain])
+    best, steps = run(basis, data, probe, recipe)
+    assert steps == (Step("migration", 30.0, 30.0 + gain, used),)
+    assert (best is not basis) == used
+    assert LEAST_MIGRATION_DB == 1.0

@@ -1,0 +1,261 @@
+"""The loop from float model to audited and raced plan."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import small_models
+from small_models import weights
+
+from toolchain.core.errors import DataError
+from toolchain.data.calibration import open_data
+from toolchain.formats.recipe import Quantize, Recipe
+from toolchain.graph import io
+from toolchain.latency.race import Race
+from toolchain.ops import table
+from toolchain.ops.cells import OwnScale
+from toolchain.optimization.passes import optimize
+from toolchain.quantization import loop
+from toolchain.quantization.exactness import lattice_scales
+from toolchain.quantization.loop import quantize_model
+
+IMAGE = "float[1, 4, 8, 8] x"
+RACED = Recipe.parse({"quantize": {"mixed": False}})
+UNRACED = Recipe(quantize=Quantize(measure=False))
+ISLAND = "[first] c = Conv(x, w) [tanh] t = Tanh(c) [second] d = Conv(t, v) [relu] y = Relu(d)"
+
+
+def model(body=ISLAND, inputs=IMAGE, constants=None, outputs="y"):
+    constants = weights(w=(4, 4, 3, 3), v=(4, 4, 1, 1)) if constants is None else constants
+    return optimize(small_models.model(body, inputs, outputs, constants), verify=False).model
+
+
+def data(source, n=3):
+    rng = np.random.default_rng(0)
+    specs = io.inputs(source)
+    feeds = [{s.name: rng.standard_normal(s.dims).astype(s.dtype) for s in specs} for _ in range(n)]
+    return open_data(feeds, specs)
+
+
+def floats(quantized):
+    return {choice.node: choice.reason for choice in quantized.plan.choices if not choice.int8}
+
+
+def verdict(ratio):
+    return Race((1e-3,) * 7, (ratio * 1e-3,) * 7)
+
+
+@pytest.fixture
+def raced(monkeypatch):
+    """Replaces the clock: ``raced.slower`` says of a pair of models whether int8 lost; ``raced.pairs`` keeps them."""
+
+    class Clock:
+        slower = staticmethod(lambda first: False)
+
+        def __init__(self):
+            self.pairs = []
+
+        def __call__(self, first, second, feed, seconds=0.1):
+            self.pairs.append((first, second, feed))
+            return verdict(1.5 if self.slower(first) else 0.5)
+
+    clock = Clock()
+    monkeypatch.setattr(loop, "_race", clock)
+    return clock
+
+
+def names(graph_model):
+    return {node.name for node in graph_model.graph}
+
+
+# --- the audit ---
+
+
+def test_an_ordinary_model_is_planned_and_clean():
+    source = model()
+    samples = data(source)
+    result = quantize_model(source, samples, UNRACED)
+    assert result.plan.int8_nodes() == {"first", "second", "relu"}
+    assert result.audit.clean
+    assert result.plan.overflow_free
+    assert result.notes == ()
+    assert result.model is source
+    assert result.observation.samples == 3
+    for encoding, dtype in (("u8", np.uint8), ("s8", np.int8)):
+        zeros = {
+            n.inputs[2].const_value.numpy().dtype.type
+            for n in result.write(encoding).graph
+            if n.op_type == "QuantizeLinear"
+        }
+        assert zeros == {dtype}
+    feed = next(iter(samples))
+    expected, found = (
+        small_models.plain(source, feed)["y"],
+        small_models.plain(result.write("u8"), feed, fused=True)["y"],
+    )
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_what_the_runtime_does_not_fuse_is_left_float_with_the_reason(monkeypatch):
+    """The table is made to promise an int8 Tanh, which onnxruntime does not have."""
+    wrong = {**table.TABLE, "Tanh": table.OpRule(table.TABLE["Tanh"].channels, OwnScale(), table.TABLE["Tanh"].cost)}
+    monkeypatch.setattr(table, "TABLE", wrong)
+    source = model()
+    result = quantize_model(source, data(source), UNRACED)
+    assert floats(result) == {"tanh": "onnxruntime does not fuse it here"}
+    assert result.audit.clean
+    assert "t" in result.plan.activations, "its reader is int8 still"
+
+
+def test_what_the_audit_says_decides(monkeypatch):
+    """One node after another turns out not to fuse; each leaves float the glue that only followed it."""
+    real, order = loop.audit, ["second", "first"]
+
+    def stubborn(graph, planned):
+        found = real(graph, planned)
+        bad = next((name for name in order if name in planned), None)
+        return found if bad is None else loop.Audit((bad,), found.weights, found.boundaries, found.operators)
+
+    monkeypatch.setattr(loop, "audit", stubborn)
+    source = model()
+    result = quantize_model(source, data(source), UNRACED)
+    assert floats(result) == {
+        "first": "onnxruntime does not fuse it here",
+        "second": "onnxruntime does not fuse it here",
+        "tanh": floats(result)["tanh"],
+        "relu": "follows a float operator",
+    }
+    assert result.plan.activations == {}
+    assert result.audit.clean
+
+
+def test_sums_that_would_round_differently_are_left_float():
+    body = """[a] a = Conv(x, w) [b] b = Conv(x, v) [c] c = Add(a, b)
+    [d] d = Conv(x, u) [e] e = Conv(x, k) [f] f = Add(d, e) [g] g = Add(c, f) [y] y = Conv(g, w)"""
+    source = model(body, constants=weights(**dict.fromkeys("wvuk", (4, 4, 1, 1))))
+    result = quantize_model(source, data(source), UNRACED)
+    assert floats(result) == {"g": lattice_scales.SETTLED}
+    assert result.plan.inexact == {}
+    assert result.audit.clean
+
+
+def test_the_recipe_keeps_operators_float():
+    source = model()
+    recipe = Recipe(quantize=Quantize(measure=False, keep_float=("second",)))
+    result = quantize_model(source, data(source), recipe)
+    assert floats(result)["second"] == "the recipe keeps it float"
+    assert result.plan.int8_nodes() == {"first"}
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), UNRACED], ids=["raced", "unraced"])
+def test_a_model_with_nothing_quantizable(recipe, raced):
+    source = model("[a] a = Tanh(x) [y] y = Softmax(a)", "float[2, 3] x", {})
+    result = quantize_model(source, data(source), recipe)
+    assert result.plan.products == {}
+    assert result.plan.activations == {}
+    assert result.audit.clean
+    assert result.audit.boundaries == 0
+    assert set(floats(result)) == {"a", "y"}
+    assert all(floats(result).values())
+    assert raced.pairs == []
+    feed = next(iter(data(source)))
+    np.testing.assert_array_equal(
+        small_models.plain(result.write("u8"), feed)["y"], small_models.plain(source, feed)["y"]
+    )
+
+
+def test_a_sample_that_breaks_the_model_is_named():
+    source = model("[s] s = Sqrt(x) [y] y = Conv(s, w)", constants=weights(w=(4, 4, 3, 3)))
+    feeds = [{"x": np.full((1, 4, 8, 8), value, np.float32)} for value in (1, -1)]
+    with pytest.raises(DataError, match="sample 1: makes tensor"):
+        quantize_model(source, open_data(feeds, io.inputs(source)), UNRACED)
+
+
+def test_the_data_is_observed_once_while_the_loop_turns(monkeypatch):
+    seen = []
+    monkeypatch.setattr(loop, "observed", lambda *a, _real=loop.observed, **k: seen.append(1) or _real(*a, **k))
+    wrong = {**table.TABLE, "Tanh": table.OpRule(table.TABLE["Tanh"].channels, OwnScale(), table.TABLE["Tanh"].cost)}
+    monkeypatch.setattr(table, "TABLE", wrong)
+    source = model()
+    quantize_model(source, data(source), UNRACED)
+    assert len(seen) == 1
+
+
+# --- the races ---
+
+
+def test_faster_as_int8_stays_int8(raced):
+    source = model()
+    result = quantize_model(source, data(source), RACED)
+    assert result.plan.int8_nodes() == {"first", "second", "relu"}
+    assert [names(first) & {"first", "second"} for first, _, _ in raced.pairs] == [
+        {"first"},
+        {"second"},
+        {"first", "second"},
+    ], "each fragment, then the whole"
+
+
+def test_fragments_race_on_the_tensors_they_meet_in_the_model(raced):
+    source = model()
+    samples = data(source)
+    quantize_model(source, samples, RACED)
+    known = small_models.every_value(ir.to_proto(source), next(iter(samples)))
+    for first, second, feed in raced.pairs:
+        assert [v.name for v in first.graph.inputs] == [v.name for v in second.graph.inputs] == list(feed)
+        for name, array in feed.items():
+            np.testing.assert_allclose(array, known[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_fragment_that_is_slower_stays_float_with_both_times(raced):
+    raced.slower = lambda first: "second" in names(first) and "first" not in names(first)
+    source = model()
+    result = quantize_model(source, data(source), RACED)
+    assert result.plan.int8_nodes() == {"first"}
+    reason = "measured slower as int8: 1500.0 µs against 1000.0 µs float for its fragment of 2 nodes"
+    assert floats(result)["second"] == floats(result)["relu"] == reason
+    assert "tanh" in floats(result)
+    assert result.audit.clean
+    assert result.notes == ()
+
+
+def test_a_whole_that_is_slower_stays_float_with_a_note(raced):
+    raced.slower = lambda first: {"first", "second"} <= names(first)
+    source = model()
+    result = quantize_model(source, data(source), RACED)
+    assert result.plan.products == {}
+    assert result.plan.activations == {}
+    note = "the whole model is slower as int8 here: 1.50 ms against 1.00 ms float"
+    assert result.notes == (note,)
+    assert floats(result)["first"] == floats(result)["second"] == note
+    feed = next(iter(data(source)))
+    np.testing.assert_array_equal(
+        small_models.plain(result.write("s8"), feed)["y"], small_models.plain(source, feed)["y"]
+    )
+
+
+def test_a_model_that_is_one_fragment_races_as_a_whole_only(raced):
+    source = model("[a] a = Conv(x, w) [r] r = Relu(a) [y] y = Conv(r, v)")
+    quantize_model(source, data(source), RACED)
+    assert len(raced.pairs) == 1
+    assert raced.pairs[0][0] is source
+
+
+def test_without_measuring_nothing_races(raced):
+    source = model()
+    quantize_model(source, data(source), UNRACED)
+    assert raced.pairs == []
+
+
+def test_the_real_clock_gives_a_verdict():
+    """No claim who wins: only that the race runs, and that what it decides is a whole and clean plan."""
+    source = model()
+    result = quantize_model(source, data(source), RACED)
+    assert result.audit.clean
+    assert {choice.node for choice in result.plan.choices} == {"first", "tanh", "second", "relu"}
+
+
+def test_progress_is_told_of_every_step(raced):
+    told = []
+    source = model()
+    quantize_model(source, data(source), RACED, progress=lambda what, done, total: told.append(what))
+    steps = ["limits", "histograms 1/1", "planning", "racing int8 against float", "refining", "second moments 1/1"]
+    assert list(dict.fromkeys(told)) == [*steps, "rounding weights"]

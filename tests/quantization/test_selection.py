@@ -1,0 +1,206 @@
+"""Which nodes become int8, and every reason why one does not."""
+
+import numpy as np
+import pytest
+import small_models
+from small_models import weights
+
+from toolchain.quantization.selection import clip_limits, select
+
+IMAGE = "float[N, 2, 6, 6] x"
+
+
+def selected(body, inputs=IMAGE, outputs="float[?, ?, ?, ?] y", constants=None, opset=17, **options):
+    version = 8 if opset <= 17 else 10
+    model = small_models.model(body, inputs, outputs, constants or {}, opset=opset, ir_version=version)
+    return select(model, **options)
+
+
+def reasons(selection):
+    return {choice.node: choice.reason for choice in selection.choices if not choice.int8}
+
+
+CONV = "[conv] c = Conv(x, w)"
+W = weights(w=(4, 2, 1, 1))
+
+
+# --- refusals ---
+
+REFUSED = {
+    "conv with a computed weight": (
+        "[n] y = Conv(x, w)", IMAGE + ", float[4, 2, 1, 1] w", {}, "its weight is not constant",
+    ),
+    "product of two activations": ("[n] y = MatMul(x, x)", IMAGE, {}, "multiplies two activations"),
+    "half precision": (
+        "[n] y = Conv(x, w)", "float16[N, 2, 6, 6] x", {"w": np.ones((4, 2, 1, 1), np.float16)}, "is not float32",
+    ),
+    "product with a constant activation": (
+        "[n] y = MatMul(k, x)", IMAGE, weights(k=(6, 6)), "its weight is not constant",
+    ),
+    "conv of a constant": (
+        "[n] c = Conv(k, w) y = Add(c, x)", IMAGE, weights(k=(1, 2, 6, 6), w=(2, 2, 1, 1)), "reads a constant",
+    ),
+    "computed bias": ("[n] y = Conv(x, w, b)", IMAGE + ", float[4] b", W, "its bias is not constant"),
+    "bias of the wrong size": (
+        "[n] y = Gemm(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(1,)), "not one number for each output channel",
+    ),
+    "bias without axes": (
+        "[n] y = Gemm(x, w, b)", "float[N, 3] x", weights(w=(3, 1), b=()), "not one number for each output channel",
+    ),
+    "bias along the rows": (
+        "[n] y = Gemm(x, w, b)", "float[4, 3] x", weights(w=(3, 4), b=(4, 1)), "not one number for each output channel",
+    ),
+    "stack of matrices": ("[n] y = MatMul(x, w)", IMAGE, weights(w=(2, 6, 3)), "a stack of matrices"),
+    "transposed activation": (
+        "[n] y = Gemm<transA = 1>(x, w)", "float[3, N] x", weights(w=(3, 4)), "transA, alpha=1 or beta=1 has no",
+    ),
+    "scaled product": (
+        "[n] y = Gemm<alpha = 0.5>(x, w)", "float[N, 3] x", weights(w=(3, 4)), "alpha=0.5 or beta=1 has no int8",
+    ),
+    "scaled bias": (
+        "[n] y = Gemm<beta = 2.0>(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(4,)), "alpha=1 or beta=2 has no",
+    ),
+    "operator without a kernel": ("[n] y = Tanh(x)", IMAGE, {}, "no fused int8 kernel"),
+    "operator without a row": ("[n] y = Selu(x)", IMAGE, {}, "its operator is not in the table"),
+    "relu of a graph input": ("[n] y = Relu(x)", IMAGE, {}, "follows a float operator"),
+    "relu of a float": ("t = Tanh(x) [n] y = Relu(t)", IMAGE, {}, "follows a float operator"),
+    "relu of something read twice": (
+        f"{CONV} [n] r = Relu(c) y = Add(r, c)", IMAGE, W, "its input is used elsewhere too",
+    ),
+    "relu behind a pool": (
+        f"{CONV} p = MaxPool<kernel_shape = [2, 2]>(c) [n] y = Relu(p)", IMAGE, W, "requantizes nothing",
+    ),
+    "relu behind a relu": (
+        f"{CONV} r = Relu(c) [n] y = Relu(r)", IMAGE, W, "requantizes nothing",
+    ),
+    "clip with a computed limit": (
+        f"{CONV} [n] y = Clip(c, k)", IMAGE + ", float k", W, "its limits are not constants around 0",
+    ),
+    "clip above zero": (
+        f"{CONV} [n] y = Clip(c, k)", IMAGE, {**W, "k": np.float32(0.5)}, "its limits are not constants around 0",
+    ),
+    "addition of a constant": (
+        f"{CONV} [n] y = Add(c, k)", IMAGE, {**W, "k": np.float32(3)}, "combines an activation with a constant",
+    ),
+    "addition of integers": ("[n] y = Add(x, x)", "int64[N, 2] x", {}, "is not float32"),
+    "glue in a float sea": ("t = Tanh(x) [n] y = Add(t, x)", IMAGE, {}, "reads float tensors; converting them would"),
+    "half of it float": (f"{CONV} t = Tanh(c) [n] y = Add(c, t)", IMAGE, W, "reads float tensors"),
+    "interpolation": (
+        f'{CONV} [n] y = Resize<mode = "linear">(c, , s)', IMAGE, {**W, "s": np.array([1, 1, 2, 2], np.float32)},
+        "interpolates between values",
+    ),
+    "padded average": (
+        f"{CONV} [n] y = AveragePool<kernel_shape = [2, 2], pads = [1, 1, 1, 1]>(c)", IMAGE, W, "at the borders",
+    ),
+    "overhanging average": (
+        f"{CONV} [n] y = AveragePool<kernel_shape = [4, 4], strides = [4, 4], ceil_mode = 1>(c)", IMAGE, W, "borders",
+    ),
+    "pool with indices": (f"{CONV} [n] y, i = MaxPool<kernel_shape = [2, 2]>(c)", IMAGE, W, "returns indices"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_carry_their_reason(name):
+    body, inputs, constants, reason = REFUSED[name]
+    found = reasons(selected(body, inputs, "y", constants))
+    assert reason in found["n"]
+
+
+def test_the_recipe_can_keep_nodes_and_operators_float():
+    body = "[one] a = Conv(x, w) [two] b = Conv(a, v) [three] y = Add(a, b)"
+    constants = weights(w=(4, 2, 1, 1), v=(4, 4, 1, 1))
+    assert reasons(selected(body, constants=constants)) == {}
+    kept = reasons(selected(body, constants=constants, keep_float=["two"]))
+    assert kept["two"] == "the recipe keeps it float"
+    kept = reasons(selected(body, constants=constants, keep_float=["Conv"]))
+    assert {"one", "two", "three"} == set(kept), "and the glue follows"
+
+
+def test_a_reason_found_elsewhere_is_reported_as_it_is():
+    found = reasons(selected(f"{CONV} [r] y = Relu(c)", constants=W, reasons={"conv": "measured slower"}))
+    assert found == {"conv": "measured slower", "r": "follows a float operator"}
+
+
+# --- glue ---
+
+
+def test_glue_follows_where_most_of_what_it_reads_is_int8():
+    body = f"{CONV} t = Tanh(x) u = Concat<axis = 1>(c, t) y = Conv(u, v)"
+    selection = selected(body, constants={**W, **weights(v=(3, 6, 1, 1))})
+    chosen = {choice.op: choice.int8 for choice in selection.choices}
+    assert chosen == {"Conv": True, "Tanh": False, "Concat": True}, "four channels are int8, two are float"
+    assert set(selection.tensors) == {"x", "c", "t", "u", "y"}
+    body = f"{CONV} t = Tanh(big) u = Concat<axis = 1>(c, t) y = Conv(u, v)"
+    inputs = IMAGE + ", float[N, 9, 6, 6] big"
+    chosen = {c.op: c.int8 for c in selected(body, inputs, constants={**W, **weights(v=(3, 13, 1, 1))}).choices}
+    assert chosen["Concat"] is False, "nine of thirteen channels are float"
+
+
+def test_a_graph_without_products_stays_float():
+    selection = selected("a = Relu(x) b = MaxPool<kernel_shape = [2, 2]>(a) y = Add(b, b)")
+    assert selection.int8_nodes() == set()
+    assert selection.tensors == {}
+    assert selection.same == {}
+
+
+# --- absorption and scales ---
+
+
+@pytest.mark.parametrize("follower", ["Relu(c)", "Clip(c, low, high)"])
+def test_an_absorbed_activation_gives_the_point_of_requantization(follower):
+    constants = {**W, "low": np.float32(0), "high": np.float32(6)}
+    selection = selected(f"{CONV} [act] y = {follower}", constants=constants)
+    assert selection.int8_nodes() == {"conv", "act"}
+    assert selection.tensors == {"x": 1, "y": None}, "nothing is known of c, and nothing needs to be"
+
+
+def test_scales_pass_through_what_moves_integers():
+    body = f"""{CONV} p = MaxPool<kernel_shape = [2, 2]>(c) t = Transpose<perm = [0, 2, 3, 1]>(p)
+    f = Flatten(t) y = Gemm(f, v)"""
+    selection = selected(body, outputs="float[N, 3] y", constants={**W, **weights(v=(100, 3))})
+    assert selection.same == {"p": "c", "t": "p", "f": "t"}
+    assert selection.tensors == {"x": 1, "c": None, "p": None, "t": None, "f": 1}
+    assert "y" not in selection.tensors, "a product may leave its result float"
+
+
+def test_every_output_of_a_split_has_the_scale_of_its_input():
+    body = f"{CONV} a, b = Split<axis = 1>(c, parts) [cat] y = Concat<axis = 1>(b, a)"
+    selection = selected(body, constants={**W, "parts": np.array([1, 3])})
+    assert selection.same == {"a": "c", "b": "c"}
+    assert set(selection.tensors) == {"x", "c", "a", "b", "y"}
+
+
+def test_what_only_float_nodes_read_of_a_product_stays_float():
+    body = "[gemm] g = Gemm(x, w) [r] r = Relu(g) [s] s = Reshape(r, shape) y = Softmax(s)"
+    constants = {**weights(w=(3, 4)), "shape": np.array([0, 4])}
+    selection = selected(body, "float[N, 3] x", "float[N, 4] y", constants)
+    assert selection.int8_nodes() == {"gemm"}
+    assert selection.tensors == {"x": 1}
+    for name in ("r", "s"):
+        assert reasons(selection)[name] == "its readers are float, and so is the product it follows"
+    body = "[gemm] g = Gemm(x, w) [r] r = Relu(g) [second] h = Gemm(r, v) y = Softmax(h)"
+    selection = selected(body, "float[N, 3] x", "float[N, 4] y", weights(w=(3, 4), v=(4, 4)))
+    assert selection.int8_nodes() == {"gemm", "r", "second"}
+    assert selection.tensors == {"x": 1, "r": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "constants", "axis"),
+    [
+        ("y = Conv(x, w)", "float[N, 2, 9] x", weights(w=(4, 2, 3)), 1),
+        ("y = MatMul(x, w)", "float[N, 7, 3] x", weights(w=(3, 4)), 2),
+        ("y = Gemm<transB = 1>(x, w)", "float[N, 3] x", weights(w=(4, 3)), 1),
+    ],
+)
+def test_means_are_wanted_along_the_contracted_axis(body, inputs, constants, axis):
+    assert selected(body, inputs, "y", constants).tensors["x"] == axis
+
+
+def test_limits_of_clips():
+    body = """a = Relu(x) b = Clip(x) c = Clip(x, low) d = Clip(x, , high) e = Clip(x, low, high) y = Clip(x, z)"""
+    model = small_models.model(
+        body, IMAGE + ", float z", "y", {"low": np.float32(-1), "high": np.array([6], np.float32).reshape(())}
+    )
+    inf = float("inf")
+    expected = [(0, inf), (-inf, inf), (-1, inf), (-inf, 6), (-1, 6), (None, inf)]
+    assert [clip_limits(node) for node in model.graph] == expected

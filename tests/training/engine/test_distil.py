@@ -1,0 +1,159 @@
+"""A small pruned net gets nearer to its teacher, the same way every time, in the time it is given."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_models import model, plain, weights
+
+from toolchain.core.errors import InputError, ModelError
+from toolchain.data.calibration import open_data
+from toolchain.evaluation.fidelity import Probe
+from toolchain.graph import io
+
+torch = pytest.importorskip("torch")
+
+from taught import net, samples
+
+from toolchain.training.engine.augment import augmented, is_image
+from toolchain.training.engine.distil import distil
+from toolchain.training.engine.objective import matched
+
+
+def arrays(trained):
+    return {name: value.const_value.numpy() for name, value in trained.graph.initializers.items()}
+
+
+def same(a, b):
+    a, b = arrays(a), arrays(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("batch", ["n", "1"])
+@pytest.mark.parametrize("tail", ["", "y = Softmax (z)"])
+def test_a_pruned_net_gets_nearer_to_its_teacher(batch, tail):
+    """Judged by the package's own measure, on samples that were not trained on."""
+    teacher, student = net(batch=batch, tail=tail), net(6, batch=batch, tail=tail)
+    found = distil(student, teacher, samples(teacher), minutes=1, steps=15, rate=0.03)
+    probe = Probe(teacher, list(samples(teacher, 8, seed=9)))
+    assert probe.fidelity_db(found.model) > probe.fidelity_db(student) + 1
+    assert found.after.fidelity_db > found.before.fidelity_db + 1
+    assert found.steps == 15
+    assert not same(found.model, student)
+
+
+def test_the_fidelity_it_tells_is_the_package_s():
+    teacher, student = net(tail="y = Softmax (z)"), net(6, tail="y = Softmax (z)")
+    held = samples(teacher, 8, seed=9)
+    found = distil(student, teacher, samples(teacher), minutes=1, steps=2, check=held)
+    assert found.before.fidelity_db == pytest.approx(Probe(teacher, list(held)).fidelity_db(student), abs=0.01)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_give_the_same_weights_every_time_on_any_number_of_threads(threads):
+    teacher, student = net(), net(6)
+    once = distil(student, teacher, samples(teacher), minutes=1, steps=3, seed=1, threads=1)
+    again = distil(student, teacher, samples(teacher), minutes=1, steps=3, seed=1, threads=threads)
+    other = distil(student, teacher, samples(teacher), minutes=1, steps=3, seed=2, threads=1)
+    assert same(once.model, again.model)
+    assert not same(once.model, other.model)
+
+
+def test_it_ends_when_time_is_up_and_leaves_torch_as_it_was():
+    teacher, student = net(), net(6)
+    known = torch.get_num_threads()
+    began = time.monotonic()
+    found = distil(student, teacher, samples(teacher), minutes=0.02)
+    assert time.monotonic() - began < 6
+    assert found.steps > 0
+    assert torch.get_num_threads() == known
+
+
+def test_a_perfect_student_is_given_back_as_it_is():
+    teacher = net()
+    found = distil(teacher, teacher, samples(teacher), minutes=1, steps=2)
+    assert found.model is teacher
+    assert found.after.fidelity_db == found.before.fidelity_db
+
+
+def test_the_student_and_the_teacher_are_not_changed():
+    teacher, student = net(), net(6)
+    distil(student, teacher, samples(teacher), minutes=1, steps=2)
+    assert same(teacher, net())
+    assert same(student, net(6))
+
+
+def test_what_is_behind_a_change_is_matched():
+    assert matched(net(6), net()) == ["c"]
+    assert matched(net(), net()) == []
+
+
+BRANCH = "a = Gemm (x, v) p = Relu (a) s = Add (x, p) q = Gemm (s, w) y = Relu (q)"
+WITHOUT = "q = Gemm (x, w) y = Relu (q)"
+
+
+def test_behind_a_branch_that_is_gone_its_reader_is_matched():
+    constants = weights(v=(8, 8), w=(8, 8))
+    whole = model(BRANCH, "float[n,8] x", "float[n,8] y", constants)
+    rest = model(WITHOUT, "float[n,8] x", "float[n,8] y", {"w": constants["w"]})
+    assert matched(rest, whole) == ["q"]
+
+
+def test_integer_inputs_and_fixed_reshapes():
+    """What cannot be stacked is run a sample at a time."""
+    body = "e = Gather (t, x) f = Reshape (e, s) h = Gemm (f, w) r = Relu (h) y = Gemm (r, v)"
+
+    def built(hidden):
+        drawn = weights(t=(10, 4), w=(12, 16), v=(16, 6))
+        drawn |= {"w": drawn["w"][:, :hidden], "v": drawn["v"][:hidden]}
+        constants = {**drawn, "s": np.array([1, 12])}
+        return model(body, "int64[n,3] x", "float[n,6] y", constants)
+
+    rng = np.random.default_rng(0)
+    data = open_data([{"x": rng.integers(0, 10, (1, 3))} for _ in range(16)], [io.inputs(built(16))[0]])
+    found = distil(built(10), built(16), data, minutes=1, steps=20, rate=0.03)
+    assert found.after.fidelity_db > found.before.fidelity_db + 1
+
+
+def test_only_images_are_augmented():
+    image = np.zeros((1, 3, 32, 48), np.float32)
+    assert is_image({"x": image})
+    assert not is_image({"x": image.astype(np.uint8)})
+    assert not is_image({"x": image[:, :1]})
+    assert not is_image({"x": image[:, :, :8]})
+    assert not is_image({"x": image, "y": image})
+    assert not is_image({"x": image[0]})
+
+
+def test_augmented_images_keep_their_shape_and_differ():
+    rng = np.random.default_rng(0)
+    ramp = [{"x": torch.arange(3 * 32 * 48.0).reshape(1, 3, 32, 48) + k} for k in range(3)]
+    made = [augmented(ramp, rng)["x"] for _ in range(20)]
+    assert {image.shape for image in made} == {(1, 3, 32, 48)}
+    assert len({float(image.sum()) for image in made}) > 10
+    assert all(image.min() >= 0 and image.max() <= ramp[2]["x"].max() for image in made)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0, None), (-1, 3), (float("nan"), None), (1, 0)])
+def test_no_time_or_no_steps_is_refused(minutes, steps):
+    with pytest.raises(InputError, match="training"):
+        distil(net(6), net(), samples(net()), minutes=minutes, steps=steps)
+
+
+def test_without_torch_one_sentence_tells_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"torch is not installed.*edge-toolchain\[torch\]"):
+        distil(net(6), net(), samples(net()), minutes=1)
+
+
+def test_a_student_with_other_outputs_is_refused():
+    teacher = net()
+    other = model("a = Conv (x, w) f = Flatten (a) y = Gemm (f, v)", "float[n,3,32,32] x", "float[n,2] y",
+                  weights(w=(1, 3, 32, 32), v=(1, 2)))  # fmt: skip
+    with pytest.raises(ModelError, match="no float output of the shape"):
+        distil(other, teacher, samples(teacher), minutes=1)
+    assert isinstance(other, ir.Model)
+    assert plain(teacher, {"x": np.zeros((1, 3, 32, 32), np.float32)})["y"].shape == (1, 5)

@@ -1,0 +1,120 @@
+"""Adapters: fitted like least squares, and what a student of another architecture sees gets nearer to its teacher's."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from small_models import model, weights
+from taught import net, samples
+
+from toolchain.core.errors import InputError
+from toolchain.graph import edit, query, run
+
+torch = pytest.importorskip("torch")
+
+from toolchain.training.engine.feature_adapters import RIDGE, Features, feature_pairs
+from toolchain.training.engine.loop import Schedule, fit
+from toolchain.training.engine.objective import LossConfig, Objective
+
+OTHER = """
+    a0 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, v0)
+    a1 = Conv <pads = [1, 1, 1, 1]> (x, v1)
+    a2 = Relu (a1)
+    a3 = Conv <pads = [1, 1, 1, 1]> (a2, v2)
+    a4 = Relu (a3)
+    a5 = GlobalAveragePool (a4)
+    a6 = Flatten (a5)
+    a7 = GlobalAveragePool (a0)
+    a8 = Flatten (a7)
+    a9 = Add (a6, a8)
+    y = Gemm (a9, v3)
+"""
+
+
+def other():
+    """A student with six channels of 32 x 32 at its last, `a4`, where the teacher has four, `s`."""
+    arrays = weights(v0=(6, 3, 3, 3), v1=(8, 3, 3, 3), v2=(6, 8, 3, 3), v3=(6, 5))
+    return model(OTHER, "float[n,3,32,32] x", "float[n,5] y", {**arrays, "v3": arrays["v3"] / 10})
+
+
+def aims(features):
+    return LossConfig(inner=False, augment=False, features=features, batch=8)
+
+
+def shown():
+    """What the teacher sees at `s`."""
+    teacher = net()
+    edit.keep_outputs(teacher, [value for value in query.activations(teacher) if value.name == "s"])
+    return run.session(teacher)
+
+
+def distance(lesson, features, data):
+    """What the student sees, through adapters, relative to what the teacher does; a mean over samples."""
+    session, found = shown(), []
+    with torch.no_grad():
+        for feed in data:
+            got = lesson.graph({"x": torch.from_numpy(feed["x"]), **lesson.weights()}, ["a4"])["a4"]
+            (goal,) = session.run(None, dict(feed))
+            found.append(run.relative_error(goal, features.adapted("a4", got).numpy()))
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("wanted", ["stages", {"a4": "s"}])
+def test_what_a_student_sees_gets_nearer(wanted):
+    """On samples it has not been trained on; without features it learns the answers alone."""
+    held = samples(net(), 8, seed=6)
+    errors = {}
+    for asked in (wanted, None):
+        lesson = Objective(other(), net(), samples(net()), aims=aims(asked))
+        fit(lesson, held, Schedule(minutes=1, steps=60, rate=0.03))
+        again = Objective(other(), net(), samples(net()), aims=aims(wanted))
+        before = distance(again, again.features, held)
+        features = lesson.features if asked else again.features
+        errors[asked is not None] = distance(lesson, features, held) / before
+    assert errors[True] < 0.95
+    assert errors[True] < errors[False] - 0.03
+
+
+def test_adapters_begin_as_least_squares():
+    rng = np.random.default_rng(0)
+    x, mixing = rng.standard_normal((6, 4, 3, 3)), rng.standard_normal((4, 7))
+    t = np.einsum("nchw,cd->ndhw", x, mixing)
+    features = Features({"a": torch.tensor(x, dtype=torch.float32)}, {"a": torch.tensor(t, dtype=torch.float32)})
+    rows = x.transpose(0, 2, 3, 1).reshape(-1, 4)
+    gram = rows.T @ rows
+    ridge = RIDGE * np.mean(np.diag(gram)) * np.eye(4)
+    matrix = np.linalg.solve(gram + ridge, rows.T @ t.transpose(0, 2, 3, 1).reshape(-1, 7))
+    with torch.no_grad():
+        ours = features.adapted("a", torch.tensor(x, dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(ours, np.einsum("nchw,cd->ndhw", x, matrix), atol=1e-5)
+
+
+def test_stages_are_the_last_of_each_resolution():
+    assert feature_pairs(other(), net(), "stages") == {"a4": "s"}
+    assert feature_pairs(other(), net(), None) == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"b": "s"}, "student has no float tensor 'b'"),
+        ({"a4": "t"}, "teacher has no float tensor 't'"),
+        ({"a0": "s"}, r"a0 is \[1, 6, 16, 16\], s \[1, 4, 32, 32\]"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(wanted, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Objective(other(), net(), samples(net()), aims=LossConfig(features=wanted))
+
+
+def test_threads_do_not_change_adapters():
+    found = []
+    for threads in (1, 2):
+        lesson = Objective(other(), net(), samples(net()), aims=aims("stages"))
+        with ThreadPoolExecutor(threads) as pool:
+            lesson.gradients(0, pool)
+        found.append([move.grad.clone() for move in lesson.features.moves.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert any(bool(gradient.any()) for gradient in found[0])

@@ -1,0 +1,1 @@
+"""The work behind each command: what was asked is checked once, then carried out. One function a module."""

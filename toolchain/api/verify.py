@@ -1,0 +1,120 @@
+"""`verify`: does an exported model give its golden outputs here, on an emulated processor or on a phone?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.benchmark import emulator
+from toolchain.benchmark.adb import Adb
+from toolchain.benchmark.find import find_place
+from toolchain.core.errors import DataError, InputError, one_line
+from toolchain.core.files import sha256
+from toolchain.data.tensors import Array
+from toolchain.formats.manifest import Manifest
+from toolchain.graph import run
+from toolchain.packaging.golden import Golden, Mismatch, check_golden, load_golden
+from toolchain.packaging.write import MANIFEST
+
+FLOAT_TOLERANCE = 1e-5
+"""Where float operators remain, vector widths and libraries move the last of 24 bits (6e-8 relative); sums of hundreds
+of terms behind one another may add up to this."""
+
+STEP_TOLERANCE = 1e-2
+"""Where int8 operators lie behind such float operators, an integer next to a tie may move by a step of 1/255."""
+
+DYNAMIC_TOLERANCE = 0.02
+"""A dynamic operator rounds what it computed the step before. Where a last bit differs, a value may come out a whole
+step of 1/255 away, and the steps behind it carry that on."""
+
+_AGAIN = "copy the folder whole, or export again"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """tolerance: 0 where the manifest promises the same bits, else relative to an output's largest value."""
+
+    mismatches: tuple[Mismatch, ...]
+    samples: int
+    tolerance: float
+
+
+def verify(
+    folder: str | Path, *, on: str = "local", library: Path | None = None, ndk: Path | None = None
+) -> Verification:
+    """Run an exported folder's model on its golden inputs and compare every output.
+
+    Args:
+        folder: one target's folder, as :func:`toolchain.api.export.export` writes it.
+        on: ``local``, ``emulator:CPU`` (:data:`toolchain.benchmark.emulator.CPUS`) or ``adb:SERIAL``.
+        library: with ``adb:SERIAL``, the device's ``libonnxruntime.so``.
+        ndk: with ``adb:SERIAL``, the Android NDK's folder; None looks for an installed one.
+
+    Raises:
+        ConfigError, DataError, ModelError: the folder is no export, or a file in it is not the one that was exported.
+        InputError: unknown place, or no library for it.
+        DeviceError: the emulator is not set up, or the device cannot be used.
+    """
+    folder = Path(folder)
+    place, _, name = on.partition(":")
+    if on != "local" and not (place in ("emulator", "adb") and name):
+        raise InputError(f"unknown place {on!r}", where="--on", hint="give local, emulator:cortex-a76 or adb:SERIAL")
+    there = find_place(on, library=library, ndk=ndk)
+    manifest = _manifest(folder)
+    _check_files(folder, manifest)
+    golden = load_golden(folder / "golden.npz")
+    model = next((folder / name for name in ("model.onnx", "model.ort") if (folder / name).is_file()), None)
+    if model is None:
+        raise DataError("holds no model.onnx or model.ort", where=folder, hint=_AGAIN)
+    # Without it x86 would turn signed activations into unsigned ones first, and fuse less.
+    options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
+    if isinstance(there, Adb):
+        with there.reserve(lambda line: None) as device:
+            answers = device.answer(model, golden.feeds, session_options=options)
+    elif place == "emulator":
+        answers = emulator.run(name, model, golden.feeds, options=options)
+    else:
+        answers = _run_here(model, golden, options)
+    outputs = iter(answers)
+    tolerance = _tolerance(manifest)
+    found = check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
+    return Verification(tuple(found), len(golden.feeds), tolerance)
+
+
+def _tolerance(manifest: Manifest) -> float:
+    if any(entry.precision == "int8 dynamic" for entry in manifest.precision):
+        return DYNAMIC_TOLERANCE
+    if not manifest.exactness.exceptions:
+        return 0.0
+    return STEP_TOLERANCE if manifest.exactness.steps else FLOAT_TOLERANCE
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}"))
+        hint = f"give {' or '.join(inside)}" if inside else "give a target's folder, as export writes it"
+        raise DataError(f"is no exported folder, it holds no {MANIFEST}", where=folder, hint=hint)
+    return Manifest.load(path)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Every file but the README, which an app's developer may well write in, is still the one that was exported."""
+    for entry in manifest.files:
+        path = folder / entry.name
+        if not path.is_file():
+            raise DataError("is missing", where=path, hint=_AGAIN)
+        if entry.name != "README.md" and sha256(path) != entry.sha256:
+            raise DataError(
+                f"is not the file that was exported (its SHA-256 is not {entry.sha256[:12]}…)", where=path, hint=_AGAIN
+            )
+
+
+def _run_here(model: Path, golden: Golden, options: dict[str, str]) -> list[dict[str, Array]]:
+    engine = run.session(model, threads=1, options=options)
+    names = [output.name for output in engine.get_outputs()]
+    try:
+        return [dict(zip(names, engine.run(None, feed), strict=True)) for feed in golden.feeds]
+    except (*run.OrtError, ValueError) as error:  # ValueError: names of inputs
+        what = f"does not run on its golden samples ({one_line(error)})"
+        raise DataError(what, where=model, hint="export the model again") from None

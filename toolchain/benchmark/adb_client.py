@@ -1,0 +1,115 @@
+"""The user's ``adb`` and one device behind it: calls, copies, and what to say when one fails.
+
+``adb shell -T`` gives a command no terminal: its stdin, stdout, stderr and exit code are passed on as those of a local
+one (the feature ``shell_v2``, Android 7 on). ``$TOOLCHAIN_ADB`` is the client, ``adb`` where it is not set.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.benchmark.process import Death
+from toolchain.core.errors import DeviceError, one_line
+
+CALL_TIMEOUT_S = 60.0
+COPY_TIMEOUT_S = 1800.0
+FULL = ("No space left on device", "Disk quota exceeded")
+STATES = {
+    "unauthorized": "unlock it and allow USB debugging from this computer",
+    "authorizing": "unlock it and allow USB debugging from this computer",
+    "offline": "unplug it and plug it in again, or run `adb reconnect`",
+    "no permissions": "give your user access to its USB device; `adb devices` tells more",
+}
+READY = "device"
+
+
+@dataclass(frozen=True)
+class Client:
+    """``adb -s SERIAL``. Everything raises DeviceError where the client or the device fails."""
+
+    serial: str
+
+    def check(self) -> None:
+        """Raise unless the device is there, trusts us and is new enough."""
+        devices = self._devices()
+        state = devices.get(self.serial)
+        if state is None:
+            shown = ", ".join(f"{serial} ({state})" for serial, state in devices.items()) or "none"
+            hint = "connect it and turn on USB debugging in its developer options"
+            raise self.error(f"no such device; `adb devices` shows {shown}", hint)
+        if state != READY:
+            hint = next((hint for sign, hint in STATES.items() if state.startswith(sign)), "start Android on it")
+            raise self.error(f"is not ready: `adb devices` shows it as {state}", hint)
+        if "shell_v2" not in self._run("features").split():
+            raise self.error("is too old to tell whether a command worked", "use a device with Android 7 or newer")
+
+    def start(self, command: str) -> list[str]:
+        """What runs a command of the device's shell, as one here."""
+        return [*self._command(), "shell", "-T", command]
+
+    def shell(self, command: str) -> str:
+        """Run it; what it printed."""
+        return self._run("shell", "-T", command)
+
+    def push(self, path: Path, there: str) -> None:
+        """Copy a file to the device."""
+        self._run("push", str(path), there, timeout_s=COPY_TIMEOUT_S)
+
+    def pull(self, there: str, path: Path) -> None:
+        """Copy a file from the device."""
+        self._run("pull", there, str(path), timeout_s=COPY_TIMEOUT_S)
+
+    def lost(self) -> DeviceError | None:
+        """The error for a device that is not there any more, None where it is."""
+        state = self._devices().get(self.serial)
+        if state == READY:
+            return None
+        return self.error(f"the connection was lost, it is {state or 'gone'}", "check the cable, then try again")
+
+    def error(self, what: str, hint: str) -> DeviceError:
+        """A sentence about this device."""
+        return DeviceError(what, where=f"adb:{self.serial}", hint=hint)
+
+    def call(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        """One call, whatever comes of it."""
+        command = [*self._command(), *arguments]
+        try:
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                check=False,
+            )
+        except OSError as error:
+            what = f"{command[0]} cannot be started ({error.strerror})"
+            raise self.error(what, "install Android's platform-tools, or set TOOLCHAIN_ADB") from None
+        except subprocess.TimeoutExpired:
+            what = f"gave no answer to `adb {arguments[0]}` within {timeout_s:g} s"
+            raise self.error(what, "unplug it and plug it in again") from None
+
+    def _run(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
+        done = self.call(*arguments, timeout_s=timeout_s)
+        if done.returncode == 0:
+            return done.stdout
+        said = f"{done.stdout}\n{done.stderr}"
+        full = next((sign for sign in FULL if sign in said), None)
+        if full is not None:
+            raise self.error(f"its storage is full ({full})", "free some space there")
+        last = one_line(Death(done.returncode, said).said or f"exit code {done.returncode}")
+        what = f"adb {arguments[0]} failed ({last})"
+        raise self.lost() or self.error(what, f"see whether `adb -s {self.serial} shell` works")
+
+    def _devices(self) -> dict[str, str]:
+        """State by serial number, as `adb devices` shows them."""
+        done = self.call("devices")
+        lines = done.stdout.splitlines()
+        return {serial: state.strip() for serial, tab, state in (line.partition("\t") for line in lines) if tab}
+
+    def _command(self) -> list[str]:
+        return [os.environ.get("TOOLCHAIN_ADB", "adb"), "-s", self.serial]

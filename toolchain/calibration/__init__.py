@@ -1,0 +1,1 @@
+"""One streaming pass over the samples: histograms and second moments of activations, in bounded memory."""

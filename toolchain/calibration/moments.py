@@ -1,0 +1,218 @@
+"""Second moments of what products read: H = E[x xᵀ] over positions, in the order in which kernels take the weight.
+
+For a convolution x is the patch under the kernel, laid out (kh, kw, channel) for each group; for a matrix product it is
+a row. H is K x K, so not all of anything is kept: of every sample some positions are drawn (the same ones each time);
+layers whose matrices together fit the budget share a pass over the data; and of H only the blocks along its diagonal,
+of at most `BLOCK` columns, for a K of thousands makes a matrix of gigabytes that takes minutes to invert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.calibration.statistics import Progress, lean_session, stream
+from toolchain.data.calibration import CalibrationData
+from toolchain.data.tensors import Array
+from toolchain.graph import edit, query
+
+BLOCK = 1024
+"""Even, so that no pair of columns is torn apart."""
+POSITIONS_A_COLUMN = 8
+"""So many positions in all are drawn for every column of a block, or all there are."""
+LEAST_POSITIONS = 32
+"""Of one sample."""
+BUDGET_MIB = 256.0
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """blocks: float64 [groups, b, b] each, along the diagonal of the mean of x xᵀ, b <= `BLOCK`. positions: how many it
+    was taken over.
+    """
+
+    blocks: tuple[Doubles, ...]
+    positions: int
+
+
+def second_moments(
+    model: ir.Model,
+    data: CalibrationData,
+    nodes: Sequence[ir.Node],
+    *,
+    budget_mib: float = BUDGET_MIB,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[tuple[ir.Node, Moments]]:
+    """Yield (node, moments of its first input), one by one, so that a caller need not hold them all.
+
+    Args:
+        model: the float model.
+        data: feeds the model takes.
+        nodes: Conv, Gemm (not transA) or MatMul nodes of `model` with constant weights.
+        budget_mib: memory for the matrices of one pass.
+        threads: onnxruntime threads, 0 for its own choice.
+        progress: told about every sample.
+
+    Raises:
+        DataError: onnxruntime refuses a sample.
+    """
+    report = progress or (lambda what, done, total: None)
+    batches = _batches(nodes, int(budget_mib * 2**20))
+    for index, batch in enumerate(batches):
+        names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
+        clone = model.clone()
+        values = {value.name: value for value in query.activations(clone)}
+        edit.keep_outputs(clone, [values[name] for name in names])
+        engine = lean_session(clone, threads)
+        sums = [_Sum(node, len(data)) for node in batch]
+        for number, outputs in stream(engine, data, f"second moments {index + 1}/{len(batches)}", report):
+            found = dict(zip(names, outputs, strict=True))
+            for total in sums:
+                total.add(found[str(total.node.inputs[0].name)], seed=number)  # type: ignore[union-attr]
+        while sums:
+            total = sums.pop(0)
+            yield total.node, total.moments()
+
+
+def channel_moments(
+    model: ir.Model,
+    data: CalibrationData,
+    wanted: Iterable[tuple[str, int]],
+    *,
+    positions: int = 4096,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> dict[tuple[str, int], tuple[Doubles, Doubles]]:
+    """Second moments [C, C] and means [C] of the places of an axis, over all other axes of some positions.
+
+    Args:
+        model: the float model.
+        data: feeds the model takes.
+        wanted: (tensor, axis).
+        positions: drawn in all, at least ten for every place.
+        threads: onnxruntime threads, 0 for its own choice.
+        progress: told about every sample.
+
+    Raises:
+        DataError: onnxruntime refuses a sample.
+    """
+    pairs = sorted(set(wanted))
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    clone = model.clone()
+    values = {value.name: value for value in query.activations(clone)}
+    edit.keep_outputs(clone, [values[name] for name in names])
+    report = progress or (lambda what, done, total: None)
+    sums: dict[tuple[str, int], tuple[Doubles, Doubles]] = {}
+    zero = np.zeros(1)
+    counts = dict.fromkeys(pairs, 0)
+    for number, outputs in stream(lean_session(clone, threads), data, "moments of channels", report):
+        found = dict(zip(names, outputs, strict=True))
+        for pair in pairs:
+            flat = np.moveaxis(found[pair[0]], pair[1], -1)
+            flat = flat.reshape(-1, flat.shape[-1])
+            share = max(LEAST_POSITIONS, max(positions, 10 * flat.shape[1]) // len(data))
+            x: Doubles = flat[drawer(share, number)(len(flat))].astype(np.float64)
+            second, mean = sums.get(pair, (zero, zero))
+            sums[pair] = second + x.T @ x, mean + x.sum(axis=0)
+            counts[pair] += len(x)
+    return {pair: (second / counts[pair], mean / counts[pair]) for pair, (second, mean) in sums.items()}
+
+
+class _Sum:
+    """Adds up one node's moments."""
+
+    def __init__(self, node: ir.Node, samples: int) -> None:
+        self.node = node
+        groups, columns = _columns(node)
+        self._blocks = [np.zeros((groups, n, n)) for n in _block_sizes(columns)]
+        self._wanted = max(LEAST_POSITIONS, POSITIONS_A_COLUMN * min(columns, BLOCK) // samples)
+        self._positions = 0
+
+    def add(self, x: Array, seed: int) -> None:
+        found = rows(self.node, x, self._wanted, seed)
+        self._positions += found.shape[1]
+        start = 0
+        for block in self._blocks:
+            part = found[..., start : start + block.shape[1]]
+            block += np.matmul(part.transpose(0, 2, 1), part)
+            start += block.shape[1]
+
+    def moments(self) -> Moments:
+        return Moments(tuple(block / max(self._positions, 1) for block in self._blocks), self._positions)
+
+
+def _columns(node: ir.Node) -> tuple[int, int]:
+    """Groups, and the columns K of each."""
+    shape = query.sizes(node.inputs[1]) or ()
+    if node.op_type == "Conv":
+        return query.attribute(node, "group", 1), int(np.prod(shape[1:]))
+    return 1, shape[1] if node.op_type == "Gemm" and query.attribute(node, "transB", 0) else shape[0]
+
+
+def _block_sizes(columns: int) -> list[int]:
+    """As even as even sizes can be."""
+    count = -(-columns // BLOCK)
+    size = -(-columns // count)
+    size += size % 2
+    return [min(size, columns - start) for start in range(0, columns, size)]
+
+
+def _bytes(node: ir.Node) -> int:
+    groups, columns = _columns(node)
+    return 8 * groups * sum(n * n for n in _block_sizes(columns))
+
+
+def _batches(nodes: Sequence[ir.Node], budget: int) -> list[list[ir.Node]]:
+    """Consecutive nodes whose matrices sum to at most `budget` bytes; a bigger one stands alone."""
+    batches: list[list[ir.Node]] = []
+    room = 0
+    for node in nodes:
+        size = _bytes(node)
+        if not batches or size > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(node)
+        room -= size
+    return batches
+
+
+def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> Floats:
+    """At most `wanted` of the vectors the product contracts: float32 [groups, n, K]."""
+    draw = drawer(wanted, seed)
+    if node.op_type != "Conv":
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[draw(len(flat))][None].astype(np.float32)
+    kernel = (query.sizes(node.inputs[1]) or ())[2:]
+    strides, dilations, before, behind = query.window(node, x.shape[2:])
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)])
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    steps = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, strides, strict=True)]
+    batch, *place = np.unravel_index(draw(len(x) * int(np.prod(steps))), (len(x), *steps))
+    corners = [p * s for p, s in zip(place, strides, strict=True)]
+    taps = []
+    for tap in np.ndindex(*kernel):
+        here = (c + t * d for c, t, d in zip(corners, tap, dilations, strict=True))
+        taps.append(padded[(batch, slice(None), *here)])
+    groups = query.attribute(node, "group", 1)
+    patches = np.stack(taps, axis=1).reshape(len(batch), len(taps), groups, -1)  # [n, taps, groups, channels of one]
+    return patches.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
+
+
+def drawer(wanted: int, seed: int) -> Callable[[int], npt.NDArray[np.intp]]:
+    """A function from how many positions there are to those of them that are drawn, sorted; the same for a seed."""
+    rng = np.random.default_rng(seed)
+
+    def draw(available: int) -> npt.NDArray[np.intp]:
+        if available <= wanted:
+            return np.arange(available)
+        return np.sort(rng.choice(available, wanted, replace=False))
+
+    return draw

@@ -1,0 +1,104 @@
+"""`Observation`: what the calibration data showed of every tensor, and its file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.core.files import replacing
+
+VERSION = 3
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """float64 [C] each, along the channel axis that was asked for: means of x and x², least and largest x."""
+
+    mean: Floats
+    square: Floats
+    minimum: Floats
+    maximum: Floats
+
+
+@dataclass(frozen=True)
+class TensorStats:
+    """Statistics of one float32 tensor over all samples.
+
+    count: elements seen. channels: by channel, None where no axis was asked for.
+    histogram: int64 [bins], equal bins over [minimum, maximum], values on an inner edge counted right.
+    """
+
+    minimum: float
+    maximum: float
+    count: int
+    channels: ChannelStats | None
+    histogram: npt.NDArray[np.int64]
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """The bins' edges, float64 [bins + 1]."""
+        return np.linspace(self.minimum, self.maximum, len(self.histogram) + 1)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Statistics by tensor name, and what they were taken from."""
+
+    tensors: Mapping[str, TensorStats]
+    samples: int
+    model_sha256: str
+    data_fingerprint: str
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz``, whole or not at all."""
+        names = sorted(self.tensors)
+        stats = [self.tensors[name] for name in names]
+        channels = [s.channels for s in stats]
+        tables = [np.stack([c.mean, c.square, c.minimum, c.maximum]) for c in channels if c is not None]
+        with replacing(path) as folder, open(folder / path.name, "wb") as file:
+            np.savez(
+                file,
+                version=np.array(VERSION),
+                names=np.array(names, dtype=np.str_),
+                limits=np.array([[s.minimum, s.maximum] for s in stats], dtype=np.float64).reshape(-1, 2),
+                counts=np.array([s.count for s in stats], dtype=np.int64),
+                channel_sizes=np.array([-1 if c is None else len(c.mean) for c in channels], dtype=np.int64),
+                channels=np.concatenate(tables, axis=1) if tables else np.empty((4, 0)),
+                histograms=np.stack([s.histogram for s in stats]) if stats else np.empty((0, 0), np.int64),
+                samples=np.array(self.samples),
+                sources=np.array([self.model_sha256, self.data_fingerprint]),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Observation | None:
+        """Read what :meth:`save` wrote; None where there is no readable file of this version."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls._parse(file) if int(file["version"]) == VERSION else None
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+            return None  # zipfile says RuntimeError to a flipped flag: encrypted, or compressed in unknown ways
+
+    @classmethod
+    def _parse(cls, file: Mapping[str, npt.NDArray[Any]]) -> Observation:
+        sizes = file["channel_sizes"]
+        ends = np.cumsum(np.maximum(sizes, 0))[:-1]
+        tables = np.split(file["channels"], ends, axis=1) if len(sizes) else []
+        tensors = {
+            str(name): TensorStats(
+                float(low), float(high), int(count), None if size < 0 else ChannelStats(*table), histogram
+            )
+            for name, (low, high), count, size, table, histogram in zip(
+                file["names"], file["limits"], file["counts"], sizes, tables, file["histograms"], strict=True
+            )
+        }
+        model, data = (str(text) for text in file["sources"])
+        return cls(tensors, int(file["samples"]), model, data)

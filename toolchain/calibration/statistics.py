@@ -1,0 +1,283 @@
+"""The streaming engine: two passes over the data, memory bounded by one sample and one group of tensors.
+
+Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size``, ``ReduceSum`` and ``ReduceSumSquare`` (per channel where asked for)
+behind every wanted tensor and makes only those tiny results outputs, so the model runs as always, frees its
+activations as always, and all tensors are seen at once. It gives the limits, the means, the mean squares and the
+tensors' sizes; the sums also tell of a NaN, which minimum and maximum pass over.
+
+Pass 2 makes the tensors themselves outputs, a group at a time whose sizes fit the memory budget, and counts
+them into histograms with the edges fixed by pass 1. Counts are integers, so the result does not depend on the
+order of the samples. It depends on the grouping only where onnxruntime fuses over tensors that are no outputs and
+then rounds otherwise: an element in a hundred thousand may move to the next bin.
+
+onnxruntime's own calibrators keep every activation of every sample; here nothing outlives its sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnxruntime import InferenceSession
+
+from toolchain.calibration.observation import VERSION, ChannelStats, Observation, TensorStats
+from toolchain.core.errors import DataError, one_line
+from toolchain.core.files import cache_dir
+from toolchain.data.calibration import CalibrationData
+from toolchain.data.tensors import Array
+from toolchain.graph import edit, io, query, run
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+
+AXES_ARE_INPUTS = 18
+"""Operator set since which all reductions take their axes as an input."""
+
+CHUNK = 1 << 16
+"""Elements binned at a time: the temporaries stay inside the second-level cache."""
+
+
+def observe(
+    model: ir.Model,
+    data: CalibrationData,
+    tensors: Mapping[str, int | None],
+    *,
+    bins: int = 2048,
+    group_mib: float = 64.0,
+    threads: int = 0,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Observation:
+    """Run `model` over `data` and gather statistics of `tensors`.
+
+    Args:
+        model: an optimized model; it is not changed.
+        data: feeds the model takes.
+        tensors: float32 tensor name to the axis its channels are wanted along, or None.
+        bins: histogram bins of each tensor.
+        group_mib: activation memory one histogram pass may hold.
+        threads: onnxruntime threads, 0 for its own choice.
+        cache: reuse and keep the result on disk, keyed by the content of model, data and request.
+        progress: told about every sample.
+
+    Raises:
+        DataError: a sample makes a tensor NaN or infinite, or onnxruntime refuses it.
+    """
+    digest = hashlib.sha256(io.to_bytes(model)).hexdigest() if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else ""
+    path = cache_dir("observations") / f"{_key(digest, data, tensors, bins)}.npz"
+    if cache and digest and (known := Observation.load(path)) is not None:
+        return known
+    report = progress or (lambda what, done, total: None)
+    summary = _first_pass(model, data, tensors, threads, report)
+    counts = _second_pass(model, data, summary, bins, group_mib, threads, report)
+    found = Observation(
+        {name: TensorStats(s.minimum, s.maximum, s.count, s.channels(), counts[name]) for name, s in summary.items()},
+        samples=len(data),
+        model_sha256=digest,
+        data_fingerprint=data.fingerprint,
+    )
+    if cache and digest:
+        found.save(path)
+    return found
+
+
+def _key(digest: str, data: CalibrationData, tensors: Mapping[str, int | None], bins: int) -> str:
+    request = repr((VERSION, digest, data.fingerprint, sorted(tensors.items()), bins))
+    return hashlib.sha256(request.encode()).hexdigest()[:32]
+
+
+# ------------------------------------------------------------------------------------------------- pass 1
+
+
+@dataclass
+class _Summary:
+    """Running limits, sums and sizes of one tensor; the arrays are [C], or scalars where no axis was asked for."""
+
+    by_channel: bool
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    count: int
+    largest: int
+
+    @classmethod
+    def of(cls, low: Array, high: Array, size: int, sums: Array, squares: Array, axis: int | None) -> _Summary:
+        low, high, sums, squares = (array.astype(np.float64) for array in (low, high, sums, squares))
+        return cls(axis is not None, low, high, sums, squares, count=size, largest=size)
+
+    def join(self, other: _Summary | None) -> _Summary:
+        if other is None:
+            return self
+        return _Summary(
+            self.by_channel,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.count + other.count,
+            max(self.largest, other.largest),
+        )
+
+    @property
+    def minimum(self) -> float:
+        return float(self.low.min())
+
+    @property
+    def maximum(self) -> float:
+        return float(self.high.max())
+
+    def channels(self) -> ChannelStats | None:
+        if not self.by_channel:
+            return None
+        share = self.sums.size / self.count
+        return ChannelStats(self.sums * share, self.squares * share, self.low, self.high)
+
+
+def _first_pass(
+    model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, report: Progress
+) -> dict[str, _Summary]:
+    engine = lean_session(_augmented(model, tensors), threads)
+    summary: dict[str, _Summary] = {}
+    for number, outputs in stream(engine, data, "limits", report):
+        results: Iterator[Array] = iter(outputs)
+        for name, axis in tensors.items():
+            low, high, size, sums, squares = (next(results) for _ in range(5))
+            if int(size) == 0:
+                continue
+            if np.isnan(sums).any() or not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise DataError(
+                    f"makes tensor {name!r} {'infinite' if np.isinf(low).any() or np.isinf(high).any() else 'NaN'}",
+                    where=f"{data.source}: sample {number}",
+                    hint="check the preprocessing and the model on this sample",
+                )
+            summary[name] = _Summary.of(low, high, int(size), sums, squares, axis).join(summary.get(name))
+    return summary
+
+
+def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
+    """A clone whose outputs are, for every tensor, minimum, maximum, size, sum and sum of squares (with an axis: per
+    channel, but for the size), and then the model's own.
+    """
+    clone = model.clone()
+    graph = clone.graph
+    values = {value.name: value for value in query.activations(clone)}
+    names = edit.Names(graph)
+    outputs: list[ir.Value] = []
+
+    def add(op: str, inputs: list[ir.Value], attributes: dict[str, Any], dtype: ir.DataType) -> None:
+        node = ir.node(op, inputs, attributes, name=names.fresh(f"{inputs[0].name}_{op}"))
+        node.outputs[0].name = names.fresh(f"{node.name}_out")
+        node.outputs[0].dtype = dtype
+        graph.append(node)
+        outputs.append(node.outputs[0])
+
+    def reduce(op: str, value: ir.Value, axes: list[int] | None) -> None:
+        if axes == []:  # a vector is summed over the samples alone; an empty list of axes would mean all of them
+            square = op == "ReduceSumSquare"
+            add("Mul" if square else "Identity", [value] * (2 if square else 1), {}, ir.DataType.FLOAT)
+            return
+        inputs, attributes = [value], {"keepdims": 0}  # type: list[ir.Value], dict[str, Any]
+        if axes is not None and (op == "ReduceSum" or query.opset(clone) >= AXES_ARE_INPUTS):
+            inputs.append(edit.add_constant(graph, names.fresh(f"{value.name}_axes"), np.array(axes, np.int64)))
+        elif axes is not None:
+            attributes["axes"] = axes
+        add(op, inputs, attributes, ir.DataType.FLOAT)
+
+    for name, axis in tensors.items():
+        value = values[name]
+        rank = len(value.shape or ())
+        axes = None if axis is None else [a for a in range(rank) if a != axis % rank]
+        reduce("ReduceMin", value, axes)
+        reduce("ReduceMax", value, axes)
+        add("Size", [value], {}, ir.DataType.INT64)
+        reduce("ReduceSum", value, axes)
+        reduce("ReduceSumSquare", value, axes)
+    # The model's own outputs stay, so that it runs to its end: a sample it cannot take is found here, not later.
+    edit.keep_outputs(clone, [*outputs, *graph.outputs])
+    return clone
+
+
+# ------------------------------------------------------------------------------------------------- pass 2
+
+
+def _second_pass(
+    model: ir.Model,
+    data: CalibrationData,
+    summary: Mapping[str, _Summary],
+    bins: int,
+    group_mib: float,
+    threads: int,
+    report: Progress,
+) -> dict[str, npt.NDArray[np.int64]]:
+    counts = {name: np.zeros(bins, np.int64) for name in summary}
+    groups = _groups({name: 4 * s.largest for name, s in summary.items()}, int(group_mib * 2**20))
+    for index, group in enumerate(groups):
+        clone = model.clone()
+        values = {value.name: value for value in query.activations(clone)}
+        edit.keep_outputs(clone, [values[name] for name in group])
+        engine = lean_session(clone, threads)
+        for _, outputs in stream(engine, data, f"histograms {index + 1}/{len(groups)}", report):
+            for name, array in zip(group, outputs, strict=True):
+                count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
+    return counts
+
+
+def _groups(sizes: Mapping[str, int], budget: int) -> list[list[str]]:
+    """Consecutive tensors whose bytes sum to at most `budget`; a bigger one stands alone."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def count_into(counts: npt.NDArray[np.int64], array: Array, low: float, high: float) -> None:
+    """Add the elements of a float32 `array` to equal bins over [low, high], none of which lies below `low`."""
+    bins = len(counts)
+    flat = array.reshape(-1).astype(np.float32, copy=False)
+    if high <= low:
+        counts[0] += flat.size
+        return
+    # float64 where the range, or a bin's reciprocal, is beyond float32.
+    limit = float(np.finfo(np.float32).max)
+    kind = np.float32 if bins / limit < high - low < limit else np.float64
+    factor = kind(bins / (high - low))
+    for start in range(0, flat.size, CHUNK):
+        part = flat[start : start + CHUNK] - kind(low)
+        part *= factor
+        index = part.astype(np.intp)
+        found = np.bincount(index, minlength=bins + 1)
+        found[bins - 1] += found[bins:].sum()  # the maximum itself, and what rounding put beside it
+        counts += found[:bins]
+
+
+def lean_session(model: ir.Model, threads: int) -> InferenceSession:
+    """Lean, and without idle threads that spin: between two runs it is NumPy that needs the processor."""
+    return run.session(model, threads=threads, pattern=False, options={"session.intra_op.allow_spinning": "0"})
+
+
+def stream(
+    engine: InferenceSession, data: CalibrationData, what: str, report: Progress
+) -> Iterator[tuple[int, Sequence[Array]]]:
+    """Run every feed; yields (number of the sample in its source, outputs)."""
+    for done, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
+        try:
+            outputs = engine.run(None, feed)
+        except run.OrtError as error:
+            raise DataError(
+                f"onnxruntime cannot run the model on it ({one_line(error)})",
+                where=f"{data.source}: sample {number}",
+                hint="give samples of the size the model takes",
+            ) from None
+        yield number, outputs
+        report(what, done, len(data))

@@ -1,0 +1,313 @@
+"""How operators that compute tie index spaces: one handler for each *channels* cell of the op table.
+
+A handler is given a node and the :class:`Ledger` of all axes met so far. It unifies and pins what the node reads, its
+weights included, and returns the axes of every output. Those that only move numbers are in ``shapes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from toolchain.channels.index_spaces import Space, product, unify
+from toolchain.graph import query
+from toolchain.ops import cells
+
+Axes = tuple[Space, ...]
+
+NO_ROW = "{op} has no row in the table of operators"
+UNRESOLVED = "{op} takes it in a way that is not understood"
+KERNEL, WINDOW = "a kernel's extent", "{op} computes its positions anew"
+READ = "its sizes are read as data"
+LOOKED_UP = "{op} selects from it by number"
+MEAN, WHOLE = "{op} divides by its size", "{op} takes all of it together"
+RUN_TIME = "its size is only known when the model runs"
+GATES, DIRECTIONS = "a recurrent cell's gates", "the directions of a recurrent layer"
+NORMALIZED = "{op} divides by a deviation over it"
+
+
+class NotUnderstoodError(Exception):
+    """A handler meets a form it does not cover; the node becomes a barrier, for this reason."""
+
+    def __init__(self, reason: str = UNRESOLVED) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Ledger:
+    """The axes of every value met so far, and over which of them a node sums."""
+
+    def __init__(self) -> None:
+        self.axes: dict[ir.Value, Axes] = {}
+        self.closed: dict[ir.Node, tuple[tuple[int, int], ...]] = {}
+
+    def fresh(self, value: ir.Value, *pins: str) -> Axes:
+        """New spaces of a value's sizes; none where its rank is unknown."""
+        return tuple(space(size, *pins) for size in query.sizes(value, dynamic=-1) or ())
+
+    def of(self, value: ir.Value | None) -> Axes:
+        """The axes of what a node reads; constants get theirs when they are first met.
+
+        Raises:
+            NotUnderstoodError: there is no such input, or its rank is unknown.
+        """
+        if value is None or query.rank(value) is None:
+            raise NotUnderstoodError
+        if value not in self.axes:
+            self.axes[value] = self.fresh(value)
+        return self.axes[value]
+
+    def pin(self, value: ir.Value | None, reason: str) -> None:
+        """Forbid that any axis of a value is cut."""
+        if value is not None and query.rank(value) is not None:
+            pin_all(self.of(value), reason)
+
+    def close(self, node: ir.Node, *where: tuple[int, int]) -> None:
+        """A node sums over these axes of its inputs: (input's index, axis)."""
+        self.closed[node] = where
+
+
+def space(size: int, *pins: str) -> Space:
+    """A fresh space for an axis; negative sizes are those that only the run tells."""
+    return Space(None, RUN_TIME) if size < 0 else Space(size, *pins)
+
+
+def pin_all(axes: Sequence[Space], reason: str) -> None:
+    """Pin several axes."""
+    for axis in axes:
+        axis.pin(reason)
+
+
+def given(node: ir.Node, index: int) -> ir.Value | None:
+    """An optional input."""
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def broadcast(operands: Sequence[Axes]) -> Axes:
+    """Aligned at the right; an axis of size 1 joins nothing."""
+    result: list[Space] = []
+    for back in range(1, max(map(len, operands)) + 1):
+        here = [axes[-back] for axes in operands if len(axes) >= back]
+        large = [axis for axis in here if axis.root.size != 1]
+        for axis in large[1:]:
+            unify(large[0], axis)
+        result.append((large or here)[0])
+    return tuple(reversed(result))
+
+
+# ------------------------------------------------------------------------------------------------ products
+
+
+def weighted(b: Ledger, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
+    """Conv and ConvTranspose; the weight may be computed as well."""
+    x, w = b.of(node.inputs[0]), b.of(node.inputs[1])
+    groups, rows, columns = query.attribute(node, "group", 1), w[0].root.size, w[1].root.size
+    if rows is None or columns is None:
+        raise NotUnderstoodError
+    # Of a Conv the rows of the weight are (G x O) and its columns I; of a ConvTranspose (G x I) and O.
+    group, of_row, of_column = Space(groups), Space(rows // groups), Space(columns)
+    unify(w[0], product(group, of_row))
+    unify(w[1], of_column)
+    inner, outer = (of_column, of_row) if cell.out == 0 else (of_row, of_column)
+    unify(x[cell.act], product(group, inner))
+    result = product(group, outer)
+    if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
+        unify(b.of(bias)[0], result)
+    pin_all(w[2:], KERNEL)
+    if inner.root.size != 1 or groups == 1:
+        b.close(node, (0, cell.act))
+    known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * len(x)
+    pin_all(x[2:], WINDOW.format(op=node.op_type))
+    return [(x[0], result, *(space(size, WINDOW.format(op=node.op_type)) for size in known[2:]))]
+
+
+def contracted(b: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
+    """Gemm and MatMul."""
+    left, right = b.of(node.inputs[0]), b.of(node.inputs[1])
+    if len(left) < 2 or len(right) < 2:
+        raise NotUnderstoodError
+    (rows, inner), (other, columns) = left[-2:], right[-2:]
+    at = [len(left) - 1, len(right) - 2]
+    if query.attribute(node, "transA", 0):
+        rows, inner, at[0] = inner, rows, len(left) - 2
+    if query.attribute(node, "transB", 0):
+        other, columns, at[1] = columns, other, len(right) - 1
+    unify(inner, other)
+    result = (*broadcast([left[:-2], right[:-2], ()]), rows, columns)
+    if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
+        result = broadcast([result, b.of(bias)])
+    b.close(node, (0, at[0]), (1, at[1]))
+    return [result]
+
+
+def recurrent(b: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes]:
+    """LSTM and GRU: hidden units are in every gate's rows, in the columns of R and in the states."""
+    x, w, r = (b.of(node.inputs[i]) for i in range(3))
+    size, directions = r[2].root.size, w[0]
+    if size is None or query.attribute(node, "layout", 0):
+        raise NotUnderstoodError
+    hidden = Space(size)
+    directions.pin(DIRECTIONS)
+    unify(r[2], hidden)
+    unify(w[2], x[2])
+    gates = {1: cell.gates, 2: cell.gates, 3: 2 * cell.gates, 7: 3}  # W, R, biases, peepholes
+    for index in (1, 2, 3, 5, 6, 7):
+        if (value := given(node, index)) is not None:
+            axes = b.of(value)
+            rows = product(Space(gates[index], GATES), hidden) if index in gates else hidden
+            unify(axes[1 if index in gates else 2], rows)
+            unify(axes[0], directions)
+    b.close(node, (0, 2), (2, 2))  # it sums over its own state, too
+    states = (directions, x[1], hidden)
+    return [(x[0], *states), states, states][: len(node.outputs)]
+
+
+# ------------------------------------------------------------------------------------- one place by itself
+
+
+def elementwise(b: Ledger, node: ir.Node, cell: cells.Elementwise) -> list[Axes]:
+    """Every output is of the shape that the inputs broadcast to."""
+    return [broadcast([b.of(value) for value in node.inputs if value is not None])] * len(node.outputs)
+
+
+def per_channel(b: Ledger, node: ir.Node, cell: cells.PerChannel) -> list[Axes]:
+    """Parameters of one axis, or a scalar for all of it."""
+    x = b.of(node.inputs[0])
+    axis = query.attribute(node, "axis", cell.axis)
+    for value in (given(node, index) for index in cell.parameters):
+        own = b.of(value) if value is not None else ()
+        if len(own) > 1:
+            raise NotUnderstoodError
+        if own and own[0].root.size != 1:
+            unify(x[axis], own[0])
+    return [x] * len(node.outputs)
+
+
+def spatial(b: Ledger, node: ir.Node, cell: cells.SpatialOnly) -> list[Axes]:
+    """Pools and Resize."""
+    x, reason = b.of(node.inputs[0]), WINDOW.format(op=node.op_type)
+    known = query.sizes(node.outputs[0], dynamic=-1)
+    if known is None or len(known) != len(x):
+        raise NotUnderstoodError
+    pin_all(x[2:], reason)
+    for value in node.inputs[1:]:
+        b.pin(value, READ)
+    return [(*x[:2], *(space(size, reason) for size in known[2:]))] * len(node.outputs)
+
+
+def selected(b: Ledger, node: ir.Node, cell: cells.Selected) -> list[Axes]:
+    """Gather: the axes of the indices take the place of the one that is selected from."""
+    x, index = b.of(node.inputs[0]), b.of(node.inputs[1])
+    at = query.attribute(node, "axis", 0) % len(x)
+    x[at].pin(LOOKED_UP.format(op=node.op_type))
+    return [(*x[:at], *index, *x[at + 1 :])]
+
+
+# ------------------------------------------------------------------------------------- many places as one
+
+
+def reduced(b: Ledger, node: ir.Node, cell: cells.Reduced) -> list[Axes]:
+    """Sums close; whatever else depends on how many there are, or would not leave out a zero, pins."""
+    x = b.of(node.inputs[0])
+    axes = query.attribute(node, "axes")
+    if axes is None and (value := given(node, 1)) is not None:
+        axes = query.ints(value)
+        if axes is None:
+            raise NotUnderstoodError
+    if not axes and query.attribute(node, "noop_with_empty_axes", 0):
+        return [x]
+    gone = sorted({a % len(x) for a in axes or range(len(x))})
+    if cell.weighs:
+        reason = MEAN if node.op_type == "ReduceMean" else WHOLE
+        pin_all([x[a] for a in gone], reason.format(op=node.op_type))
+    else:
+        b.close(node, *((0, a) for a in gone))
+    if query.attribute(node, "keepdims", 1):
+        return [tuple(Space(1) if i in gone else axis for i, axis in enumerate(x))]
+    return [tuple(axis for i, axis in enumerate(x) if i not in gone)]
+
+
+def grouped_norm(b: Ledger, node: ir.Node, cell: cells.GroupedNorm) -> list[Axes]:
+    """Whole groups may go, nothing inside one."""
+    x = b.of(node.inputs[0])
+    channels = x[1].root.size
+    if channels is None:
+        raise NotUnderstoodError
+    groups: int = channels if cell.groups == 0 else query.attribute(node, "num_groups", channels)
+    reason = NORMALIZED.format(op=node.op_type)
+    group, inner = Space(groups), Space(channels // groups, reason)
+    unify(x[1], product(group, inner))
+    for value in node.inputs[1:3]:
+        (own,) = b.of(value)
+        unify(own, x[1] if own.root.size == channels else group)
+    pin_all(x[2:], reason)
+    return [x]
+
+
+def pinned(b: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
+    """Nothing of the axis may go: LayerNormalization, Softmax; and what makes numbers of sizes."""
+    if node.op_type in ("Range", "Shape", "Size"):
+        return _counted(b, node, cell)
+    x, reason = b.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
+    if node.op_type in ("GatherElements", "GatherND", "ScatterElements", "ScatterND"):
+        for value in node.inputs:
+            b.pin(value, reason)
+        return [b.fresh(output, reason) for output in node.outputs]
+    named = query.ints(node.inputs[1]) if node.op_type == "CumSum" else None
+    usual = (0 if node.op_type == "ArgMax" else -1) if cell.axis is None else cell.axis
+    at = (named[0] if named else query.attribute(node, "axis", usual)) % len(x)
+    gone = range(at, len(x) if cell.axis is not None else at + 1)
+    pin_all([x[i] for i in gone], reason)
+    for value in node.inputs[1:]:
+        if value is not None:
+            broadcast([x, b.of(value)])
+    return [_beside(x, gone, output, reason) for output in node.outputs]
+
+
+def _beside(x: Axes, gone: range, output: ir.Value, reason: str) -> Axes:
+    """Axes of an output that has lost the pinned ones, or has them in the same or in a new size."""
+    known = query.sizes(output, dynamic=-1)
+    if known is None or len(known) != len(x):
+        return tuple(axis for i, axis in enumerate(x) if i not in gone)
+    return tuple(
+        axis if i not in gone or axis.root.size == size else space(size, reason)
+        for i, (axis, size) in enumerate(zip(x, known, strict=True))
+    )
+
+
+def _counted(b: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
+    if node.op_type != "Range":
+        x = b.of(node.inputs[0])
+        pin_all(x if node.op_type == "Size" else [x[at] for at in _axes_read(node, len(x))], READ)
+    return [b.fresh(node.outputs[0], f"{node.op_type}: {cell.reason}")]
+
+
+def _axes_read(node: ir.Node, rank: int) -> set[int]:
+    """The axes whose sizes somebody takes from a Shape, as far as that can be seen."""
+    start = query.attribute(node, "start", 0)
+    window = list(range(rank))[start : query.attribute(node, "end", rank)]
+    readers, whole = _readers(node.outputs[0])
+    read: set[int] = set(window) if whole else set()
+    for reader in readers:
+        numbers = [query.ints(value) for value in reader.inputs[1:]]
+        if reader.op_type == "Gather" and numbers[0] is not None:
+            read.update(window[i] for i in numbers[0])
+        elif reader.op_type == "Slice" and numbers[0] and numbers[1] and numbers[3:] in ([], [[1]]):
+            read.update(window[numbers[0][0] : numbers[1][0]])
+        else:
+            read.update(window)
+    return read
+
+
+def _readers(value: ir.Value) -> tuple[list[ir.Node], bool]:
+    """Who reads a value, behind Casts too, and whether it leaves the graph."""
+    found: list[ir.Node] = []
+    leaves = value.is_graph_output()
+    for reader in query.consumers(value):
+        if reader.op_type == "Cast":
+            behind, out = _readers(reader.outputs[0])
+            found, leaves = [*found, *behind], leaves or out
+        else:
+            found.append(reader)
+    return found, leaves

@@ -1,0 +1,121 @@
+"""How the channels of every tensor run through a graph: one index space for each axis of each value.
+
+The nodes are visited in order, and each ties the spaces of what it reads, of its weights and of what it computes, by
+the *channels* cell of its operator's row (``ops.py``). What leaves the graph, what nobody knows, and what is read as
+data is pinned. How a cell ties them stands in ``compute_ops.py`` and ``movement_ops.py``.
+
+    stream [N, 24] ──Conv──► [N, 144] ──depthwise──► [N, 144] ──Conv──► [N, 24] ──Add──►   144 is free: one group, in
+       └───────────────────────────────────────────────────────────────────────────┘      six weights; 24 is another,
+                                                                                         shared by all that is summed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from toolchain.channels import compute_ops, movement_ops
+from toolchain.channels.compute_ops import NO_ROW, UNRESOLVED, Axes, Ledger, NotUnderstoodError
+from toolchain.graph import query
+from toolchain.ops import cells
+from toolchain.ops.table import BARRIER, rule
+
+INPUT, OUTPUT = "it is an input of the model", "it is an output of the model"
+CAPTURED = "the branch of an {op} reads it"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The index spaces of every value of known rank. closed: for every node, the spaces over which it sums and of
+    which nothing is left in its outputs, with the input and axis: (input's index, axis).
+    """
+
+    axes: Mapping[ir.Value, Axes]
+    closed: Mapping[ir.Node, tuple[tuple[int, int], ...]]
+
+    def sizes(self, value: ir.Value) -> tuple[int | None, ...]:
+        """Of a value, as far as they are known."""
+        return tuple(axis.root.size for axis in self.axes[value])
+
+
+def layout(model: ir.Model) -> Layout:
+    """Lay out an optimized float model. The model is left as it is."""
+    ledger = Ledger()
+    for value in model.graph.inputs:  # with a default or without: whoever runs the model may feed it
+        ledger.axes[value] = ledger.fresh(value, INPUT)
+    for node in model.graph:
+        _visit(ledger, node)
+    for value in model.graph.outputs:
+        ledger.pin(value, OUTPUT)
+    return Layout(ledger.axes, ledger.closed)
+
+
+def _visit(ledger: Ledger, node: ir.Node) -> None:
+    if query.op(node) == "Constant":
+        return  # met like an initializer, when somebody reads it
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for value in inner.inputs:
+                    ledger.pin(value, CAPTURED.format(op=query.op(node)))
+    found, reason = _tied(ledger, node)
+    if found is None:
+        for value in node.inputs:
+            ledger.pin(value, reason)
+        ledger.closed.pop(node, None)
+        found = [ledger.fresh(output, reason) for output in node.outputs]
+    ledger.axes.update(zip(node.outputs, found, strict=False))
+
+
+def _tied(ledger: Ledger, node: ir.Node) -> tuple[list[Axes] | None, str]:
+    """The axes of a node's outputs, or None and why it is a barrier."""
+    row = rule(node)
+    if row is BARRIER:
+        return None, NO_ROW.format(op=query.op(node))
+    try:
+        found = HANDLERS[type(row.channels)](ledger, node, row.channels)
+    except NotUnderstoodError as error:
+        return None, error.reason.format(op=query.op(node))
+    except ValueError:  # sizes that do not fit together
+        return None, UNRESOLVED.format(op=query.op(node))
+    return (found if _agree(node, found) else None), UNRESOLVED.format(op=query.op(node))
+
+
+def _agree(node: ir.Node, found: Sequence[Axes]) -> bool:
+    """Whether what a rule says is what shape inference said."""
+    if len(found) < sum(bool(output.name) for output in node.outputs):
+        return False
+    for output, axes in zip(node.outputs, found, strict=False):
+        known = query.sizes(output, dynamic=-1)
+        if known is not None and not _agree_sizes(known, axes):
+            return False
+    return True
+
+
+def _agree_sizes(known: Sequence[int], axes: Axes) -> bool:
+    return len(known) == len(axes) and all(
+        size < 0 or axis.root.size in (None, size) for size, axis in zip(known, axes, strict=True)
+    )
+
+
+HANDLERS: Mapping[type, Callable[[Ledger, ir.Node, Any], list[Axes]]] = {
+    cells.Weighted: compute_ops.weighted,
+    cells.Contracted: compute_ops.contracted,
+    cells.Elementwise: compute_ops.elementwise,
+    cells.PerChannel: compute_ops.per_channel,
+    cells.SpatialOnly: compute_ops.spatial,
+    cells.Joined: movement_ops.joined,
+    cells.Parted: movement_ops.parted,
+    cells.Reshaped: movement_ops.reshaped,
+    cells.Permuted: movement_ops.permuted,
+    cells.Expanded: movement_ops.expanded,
+    cells.Reduced: compute_ops.reduced,
+    cells.Shuffled: movement_ops.shuffled,
+    cells.Selected: compute_ops.selected,
+    cells.Recurrent: compute_ops.recurrent,
+    cells.GroupedNorm: compute_ops.grouped_norm,
+    cells.Pinned: compute_ops.pinned,
+}

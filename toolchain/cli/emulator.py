@@ -1,0 +1,45 @@
+"""``toolchain emulator``: set the emulated processors up, and list them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from toolchain.cli import options
+from toolchain.cli.terminal import say, show, show_json, working
+
+app = typer.Typer(help="Set emulated processors up, and list them.", no_args_is_help=True)
+
+
+@app.command("setup")
+def emulator_setup(as_json: options.AsJson = False) -> None:
+    """Fetch the emulator and an ARM Python with onnxruntime.
+
+    About 200 MB, into the cache or $TOOLCHAIN_EMULATOR; nothing is installed on this machine. Needs Debian or Ubuntu.
+    """
+    from toolchain.benchmark import emulator
+
+    with working() as report:
+        folder = emulator.set_up(lambda line: report(line, 0, 0))
+    if as_json:
+        show_json({"folder": str(folder)})
+        return
+    say(f"ready: {folder}; try `toolchain bench --on emulator:cortex-a72 MODEL`")
+
+
+@app.command("list")
+def emulator_list(as_json: options.AsJson = False) -> None:
+    """List the emulated processors, and whether they can run here."""
+    from toolchain.benchmark import emulator
+
+    found = [
+        {"name": name, **asdict(cpu), "unavailable": emulator.unavailable(name)} for name, cpu in emulator.CPUS.items()
+    ]
+    if as_json:
+        show_json(found)
+        return
+    width = max(len(name) for name in emulator.CPUS)
+    show("\n".join(f"{name:{width}}  {cpu.architecture:7}  int8: {cpu.int8}" for name, cpu in emulator.CPUS.items()))
+    for reason in dict.fromkeys(str(row["unavailable"]) for row in found if row["unavailable"]):
+        say(f"not ready: {reason}; {emulator.SETUP}")

@@ -1,0 +1,76 @@
+"""``toolchain targets``: list, show, detect and check device profiles."""
+
+from __future__ import annotations
+
+import typer
+
+from toolchain.cli import options
+from toolchain.cli.terminal import say, show, show_json, working
+from toolchain.core.files import check_output, write_text
+
+app = typer.Typer(help="List, show, detect and check device profiles.", no_args_is_help=True)
+
+
+@app.command("list")
+def targets_list(as_json: options.AsJson = False) -> None:
+    """List all profiles."""
+    from toolchain.devices.catalogue import known_targets, load_target
+    from toolchain.report.profiles import list_targets
+
+    found = [load_target(name) for name in known_targets()]
+    if as_json:
+        show_json([target.model_dump(mode="json") for target in found])
+        return
+    show(list_targets(found))
+
+
+@app.command("show")
+def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None:
+    """Show everything a profile states."""
+    from toolchain.devices.catalogue import load_target
+    from toolchain.report.profiles import show_target
+
+    found = load_target(name)
+    if as_json:
+        show(found.to_json())
+        return
+    show(show_target(found))
+
+
+@app.command("detect")
+def targets_detect(
+    on: options.Place = "local",
+    output: options.ProfileOutput = None,
+    python: options.PlacePython = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show this machine, or the one given, as a profile; or write it."""
+    from toolchain.benchmark.find import find_place
+    from toolchain.report.profiles import show_target
+
+    place = find_place(on, python=python)
+    if output is not None:
+        check_output(output)
+    with working() as report, place.reserve(lambda line: report(line, 0, 0)) as device:
+        found = device.detect()
+    if output is not None:
+        found = found.renamed(output.stem)
+        write_text(output, found.to_json() if output.suffix == ".json" else found.to_toml())
+    if as_json:
+        show(found.to_json())
+    else:
+        show(show_target(found))
+    if output is not None:
+        say(f"written: {output}; use it with --target {output}")
+
+
+@app.command("check")
+def targets_check(file: options.ProfileFile, as_json: options.AsJson = False) -> None:
+    """Check a profile against the schema."""
+    from toolchain.formats.target import Target
+
+    found = Target.load(file)
+    if as_json:
+        show_json({"file": str(file), "name": found.name, "valid": True})
+        return
+    say(f"{file}: a valid profile of {found.title}")

@@ -1,0 +1,117 @@
+"""Giving dynamic axes a fixed size, and what follows from it for every shape in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from toolchain.core.errors import InputError, did_you_mean
+
+
+def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
+    """Fix dynamic axes in place and infer all shapes again.
+
+    A key of `sizes` is the name of an axis, which is then fixed wherever it stands, or
+    ``input.axis`` (``x.0``) for an axis without a name.
+
+    Raises:
+        InputError: no such axis (with a near match and the list), a size below 1, or an axis fixed otherwise.
+    """
+    for key, size in sizes.items():
+        if size < 1:
+            raise InputError(f"size {size} is below 1", where=f"freeze {key}={size}", hint="give a size of 1 or more")
+        if key in _named(model):
+            rename_axis(model, key, size)
+        else:
+            value, axis = _find(model, key)
+            _fix(model, value, axis, size)
+    if sizes:
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def rename_axis(model: ir.Model, name: str, new: str | int) -> None:
+    """Replace the symbol `name` by another, or by a size, in every shape; expressions of it are evaluated."""
+
+    def replaced(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
+            return dim
+        if dim.value == name:
+            return new if isinstance(new, int) else ir.SymbolicDim(new)
+        if name not in _symbols(dim):
+            return dim
+        # An expression such as 384*batch. With another name it is left unknown, for inference to fill.
+        return dim.evaluate({name: new}) if isinstance(new, int) else ir.SymbolicDim(None)
+
+    for value in _values(model):
+        if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
+            value.shape = ir.Shape([replaced(dim) for dim in value.shape])
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [
+        value
+        for graph in model.graphs()
+        for value in (*graph.inputs, *(output for node in graph for output in node.outputs))
+    ]
+
+
+def _symbols(dim: ir.SymbolicDim) -> frozenset[str]:
+    try:
+        return dim.free_symbols()
+    except ValueError:  # a name that is no expression, such as "?"
+        return frozenset()
+
+
+def _known(dim: int | ir.SymbolicDim) -> bool:
+    # Paddle writes "?" for every axis it knows nothing about: not one name but none.
+    return isinstance(dim, ir.SymbolicDim) and dim.value not in (None, "", "?")
+
+
+def _fed(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def _named(model: ir.Model) -> list[str]:
+    """Names of dynamic input axes, in order of appearance."""
+    dims = [dim for value in _fed(model) if value.shape is not None for dim in value.shape]
+    return list(dict.fromkeys(str(dim.value) for dim in dims if isinstance(dim, ir.SymbolicDim) and _known(dim)))
+
+
+def _choices(model: ir.Model) -> list[str]:
+    """What may be frozen: names, and ``input.axis`` for axes without one."""
+    unnamed = [
+        f"{value.name}.{axis}"
+        for value in _fed(model)
+        for axis, dim in enumerate(value.shape or ())
+        if not isinstance(dim, int) and not _known(dim)
+    ]
+    return _named(model) + unnamed
+
+
+def _find(model: ir.Model, key: str) -> tuple[ir.Value, int]:
+    name, _, axis = key.rpartition(".")
+    for value in _fed(model):
+        if value.name == name and value.shape is not None and axis.isdecimal() and int(axis) < len(value.shape):
+            return value, int(axis)
+    choices = _choices(model)
+    if not choices:
+        raise InputError("all axes of the model's inputs are fixed", where=f"freeze {key}", hint="drop it")
+    listed = ", ".join(choices)
+    near = did_you_mean(key, choices)
+    hint = near if near.startswith("did") else "choose one of those"
+    raise InputError(f"the model has no such dynamic axis, it has {listed}", where=f"freeze {key}", hint=hint)
+
+
+def _fix(model: ir.Model, value: ir.Value, axis: int, size: int) -> None:
+    shape = list(value.shape or ())
+    dim = shape[axis]
+    if isinstance(dim, ir.SymbolicDim) and _known(dim):
+        rename_axis(model, str(dim.value), size)
+    elif isinstance(dim, ir.SymbolicDim) or dim < 0:
+        shape[axis] = size
+        value.shape = ir.Shape(shape)
+    elif dim != size:
+        where = f"freeze {value.name}.{axis}={size}"
+        raise InputError(f"that axis is fixed at {dim} already", where=where, hint="leave it, or export the model anew")

@@ -1,0 +1,200 @@
+"""An ``.onnx`` file as it comes: checked against what onnxruntime knows, and brought to a current opset.
+
+1. The file is read whole and its external data is there (`graph.io.load`).
+2. Its opset and IR version are ones the installed onnxruntime runs.
+3. Every operator, in subgraphs and functions too, has a schema there, or a function in the file.
+4. onnxruntime makes a session of it: types and attributes are right and kernels exist.
+   Its inputs and outputs are tensors, and their numbers of axes are known.
+5. Weights listed as inputs (the way of IR 3) become constants, which is what all stages look for.
+6. Below opset 17 it is upgraded with onnx's own converter: per-channel QDQ needs 13, and the table of
+   operators knows one form of each. Whether it still computes the same is measured (`parity`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from toolchain.conversion.parity import Reference
+from toolchain.conversion.route import Imported
+from toolchain.core.errors import ModelError, did_you_mean, one_line
+from toolchain.core.files import sha256
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.manifest import Source
+from toolchain.graph import io, query, run
+
+OLDEST, WANTED = 7, 17
+# onnx's table of releases: opset 17 came with IR 8, and up to opset 22 nothing needs more than IR 10.
+_IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+
+
+def from_onnx(path: Path) -> Imported:
+    """Load, check and upgrade the file at `path`.
+
+    Raises:
+        ModelError: missing, damaged, an opset or operator onnxruntime does not know, or not upgradable.
+    """
+    model = io.load(path)
+    _check_versions(model, path)
+    _check_operators(model, path)
+    source = Source(name=str(path), sha256=_content_hash(model, path), kind="onnx", exporter=_producer(model))
+    original = run.session(path)
+    _check_ports(model, path)
+    notes = [*_weights_as_constants(model)]
+    reference: Reference | None = None
+    opset = query.opset(model)
+    if opset < WANTED:
+        model = _upgraded(model, path)
+        notes.append(f"opset {opset} was upgraded to {WANTED}")
+        reference = _runner(original)
+    version = _IR_VERSIONS.get(query.opset(model))
+    if version is not None:  # a younger onnxruntime on the device reads it then
+        model.ir_version = version
+    return Imported(model, source, tuple(notes), reference)
+
+
+def _content_hash(model: ir.Model, path: Path) -> str:
+    """The file's SHA-256; with external data, that of all its files' hashes."""
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    external = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    if not external:
+        return sha256(path)
+    hashes = [sha256(file) for file in (path, *sorted(external))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _check_ports(model: ir.Model, path: Path) -> None:
+    """Inputs and outputs are tensors of known rank; where an output's is not stated it is inferred."""
+    if any(value.shape is None for value in model.graph.outputs):
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    try:
+        io.inputs(model), io.outputs(model)
+    except ModelError as error:
+        raise ModelError(error.what, where=f"{path}: {error.where}", hint=error.hint) from None
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is None:
+            raise ModelError(
+                f"{value.name!r} has no shape, not even a number of axes",
+                where=path,
+                hint="export the model with shapes",
+            )
+
+
+def _producer(model: ir.Model) -> str:
+    return f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip()
+
+
+def _check_versions(model: ir.Model, path: Path) -> None:
+    opset = query.opset(model)
+    here = f"onnxruntime {ort.__version__}"
+    if opset < OLDEST:
+        what = f"has opset {opset}, and the oldest supported is {OLDEST}" if opset else "states no opset"
+        raise ModelError(what, where=path, hint=f"export it again with opset {WANTED} or later")
+    if not _accepts(opset, 8):
+        newest = max(version for version in range(OLDEST, opset) if _accepts(version, 8))
+        what = f"has opset {opset}, and {here} runs up to {newest}"
+        raise ModelError(what, where=path, hint=f"export it again with opset {newest}, or upgrade onnxruntime")
+    if model.ir_version is not None and not _accepts(WANTED, model.ir_version):
+        what = f"has IR version {model.ir_version}, which {here} does not read"
+        raise ModelError(what, where=path, hint="export it again with an older onnx package, or upgrade onnxruntime")
+
+
+def _accepts(opset: int, ir_version: int) -> bool:
+    """Whether onnxruntime runs the smallest model of these versions: asking is surer than a table."""
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "smallest",
+        [info("x", onnx.TensorProto.FLOAT, [1])],
+        [info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    imports = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except run.OrtError:
+        return False
+    return True
+
+
+def _check_operators(model: ir.Model, path: Path) -> None:
+    since = _schemas()
+    own = {(function.domain, function.name) for function in model.functions.values()}
+    for node in _nodes(model):
+        key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+        if key in own:
+            continue
+        where = f"{path}: node {query.label(node)!r}"
+        domain = f"domain {key[0]!r}" if key[0] else "the standard domain"
+        if key not in since:
+            near = did_you_mean(str(key[1]), {name for other, name in since if other == key[0]})
+            raise ModelError(
+                f"onnxruntime {ort.__version__} knows no operator {key[1]!r} in {domain}",
+                where=where,
+                hint=near if near.startswith("did") else "export the model with standard operators",
+            )
+        opset = query.opset(model) if key[0] == "" else model.opset_imports.get(key[0], 1)
+        if since[key] > opset:
+            raise ModelError(
+                f"operator {key[1]!r} of {domain} came with opset {since[key]}, and the model states {opset}",
+                where=where,
+                hint=f"export it again with opset {since[key]}",
+            )
+
+
+def _schemas() -> Mapping[tuple[str, str], int]:
+    """The first opset of every operator onnxruntime knows, by domain and name."""
+    since: dict[tuple[str, str], int] = {}
+    for schema in ort_state.get_all_operator_schema():
+        key = ("" if schema.domain == "ai.onnx" else schema.domain, schema.name)
+        since[key] = min(since.get(key, schema.since_version), schema.since_version)
+    return since
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _weights_as_constants(model: ir.Model) -> list[str]:
+    count = sum(value.name in model.graph.initializers for value in model.graph.inputs)
+    if not count:
+        return []
+    common.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version or 0, 4)  # IR 3 knows weights only as inputs
+    return [f"{count} weights were listed as inputs and are constants now"]
+
+
+def _upgraded(model: ir.Model, path: Path) -> ir.Model:
+    opset = query.opset(model)
+    what = f"has opset {opset}, which could not be upgraded to {WANTED}"
+    hint = f"export it again with opset {WANTED} or later"
+    if io.weight_bytes(model) > io.EMBED_LIMIT_BYTES:
+        raise ModelError(f"{what} because it is too large for onnx's converter", where=path, hint=hint)
+    try:
+        proto = onnx.version_converter.convert_version(ir.to_proto(io.embedded(model)), WANTED)
+    except (RuntimeError, ValueError, IndexError, onnx.version_converter.ConvertError) as error:
+        raise ModelError(f"{what} ({one_line(error)})", where=path, hint=hint) from None
+    upgraded: ir.Model = ir.from_proto(proto)
+    return upgraded
+
+
+def _runner(session: ort.InferenceSession) -> Reference:
+    def reference(feed: Feed) -> list[Array] | None:
+        try:
+            return run.run(session, [feed])[0]
+        except run.OrtError:
+            return None
+
+    return reference

@@ -1,0 +1,130 @@
+"""Writing so that a file or folder is either whole or absent.
+
+Everything is written to a temporary sibling and renamed into place; an exception or an interrupt
+removes the sibling and leaves what stood there before untouched.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from toolchain.core.errors import InputError
+
+
+def check_output(path: str | Path) -> None:
+    """Refuse a file that could not be written when the work is done; called before the work begins.
+
+    Raises:
+        InputError: a folder stands there, or the folder it goes to cannot be made or written.
+    """
+    path = _named(path)
+    if path.is_dir():
+        raise InputError("is a folder", where=path, hint="name a file in it")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"cannot be written ({parent} is a file)", where=path, hint="choose another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot be written ({parent} is read-only)", where=path, hint="choose another output")
+
+
+def _named(path: str | Path) -> Path:
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise InputError("is not the name of a file or folder", where=path, hint="name the output itself")
+    return path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling *folder* whose entry ``path.name`` becomes `path` when the block ends.
+
+    The caller writes ``folder / path.name`` (a file or a folder) and, for models with external data,
+    other files beside it; all of them are renamed next to `path`, `path` itself last. A file never takes
+    the place of a folder.
+
+    Raises:
+        InputError: the parent cannot be written, or the disk is full.
+    """
+    path = _named(path)
+    temporary: Path | None = None
+    new: list[Path] = []
+    try:
+        new += [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        for entry in sorted(temporary.iterdir(), key=lambda p: p.name == path.name):  # `path` itself last
+            _move(entry, path.parent / entry.name)
+    except OSError as error:
+        if temporary is not None and _concerns_other(error, temporary.parent):
+            raise  # the caller's block failed to read something; the output is not to blame
+        hint = "choose another output"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"free some space or {hint}"
+        raise InputError(f"cannot be written ({error.strerror or error})", where=path, hint=hint) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for folder in new:  # those that hold nothing, because nothing was written
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _concerns_other(error: OSError, parent: Path) -> bool:
+    """Whether the error names a file outside the output's folder; a copy that fails names its source first."""
+    named = error.filename if error.filename2 is None else error.filename2
+    return isinstance(named, str) and not Path(named).absolute().is_relative_to(parent.absolute())
+
+
+def _move(source: Path, destination: Path) -> None:
+    if not destination.is_dir() or destination.is_symlink():
+        source.replace(destination)
+        return
+    if not source.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder of that name is in the way", str(destination))
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+    try:
+        destination.replace(old / destination.name)
+        source.replace(destination)
+    except BaseException:  # an interrupt between the two renames must not cost the old folder either
+        if not destination.exists():
+            (old / destination.name).replace(destination)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all."""
+    path = Path(path)
+    with replacing(path) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir(*parts: str) -> Path:
+    """A folder below the user's cache, ``$TOOLCHAIN_CACHE`` or ``~/.cache/edge-toolchain``, made on demand."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("TOOLCHAIN_CACHE") or Path(base, "edge-toolchain")
+    folder = Path(root, *parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made ({error.strerror})", where=folder, hint="set TOOLCHAIN_CACHE to a writable folder"
+        ) from error
+    return folder

@@ -1,0 +1,85 @@
+"""Running code the user named: ``package.module:callable``.
+
+The one place where any exception at all is caught, because the user's code may raise anything. It is
+reported with its file and line and chained, never swallowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolchain.core.errors import InputError, ToolchainError, did_you_mean
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def is_callable_spec(text: str) -> bool:
+    """Whether `text` reads ``package.module:callable``."""
+    return _SPEC.fullmatch(text) is not None
+
+
+@contextmanager
+def user_code(where: object, error: type[InputError] = InputError, hint: str = "mend the code there") -> Iterator[None]:
+    """Turn whatever the block raises into `error`, naming the file and line; our own errors pass unchanged."""
+    try:
+        yield
+    except ToolchainError:
+        raise
+    except (Exception, SystemExit) as fault:  # code that ends the program by itself would leave no sentence at all
+        lines = str(fault).strip().splitlines()
+        message = f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
+        raise error(f"raised {message}{_place(fault)}", where=where, hint=hint) from fault
+
+
+def _place(fault: BaseException) -> str:
+    """The innermost line of Python code; a SyntaxError names its own in its message."""
+    frame = traceback.extract_tb(fault.__traceback__)[-1]
+    return "" if isinstance(fault, SyntaxError) else f" ({Path(frame.filename).name} line {frame.lineno})"
+
+
+def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callable[..., object]:
+    """Import ``package.module:callable``; the current folder is put first on ``sys.path``, as ``python -m`` does.
+
+    Raises:
+        error: not of that form, not found, failing when imported, or not callable.
+    """
+    if not is_callable_spec(spec) or ".py:" in spec:
+        raise error("is not of the form package.module:callable", where=spec, hint=_repaired(spec))
+    module_name, _, path = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    # A module written since the last import would otherwise hide behind the cached folder listing.
+    importlib.invalidate_caches()
+    with user_code(spec, error, hint=f"make `python -c 'import {module_name}'` work in {here}"):
+        try:
+            found: object = importlib.import_module(module_name)
+        except ModuleNotFoundError as fault:
+            if fault.name is None or not f"{module_name}.".startswith(f"{fault.name}."):
+                raise
+            raise error(
+                f"there is no module {fault.name!r} in {here} or among the installed packages",
+                where=spec,
+                hint="check the spelling, or change to the folder that holds it",
+            ) from None
+    for part in path.split("."):
+        if not hasattr(found, part):
+            names = [name for name in vars(found) if not name.startswith("_")]
+            raise error(f"{module_name} has no {part!r}", where=spec, hint=did_you_mean(part, names))
+        found = getattr(found, part)
+    if not callable(found):
+        raise error(f"is of type {type(found).__name__} and cannot be called", where=spec, hint="name a function")
+    return found
+
+
+def _repaired(spec: str) -> str:
+    file, colon, name = spec.partition(".py:")
+    if colon:
+        return f"write {file.strip('./').replace('/', '.')}:{name}"
+    return "for example my_data:samples for the function samples in my_data.py"

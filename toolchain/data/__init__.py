@@ -1,0 +1,1 @@
+"""Samples in: what users call data becomes feeds that can be read again and again."""

@@ -1,0 +1,138 @@
+"""Arrays, feeds, and whether a feed fits what a model takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from toolchain.core.errors import DataError, did_you_mean
+
+Array = npt.NDArray[np.generic]
+Feed = dict[str, Array]
+
+# Casts that lose nothing a model would notice, and that numpy's defaults make necessary.
+_SILENT_CASTS = {("float64", "float32"), ("int32", "int64")}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A model's input or output. dims: sizes, names of dynamic axes, or None where unknown."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    dims: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.dims)}]"
+
+
+def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:
+    """`arrays` as a feed for `inputs`, in their order and with their dtypes.
+
+    float64 is taken as float32 and int32 as int64 where the model wants those; no other cast is made.
+
+    Args:
+        arrays: should be a mapping from input name to array.
+        inputs: what the model takes.
+        where: names the feed in errors.
+        add_batch: give an array whose rank is one below its input's a leading axis of one.
+
+    Raises:
+        DataError: the first thing that does not fit: names, dtypes, ranks, sizes (axes of one name must agree).
+    """
+    names = [spec.name for spec in inputs]
+    if not isinstance(arrays, Mapping):
+        what = f"is of type {type(arrays).__name__}, not a dictionary from input name to array"
+        raise DataError(what, where=where, hint=f"yield {{{names[0]!r}: array}}")
+    for name in arrays:
+        if name not in names:
+            raise DataError(f"the model has no input {name!r}", where=where, hint=did_you_mean(str(name), names))
+    feed: Feed = {}
+    bound: dict[str, tuple[int, str]] = {}
+    for spec in inputs:
+        if spec.name not in arrays:
+            hint = f"the model takes {', '.join(names)}"
+            raise DataError(f"input {spec.name!r} is missing", where=where, hint=hint)
+        try:
+            array = np.asarray(arrays[spec.name])
+        except (TypeError, ValueError, RuntimeError) as error:
+            _refuse(where, spec, f"is not an array ({error})", "give a numpy array")
+        if add_batch and array.ndim == len(spec.dims) - 1:
+            array = array[None]
+        _check_dtype(array, spec, where)
+        _check_shape(array, spec, where, bound)
+        with np.errstate(over="ignore"):  # becomes infinity, which `check_finite` names
+            feed[spec.name] = array.astype(spec.dtype, copy=False)
+    return feed
+
+
+def _refuse(where: str, spec: TensorSpec, what: str, hint: str) -> NoReturn:
+    raise DataError(what, where=f"{where}, input {spec.name!r}", hint=hint)
+
+
+def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tuple[int, str]]) -> None:
+    """`bound` keeps the sizes of this feed's named axes."""
+    if not spec.dims:  # a scalar, or a rank the model does not state
+        return
+    wanted = "[" + ", ".join("any" if d is None else str(d) for d in spec.dims) + "]"
+    what = f"has shape {list(array.shape)} where the model takes {wanted}"
+    if array.ndim != len(spec.dims):
+        one_less = array.ndim == len(spec.dims) - 1
+        _refuse(where, spec, what, "add the batch axis: array[None]" if one_less else f"give {len(spec.dims)} axes")
+    for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
+        if isinstance(dim, int) and size != dim:
+            _refuse(where, spec, what, f"make axis {axis} {dim} long")
+        if size == 0:
+            _refuse(where, spec, f"is empty (shape {list(array.shape)})", "drop the sample")
+        # "None" is what some exporters name every axis they know nothing about.
+        if isinstance(dim, str) and dim.isidentifier() and dim != "None":
+            known, other = bound.setdefault(dim, (size, spec.name))
+            if known != size:
+                other = "another axis" if other == spec.name else f"input {other!r}"
+                what = f"axis {axis} ({dim}) is {size} long, but {known} in {other}"
+                _refuse(where, spec, what, "make them equal")
+
+
+def _check_dtype(array: Array, spec: TensorSpec, where: str) -> None:
+    if array.dtype == spec.dtype or (array.dtype.name, spec.dtype.name) in _SILENT_CASTS:
+        return
+    if spec.dtype.hasobject:
+        _refuse(where, spec, "is text to the model, and only numbers can be calibrated", "cut the text processing off")
+    if array.dtype.hasobject:
+        _refuse(where, spec, "holds Python objects, not numbers", "give a plain numeric array")
+    what = f"is {array.dtype} where the model takes {spec.dtype}"
+    hint = f"convert it with .astype('{spec.dtype}') if that is meant"
+    if array.dtype.kind in "iu" and spec.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 255:
+        what = f"holds integers 0..255 where the model takes {spec.dtype}"
+        hint = "normalize pixels as the model was trained, or give the images themselves with --preprocess"
+    _refuse(where, spec, what, hint)
+
+
+def check_finite(feed: Feed, where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        DataError: with the input's name and how many values are bad.
+    """
+    for name, array in feed.items():
+        if array.dtype.kind != "f":
+            continue
+        bad = array.size - np.count_nonzero(np.isfinite(array))
+        if bad:
+            kind = "NaN" if np.isnan(array).any() else "infinity"
+            what = f"holds {kind} ({bad} of {array.size} values)"
+            raise DataError(what, where=f"{where}, input {name!r}", hint="mend or remove the sample")
+
+
+def digest(feed: Feed) -> bytes:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, array in feed.items():
+        total.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        total.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return total.digest()

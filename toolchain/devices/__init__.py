@@ -1,0 +1,1 @@
+"""Device profiles: those that are shipped, and this machine detected."""

@@ -1,0 +1,56 @@
+"""How accurate a model stayed: the user's own figure, or agreement with the source model.
+
+Agreement needs no labels. For an output of class scores (rank 2, at least two columns) it is the share of samples
+whose largest score is in the same place; for any other output it is the mean cosine similarity over samples. With
+several outputs the worst one counts. An output of another shape than the source's, as of a detector that finds one
+object less, agrees in nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from onnxruntime import InferenceSession
+
+from toolchain.core.errors import InputError
+from toolchain.core.user_code import user_code
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.results import Score
+
+Run = Callable[[Feed], list[Array]]
+Evaluate = Callable[[Run], float]
+"""The contract of ``--evaluate``: called with a function from feed to outputs, returns a number, higher is better."""
+
+
+def evaluate_score(evaluate: Evaluate, engine: InferenceSession, where: str) -> Score:
+    """Call the user's function with `engine`.
+
+    Raises:
+        InputError: it raises, or does not return a finite number.
+    """
+    with user_code(where):
+        value = evaluate(lambda feed: list(engine.run(None, feed)))
+    if isinstance(value, bool) or not isinstance(value, float | int | np.number) or not np.isfinite(value):
+        raise InputError(f"returned {value!r:.80}", where=where, hint="return one finite number, higher is better")
+    return Score(kind="evaluate", value=float(np.asarray(value)))
+
+
+def agreement_score(reference: InferenceSession, engine: InferenceSession, feeds: Iterable[Feed]) -> Score:
+    """Agreement of `engine` with `reference` over `feeds`."""
+    shares: list[list[float]] = []
+    for feed in feeds:
+        pairs = zip(reference.run(None, feed), engine.run(None, feed), strict=True)
+        shares.append([_agreement(expected, got) for expected, got in pairs])
+    means = np.mean(np.array(shares, np.float64), axis=0)
+    return Score(kind="agreement", value=float(means.min()), samples=len(shares))
+
+
+def _agreement(expected: Array, got: Array) -> float:
+    a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    if a.shape != b.shape or not a.size:
+        return float(a.shape == b.shape)
+    if a.ndim == 2 and a.shape[1] > 1:
+        return float(np.mean(a.argmax(axis=1) == b.argmax(axis=1)))
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.vdot(a, b)) / length if 0 < length < np.inf else float(np.array_equal(a, b, equal_nan=True))

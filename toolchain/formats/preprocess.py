@@ -1,0 +1,193 @@
+"""`Preprocess`: from an image file to the array a model takes, by a named pipeline or a TOML file.
+
+An image is decoded, turned to `channels`, resized (bilinear with antialiasing, as torchvision does with
+Pillow images), cropped around its centre, and normalized: ``(pixel * scale - mean) / std`` in float32.
+Pixels are taken as stored; an orientation tag is not applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from toolchain.core.errors import ConfigError, DataError, did_you_mean
+from toolchain.formats.base import Document
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+Size = int | tuple[int, int]
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+class Preprocess(Document):
+    """An image pipeline.
+
+    resize: `shorter` scales the shorter side to `size`, `squash` scales straight to `size`, `none` keeps.
+    size, crop: pixels, one number or (height, width). Where `size` is left out it is the model's own.
+    channels: order of the channel axis; L is grey. layout: where that axis stands.
+    scale, mean, std: of the normalization; mean and std hold one number, or one a channel.
+    """
+
+    KIND: ClassVar[str] = "preprocessing pipeline"
+
+    schema_version: Literal[1] = 1
+    resize: Literal["shorter", "squash", "none"] = "squash"
+    size: Size | None = None
+    crop: Size | None = None
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    scale: float = pydantic.Field(default=1 / 255, gt=0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Preprocess:
+        count = len(self.channels)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, count):
+                raise ValueError(f"{name} holds {len(values)} numbers where {self.channels} needs 1 or {count}")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be above 0")
+        for name, size in (("size", self.size), ("crop", self.crop)):
+            if size is not None and min(_pair(size)) < 1:
+                raise ValueError(f"{name} must be at least 1 pixel")
+        if self.resize == "shorter" and isinstance(self.size, tuple):
+            raise ValueError("resize = 'shorter' takes one number as size")
+        if self.resize == "none" and self.size is not None:
+            raise ValueError("resize = 'none' takes no size")
+        return self
+
+    @property
+    def raw(self) -> bool:
+        """Whether pixels keep their values 0..255, so that uint8 can hold them."""
+        return self.scale == 1 and not any(self.mean) and all(value == 1 for value in self.std)
+
+    def fitted(self, dims: tuple[int | str | None, ...]) -> Preprocess:
+        """The pipeline with `size` filled in from the model's input shape `dims`.
+
+        Raises:
+            DataError: the input is no image batch of these channels, or the size is needed and dynamic.
+        """
+        if len(dims) != 4:
+            raise DataError(
+                f"the model's input has {len(dims)} axes where images need 4",
+                hint="give arrays (.npz, .npy or module:callable)",
+            )
+        axis = 1 if self.layout == "NCHW" else 3
+        if isinstance(dims[axis], int) and dims[axis] != len(self.channels):
+            raise DataError(
+                f"the pipeline gives {self.channels} as {self.layout}, but axis {axis} of the model's input "
+                f"{list(dims)} is {dims[axis]}",
+                hint="give --preprocess a TOML file with the model's channels and layout",
+            )
+        if self.resize == "none" or self.size is not None:
+            return self
+        height, width = dims[2:] if self.layout == "NCHW" else dims[1:3]
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise DataError(
+                f"the model takes images of any size ({height} × {width}), so the pipeline must state one",
+                hint="give --preprocess a TOML file with size = [height, width], or freeze the model's axes",
+            )
+        return self.model_copy(update={"size": min(height, width) if self.resize == "shorter" else (height, width)})
+
+    def __call__(self, path: Path) -> npt.NDArray[np.float32]:
+        """The image at `path` as a batch of one, float32 [1, C, H, W] or [1, H, W, C].
+
+        Raises:
+            DataError: not readable as an image, or smaller than the crop.
+        """
+        with _decoding(path) as image:
+            if image.mode[0] in "IF":
+                raise DataError(f"has {image.mode} pixels, not 8 bits a channel", hint="save it with 8 bits a channel")
+            image = _cropped(_resized(image.convert("L" if self.channels == "L" else "RGB"), self), self.crop)
+            pixels = np.array(image, dtype=np.uint8)
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        if self.channels == "BGR":
+            pixels = pixels[:, :, ::-1]
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        out = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
+        return np.ascontiguousarray(out.transpose(2, 0, 1) if self.layout == "NCHW" else out)[None]
+
+
+PIPELINES: dict[str, Preprocess] = {
+    "imagenet": Preprocess(resize="shorter", size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "imagenet-squash": Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "unit": Preprocess(),
+    "signed": Preprocess(mean=(0.5,), std=(0.5,)),
+}
+"""``imagenet``: shorter side to 256, centre crop 224, ImageNet mean and std. ``imagenet-squash``: the same
+numbers, resized straight to the model's size. ``unit``: 0..1. ``signed``: -1..1."""
+
+
+def load_preprocess(name: str | Path) -> Preprocess:
+    """A named pipeline, or one from a ``.toml`` or ``.json`` file.
+
+    Raises:
+        ConfigError: unknown name (with a near match), or a file that does not follow the schema.
+    """
+    if str(name) in PIPELINES:
+        return PIPELINES[str(name)]
+    if Path(name).suffix in (".toml", ".json"):
+        return Preprocess.load(name)
+    what = f"{str(name)!r} is neither a named pipeline nor a .toml file"
+    raise ConfigError(what, hint=did_you_mean(str(name), PIPELINES))
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[Image]:
+    try:
+        import PIL.Image
+    except ImportError:
+        raise DataError(
+            "reading images needs Pillow", where=path, hint="pip install 'edge-toolchain[images]'"
+        ) from None
+    try:
+        with PIL.Image.open(path) as image:
+            image.load()
+            yield image
+    except DataError as error:
+        raise DataError(error.what, where=path, hint=error.hint) from None
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError for a broken PNG chunk.
+        raise DataError(f"cannot be read as an image ({error})", where=path, hint="remove or replace it") from None
+
+
+def _resized(image: Image, pipeline: Preprocess) -> Image:
+    import PIL.Image
+
+    width, height = image.size
+    if pipeline.resize == "none" or pipeline.size is None:
+        return image
+    if pipeline.resize == "squash":
+        new_height, new_width = _pair(pipeline.size)
+    else:
+        short = _pair(pipeline.size)[0]
+        # The longer side is cut, not rounded, as torchvision does.
+        new_width, new_height = (
+            (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        )
+    return image.resize((new_width, new_height), PIL.Image.Resampling.BILINEAR)
+
+
+def _cropped(image: Image, crop: Size | None) -> Image:
+    if crop is None:
+        return image
+    height, width = _pair(crop)
+    if image.width < width or image.height < height:
+        raise DataError(
+            f"is {image.height} × {image.width} pixels (height × width), smaller than the crop {height} × {width}",
+            hint="resize first, or choose a smaller crop",
+        )
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

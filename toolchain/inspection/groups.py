@@ -1,0 +1,36 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.channels.cut import separate
+from toolchain.channels.groups import Group, groups
+from toolchain.channels.layout import layout
+from toolchain.conversion.source import convert
+from toolchain.ops.table import macs
+from toolchain.optimization.passes import optimize
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """All groups of a model, and its multiply-accumulates."""
+
+    groups: tuple[Group, ...]
+    macs: int
+
+    @property
+    def free_share(self) -> float:
+        """Part of the groups that may be cut."""
+        return sum(group.free for group in self.groups) / max(len(self.groups), 1)
+
+
+def inspect_groups(path: str | Path) -> Grouping:
+    """The groups of a float model.
+
+    Raises:
+        ModelError: as :func:`toolchain.conversion.convert` does.
+    """
+    model = separate(optimize(convert(path).model, verify=False).model)
+    return Grouping(groups(model, layout(model)), sum(macs(node) or 0 for node in model.graph))

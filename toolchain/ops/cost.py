@@ -1,0 +1,228 @@
+"""What a model costs by its graph alone: multiply-accumulates, parameters, bytes, activation memory.
+
+Sizes        dynamic axes are taken as 1: a model with a dynamic batch is counted for one sample. The shapes that
+             follow are inferred anew.
+MACs         the sum of the table's cost cells (``table.py``). They count element-wise work too, so a total lies a few
+             per cent above the multiply-adds of papers, which are those of convolutions and matrix products; these
+             stand in `operators`. A node whose operator has no row, or whose shapes are unknown, is counted and
+             named in `unknown`. What is computed from constants alone costs nothing: runtimes fold it at load.
+Parameters   elements of constants, without integer shapes and indices and without scales and zero points.
+Activations  in the file's order of nodes, a tensor lives from the node that makes it (an input: from the start) to
+             its last reader (an output: to the end); the peak is the largest sum of bytes alive at one node. What
+             runtimes fuse shares one memory: a Relu or Clip with the node before it, conversions with the integers
+             between them. Views and other work in place are left out, so a runtime may need less; so are blocked
+             layouts and scratch memory, so it may need more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from toolchain.graph import query
+from toolchain.ops import table
+from toolchain.ops.cells import Absorbed
+
+NO_ROW = "its operator is not in the table"
+NO_SHAPE = "its shapes are not known"
+
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """All nodes of one operator. unknown: how many of them have no known MACs."""
+
+    op: str
+    nodes: int
+    macs: int
+    unknown: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Totals of a model; see the module's docstring for what each one counts.
+
+    macs: by node, None where they are not known. unknown: reason by node, for those.
+    dynamic: input axes taken as 1, as ``input.axis``. peak_node: the first that runs when most memory is taken; None
+        where there is no node.
+    """
+
+    macs: Mapping[str, int | None]
+    operators: tuple[OperatorCost, ...]
+    unknown: Mapping[str, str]
+    parameters: int
+    weight_bytes: int
+    peak_activation_bytes: int
+    dynamic: tuple[str, ...]
+    peak_node: str | None = None
+
+    @property
+    def total_macs(self) -> int:
+        """The sum of all that are known."""
+        return sum(operator.macs for operator in self.operators)
+
+
+def count(model: ir.Model) -> Cost:
+    """Count a model, which is left as it is. Subgraphs of control flow are one node of unknown cost."""
+    clone = model.clone()
+    dynamic = _fix_axes(clone)
+    nodes, constant = [node for node in clone.graph if node.op_type != "Constant"], folded(clone)
+    macs = {query.label(node): 0 if node in constant else table.macs(node) for node in nodes}
+    peak, peak_node = _peak(clone)
+    return Cost(
+        macs=macs,
+        operators=_by_operator(nodes, macs),
+        unknown={
+            query.label(node): NO_SHAPE if query.op(node) in table.TABLE else NO_ROW
+            for node in nodes
+            if macs[query.label(node)] is None
+        },
+        parameters=sum(tensor.size for value, tensor in constants(clone) if _is_parameter(value)),
+        weight_bytes=sum(tensor.nbytes for _, tensor in constants(clone)),
+        peak_activation_bytes=peak,
+        dynamic=dynamic,
+        peak_node=peak_node,
+    )
+
+
+def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Initializers of all graphs and what Constant nodes hold."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+    for node in model.graph.all_nodes():
+        tensor = ir.convenience.get_const_tensor(node.outputs[0]) if node.op_type == "Constant" else None
+        if tensor is not None:
+            yield node.outputs[0], tensor
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    uses = list(value.uses())
+    for_scale = uses and all(use.node.op_type in _CONVERSIONS and use.idx > 0 for use in uses)
+    return value.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING) and not for_scale
+
+
+def folded(model: ir.Model) -> set[ir.Node]:
+    """Nodes computed from constants alone, and Constant nodes themselves: runtimes replace them at load."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        sources = [value for value in node.inputs if value is not None]
+        if node.op_type == "Constant" or (
+            sources and all(v.producer() in found or query.constant(v) is not None for v in sources)
+        ):
+            found.add(node)
+    return found
+
+
+def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[OperatorCost, ...]:
+    """The costliest first, then the most frequent."""
+    number, total, unknown = Counter[str](), Counter[str](), Counter[str]()
+    for node in nodes:
+        op, known = query.op(node), macs[query.label(node)]
+        number[op] += 1
+        total[op] += known or 0
+        unknown[op] += known is None
+    costs = [OperatorCost(op, number[op], total[op], unknown[op]) for op in number]
+    return tuple(sorted(costs, key=lambda cost: (-cost.macs, -cost.nodes)))
+
+
+# ------------------------------------------------------------------------------------------- dynamic axes
+
+
+def _fix_axes(model: ir.Model) -> tuple[str, ...]:
+    """Make every dynamic axis of the inputs 1, and what follows from it known; returns those axes."""
+    found, symbols = [], set[str]()
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers or value.shape is None:
+            continue
+        found += [f"{value.name}.{axis}" for axis, dim in enumerate(value.shape) if not _is_size(dim)]
+        symbols.update(*(_symbols(dim) for dim in value.shape))
+        value.shape = ir.Shape([dim if _is_size(dim) else 1 for dim in value.shape])
+    if found:
+        for output in (output for node in model.graph for output in node.outputs):
+            if output.shape is not None:
+                output.shape = ir.Shape([dim if _is_size(dim) else _evaluated(dim, symbols) for dim in output.shape])
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return tuple(found)
+
+
+def _is_size(dim: int | ir.SymbolicDim) -> bool:
+    return isinstance(dim, int) and dim >= 0
+
+
+def _symbols(dim: int | ir.SymbolicDim) -> Collection[str]:
+    try:
+        return dim.free_symbols() if isinstance(dim, ir.SymbolicDim) else ()
+    except ValueError:  # a name that is no expression, such as "?"
+        return ()
+
+
+def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.SymbolicDim:
+    """An expression of the inputs' axes, such as 32*batch, with all of them 1; else unknown, for inference to fill."""
+    own = _symbols(dim)
+    if isinstance(dim, ir.SymbolicDim) and own and set(own) <= set(symbols):
+        return dim.evaluate(dict.fromkeys(own, 1))
+    return ir.SymbolicDim(None)
+
+
+# -------------------------------------------------------------------------------------------- activations
+
+
+def _peak(model: ir.Model) -> tuple[int, str | None]:
+    """The most bytes of tensors alive at one node, and which that is."""
+    constant = folded(model)
+    nodes = [node for node in model.graph if node not in constant]
+    memory = _shared_memory(nodes)
+
+    def holder(value: ir.Value) -> ir.Value:
+        while value in memory:
+            value = memory[value]
+        return value
+
+    born = {holder(value): 0 for value in model.graph.inputs if not value.is_initializer()}
+    dies = dict(born)
+    for step, node in enumerate(nodes):
+        for value in filter(None, node.inputs):
+            if query.constant(value) is None and value.producer() not in constant:
+                dies[holder(value)] = step
+        for value in (output for output in node.outputs if output.name):
+            born.setdefault(holder(value), step)
+            dies[holder(value)] = step
+    dies |= {holder(value): len(nodes) - 1 for value in model.graph.outputs}
+    change = np.zeros(len(nodes) + 1, np.int64)
+    for value, step in born.items():
+        change[step] += _bytes(value)
+        change[dies[value] + 1] -= _bytes(value)
+    if not nodes:
+        return int(change.sum()), None
+    alive = np.cumsum(change)[: len(nodes)]
+    return int(alive.max()), query.label(nodes[int(alive.argmax())])
+
+
+def _shared_memory(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
+    """Tensors that are never there by themselves, to what stands for them: see *Activations* above."""
+    memory: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        source = node.inputs[0] if node.inputs else None
+        if source is None:
+            continue
+        fused = node.op_type == "QuantizeLinear" or isinstance(table.rule(node).int8, Absorbed)
+        if node.op_type == "DequantizeLinear":
+            memory[node.outputs[0]] = source
+        elif fused and source not in memory and source.producer() and query.sole_consumer(source) is node:
+            memory[source] = node.outputs[0]
+    return memory
+
+
+def _bytes(value: ir.Value) -> int:
+    """float32 where the type is unknown, nothing where the rank is, or for text, which is of any length."""
+    if value.dtype == ir.DataType.STRING:
+        return 0
+    return int((query.elements(value) or 0) * (4 if value.dtype is None else value.dtype.itemsize))

@@ -1,0 +1,114 @@
+"""``model.ort``: onnxruntime's own format, with the graph optimized ahead of time.
+
+A session opened on *this* machine saves the graph it optimized, as onnxruntime.tools.convert_onnx_models_to_ort
+does in its ``Fixed`` style. What is right to bake in depends on where the file will run:
+
+    Fixed            all optimizations are applied and saved. (The other style, ``Runtime``, keeps the
+                     QuantizeLinear pairs for providers that compile and needs a session option to replay
+                     the rest; our provider is the CPU, whose kernels exist on every processor.)
+    NCHWc            is left out, for every target. The blocked layout of float convolutions has the block
+                     width of the machine that saves: 16 channels with AVX512, 8 with AVX2. A file made on
+                     the one gives wrong numbers on the other, without any error, which is what the
+                     converter's ``--target_platform amd64`` does; ARM refuses it. The price: on x86 float
+                     convolutions run faster from ``model.onnx``, which is optimized where it is loaded.
+    qdqisint8allowed s8 activations are fused into integer kernels as onnxruntime does by itself on ARM,
+                     and left alone as it does on x86. For ARM the saved graph is the one the aarch64
+                     runtime makes of ``model.onnx``.
+
+The converter itself is not called: importing onnxruntime.tools imports torch where that is installed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from toolchain.core.errors import GateError, ModelError, one_line
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.target import Package
+from toolchain.graph.run import OrtError
+from toolchain.packaging.golden import Golden, check_golden
+
+
+def convert(model: Path, folder: Path, package: Package) -> None:
+    """Write ``model.ort`` and ``required_operators.config`` (for a reduced build of onnxruntime) into `folder`.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model, or cannot save it.
+    """
+    try:
+        _session(model, {**_as_on(package), "session.save_model_format": "ORT"}, folder / "model.ort")
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            same = Path(temporary, "optimized.onnx")
+            _session(model, _as_on(package), same)
+            operators = _required_operators(ir.load(same))
+    except OrtError as error:
+        raise ModelError(
+            f"cannot be written in the .ort format ({one_line(error)})",
+            where=model.name,
+            hint='leave "ort" out of package.formats in the target profile',
+        ) from None
+    header = "# Operators of model.ort, for onnxruntime's build option --include_ops_by_config"
+    (folder / "required_operators.config").write_text("\n".join([header, *operators, ""]), encoding="utf-8")
+
+
+def _required_operators(model: ir.Model) -> list[str]:
+    """A line ``domain;version;operators`` for each version an operator was last changed in."""
+    found: dict[tuple[str, int], set[str]] = {}
+    for node in model.graph.all_nodes():
+        found.setdefault((node.domain or "ai.onnx", _since(node, model)), set()).add(node.op_type)
+    return [f"{domain};{since};{','.join(sorted(kinds))}" for (domain, since), kinds in sorted(found.items())]
+
+
+def _since(node: ir.Node, model: ir.Model) -> int:
+    latest = model.opset_imports.get(node.domain, 1)
+    try:
+        return int(onnx.defs.get_schema(node.op_type, latest, node.domain).since_version)
+    except onnx.defs.SchemaError:
+        return latest  # onnxruntime's own operators, which onnx does not know, have one version
+
+
+def verify(model: Path, converted: Path, feeds: tuple[Feed, ...], package: Package) -> None:
+    """Check on this machine that the converted file computes what the model does, bit for bit.
+
+    The model is run with the optimizations that were baked in (see above), so nothing may differ.
+
+    Raises:
+        GateError: something does.
+    """
+    reference = _session(model, _as_on(package))
+    golden = Golden(feeds, tuple(_run(reference, feed) for feed in feeds))
+    other = _session(converted, {})
+    mismatches = check_golden(lambda feed: _run(other, feed), golden)
+    if mismatches:
+        raise GateError(
+            f"model.ort and model.onnx give different answers ({mismatches[0]})",
+            where=model.name,
+            hint='leave "ort" out of package.formats in the target profile, and report this',
+        )
+
+
+def _as_on(package: Package) -> dict[str, str]:
+    return {"session.qdqisint8allowed": "1" if package.ort_platform == "arm" else "0"}
+
+
+def _session(path: Path, settings: dict[str, str], saved: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
+    )
+
+
+def _run(session: ort.InferenceSession, feed: Feed) -> dict[str, Array]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, feed), strict=True))

@@ -1,0 +1,1 @@
+"""Structured pruning to a goal: options, importance, search, repair; and sparsity, which saves bytes alone."""

@@ -1,0 +1,94 @@
+"""Single weights set to zero: for the size of the download, not for speed.
+
+unstructured   the smallest magnitudes over all weights of products (Han et al. 2015, arXiv 1506.02626)
+N:M            of every M consecutive weights that are summed, the N largest stay (Mishra et al. 2021, arXiv 2104.08378)
+
+onnxruntime's CPU provider multiplies zeros like any other number. What shrinks is the file once it is compressed.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.core.errors import InputError
+from toolchain.data.tensors import Array
+from toolchain.graph import io, query
+from toolchain.ops import cells, table
+
+LEVEL = 6
+"""Of zlib, as app stores and wheels use."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """zeros: part of the products' weights that are zero. compressed_bytes: of the file, before and after."""
+
+    model: ir.Model
+    zeros: float
+    compressed_bytes: tuple[int, int]
+
+
+def parse_sparsity(text: str) -> float | tuple[int, int]:
+    """``0.5`` or ``2:4``.
+
+    Raises:
+        InputError: neither a share between 0 and 1 nor N:M with N below M.
+    """
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        n, m = int(match[1]), int(match[2])
+        if 0 < n < m:
+            return n, m
+    else:
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+        if 0 < share < 1:
+            return share
+    raise InputError(f"is {text!r}", where="--sparsity", hint="give a share such as 0.5, or a pattern such as 2:4")
+
+
+def sparsify(model: ir.Model, how: float | tuple[int, int]) -> Sparse:
+    """A clone with zeros in the weights of all products."""
+    clone = model.clone()
+    weights = {}
+    for node in clone.graph:
+        cell = table.rule(node).channels
+        value = node.inputs[1] if len(node.inputs) > 1 else None
+        array = query.float_array(value)
+        if (
+            isinstance(cell, cells.Weighted | cells.Contracted)
+            and value is not None
+            and array is not None
+            and array.ndim > 1
+        ):
+            axis = cell.in_ if isinstance(cell, cells.Weighted) else array.ndim - 2 + query.attribute(node, "transB", 0)
+            weights[value] = (array, axis)
+    limit = 0.0
+    if isinstance(how, float) and weights:
+        sizes = np.concatenate([np.abs(array).reshape(-1) for array, _ in weights.values()])
+        limit = float(np.partition(sizes, int(how * len(sizes)))[int(how * len(sizes))])
+    zeros = total = 0
+    for value, (array, axis) in weights.items():
+        kept = np.abs(array) >= limit if isinstance(how, float) else _largest(array, axis, *how)
+        value.const_value = ir.tensor(np.where(kept, array, np.float32(0)), name=value.name)
+        zeros, total = zeros + int((~kept).sum()), total + kept.size
+    before, after = (len(zlib.compress(io.to_bytes(m), LEVEL)) for m in (model, clone))
+    return Sparse(clone, zeros / max(total, 1), (before, after))
+
+
+def _largest(array: Array, axis: int, n: int, m: int) -> npt.NDArray[np.bool_]:
+    """Which of every m consecutive places of an axis are among the n largest; an odd rest stays whole."""
+    moved = np.moveaxis(np.abs(array), axis, -1)
+    whole = moved.shape[-1] // m * m
+    blocks = moved[..., :whole].reshape(*moved.shape[:-1], -1, m)
+    kept = np.ones(moved.shape, bool)
+    rank = np.argsort(np.argsort(-blocks, axis=-1, kind="stable"), axis=-1)
+    kept[..., :whole] = (rank < n).reshape(*moved.shape[:-1], whole)
+    return np.moveaxis(kept, -1, axis)

@@ -1,0 +1,317 @@
+"""Cross-layer equalization: give the channels of a tensor like ranges, so that one scale suits them all.
+
+A tensor may be divided channel by channel by s_c > 0 when what computes it takes up 1/s_c and what reads it s_c:
+
+    y = f(W x + b),  z = V y    is    y' = f(W' x + b'),  z = V' y'    with  W'_c = W_c / s_c,  b'_c = b_c / s_c,
+                                                                            V'_:c = V_:c s_c,   y'_c = y_c / s_c
+
+for every f with f(y / s) = f(y) / s: Relu, pooling, the sum of two such tensors. Tensors joined by such operators form
+a group with one s; in a residual network a whole stage is one group. Nagel et al. (2019, arXiv:1906.04721) equalize the
+*weights* of two layers this way. Our weights have a scale for each output channel, so W' costs nothing, a depthwise V'
+neither, and what is left to equalize are the activations, at the expense of V.
+
+A Clip in the group keeps its limit: channel c then saturates at s_c times the limit, which is kept above `MARGIN` times
+what was observed. A channel's largest value is less certain than a tensor's: margin and `FLOOR` leave room for it.
+
+s = min(1, max(MARGIN · r, FLOOR))^α with r_c the channel's largest magnitude over the tensor's; of a few α the one of
+least expected noise at the readers is taken. For a reader with weights V, rounding of y and of V adds
+
+    Δ²/12 · Σ_oc (V_oc s_c)²   +   Σ_o δ_o²/12 · Σ_c E[y_c²] / s_c²      Δ, δ_o: steps of y' and of row o of V'
+
+to its output, counted in units of the output's own energy Σ_oc V_oc² E[y_c²].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolchain.calibration.observation import Observation
+from toolchain.graph import check, edit, query
+from toolchain.quantization.plan import constant_weight
+from toolchain.quantization.selection import clip_limits, weight_axis
+
+Floats = npt.NDArray[np.float64]
+
+MARGIN = 1.5
+FLOOR = 1 / 8
+EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+LEAST_GAIN = 0.9
+"""A group is left alone unless its noise falls below this share."""
+
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+HOMOGENEOUS = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Identity", "Add", "Mul"}
+)
+"""f(x / s) = f(x) / s for every channel. Add: of two tensors of the group. Mul: by a tensor outside of it."""
+SPATIAL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
+"""They mix what lies along every axis but the first two."""
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Tensors that share their channel scales.
+
+    tensors: names, in graph order. axis, channels: where their channels lie, and how many there are.
+    producers, consumers: the products that take up 1/s and s. ceiling: the least limit of a Clip among them.
+    floor: no share is taken as smaller. clipped: the tensors a limit applies to.
+    """
+
+    tensors: tuple[str, ...]
+    axis: int
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    ceiling: float = float("inf")
+    floor: float = FLOOR
+    clipped: tuple[str, ...] = ()
+
+
+@dataclass
+class _Members:
+    """What gathers around one root of the union-find."""
+
+    values: list[ir.Value] = field(default_factory=list)
+    producers: list[ir.Node] = field(default_factory=list)
+    consumers: list[ir.Node] = field(default_factory=list)
+    ceiling: float = float("inf")
+    clipped: list[str] = field(default_factory=list)
+    pinned: bool = False
+
+
+def scale_groups(model: ir.Model) -> list[ScaleGroup]:
+    """The groups whose channels can be rescaled, in graph order."""
+    leader: dict[ir.Value, ir.Value] = {}
+
+    def find(value: ir.Value) -> ir.Value:
+        while leader.setdefault(value, value) is not value:
+            value = leader[value]
+        return value
+
+    values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
+    pinned = [value for value in values if _seen_elsewhere(value, model.graph)]
+    products, clips = [], []
+    for node in model.graph:
+        computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
+        if scalable_product(node):
+            products.append(node)
+        elif node.op_type in HOMOGENEOUS and (carriers := _carriers(node)):
+            for value in carriers:
+                leader[find(value)] = find(node.outputs[0])
+            pinned += [value for value in computed if value not in carriers]
+            clips += [node] * (node.op_type == "Clip")
+        else:
+            pinned += [*computed, *node.outputs]
+    members: dict[ir.Value, _Members] = {}
+    for value in values:
+        members.setdefault(find(value), _Members()).values.append(value)
+    for value in pinned:
+        if find(value) in members:
+            members[find(value)].pinned = True
+    for node in products:
+        members[find(node.outputs[0])].producers.append(node)
+        members[find(node.inputs[0])].consumers.append(node)  # type: ignore[arg-type]
+    for node in clips:
+        group, limit = members[find(node.outputs[0])], _ceiling(node)
+        group.ceiling = min(group.ceiling, limit)
+        group.clipped += [str(node.outputs[0].name)] * (limit < float("inf"))
+    return [found for group in members.values() if (found := _group(group)) is not None]
+
+
+def _seen_elsewhere(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether a tensor enters or leaves the graph, or the branches of an If or Loop read it."""
+    inside = all(use.node.graph is graph for use in value.uses())
+    return value.is_graph_input() or value.is_graph_output() or not inside
+
+
+def scalable_product(node: ir.Node) -> bool:
+    """Whether `node` is a product of an activation and constants that rescaling may change."""
+    if node.op_type not in PRODUCTS or query.constant(node.inputs[0]) is not None:
+        return False
+    weight = query.float_array(node.inputs[1])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if weight is None or weight.ndim < 2 or (node.op_type != "Conv" and weight.ndim > 2):
+        return False
+    if node.op_type == "Gemm" and (query.attribute(node, "transA", 0) or query.attribute(node, "beta", 1.0) != 1.0):
+        return False
+    constant = query.float_array(bias)
+    return bias is None or (constant is not None and constant.size == weight.shape[weight_axis(node)])
+
+
+def _carriers(node: ir.Node) -> list[ir.Value]:
+    """The inputs that are rescaled together with the output; none where that is not possible."""
+    sources = [value for value in node.inputs if value is not None]
+    if node.op_type == "Add":
+        return [] if any(query.constant(value) is not None for value in sources) else sources
+    if node.op_type == "Mul":
+        first, second = sources
+        sizes = [query.elements(value) or 0 for value in sources]
+        if sizes[0] == sizes[1] or query.constant(first) is not None or query.constant(second) is not None:
+            return []
+        return [first if sizes[0] > sizes[1] else second]
+    if node.op_type == "Clip" and _ceiling(node) <= 0:
+        return []
+    if node.op_type == "Resize" and (
+        query.attribute(node, "mode", "nearest") == "cubic" or query.attribute(node, "extrapolation_value", 0.0) != 0
+    ):
+        return []
+    return sources[:1] if len(node.outputs) == 1 else []
+
+
+def _ceiling(clip: ir.Node) -> float:
+    """The magnitude at which a Clip begins to act; 0 where its limits are unknown or beside zero."""
+    low, high = clip_limits(clip)
+    if low is None or high is None or not low <= 0 < high:
+        return 0.0
+    return min(high, -low if low < 0 else high)
+
+
+def _group(members: _Members) -> ScaleGroup | None:
+    if members.pinned or not members.producers or not members.consumers:
+        return None
+    axes = {_channel_axis(node, node.outputs[0]) for node in members.producers}
+    axes |= {_channel_axis(node, node.inputs[0]) for node in members.consumers}  # type: ignore[arg-type]
+    axis = axes.pop()
+    operators = {node.op_type for value in members.values if (node := value.producer()) is not None}
+    if axes or axis is None or (axis != 1 and operators & SPATIAL):
+        return None
+    shapes = [query.sizes(value, dynamic=0) for value in members.values]
+    channels = {shape[axis] if shape is not None and len(shape) > axis else 0 for shape in shapes}
+    ranks = {query.rank(value) for value in members.values}
+    count = channels.pop()
+    if channels or len(ranks) > 1 or count == 0:
+        return None
+    return ScaleGroup(
+        tuple(str(value.name) for value in members.values),
+        axis,
+        count,
+        tuple(query.label(node) for node in members.producers),
+        tuple(query.label(node) for node in members.consumers),
+        members.ceiling,
+        clipped=tuple(members.clipped),
+    )
+
+
+def _channel_axis(node: ir.Node, value: ir.Value) -> int | None:
+    rank = query.rank(value)
+    return 1 if node.op_type == "Conv" or rank is None else rank - 1
+
+
+# -------------------------------------------------------------------------------------------------- plan
+
+
+def plan_equalization(
+    model: ir.Model, groups: Collection[ScaleGroup], observation: Observation, quantized: Collection[str]
+) -> dict[ScaleGroup, Floats]:
+    """Scales float64 [channels] for every group that gains by it.
+
+    Args:
+        model: the float model.
+        groups: of :func:`scale_groups`.
+        observation: with channel statistics of the groups' tensors.
+        quantized: names of the tensors that get a scale.
+    """
+    nodes = {query.label(node): node for node in model.graph}
+    found = {}
+    for group in groups:
+        names = [name for name in group.tensors if name in quantized and name in observation.tensors]
+        stats = [s for name in names if (s := observation.tensors[name].channels) is not None]
+        if not stats or not set(group.clipped) <= set(names):
+            continue
+        low = np.min([s.minimum for s in stats], axis=0).clip(max=0.0)
+        high = np.max([s.maximum for s in stats], axis=0).clip(min=0.0)
+        largest = np.maximum(high, -low)
+        if not largest.any():
+            continue
+        square = np.max([s.square for s in stats], axis=0)
+        readers = [_reader(nodes[name], square) for name in group.consumers]
+        share = np.minimum(1.0, MARGIN * largest / largest.max())
+        least = np.minimum(1.0, MARGIN * largest / group.ceiling)
+        candidates = [np.ones(group.channels)]
+        candidates += [np.maximum(np.maximum(share, group.floor) ** exponent, least) for exponent in EXPONENTS]
+        noises = [sum(_noise(s, low, high, square, *reader) for reader in readers) for s in candidates]
+        best = int(np.argmin(noises))
+        if noises[best] < LEAST_GAIN * noises[0]:
+            found[group] = candidates[best]
+    return found
+
+
+def _reader(node: ir.Node, square: Floats) -> tuple[Floats, float]:
+    """A consumer's weights as [groups, outputs, inputs, taps], and its output's energy."""
+    weight = _by_input(node)
+    energy = float(np.einsum("goik,gi->", weight**2, square.reshape(len(weight), -1)))
+    return weight, max(energy, 1e-30)
+
+
+def _by_input(node: ir.Node) -> Floats:
+    wide = constant_weight(node).astype(np.float64)
+    if node.op_type == "Conv":
+        groups = query.attribute(node, "group", 1)
+        return wide.reshape(groups, len(wide) // groups, wide.shape[1], -1)
+    return (wide if weight_axis(node) == 0 else wide.T)[None, :, :, None]
+
+
+def _noise(s: Floats, low: Floats, high: Floats, square: Floats, weight: Floats, energy: float) -> float:
+    """Expected squared error at a reader's output over the output's energy."""
+    groups, _, inputs, taps = weight.shape
+    scaled = weight * s.reshape(groups, 1, inputs, 1)
+    step = (np.max(high / s) - np.min(low / s)) / 255
+    steps = np.abs(scaled).max(axis=(2, 3)) / 127
+    reach = (square / s**2).reshape(groups, inputs).sum(axis=1)
+    return float(step**2 * np.sum(scaled**2) + taps * np.sum(steps**2 * reach[:, None])) / (12 * energy)
+
+
+# ------------------------------------------------------------------------------------------------- apply
+
+
+def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, Floats]) -> ir.Model:
+    """A clone of the float model with its groups rescaled; the same function but for what a Clip cuts off.
+
+    Raises:
+        ModelError: the result is not a well-formed graph.
+    """
+    result = model.clone()
+    nodes = {query.label(node): node for node in result.graph}
+    names = edit.Names(result.graph)
+    for group, s in scales.items():
+        for name in group.producers:
+            node = nodes[name]
+            axis = weight_axis(node)
+            rank = query.rank(node.inputs[1]) or 2  # type: ignore[arg-type]
+            rescale(node, 1, 1 / np.expand_dims(s, [a for a in range(rank) if a != axis]), names)
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                rescale(node, 2, 1 / s, names)
+        scale_consumers([nodes[name] for name in group.consumers], s, names)
+    edit.remove_unused(result)
+    check.check(result)
+    return result
+
+
+def scale_consumers(nodes: Iterable[ir.Node], s: Floats, names: edit.Names) -> None:
+    """Multiply the weights of products along their input channels."""
+    for node in nodes:
+        rescale(node, 1, _spread(node, s), names)
+
+
+def _spread(node: ir.Node, s: Floats) -> Floats:
+    """Input-channel scales in the shape that multiplies the node's weight."""
+    if node.op_type != "Conv":
+        return s[None, :] if weight_axis(node) == 0 else s[:, None]
+    weight = query.sizes(node.inputs[1]) or ()
+    groups = query.attribute(node, "group", 1)
+    rows = np.repeat(s.reshape(groups, -1), weight[0] // groups, axis=0)
+    return rows.reshape(*rows.shape, *[1] * (len(weight) - 2))
+
+
+def rescale(node: ir.Node, index: int, factors: Floats, names: edit.Names) -> None:
+    """Multiply one constant input of a node."""
+    array = query.float_array(node.inputs[index])
+    if array is None or node.graph is None:
+        raise ValueError(f"input {index} of {query.label(node)} is no constant")
+    scaled = (array.astype(np.float64) * factors).astype(np.float32)
+    name = names.fresh(f"{query.label(node)}_equalized")
+    edit.set_input(node, index, edit.add_constant(node.graph, name, scaled))

@@ -1,0 +1,187 @@
+"""Where an int8 model's error comes from: what the rounding of each tensor and each weight does to the outputs.
+
+Each is switched on alone in the float model. The errors are small and as good as independent, so their squares add up:
+on MobileNetV2 the sum over all tensors lies within a decibel of all of them together. A share is of that sum.
+
+A tensor's rounding is gone only when all int8 operators around it are float. So operators to leave float go in
+clusters, one for each noisy tensor: what computes it and what reads it, with their weights. They are ordered by the
+noise they take out for every multiply-accumulate that int8 loses: no clock, so the order is the same everywhere.
+
+The results are kept on disk as they come, keyed by model, plan and samples: an interrupted search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from toolchain.calibration.statistics import Progress
+from toolchain.core.files import cache_dir, write_text
+from toolchain.evaluation.fidelity import Probe
+from toolchain.graph import edit, io, query
+from toolchain.ops.table import macs
+from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
+from toolchain.quantization.plan import Plan
+
+SAVE_EVERY = 16
+LEAST_SHARE = 1e-3
+"""Of all multiply-accumulates: an operator counts as at least so much, for a float one between int8 ones costs two
+conversions however little it computes."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one cause does to the outputs. at: a tensor's name, or a node's for its weight.
+
+    power: squared error over energy, as of the fidelity. share: of the sum over all causes.
+    """
+
+    kind: Literal["activation", "weight"]
+    at: str
+    op: str
+    power: float
+    share: float
+
+    @property
+    def fidelity_db(self) -> float:
+        """What the outputs' fidelity would be if this were the only cause."""
+        return -10 * math.log10(max(self.power, 1e-30))
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return f"{self.op} {self.at}" + (" (weight)" if self.kind == "weight" else "")
+
+
+@dataclass(frozen=True)
+class NoiseCluster:
+    """Operators to leave float together, and the share of all noise that goes with them."""
+
+    nodes: tuple[str, ...]
+    share: float
+    tensor: str
+
+
+def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress) -> tuple[Noise, ...]:
+    """The noise of every activation and weight of a plan, the largest first.
+
+    Args:
+        model: the float model the plan was made for.
+        plan: its grids and weights.
+        probe: measures at the outputs.
+        key: of the samples.
+        report: progress.
+    """
+    producers = {str(v.name): query.op(n) if (n := v.producer()) else "input" for v in query.activations(model)}
+    nodes = {query.label(node): node for node in model.graph}
+    cache = _Cache(model, plan, key)
+    names = list(plan.activations)
+    total = len(names) + len(plan.products)
+    powers: dict[tuple[Literal["activation", "weight"], str], float] = {}
+    measure = None
+    for name, grid in plan.activations.items():
+        known = cache.get("activation", name)
+        if known is None:
+            measure = measure or probe.opened(with_switches(model, names))
+            known = cache.put("activation", name, _power(measure(switch_feed(names, {name: grid}))))
+        powers["activation", name] = known
+        report("measuring sensitivity", len(powers), total)
+    for name, product in plan.products.items():
+        known = cache.get("weight", name)
+        if known is None:
+            clone = model.clone()
+            node = next(n for n in clone.graph if query.label(n) == name)
+            constant = edit.add_constant(
+                clone.graph, edit.Names(clone.graph).fresh(f"{name}_rounded"), product.weight.dequantized()
+            )
+            edit.set_input(node, 1, constant)
+            known = cache.put("weight", name, _power(probe.fidelity_db(clone)))
+        powers["weight", name] = known
+        report("measuring sensitivity", len(powers), total)
+    cache.save()
+    whole = sum(powers.values()) or 1.0
+    found = (
+        Noise(kind, at, producers[at] if kind == "activation" else query.op(nodes[at]), power, power / whole)
+        for (kind, at), power in powers.items()
+    )
+    return tuple(sorted(found, key=lambda noise: (-noise.power, noise.at)))
+
+
+def clusters(model: ir.Model, plan: Plan, noises: Sequence[Noise]) -> list[NoiseCluster]:
+    """What to leave float, the most rewarding first; no operator is in two clusters."""
+    int8 = plan.int8_nodes()
+    power = {(noise.kind, noise.at): noise.share for noise in noises}
+    nodes = {query.label(node): node for node in model.graph}
+    whole = sum(macs(node) or 0 for node in model.graph) or 1
+    found = []
+    for value in query.activations(model):
+        share = power.get(("activation", str(value.name)))
+        if share is None:
+            continue
+        around = _around(value, int8)
+        share += sum(power.get(("weight", name), 0.0) for name in around)
+        cost = sum(max((macs(nodes[name]) or 0) / whole, LEAST_SHARE) for name in around)
+        if around:
+            found.append((share / cost, NoiseCluster(around, share, str(value.name))))
+    taken: set[str] = set()
+    ordered = []
+    for _, cluster in sorted(found, key=lambda item: (-item[0], item[1].tensor)):
+        left = tuple(name for name in cluster.nodes if name not in taken)
+        if left:
+            ordered.append(NoiseCluster(left, cluster.share, cluster.tensor))
+            taken.update(left)
+    return ordered
+
+
+def _around(value: ir.Value, int8: set[str]) -> tuple[str, ...]:
+    """The int8 operators that read or compute a tensor; behind a Relu or Clip, what that one follows too."""
+    names = [query.label(node) for node in query.consumers(value)]
+    producer = value.producer()
+    while producer is not None:
+        names.append(query.label(producer))
+        behind = producer.inputs[0].producer() if producer.op_type in ("Relu", "Clip") and producer.inputs[0] else None
+        producer = behind
+    return tuple(sorted(name for name in dict.fromkeys(names) if name in int8))
+
+
+def _power(fidelity_db: float) -> float:
+    return float(10 ** (-fidelity_db / 10))
+
+
+class _Cache:
+    """Powers by kind and name, in a file."""
+
+    def __init__(self, model: ir.Model, plan: Plan, key: str) -> None:
+        digest = hashlib.sha256(io.to_bytes(model) if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else b"")
+        digest.update(repr(sorted(plan.activations.items())).encode())
+        for name, product in plan.products.items():
+            digest.update(name.encode() + product.weight.values.tobytes() + product.weight.scales.tobytes())
+        digest.update(key.encode())
+        self._path = cache_dir("sensitivity") / f"{digest.hexdigest()[:32]}.json"
+        self._known: dict[str, float] = {}
+        self._fresh = 0
+        if self._path.is_file():
+            try:
+                self._known = {str(k): float(v) for k, v in json.loads(self._path.read_text(encoding="utf-8")).items()}
+            except (ValueError, AttributeError, TypeError):
+                self._known = {}  # not whole: measured again
+
+    def get(self, kind: str, name: str) -> float | None:
+        return self._known.get(f"{kind} {name}")
+
+    def put(self, kind: str, name: str, power: float) -> float:
+        self._known[f"{kind} {name}"] = power
+        self._fresh += 1
+        if self._fresh % SAVE_EVERY == 0:
+            self.save()
+        return power
+
+    def save(self) -> None:
+        if self._fresh:
+            write_text(self._path, json.dumps(self._known))

@@ -1,0 +1,1 @@
+"""Quantized models as files: written as QuantizeLinear and DequantizeLinear pairs, audited, and read again."""

@@ -1,0 +1,78 @@
+"""Dynamic int8 for recurrent layers: ``LSTM`` becomes onnxruntime's own ``com.microsoft::DynamicQuantizeLSTM``.
+
+An LSTM's products run step by step inside one operator, so no QuantizeLinear can stand between them. The operator
+rounds the input (all steps at once) and the hidden state (at every step) to u8 over the range they span just then,
+multiplies with s8 weights of one scale a gate row by the GEMM of static int8, and computes the gates in float
+(``dynamic_quantize_lstm.cc``, ``rnn_helpers.cc``). Hence
+    weights    symmetric, zero point 0, [directions, K, gates · H]; pairs along K must be overflow-free as everywhere
+    input      one scale for all samples of a batch: an answer may depend on what else is in the batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.data.tensors import Array
+from toolchain.graph import edit, query
+from toolchain.ops.cells import Dynamic
+from toolchain.ops.table import rule
+from toolchain.quantization.weights import WeightQuant, quantize_weight
+
+DOMAIN = "com.microsoft"
+DYNAMIC = "its weights are int8, and its activations are rounded at every step to what they span there"
+INPUTS = 8
+"""Of the float operator: X, W, R, B, sequence_lens, initial_h, initial_c, P. Scales and zero points follow them."""
+
+
+def refusal(node: ir.Node, cell: Dynamic) -> str | None:
+    """Why `node` cannot be dynamic int8, None if it can."""
+    arrays = [query.constant(node.inputs[index]) for index in cell.weights]
+    if any(array is None for array in arrays):
+        return "its weights are not constant"
+    if any(not query.is_float(node.inputs[index]) for index in (0, *cell.weights)):
+        return "is not float32"
+    if query.attribute(node, "layout", 0):
+        return "has its batch axis first, which the dynamic operator does not know"
+    return None
+
+
+def weights(model: ir.Model, names: Collection[str], *, exact: bool) -> dict[str, tuple[WeightQuant, ...]]:
+    """The weights of each of the named nodes, in the order of ``Dynamic.weights``.
+
+    Each is [directions · gates · H, K] with a scale for each row.
+    """
+    found: dict[str, tuple[WeightQuant, ...]] = {}
+    for node in model.graph:
+        cell = rule(node).int8
+        if query.label(node) not in names or not isinstance(cell, Dynamic):
+            continue
+        arrays = [query.float_array(node.inputs[index]) for index in cell.weights]
+        found[query.label(node)] = tuple(
+            quantize_weight(array.reshape(-1, array.shape[-1]), 0, exact=exact) for array in arrays if array is not None
+        )
+    return found
+
+
+def write(node: ir.Node, quants: tuple[WeightQuant, ...], names: edit.Names) -> None:
+    """Replace a float node; outputs keep their names. The model must import :data:`DOMAIN`."""
+    cell, graph, label = rule(node).int8, node.graph, query.label(node)
+    if not isinstance(cell, Dynamic) or graph is None:
+        raise ValueError(f"{label} has no dynamic operator")
+
+    def constant(kind: str, array: Array) -> ir.Value:
+        return edit.add_constant(graph, names.fresh(f"{label}_{kind}"), array)
+
+    inputs = [*node.inputs, *[None] * (INPUTS - len(node.inputs))]
+    directions = 2 if query.attribute(node, "direction", "forward") == "bidirectional" else 1
+    for index, quant in zip(cell.weights, quants, strict=True):
+        stacked = quant.values.reshape(directions, -1, quant.values.shape[-1]).transpose(0, 2, 1)
+        scales = quant.scales.reshape(directions, -1)
+        inputs[index] = constant(f"quantized_{index}", stacked)
+        inputs.append(constant(f"scale_{index}", scales))
+        inputs.append(constant(f"zero_point_{index}", np.zeros(scales.shape, np.int8)))
+    attributes = [attribute for name, attribute in node.attributes.items() if name != "layout"]
+    new = ir.Node(DOMAIN, cell.op, inputs, attributes, name=label, num_outputs=len(node.outputs))
+    edit.replace_node(node, new)

@@ -1,0 +1,159 @@
+"""`apply_quantization`: write a plan into a graph as QuantizeLinear / DequantizeLinear pairs. Decides nothing.
+
+Every planned activation gets one pair behind it; int8 nodes read the pair's output. Float readers do too when
+the tensor was computed in int8 (nothing else exists on the device), and keep the float tensor otherwise.
+An absorbed Relu or Clip is removed: requantization saturates at the grid's ends, which lie inside its limits, so
+Q(clip(x)) = Q(x) integer for integer. (onnxruntime has fusions for this too, but they match some operator set
+versions and miss others.) Weights and biases become int8 and int32 initializers behind a DequantizeLinear of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.data.tensors import Array
+from toolchain.graph import check, edit, query
+from toolchain.ops.cells import Absorbed, Kernel
+from toolchain.ops.table import rule
+from toolchain.quantization.plan import Plan, ProductQuant
+from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
+from toolchain.quantization.ranges import Affine
+from toolchain.quantization.selection import data_inputs, output_point
+
+Encoding = Literal["u8", "s8"]
+
+
+def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Model:
+    """A quantized clone of `model`.
+
+    Args:
+        model: the model the plan was made for.
+        plan: what to write.
+        encoding: how activations are spelt; u8 with zero point z and s8 with z - 128 are the same numbers.
+
+    Raises:
+        ModelError: the result is not a well-formed graph.
+    """
+    result = model.clone()
+    chosen = plan.int8_nodes()
+    absorbed = {n for n in result.graph if query.label(n) in chosen and isinstance(rule(n).int8, Absorbed)}
+    writer = _Writer(result.graph, encoding, absorbed)
+    nodes = {query.label(node): node for node in result.graph}
+    for name, weights in plan.recurrent.items():
+        dynamic_lstm.write(nodes[name], weights, writer.names)
+        result.opset_imports[dynamic_lstm.DOMAIN] = 1
+    tables: dict[int, embedding_tables.Written] = {}
+    for name, rows in plan.tables.items():
+        embedding_tables.write_table(nodes[name], rows, writer.names, tables)
+    values = {str(value.name): value for value in query.activations(result)}
+    int8_computed = int8_values(result, chosen)
+    for name, product in plan.products.items():
+        writer.product(nodes[name], product)
+    for name, grid in plan.activations.items():
+        value = values[name]
+        pair = writer.pair(value, grid)
+        readers = [n for n in query.consumers(value) if n is not pair.producer() and not writer.is_own(n)]
+        reading = [n for n in readers if query.label(n) in chosen and value in data_inputs(n)]
+        edit.redirect(value, pair, readers if value in int8_computed else reading)
+        if value.is_graph_output() and value in int8_computed:
+            writer.take_over_output(value, pair)
+    edit.remove_unused(result)
+    check.check(result)
+    return result
+
+
+def int8_values(model: ir.Model, chosen: set[str]) -> set[ir.Value]:
+    """The tensors that int8 nodes compute, at the point where they are requantized. chosen: names of int8 nodes."""
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        if query.label(node) in chosen and not isinstance(rule(node).int8, Absorbed):
+            found.update([output_point(node, chosen)] if len(node.outputs) == 1 else node.outputs)
+    return found
+
+
+class _Writer:
+    """Inserts pairs; equal scales and zero points share one initializer."""
+
+    def __init__(self, graph: ir.Graph, encoding: Encoding, absorbed: set[ir.Node]) -> None:
+        self._graph = graph
+        self.names = edit.Names(graph)
+        self._dtype: type[np.uint8 | np.int8] = np.uint8 if encoding == "u8" else np.int8
+        self._shift = 0 if encoding == "u8" else 128
+        self._grids: dict[Affine, tuple[ir.Value, ir.Value]] = {}
+        self._own: set[ir.Node] = set()
+        self._absorbed = absorbed
+
+    def is_own(self, node: ir.Node) -> bool:
+        return node in self._own
+
+    def _constant(self, name: str, array: Array) -> ir.Value:
+        return edit.add_constant(self._graph, self.names.fresh(name), array)
+
+    def _node(
+        self, op: str, inputs: Sequence[ir.Value | None], like: ir.Value, dtype: ir.DataType, axis: int | None = None
+    ) -> ir.Node:
+        attributes = {} if axis is None else {"axis": axis}
+        node = ir.node(op, inputs, attributes, name=self.names.fresh(f"{like.name}_{op}"))
+        node.outputs[0].name = self.names.fresh(f"{node.name}_out")
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), like.shape
+        self._own.add(node)
+        return node
+
+    def _grid(self, grid: Affine, name: str) -> tuple[ir.Value, ir.Value]:
+        if grid not in self._grids:
+            self._grids[grid] = (
+                self._constant(f"{name}_scale", np.array(grid.scale, np.float32)),
+                self._constant(f"{name}_zero_point", np.array(grid.zero_point - self._shift, self._dtype)),
+            )
+        return self._grids[grid]
+
+    def pair(self, value: ir.Value, grid: Affine) -> ir.Value:
+        """Insert Q and DQ behind `value`; returns the DQ's output."""
+        scale, zero = self._grid(grid, str(value.name))
+        producer = value.producer()
+        source = producer.inputs[0] if producer is not None and producer in self._absorbed else value
+        dtype = ir.DataType.UINT8 if self._dtype is np.uint8 else ir.DataType.INT8
+        quantize = self._node("QuantizeLinear", [source, scale, zero], value, dtype)
+        dequantize = self._node("DequantizeLinear", [quantize.outputs[0], scale, zero], value, ir.DataType.FLOAT)
+        if producer is None:
+            first = next(iter(self._graph))
+            self._graph.insert_before(first, [quantize, dequantize])
+        else:
+            self._graph.insert_after(producer, [quantize, dequantize])
+        return dequantize.outputs[0]
+
+    def take_over_output(self, value: ir.Value, pair: ir.Value) -> None:
+        """Make the DQ's output the graph output, under the output's name."""
+        index = next(i for i, output in enumerate(self._graph.outputs) if output is value)
+        name = str(value.name)
+        self._graph.outputs[index] = pair
+        value.name = self.names.fresh(f"{name}_float")
+        pair.name = name
+
+    def product(self, node: ir.Node, quant: ProductQuant) -> None:
+        """Give a Conv, Gemm or MatMul its integer weight and bias."""
+        cell = rule(node).int8
+        if not isinstance(cell, Kernel):
+            raise ValueError(f"{query.label(node)} has no int8 kernel")
+        weight = self._dequantized(
+            f"{query.label(node)}_weight", quant.weight.values, quant.weight.scales, quant.weight.axis, node
+        )
+        edit.set_input(node, cell.weight, weight)
+        if cell.bias is not None and quant.bias is not None and quant.bias_scales is not None:
+            bias = self._dequantized(f"{query.label(node)}_bias", quant.bias, quant.bias_scales, 0, node)
+            edit.set_input(node, cell.bias, bias)
+
+    def _dequantized(self, name: str, values: Array, scales: Array, axis: int, before: ir.Node) -> ir.Value:
+        integers = self._constant(f"{name}_quantized", values)
+        inputs = [
+            integers,
+            self._constant(f"{name}_scale", scales.astype(np.float32)),
+            self._constant(f"{name}_zero_point", np.zeros(scales.shape, values.dtype)),
+        ]
+        node = self._node("DequantizeLinear", inputs, integers, ir.DataType.FLOAT, axis)
+        self._graph.insert_before(before, node)
+        return node.outputs[0]

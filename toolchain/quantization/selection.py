@@ -1,0 +1,306 @@
+"""Deciding which nodes compute in int8, from the graph alone.
+
+Nodes with a `Kernel` cell (Conv, Gemm, MatMul with constant weights) want int8. The glue between them (Add,
+Concat, pools, reshapes ...) follows where most of what it reads is int8 already: a float island between int8
+neighbours costs a conversion on each side, an int8 island in a float sea costs the same for nothing. Relu and
+Clip vanish into their producer. Every node that stays float carries the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from toolchain.graph import query
+from toolchain.ops.cells import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
+from toolchain.ops.table import TABLE, rule
+from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
+
+NOT_IN_TABLE = "its operator is not in the table"
+
+Other = Literal["int8 dynamic", "int8 storage"]
+Precision = Literal["int8", "float"] | Other
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one node computes. int8: static int8. reason: why it does not, None where it does.
+
+    other: a way between the two. `int8 storage`: its constant is int8 in the file, and it computes in float.
+    `int8 dynamic`: its products are int8, of activations rounded to what they span at run time.
+    """
+
+    node: str
+    op: str
+    int8: bool
+    reason: str | None = None
+    other: Other | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """What tables and manifests call it."""
+        return self.other or ("int8" if self.int8 else "float")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Choices by node, and the tensors that need a scale.
+
+    tensors: names in graph order, each with the channel axis its means are wanted along (None: not wanted).
+    same: tensor to the tensor whose scale it shares.
+    """
+
+    choices: tuple[Choice, ...]
+    tensors: dict[str, int | None]
+    same: dict[str, str]
+
+    def int8_nodes(self) -> set[str]:
+        """Names of the nodes that compute in int8."""
+        return {choice.node for choice in self.choices if choice.int8}
+
+    def other_nodes(self, other: Other) -> set[str]:
+        """Names of the nodes that are neither int8 nor float but this."""
+        return {choice.node for choice in self.choices if choice.other == other}
+
+
+def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str, str] | None = None) -> Selection:
+    """Choose int8 or float for every node of an optimized model.
+
+    Args:
+        model: as :func:`toolchain.optimization.passes.optimize` leaves it.
+        keep_float: names of nodes, or operator types, that stay float.
+        reasons: nodes that stay float for a reason found elsewhere (measured slower, not fused).
+    """
+    int8: dict[ir.Node, bool] = {}
+    why: dict[ir.Node, str | None] = {}
+    other: dict[ir.Node, Other] = {}
+    for node in model.graph:
+        kept = _kept(node, keep_float, reasons or {})
+        reason = kept or _refusal(node) or _unprofitable(node, int8)
+        if reason is None and isinstance(rule(node).int8, Dynamic):
+            other[node], reason = "int8 dynamic", dynamic_lstm.DYNAMIC
+        elif not kept and embedding_tables.has_table(node):
+            other[node], reason = "int8 storage", embedding_tables.TABLE
+        int8[node], why[node] = reason is None, reason
+    _drop_unread(model, int8, why)
+    choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n], other.get(n)) for n in model.graph)
+    tensors, same = _tensors(model, int8)
+    return Selection(choices, tensors, same)
+
+
+# ------------------------------------------------------------------------------------------ node by node
+
+
+def _kept(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -> str | None:
+    """Why someone else wants `node` float."""
+    name = query.label(node)
+    if name in reasons:
+        return reasons[name]
+    return "the recipe keeps it float" if name in keep_float or query.op(node) in keep_float else None
+
+
+def _refusal(node: ir.Node) -> str | None:
+    """Why `node` alone cannot be int8, None if it can."""
+    cell = rule(node).int8
+    match cell:
+        case Float():
+            return cell.reason if query.op(node) in TABLE else NOT_IN_TABLE
+        case Kernel():
+            return _kernel_refusal(node, cell)
+        case Absorbed():
+            return _absorb_refusal(node)
+        case Dynamic():
+            return dynamic_lstm.refusal(node, cell)
+        case _:
+            return _glue_refusal(node, cell)
+
+
+def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
+    weight = node.inputs[cell.weight]
+    if query.constant(weight) is None:
+        return "multiplies two activations; its weight is not constant"
+    if not query.is_float(weight) or not query.is_float(node.inputs[cell.act]):
+        return "is not float32"
+    if query.constant(node.inputs[cell.act]) is not None:
+        return "reads a constant, not an activation"
+    if cell.bias is not None and len(node.inputs) > cell.bias and node.inputs[cell.bias] is not None:
+        bias = query.constant(node.inputs[cell.bias])
+        if bias is None:
+            return "its bias is not constant"
+        if bias.size != _channels(node) or bias.shape[-1:] != (bias.size,):
+            return "its bias is not one number for each output channel"
+    if node.op_type == "MatMul" and query.rank(weight) != 2:  # type: ignore[arg-type]
+        return "its weight is a stack of matrices; the int8 kernel takes one"
+    if node.op_type == "Gemm":
+        alpha, beta = query.attribute(node, "alpha", 1.0), query.attribute(node, "beta", 1.0)
+        if query.attribute(node, "transA", 0) or alpha != 1.0 or beta != 1.0:
+            return f"transA, alpha={alpha:g} or beta={beta:g} has no int8 kernel"
+    return None
+
+
+def weight_axis(node: ir.Node) -> int:
+    """The output-channel axis of a kernel node's weight."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and query.attribute(node, "transB", 0)):
+        return 0
+    return 1
+
+
+def _channels(node: ir.Node) -> int:
+    weight = query.constant(node.inputs[1])
+    return 0 if weight is None else weight.shape[weight_axis(node)]
+
+
+def _absorb_refusal(node: ir.Node) -> str | None:
+    source = node.inputs[0]
+    producer = source.producer() if source is not None else None
+    if producer is None or source is None:
+        return "follows a float operator"
+    if query.sole_consumer(source) is not node:
+        return "its input is used elsewhere too, so it cannot vanish into the producer"
+    if isinstance(rule(producer).int8, SameScale | Absorbed):
+        return "its producer requantizes nothing that it could vanish into"
+    if node.op_type == "Clip":
+        low, high = clip_limits(node)
+        if low is None or high is None or not low <= 0.0 <= high:
+            return "its limits are not constants around 0"
+    return None
+
+
+def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
+    """A Relu's or Clip's constant limits; +-inf where there is none, None where it is computed."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    limits: list[float | None] = []
+    for index, default in ((1, float("-inf")), (2, float("inf"))):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        limits.append(default if value is None else query.scalar(value))
+    return limits[0], limits[1]
+
+
+def _glue_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None:
+    for value in data_inputs(node):
+        if not query.is_float(value):
+            return "is not float32"
+        if query.constant(value) is not None:
+            return "combines an activation with a constant; as int8 it would only lose precision"
+    if node.op_type == "Resize" and query.attribute(node, "mode", "nearest") != "nearest":
+        return "interpolates between values; int8 would round them differently on different processors"
+    if node.op_type == "AveragePool" and (
+        any(query.attribute(node, "pads", [0])) or query.attribute(node, "ceil_mode")
+    ):
+        return "averages fewer elements at the borders; int8 would round them differently on different processors"
+    if node.op_type == "MaxPool" and len(node.outputs) > 1:
+        return "returns indices"
+    return None
+
+
+def data_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs that carry activations: not weights, shapes, axes or limits."""
+    cell = rule(node).int8
+    match cell:
+        case Kernel():
+            chosen = [node.inputs[cell.act]]
+        case OwnScale(inputs=None):
+            chosen = list(node.inputs)
+        case _:
+            chosen = list(node.inputs[:1])
+    return [value for value in chosen if value is not None]
+
+
+def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
+    """Why glue stays float although it could be int8: most of what it reads is float."""
+    cell = rule(node).int8
+    if isinstance(cell, Kernel | Dynamic):
+        return None
+    ready = total = 0
+    for value in data_inputs(node):
+        size = query.elements(value) or 1
+        producer = value.producer()
+        total += size
+        ready += size if producer is not None and int8.get(producer, False) else 0
+    if isinstance(cell, Absorbed):
+        return None if ready else "follows a float operator"
+    return None if 2 * ready > total else "reads float tensors; converting them would cost more than it saves"
+
+
+def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, str | None]) -> None:
+    """A product that can leave its result float, and whose readers are all float, keeps them so.
+
+    Walking backwards, glue that no int8 node reads is float too when it only follows such a product.
+    """
+    for node in reversed(list(model.graph)):
+        if not int8[node] or not isinstance(rule(node).int8, Absorbed | SameScale):
+            continue
+        if any(int8.get(reader, False) for output in node.outputs for reader in query.consumers(output)):
+            continue
+        cell = rule(_behind(node)).int8
+        if isinstance(cell, Kernel) and cell.float_output:
+            int8[node], why[node] = False, "its readers are float, and so is the product it follows"
+
+
+def _behind(node: ir.Node) -> ir.Node:
+    """The operator that computes what `node` gets through any number of others that only pass or clip it."""
+    while isinstance(rule(node).int8, Absorbed | SameScale):
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if producer is None:
+            break
+        node = producer
+    return node
+
+
+# ----------------------------------------------------------------------------------------------- tensors
+
+
+def output_point(node: ir.Node, int8_nodes: Collection[ir.Node] | Collection[str]) -> ir.Value:
+    """Where an int8 node's result is quantized: its output, or that of the Relu or Clip it absorbs."""
+    output = node.outputs[0]
+    follower = query.sole_consumer(output)
+    if follower is not None and isinstance(rule(follower).int8, Absorbed):
+        chosen = follower in int8_nodes or query.label(follower) in int8_nodes
+        if chosen:
+            return follower.outputs[0]
+    return output
+
+
+def leaves_float(node: ir.Node, int8_names: Collection[str]) -> bool:
+    """Whether a product's result stays float: the kernel allows it and no int8 node reads it."""
+    cell = rule(node).int8
+    if not (isinstance(cell, Kernel) and cell.float_output):
+        return False
+    return not any(query.label(reader) in int8_names for reader in query.consumers(node.outputs[0]))
+
+
+def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int | None], dict[str, str]]:
+    names = {query.label(node) for node, chosen in int8.items() if chosen}
+    tensors: dict[str, int | None] = {}
+    same: dict[str, str] = {}
+    torn: set[str] = set()  # a convolution and a matrix product take different axes of one tensor for its channels
+
+    def want(value: ir.Value, axis: int | None) -> None:
+        if value.name is None:
+            return
+        known = tensors.get(value.name)
+        if known is not None and axis is not None and known != axis:
+            torn.add(value.name)
+        tensors[value.name] = axis if known is None else known
+
+    for node in model.graph:
+        cell = rule(node).int8
+        if not int8[node] or isinstance(cell, Absorbed):
+            continue
+        for value in data_inputs(node):
+            axis = None
+            if isinstance(cell, Kernel) and (rank := query.rank(value)) is not None:
+                axis = 1 if node.op_type == "Conv" else rank - 1
+            want(value, axis)
+        if leaves_float(node, names):
+            continue
+        for output in node.outputs:
+            point = output_point(node, names) if len(node.outputs) == 1 else output
+            want(point, None)
+            if isinstance(cell, SameScale) and point.name is not None and node.inputs[0] is not None:
+                same[point.name] = str(node.inputs[0].name)
+    return {name: None if name in torn else axis for name, axis in tensors.items()}, same

@@ -1,0 +1,172 @@
+"""The words of a report: its sentence, its large numbers, and where everything comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolchain.formats.manifest import Manifest
+from toolchain.formats.results import Conditions, Measurement, Score
+from toolchain.report.amounts import bytes_text
+from toolchain.report.compare import Comparison
+from toolchain.report.derive import Row
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A large number. label: what of; note: how it is known."""
+
+    label: str
+    value: str
+    note: str
+
+
+def _pair(comparison: Comparison) -> tuple[Row, Row] | None:
+    """The baseline and the last row that was measured against it, where the report is about one model on one host."""
+    rows = [row for block in comparison.blocks for row in block.rows]
+    if len(comparison.blocks) != 1 or len({row.measurement.model for row in rows}) != 1:
+        return None
+    compared = [row for row in rows if row.speedup]
+    own = [row for row in compared if row.measurement.evidence == "measured"] or compared
+    base = next((row for row in rows if row.baseline and not row.speedup), None)
+    return (base, own[-1]) if base and own else None
+
+
+def headline(comparison: Comparison, manifests: Sequence[Manifest]) -> str:
+    """The one sentence that matters."""
+    pair = _pair(comparison)
+    if pair is None:
+        rows = [row.measurement for block in comparison.blocks for row in block.rows]
+        parts = [_plural(len({m.model for m in rows}), "model"), _plural(len({m.variant for m in rows}), "variant")]
+        return f"{', '.join(parts)}, {_plural(len(comparison.blocks), 'machine or setting', 'machines or settings')}."
+    base, best = pair
+    a, b = base.measurement, best.measurement
+    parts = [f"{_speed(best)} as fast as {a.variant}"]
+    parts.append(f"{a.size_bytes / b.size_bytes:.1f}× smaller" if b.size_bytes < a.size_bytes else "no smaller")
+    if a.score and b.score:
+        parts.append(f"{_kind(b.score)} {_score(a.score)} → {_score(b.score)}")
+    if manifests:
+        exceptions = manifests[0].exactness.exceptions
+        parts.append("the same integers on every processor" + (", with exceptions named below" if exceptions else ""))
+    text = f"{'; '.join(parts)}."
+    return text[0].upper() + text[1:]
+
+
+def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
+    """What was gained, in numbers; none where several models or hosts are compared."""
+    pair = _pair(comparison)
+    if pair is None:
+        return []
+    base, best = pair
+    a, b = base.measurement, best.measurement
+    found = []
+    if best.speedup and base.p50_ms and best.p50_ms:
+        steady = all(row.verdict is None or row.verdict.kind == "steady" for row in pair)
+        interval = f"95 %: {best.speedup.low:.2f}–{best.speedup.high:.2f}×"
+        note = f"{base.p50_ms.value:.3g} → {best.p50_ms.value:.3g} ms; {interval}"
+        found.append(Tile("speed-up" + ("" if steady else " !"), _speed(best), note))
+    found.append(Tile("file", bytes_text(b.size_bytes), f"{a.variant}: {bytes_text(a.size_bytes)}"))
+    if a.score and b.score:
+        samples = f", {b.score.samples} samples" if b.score.samples else ""
+        found.append(Tile(_kind(b.score), _score(b.score), f"{a.variant}: {_score(a.score)}{samples}"))
+    if a.memory and b.memory:
+        peaks = [max(m.peak_load_bytes, m.peak_run_bytes) - m.baseline_bytes for m in (a.memory, b.memory)]
+        note = f"{a.variant}: {peaks[0] / 1e6:.0f} MB; above the runtime's own"
+        found.append(Tile("memory", f"{peaks[1] / 1e6:.0f} MB", note))
+    if manifests:
+        exceptions = manifests[0].exactness.exceptions
+        value = "identical" if not exceptions else "identical but …"
+        found.append(Tile("other processors", value, "; ".join(exceptions) or "every integer, proved kernel by kernel"))
+    return found
+
+
+def provenance(comparison: Comparison, manifests: Sequence[Manifest]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Facts in groups: the machines, the runs, and of an export its source, data, versions and recipe."""
+    groups = []
+    for block in comparison.blocks:
+        host = block.host
+        facts = [
+            ("machine", f"{host.name}, {host.architecture}, {host.os}"),
+            ("processor", f"{host.cpu}, {_plural(host.cores, 'core')} ({', '.join(host.features)})"),
+            ("memory", f"{host.memory_mib / 1024:.1f} GiB"),
+            ("runtime", f"onnxruntime {host.onnxruntime}, Python {host.python}"),
+        ]
+        facts += [("governor", host.governor)] if host.governor else []
+        facts += [("threads", str(block.threads))] if block.threads else []
+        seen = dict.fromkeys((row.measurement.when, _conditions(row.measurement.conditions)) for row in block.rows)
+        facts += [("measured", ", ".join(filter(None, [when, text]))) for when, text in seen]
+        groups.append((f"Machine {host.name}", facts))
+    if manifests:
+        groups += [("Export", _made(manifests[0])), ("Files", _files(manifests))]
+    else:
+        rows = [row.measurement for block in comparison.blocks for row in block.rows]
+        groups.append(("Files", [(_label(m), f"SHA-256 {m.sha256}") for m in rows]))
+    return groups
+
+
+def _made(manifest: Manifest) -> list[tuple[str, str]]:
+    source, data, recipe = manifest.source, manifest.calibration, manifest.recipe
+    facts = [
+        ("source", f"{source.name} ({source.kind}, {source.exporter})"),
+        ("source hash", f"SHA-256 {source.sha256}"),
+        ("calibration", f"{data.samples} samples of {data.source}"),
+        ("data hash", data.fingerprint),
+    ]
+    if data.preprocessing:
+        facts.append(("preprocessing", ", ".join(f"{k} {v}" for k, v in data.preprocessing.items() if v is not None)))
+    default = type(recipe)()
+    changed = [
+        f"{part}.{name} = {value}" if isinstance(chosen, dict) else f"{part} = {chosen}"
+        for part, chosen in recipe.model_dump().items()
+        for name, value in (chosen.items() if isinstance(chosen, dict) else ((part, chosen),))
+        if value != (default.model_dump()[part][name] if isinstance(chosen, dict) else default.model_dump()[part])
+    ]
+    facts.append(("recipe", ", ".join(changed) or "the default"))
+    facts.append(("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())))
+    facts.append(("made", manifest.created))
+    return facts + [("note", note) for note in manifest.notes]
+
+
+def _files(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
+    return [
+        (f"{m.target}/{file.name}", f"{bytes_text(file.size_bytes)}, SHA-256 {file.sha256}")
+        for m in manifests
+        for file in m.files
+        if file.name.startswith("model.")
+    ]
+
+
+def _conditions(about: Conditions) -> str:
+    pairs = {
+        "load": (about.load_before, about.load_after, "", ".1f"),
+        "clock": (about.clock_mhz_before, about.clock_mhz_after, " MHz", ".0f"),
+        "temperature": (about.temperature_c_before, about.temperature_c_after, " °C", ".0f"),
+    }
+    return ", ".join(
+        f"{name} {format(before, how)} → {format(after, how)}{unit}"
+        for name, (before, after, unit, how) in pairs.items()
+        if before is not None and after is not None
+    )
+
+
+def _label(m: Measurement) -> str:
+    return f"{m.model} {m.variant}" + (f" for {m.target}" if m.target else "")
+
+
+def _speed(row: Row) -> str:
+    if row.speedup is None:
+        return ""
+    unsure = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
+    return f"{unsure}{row.speedup.value:.2f}×"
+
+
+def _kind(score: Score) -> str:
+    return "score" if score.kind == "evaluate" else "agreement"
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:.2%}".replace("%", " %") if 0 <= score.value <= 1 else f"{score.value:.4g}"
+
+
+def _plural(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

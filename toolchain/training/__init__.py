@@ -1,0 +1,1 @@
+"""Training by a recipe, in torch: pruning, weight sharing, quantization-aware training, distillation."""

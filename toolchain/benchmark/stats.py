@@ -24,11 +24,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from toolchain.core.arrays import F64
 from toolchain.formats.results import Conditions, Latency, Reading, Window
-
-Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -205,16 +203,16 @@ def difference(ratio: Estimate) -> str:
     return f"{abs(changes[0]) * 100:.1f} % {direction} (95 %: {ends[0]:.1f} to {ends[1]:.1f} %)"
 
 
-def _compared(latency: Latency, beside: Latency) -> Floats:
+def _compared(latency: Latency, beside: Latency) -> F64:
     """Computing times where both have them, else times that passed."""
     return np.asarray(latency.cpu_ms if latency.cpu_ms and beside.cpu_ms else latency.samples_ms, dtype=np.float64)
 
 
-def _rounds(values: Floats, latency: Latency) -> list[Floats]:
+def _rounds(values: F64, latency: Latency) -> list[F64]:
     return [values[a:b] for a, b in itertools.pairwise((*latency.rounds, len(values)))]
 
 
-def _trimmed(values: Floats) -> tuple[float, float]:
+def _trimmed(values: F64) -> tuple[float, float]:
     """The trimmed mean and half of its 95 % interval, of two values or more."""
     ordered, n = np.sort(values), len(values)
     cut = int(TRIM * n)
@@ -238,7 +236,7 @@ def _ratio(center: float, below: float, above: float, placement: float) -> Estim
     return Estimate(math.exp(center), math.exp(center - low), math.exp(center + high))
 
 
-def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:
+def _resampled_medians(values: F64, rng: np.random.Generator) -> F64:
     """Medians of `RESAMPLES` moving-block resamples."""
     values = values[:: -(-len(values) // MAX_SAMPLES)]
     n = len(values)
@@ -248,7 +246,7 @@ def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(np.median(values[indices], axis=1), dtype=np.float64)
 
 
-def _estimate(value: float, resampled: Floats) -> Estimate:
+def _estimate(value: float, resampled: F64) -> Estimate:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     # With few samples the percentiles need not contain the estimate itself.

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.calibration.statistics import Progress, lean_session, stream
+from toolchain.core.arrays import F32, F64, Index
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, query
@@ -28,9 +28,6 @@ LEAST_POSITIONS = 32
 """Of one sample."""
 BUDGET_MIB = 256.0
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -38,7 +35,7 @@ class Moments:
     was taken over.
     """
 
-    blocks: tuple[Doubles, ...]
+    blocks: tuple[F64, ...]
     positions: int
 
 
@@ -90,7 +87,7 @@ def channel_moments(
     positions: int = 4096,
     threads: int = 0,
     progress: Progress | None = None,
-) -> dict[tuple[str, int], tuple[Doubles, Doubles]]:
+) -> dict[tuple[str, int], tuple[F64, F64]]:
     """Second moments [C, C] and means [C] of the places of an axis, over all other axes of some positions.
 
     Args:
@@ -110,7 +107,7 @@ def channel_moments(
     values = {value.name: value for value in query.activations(clone)}
     edit.keep_outputs(clone, [values[name] for name in names])
     report = progress or (lambda what, done, total: None)
-    sums: dict[tuple[str, int], tuple[Doubles, Doubles]] = {}
+    sums: dict[tuple[str, int], tuple[F64, F64]] = {}
     zero = np.zeros(1)
     counts = dict.fromkeys(pairs, 0)
     for number, outputs in stream(lean_session(clone, threads), data, "moments of channels", report):
@@ -119,7 +116,7 @@ def channel_moments(
             flat = np.moveaxis(found[pair[0]], pair[1], -1)
             flat = flat.reshape(-1, flat.shape[-1])
             share = max(LEAST_POSITIONS, max(positions, 10 * flat.shape[1]) // len(data))
-            x: Doubles = flat[drawer(share, number)(len(flat))].astype(np.float64)
+            x: F64 = flat[drawer(share, number)(len(flat))].astype(np.float64)
             second, mean = sums.get(pair, (zero, zero))
             sums[pair] = second + x.T @ x, mean + x.sum(axis=0)
             counts[pair] += len(x)
@@ -184,7 +181,7 @@ def _batches(nodes: Sequence[ir.Node], budget: int) -> list[list[ir.Node]]:
     return batches
 
 
-def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> Floats:
+def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> F32:
     """At most `wanted` of the vectors the product contracts: float32 [groups, n, K]."""
     draw = drawer(wanted, seed)
     if node.op_type != "Conv":
@@ -206,11 +203,11 @@ def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> Floats:
     return patches.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
 
 
-def drawer(wanted: int, seed: int) -> Callable[[int], npt.NDArray[np.intp]]:
+def drawer(wanted: int, seed: int) -> Callable[[int], Index]:
     """A function from how many positions there are to those of them that are drawn, sorted; the same for a seed."""
     rng = np.random.default_rng(seed)
 
-    def draw(available: int) -> npt.NDArray[np.intp]:
+    def draw(available: int) -> Index:
         if available <= wanted:
             return np.arange(available)
         return np.sort(rng.choice(available, wanted, replace=False))

@@ -11,22 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.core.arrays import F64, I64
 from toolchain.core.files import replacing
 
 VERSION = 3
-
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ChannelStats:
     """float64 [C] each, along the channel axis that was asked for: means of x and x², least and largest x."""
 
-    mean: Floats
-    square: Floats
-    minimum: Floats
-    maximum: Floats
+    mean: F64
+    square: F64
+    minimum: F64
+    maximum: F64
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,10 @@ class TensorStats:
     maximum: float
     count: int
     channels: ChannelStats | None
-    histogram: npt.NDArray[np.int64]
+    histogram: I64
 
     @property
-    def edges(self) -> npt.NDArray[np.float64]:
+    def edges(self) -> F64:
         """The bins' edges, float64 [bins + 1]."""
         return np.linspace(self.minimum, self.maximum, len(self.histogram) + 1)
 

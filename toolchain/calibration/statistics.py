@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from toolchain.calibration.observation import VERSION, ChannelStats, Observation, TensorStats
+from toolchain.core.arrays import F64, I64
 from toolchain.core.errors import DataError, one_line
 from toolchain.core.files import cache_dir
 from toolchain.data.calibration import CalibrationData
@@ -99,10 +99,10 @@ class _Summary:
     """Running limits, sums and sizes of one tensor; the arrays are [C], or scalars where no axis was asked for."""
 
     by_channel: bool
-    low: npt.NDArray[np.float64]
-    high: npt.NDArray[np.float64]
-    sums: npt.NDArray[np.float64]
-    squares: npt.NDArray[np.float64]
+    low: F64
+    high: F64
+    sums: F64
+    squares: F64
     count: int
     largest: int
 
@@ -214,7 +214,7 @@ def _second_pass(
     group_mib: float,
     threads: int,
     report: Progress,
-) -> dict[str, npt.NDArray[np.int64]]:
+) -> dict[str, I64]:
     counts = {name: np.zeros(bins, np.int64) for name in summary}
     groups = _groups({name: 4 * s.largest for name, s in summary.items()}, int(group_mib * 2**20))
     for index, group in enumerate(groups):
@@ -241,7 +241,7 @@ def _groups(sizes: Mapping[str, int], budget: int) -> list[list[str]]:
     return groups
 
 
-def count_into(counts: npt.NDArray[np.int64], array: Array, low: float, high: float) -> None:
+def count_into(counts: I64, array: Array, low: float, high: float) -> None:
     """Add the elements of a float32 `array` to equal bins over [low, high], none of which lies below `low`."""
     bins = len(counts)
     flat = array.reshape(-1).astype(np.float32, copy=False)

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from toolchain.channels.compute_ops import given
 from toolchain.channels.groups import by_name, groups
-from toolchain.channels.index_spaces import Places, Space, places
+from toolchain.channels.index_spaces import Space, places
 from toolchain.channels.layout import Layout, layout
+from toolchain.core.arrays import Index
 from toolchain.core.errors import ModelError
 from toolchain.data.tensors import Array
 from toolchain.graph import check, edit, query
@@ -41,7 +42,7 @@ def separate(model: ir.Model) -> ir.Model:
     return clone
 
 
-def keep_sets(model: ir.Model, found: Layout, cuts: Cuts) -> dict[Space, Places]:
+def keep_sets(model: ir.Model, found: Layout, cuts: Cuts) -> dict[Space, Index]:
     """The cuts by leaf.
 
     Raises:
@@ -93,7 +94,7 @@ def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
 
 
 class _Context:
-    def __init__(self, model: ir.Model, names: edit.Names, found: Layout, keep: Mapping[Space, Places]) -> None:
+    def __init__(self, model: ir.Model, names: edit.Names, found: Layout, keep: Mapping[Space, Index]) -> None:
         self.model, self.names, self.layout, self.keep = model, names, found, keep
 
     def give(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
@@ -103,7 +104,7 @@ class _Context:
         name = self.names.fresh(f"{query.label(node)}_sizes")
         edit.set_input(node, index, edit.add_constant(self.model.graph, name, array))
 
-    def kept(self, value: ir.Value | None, axis: int) -> Places:
+    def kept(self, value: ir.Value | None, axis: int) -> Index:
         if value is None:
             raise ModelError("an input is missing", where="the layout")
         return places(self.layout.axes[value][axis], self.keep)

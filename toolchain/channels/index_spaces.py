@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 
-Places = npt.NDArray[np.intp]
+from toolchain.core.arrays import Index
+
 """Sorted indices into a space."""
 
 MIXED = "a reshape mixes its places with others"
@@ -99,7 +99,7 @@ def leaves(space: Space) -> Iterator[Space]:
         yield from leaves(part)
 
 
-def places(space: Space, keep: Mapping[Space, Places]) -> Places:
+def places(space: Space, keep: Mapping[Space, Index]) -> Index:
     """Which places of `space` are left, given what is kept of its leaves (all of those not named)."""
     space = space.root
     if not space._parts:
@@ -115,7 +115,7 @@ def places(space: Space, keep: Mapping[Space, Places]) -> Places:
     return result
 
 
-def owners(space: Space, leaf: Space) -> Places:
+def owners(space: Space, leaf: Space) -> Index:
     """For every place of `space`, the place of `leaf` that it stands or falls with, or -1 where there is none.
 
     A leaf that enters twice, as a factor of both sides, counts with the first.

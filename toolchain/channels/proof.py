@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.channels.cut import Cuts, apply_cuts, keep_sets
 from toolchain.channels.index_spaces import places
 from toolchain.channels.layout import layout
+from toolchain.core.arrays import F32
 from toolchain.data.tensors import Array, Feed, TensorSpec
 from toolchain.graph import edit, io, query, run
 from toolchain.ops import cells
@@ -149,9 +149,7 @@ def selection(model: ir.Model, seed: int) -> ir.Model:
     return clone
 
 
-def _selecting(
-    node: ir.Node, cell: cells.Channels, index: int, array: Array, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _selecting(node: ir.Node, cell: cells.Channels, index: int, array: Array, rng: np.random.Generator) -> F32:
     """A weight of this shape with one entry in each of its sums."""
     split = (1, *array.shape)
     if isinstance(cell, cells.Weighted):

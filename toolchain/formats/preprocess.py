@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pydantic
 
+from toolchain.core.arrays import F32
 from toolchain.core.errors import ConfigError, DataError, did_you_mean
 from toolchain.formats.base import Document
 
@@ -101,7 +101,7 @@ class Preprocess(Document):
             )
         return self.model_copy(update={"size": min(height, width) if self.resize == "shorter" else (height, width)})
 
-    def __call__(self, path: Path) -> npt.NDArray[np.float32]:
+    def __call__(self, path: Path) -> F32:
         """The image at `path` as a batch of one, float32 [1, C, H, W] or [1, H, W, C].
 
         Raises:

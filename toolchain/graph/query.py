@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32
 from toolchain.data.tensors import Array
 
 
@@ -142,7 +142,7 @@ def opset(model: ir.Model) -> int:
     return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
 
 
-def float_array(value: ir.Value | None) -> npt.NDArray[np.float32] | None:
+def float_array(value: ir.Value | None) -> F32 | None:
     """A float32 constant, else None."""
     array = constant(value)
     return array.astype(np.float32, copy=False) if array is not None and array.dtype == np.float32 else None

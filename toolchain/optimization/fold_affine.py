@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
-
-Floats = npt.NDArray[np.float32]
 
 LINEAR = frozenset({"GlobalAveragePool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 """f · op(x) = op(f · x) for every f."""
@@ -120,14 +119,14 @@ def _is_constant_conv(node: ir.Node) -> bool:
     return bias is None or query.float_array(bias) is not None
 
 
-def _parameters(conv: ir.Node) -> tuple[Floats, Floats | None]:
+def _parameters(conv: ir.Node) -> tuple[F32, F32 | None]:
     weight = query.float_array(conv.inputs[1])
     if weight is None:
         raise ValueError(f"{query.label(conv)} has no constant weight")
     return weight, query.float_array(conv.inputs[2]) if len(conv.inputs) > 2 else None
 
 
-def _per_channel(array: Floats | None, weight: Floats) -> Floats | None:
+def _per_channel(array: F32 | None, weight: F32) -> F32 | None:
     """One number for each output channel, where the array means that."""
     if array is None or array.ndim > weight.ndim:
         return None
@@ -137,7 +136,7 @@ def _per_channel(array: Floats | None, weight: Floats) -> Floats | None:
     return array.reshape(-1) if array.shape in (channels, (1, *channels)) else None
 
 
-def _raises_rank(node: ir.Node, number: Floats) -> bool:
+def _raises_rank(node: ir.Node, number: F32) -> bool:
     rank = query.rank(node.inputs[0]) if node.inputs[0] is not None else None
     return rank is None or number.ndim > rank
 

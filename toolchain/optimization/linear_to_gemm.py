@@ -10,12 +10,10 @@ product runs in float on weights that are dequantized at every run. As a ``Gemm`
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32, I64
 from toolchain.graph import edit, query
-
-Floats = npt.NDArray[np.float32]
 
 ROWWISE = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "Gelu"}
@@ -149,7 +147,7 @@ def _sole_producer(node: ir.Node) -> ir.Node | None:
     return producer if producer is not None and producer.domain == "" else None
 
 
-def _vector(array: Floats | None, size: int, rank: int | None) -> Floats | None:
+def _vector(array: F32 | None, size: int, rank: int | None) -> F32 | None:
     """One number for each of `size` columns, where a constant added to or multiplied with `rank` axes means that."""
     if array is None or rank is None or array.ndim > rank or array.size not in (1, size):
         return None
@@ -167,11 +165,11 @@ def _is_open_once(value: ir.Value) -> bool:
     return not unnamed and 0 not in sizes and sum(not isinstance(size, int) for size in sizes) <= 1
 
 
-def _target(value: ir.Value) -> npt.NDArray[np.int64]:
+def _target(value: ir.Value) -> I64:
     return np.array(query.sizes(value, dynamic=-1), np.int64)
 
 
-def _set(model: ir.Model, node: ir.Node, index: int, array: Floats, names: edit.Names) -> None:
+def _set(model: ir.Model, node: ir.Node, index: int, array: F32, names: edit.Names) -> None:
     """Give one node a constant of its own; others may share the old one."""
     name = names.fresh(f"{query.label(node)}_scaled")
     edit.set_input(node, index, edit.add_constant(model.graph, name, np.asarray(array, np.float32)))

@@ -23,6 +23,7 @@ from toolchain.channels.cut import Cuts, apply_cuts, keep_sets, parameter_count
 from toolchain.channels.groups import groups
 from toolchain.channels.index_spaces import places
 from toolchain.channels.proof import Verified, verify_cuts
+from toolchain.core.arrays import Index
 from toolchain.core.errors import GateError, ModelError
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
@@ -31,7 +32,7 @@ from toolchain.formats.recipe import Prune
 from toolchain.graph import run
 from toolchain.latency.race import Race, race
 from toolchain.pruning.latency import Clock, counted, measured, quick_int8
-from toolchain.pruning.options import Places, PruneBasis, basis_of, items, kept_of, total_macs
+from toolchain.pruning.options import PruneBasis, basis_of, items, kept_of, total_macs
 from toolchain.pruning.repair import repair
 from toolchain.pruning.search import Widths, aligned, walk
 from toolchain.training.engine.distil import distil, require_trainable
@@ -293,7 +294,7 @@ def _repaired(job: _PruneTask, cuts: Cuts, pruned: ir.Model) -> ir.Model:
     keep = keep_sets(basis.model, basis.layout, cuts)
     known = {str(value.name): (value, axes) for value, axes in basis.layout.axes.items()}
 
-    def kept(tensor: str) -> Places | None:
+    def kept(tensor: str) -> Index | None:
         value, axes = known[tensor]
         axis = axes[1] if _has_channels_first(value) else axes[-1]
         found = places(axis, keep) if axis.root.size is not None else None

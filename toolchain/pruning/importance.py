@@ -21,17 +21,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.channels.groups import Group
-from toolchain.channels.index_spaces import Places, leaves, owners
+from toolchain.channels.index_spaces import leaves, owners
 from toolchain.channels.layout import Layout
+from toolchain.core.arrays import F64, Index
 from toolchain.graph import query
 from toolchain.ops import cells, table
 
 Criterion = Literal["obs", "activation", "l2", "l1", "random"]
-Doubles = npt.NDArray[np.float64]
 
 DAMPING = 1e-3
 """Of the mean of H's diagonal."""
@@ -46,16 +45,16 @@ class Consumer:
     node: str
     reads: str
     axis: int
-    places: Places
-    weight: Doubles | None
+    places: Index
+    weight: F64 | None
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
     """Second moments [C, C] and means [C] of the places of one axis, over all other axes and the data."""
 
-    second: Doubles
-    mean: Doubles
+    second: F64
+    mean: F64
 
 
 def consumers(model: ir.Model, found: Layout, group: Group) -> list[Consumer]:
@@ -75,7 +74,7 @@ def consumers(model: ir.Model, found: Layout, group: Group) -> list[Consumer]:
     return result
 
 
-def _weight(node: ir.Node, index: int) -> Doubles | None:
+def _weight(node: ir.Node, index: int) -> F64 | None:
     """[C, R]: what every place of the input's channels is multiplied with."""
     cell = table.rule(node).channels
     if index != 0 or len(node.inputs) < 2 or (array := query.float_array(node.inputs[1])) is None:
@@ -101,10 +100,10 @@ def ranking(
     moments: Mapping[tuple[str, int], ChannelMoments],
     criterion: Criterion,
     *,
-    made: Mapping[str, Doubles] | None = None,
+    made: Mapping[str, F64] | None = None,
     seed: int = 0,
     least: int = 1,
-) -> Places:
+) -> Index:
     """The places of a group, the most dispensable first.
 
     Args:
@@ -137,17 +136,17 @@ def ranking(
     return _greedy(group.size, surgeons, least)
 
 
-def _power(consumer: Consumer) -> Doubles:
+def _power(consumer: Consumer) -> F64:
     """|W_c|² for every place of the axis; 1 where activations are multiplied with activations."""
     return np.ones(len(consumer.places)) if consumer.weight is None else (consumer.weight**2).sum(axis=1)
 
 
-def _by_place(consumer: Consumer, scores: Doubles, size: int) -> Doubles:
+def _by_place(consumer: Consumer, scores: F64, size: int) -> F64:
     inside = consumer.places >= 0
     return np.bincount(consumer.places[inside], scores[inside], minlength=size).astype(np.float64)
 
 
-def _normalized(scores: Doubles) -> Doubles:
+def _normalized(scores: F64) -> F64:
     return scores / max(float(scores.sum()), 1e-30)
 
 
@@ -168,11 +167,11 @@ class _Surgeon:
         self.single = all(len(block) == 1 for block in self.blocks)
         self.first = np.array([block[0] if len(block) else -1 for block in self.blocks])
 
-    def scores(self, alive: Places) -> Doubles:
+    def scores(self, alive: Index) -> F64:
         """What every place that is left would cost."""
         if self.single:
             at = self.first[alive]
-            lost: Doubles = (self.weight[at] ** 2).sum(axis=1) / np.maximum(np.diag(self.inverse)[at], 1e-30)
+            lost: F64 = (self.weight[at] ** 2).sum(axis=1) / np.maximum(np.diag(self.inverse)[at], 1e-30)
             return self.share * lost
         found = np.zeros(len(alive))
         for number, place in enumerate(alive):
@@ -197,7 +196,7 @@ class _Surgeon:
         self.inverse[block, block] = 1e-30
 
 
-def _greedy(size: int, surgeons: Sequence[_Surgeon], least: int) -> Places:
+def _greedy(size: int, surgeons: Sequence[_Surgeon], least: int) -> Index:
     alive = np.arange(size)
     order: list[int] = []
     scores = np.zeros(size)
@@ -211,9 +210,9 @@ def _greedy(size: int, surgeons: Sequence[_Surgeon], least: int) -> Places:
     return np.array([*order, *alive[np.argsort(scores, kind="stable")]], np.intp)
 
 
-def makers(model: ir.Model, found: Layout, group: Group) -> dict[str, Doubles]:
+def makers(model: ir.Model, found: Layout, group: Group) -> dict[str, F64]:
     """By parameter, [size, R]: the weights that make the places of a group."""
-    result: dict[str, Doubles] = {}
+    result: dict[str, F64] = {}
     values = {str(value.name): value for value in model.graph.initializers.values()}
     for member in group.members:
         array = query.float_array(values.get(member.parameter))
@@ -226,7 +225,7 @@ def makers(model: ir.Model, found: Layout, group: Group) -> dict[str, Doubles]:
     return result
 
 
-def fold(weight: Doubles, second: Doubles, kept: Places) -> Doubles:
+def fold(weight: F64, second: F64, kept: Index) -> F64:
     """The kept rows of W [C, R], changed so that W x stays as it was in the least squares' sense.
 
     W_S + Σ_SS⁻¹ Σ_SP W_P: what the kept places tell of the others goes into their weights.

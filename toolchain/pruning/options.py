@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.calibration.moments import channel_moments
@@ -20,6 +19,7 @@ from toolchain.channels.cut import apply_cuts, keep_sets, separate
 from toolchain.channels.groups import Group, groups
 from toolchain.channels.index_spaces import leaves, places
 from toolchain.channels.layout import Layout, layout
+from toolchain.core.arrays import Index
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array, Feed
 from toolchain.evaluation.fidelity import Probe
@@ -29,8 +29,6 @@ from toolchain.ops.table import macs
 from toolchain.pruning.importance import ChannelMoments, Consumer, consumers, fold, makers, needed, ranking
 from toolchain.pruning.latency import Clock
 from toolchain.pruning.search import Item, Option, aligned, without_dominated
-
-Places = npt.NDArray[np.intp]
 
 FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Widths that are tried for a group."""
@@ -49,7 +47,7 @@ class PruneBasis:
     free: Mapping[str, Group]
     read: Mapping[str, Sequence[Consumer]]
     moments: Mapping[tuple[str, int], ChannelMoments]
-    order: Mapping[str, Places]
+    order: Mapping[str, Index]
     feed: Feed
 
     def sized(self, model: ir.Model) -> ir.Model:

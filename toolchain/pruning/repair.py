@@ -23,19 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from toolchain.calibration.moments import drawer, rows
 from toolchain.calibration.statistics import Progress, lean_session
+from toolchain.core.arrays import F64, Index
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, query
 from toolchain.ops import table
 from toolchain.ops.cells import Contracted, Weighted
-
-Doubles = npt.NDArray[np.float64]
 
 POSITIONS_A_COLUMN = 6
 MOST_POSITIONS = 12_000
@@ -63,7 +61,7 @@ def repair(
     pruned: ir.Model,
     dense: ir.Model,
     data: CalibrationData,
-    kept: Callable[[str], npt.NDArray[np.intp] | None],
+    kept: Callable[[str], Index | None],
     *,
     progress: Progress | None = None,
 ) -> ir.Model:
@@ -146,7 +144,7 @@ def _fit(
     dense: ir.Model,
     data: CalibrationData,
     layer: RepairedLayer,
-    kept: Callable[[str], npt.NDArray[np.intp] | None],
+    kept: Callable[[str], Index | None],
 ) -> None:
     node = layer.node
     weight = query.float_array(node.inputs[1])
@@ -173,15 +171,15 @@ def _fit(
 class _Positions:
     """x: [groups, n, columns] that the layer reads, y: [groups, n, outputs of one] that it should answer."""
 
-    x: Doubles
-    y: Doubles
+    x: F64
+    y: F64
 
-    def answers(self, matrix: Doubles) -> Doubles:
+    def answers(self, matrix: F64) -> F64:
         """Of a layer with this matrix [groups, outputs of one, columns]."""
-        found: Doubles = np.matmul(self.x, matrix.transpose(0, 2, 1))
+        found: F64 = np.matmul(self.x, matrix.transpose(0, 2, 1))
         return found
 
-    def error(self, matrix: Doubles, limits: tuple[float, float]) -> float:
+    def error(self, matrix: F64, limits: tuple[float, float]) -> float:
         """Squared, of what passes the activation behind."""
         return float(np.sum((np.clip(self.y, *limits) - np.clip(self.answers(matrix), *limits)) ** 2))
 
@@ -220,10 +218,10 @@ def _samples(
     dense: ir.Model,
     data: CalibrationData,
     layer: RepairedLayer,
-    kept: Callable[[str], npt.NDArray[np.intp] | None],
+    kept: Callable[[str], Index | None],
     wanted: int,
     groups: int,
-) -> tuple[Doubles, Doubles]:
+) -> tuple[F64, F64]:
     """x̂ [groups, n, columns] and the answers wanted of it [groups, n, outputs of one]."""
     node = layer.node
     read = [str(node.inputs[0].name)]  # type: ignore[union-attr]
@@ -247,8 +245,8 @@ def _samples(
         flat = np.moveaxis(answer, channels, -1).reshape(-1, answer.shape[channels])
         ys.append(flat[drawer(share, number)(len(flat))])
         xs.append(x)
-    columns: Doubles = np.concatenate(xs, axis=1).astype(np.float64)
-    y: Doubles = np.concatenate(ys).astype(np.float64)
+    columns: F64 = np.concatenate(xs, axis=1).astype(np.float64)
+    y: F64 = np.concatenate(ys).astype(np.float64)
     return columns, y.reshape(len(y), groups, -1).transpose(1, 0, 2)
 
 
@@ -259,7 +257,7 @@ def _tapped(model: ir.Model, names: Sequence[str]) -> InferenceSession:
     return lean_session(clone, 0)
 
 
-def _ridge(train: _Positions, held: _Positions, old: Doubles, limits: tuple[float, float]) -> Doubles:
+def _ridge(train: _Positions, held: _Positions, old: F64, limits: tuple[float, float]) -> F64:
     """The best of several ridges toward `old` [G, O, K], or `old` itself, judged by what passes the activation."""
     x, (n, columns) = train.x, train.x.shape[1:]
     turned_x = x.transpose(0, 2, 1)
@@ -286,14 +284,14 @@ def _ridge(train: _Positions, held: _Positions, old: Doubles, limits: tuple[floa
     return best
 
 
-def _wanted(y: Doubles, now: Doubles, limits: tuple[float, float]) -> Doubles:
+def _wanted(y: F64, now: F64, limits: tuple[float, float]) -> F64:
     """What the layer should answer: where an activation cuts y off, anything else that it cuts off will do."""
     low, high = limits
-    wanted: Doubles = np.where(y <= low, np.minimum(now, low), y)
+    wanted: F64 = np.where(y <= low, np.minimum(now, low), y)
     return np.where(y >= high, np.maximum(now, high), wanted)
 
 
-def _write(model: ir.Model, node: ir.Node, matrix: Doubles, bias: Doubles | None, weight: Array) -> None:
+def _write(model: ir.Model, node: ir.Node, matrix: F64, bias: F64 | None, weight: Array) -> None:
     """Put fitted weights in; a Conv or Gemm without a bias gets one."""
     names = edit.Names(model.graph)
     if node.op_type == "Conv":
@@ -309,5 +307,5 @@ def _write(model: ir.Model, node: ir.Node, matrix: Doubles, bias: Doubles | None
     edit.remove_unused(model)
 
 
-def _constant(model: ir.Model, names: edit.Names, name: str, array: Doubles) -> ir.Value:
+def _constant(model: ir.Model, names: edit.Names, name: str, array: F64) -> ir.Value:
     return edit.add_constant(model.graph, names.fresh(name), np.ascontiguousarray(array, np.float32))

@@ -13,9 +13,9 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import Bool
 from toolchain.core.errors import InputError
 from toolchain.data.tensors import Array
 from toolchain.graph import io, query
@@ -83,7 +83,7 @@ def sparsify(model: ir.Model, how: float | tuple[int, int]) -> Sparse:
     return Sparse(clone, zeros / max(total, 1), (before, after))
 
 
-def _largest(array: Array, axis: int, n: int, m: int) -> npt.NDArray[np.bool_]:
+def _largest(array: Array, axis: int, n: int, m: int) -> Bool:
     """Which of every m consecutive places of an axis are among the n largest; an odd rest stays whole."""
     moved = np.moveaxis(np.abs(array), axis, -1)
     whole = moved.shape[-1] // m * m

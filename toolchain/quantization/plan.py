@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.calibration.observation import Observation
+from toolchain.core.arrays import F32, I32
 from toolchain.formats.recipe import Quantize
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel, OwnScale
@@ -31,16 +31,14 @@ from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 BIAS_LIMIT = 2.0**30
 
-Floats = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class ProductQuant:
     """The constants of one Conv, Gemm or MatMul. bias: int32 [channels] and its scales, or None."""
 
     weight: WeightQuant
-    bias: npt.NDArray[np.int32] | None
-    bias_scales: Floats | None
+    bias: I32 | None
+    bias_scales: F32 | None
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ def _product(
     return ProductQuant(quant, rounded, scales.astype(np.float32))
 
 
-def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: Floats | None = None) -> WeightQuant:
+def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: F32 | None = None) -> WeightQuant:
     """A product's weight rounded to nearest; see :func:`quantize_weight`."""
     weight = constant_weight(node)
     if not is_depthwise(node, weight.shape):
@@ -226,7 +224,7 @@ def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: Floats | None = 
     return replace(quantize_weight(weight, 0, exact=False, min_scales=min_scales), overflow_free=True)
 
 
-def constant_weight(node: ir.Node) -> Floats:
+def constant_weight(node: ir.Node) -> F32:
     """A product's float32 weight; it was selected because it has one."""
     weight = query.float_array(node.inputs[1])
     if weight is None:
@@ -242,7 +240,7 @@ def is_depthwise(node: ir.Node, weight: Sequence[int]) -> bool:
     return node.op_type == "Conv" and query.attribute(node, "group", 1) == weight[0] and weight[1] == 1
 
 
-def _mean_shift(node: ir.Node, quant: WeightQuant, weight: Floats, observation: Observation) -> Floats | float:
+def _mean_shift(node: ir.Node, quant: WeightQuant, weight: F32, observation: Observation) -> F32 | float:
     """ΔW·E[x], float32 [channels]; 0 where the means were not observed."""
     source = node.inputs[0]
     stats = observation.tensors.get(str(source.name)) if source is not None else None
@@ -258,7 +256,7 @@ def _mean_shift(node: ir.Node, quant: WeightQuant, weight: Floats, observation: 
     return np.asarray(np.einsum("goi,gi->go", by_input, means.reshape(groups, -1)).reshape(-1), np.float32)
 
 
-def _seen(conv: ir.Node) -> Floats:
+def _seen(conv: ir.Node) -> F32:
     """For every tap of a kernel, at what share of the positions it lies inside the input; 1 where sizes are open."""
     kernel = (query.sizes(conv.inputs[1]) or ())[2:]
     spatial = (query.sizes(conv.inputs[0], dynamic=0) or ())[2:]

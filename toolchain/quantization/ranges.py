@@ -15,16 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from toolchain.calibration.observation import TensorStats
+from toolchain.core.arrays import F64
 from toolchain.formats.recipe import RangeMethod
 
 LEVELS = 255
 CANDIDATES = 128
 """Edges tried on each side."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,13 @@ def _mse_range(stats: TensorStats) -> tuple[float, float]:
     return min(widest, found, key=lambda limits: _rounding_error(affine(*limits), values, counts))
 
 
-def _rounding_error(grid: Affine, values: Floats, counts: Floats) -> float:
+def _rounding_error(grid: Affine, values: F64, counts: F64) -> float:
     """Summed squared error of `values`, each `counts` times, on a grid."""
     rounded = grid.scale * (np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, LEVELS) - grid.zero_point)
     return float(counts @ (rounded - values) ** 2)
 
 
-def _candidates(limit: float) -> Floats:
+def _candidates(limit: float) -> F64:
     """From the observed limit inwards; the widest comes first so that ties keep min-max."""
     return limit * np.linspace(1.0, 0.02, CANDIDATES) if limit else np.zeros(1)
 

@@ -22,15 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from toolchain.core.arrays import F32, I8
+
 PAIR_LIMIT = 128
 TOP = 127
 SMALLEST = np.float32(1e-30)
 """No scale is smaller, so that its product with an activation's scale is an ordinary float32."""
 SCALES_PLAIN = np.linspace(0.80, 1.0, 9)
 SCALES_EXACT = np.concatenate([SCALES_PLAIN, np.linspace(1.04, 2.04, 26)])
-
-Floats = npt.NDArray[np.float32]
-Int8s = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,12 @@ class WeightQuant:
     overflow_free: no adjacent pair can saturate int16.
     """
 
-    values: Int8s
-    scales: Floats
+    values: I8
+    scales: F32
     axis: int
     overflow_free: bool
 
-    def dequantized(self) -> Floats:
+    def dequantized(self) -> F32:
         """The real weights the integers stand for, float32."""
         shape = [1] * self.values.ndim
         shape[self.axis] = -1
@@ -64,14 +63,14 @@ def as_rows(weight: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.generi
     return rows.reshape(rows.shape[0], -1)
 
 
-def from_rows(rows: Int8s, shape: tuple[int, ...], axis: int) -> Int8s:
+def from_rows(rows: I8, shape: tuple[int, ...], axis: int) -> I8:
     """The inverse of :func:`as_rows`."""
     moved = [shape[axis], *[n for i, n in enumerate(shape) if i != axis]]
     last = rows.reshape(moved[0], *moved[2:], *moved[1:2])
     return np.ascontiguousarray(np.moveaxis(np.moveaxis(last, -1, 1), 0, axis))
 
 
-def is_overflow_free(rows: Int8s) -> bool:
+def is_overflow_free(rows: I8) -> bool:
     """Whether no adjacent pair of [channels, K] can leave int16 for any unsigned activations."""
     wide = rows.astype(np.int16)
     even, odd = wide[:, 0 : wide.shape[1] // 2 * 2 : 2], wide[:, 1::2]
@@ -80,7 +79,7 @@ def is_overflow_free(rows: Int8s) -> bool:
     return bool((top <= PAIR_LIMIT).all() and (bottom >= -PAIR_LIMIT).all())
 
 
-def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Floats | None = None) -> WeightQuant:
+def quantize_weight(weight: F32, axis: int, *, exact: bool, min_scales: F32 | None = None) -> WeightQuant:
     """Round a weight per output channel.
 
     Args:
@@ -89,8 +88,8 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
         exact: keep every adjacent pair free of int16 overflow.
         min_scales: float32 [channels], scales must not be smaller (the bias would overflow int32).
     """
-    rows: Floats = np.asarray(as_rows(weight, axis), np.float32)
-    largest: Floats = np.max(np.abs(rows), axis=1, initial=0.0)
+    rows: F32 = np.asarray(as_rows(weight, axis), np.float32)
+    largest: F32 = np.max(np.abs(rows), axis=1, initial=0.0)
     # In units of the plain scale: squared errors of very small or large weights would leave float32.
     unit = np.maximum(largest / np.float32(TOP), SMALLEST)
     rows = rows / unit[:, None]
@@ -111,7 +110,7 @@ def quantize_weight(weight: Floats, axis: int, *, exact: bool, min_scales: Float
     return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
 
 
-def round_at(weight: Floats, scales: Floats, axis: int, *, exact: bool) -> Int8s:
+def round_at(weight: F32, scales: F32, axis: int, *, exact: bool) -> I8:
     """The integers nearest to a weight float32 [...] at given scales float32 [channels]; else as `quantize_weight`."""
     rounded = np.clip(np.rint(np.asarray(as_rows(weight, axis), np.float32) / scales[:, None]), -TOP, TOP)
     if exact:

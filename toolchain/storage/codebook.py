@@ -23,15 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32, U8
 from toolchain.core.errors import ModelError
 from toolchain.data.tensors import Array
 from toolchain.graph import check, edit, query
-
-Codes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 WIDTHS = (8, 4, 2, 1)
 """Of fields, in bits: they fill a byte evenly."""
@@ -57,11 +54,11 @@ class Coded:
         ValueError: these do not fit each other.
     """
 
-    codes: Codes
-    book: Floats
+    codes: U8
+    book: F32
     bits: int
     axis: int = 0
-    scale: Floats | None = None
+    scale: F32 | None = None
 
     def __post_init__(self) -> None:
         rows, entries = self.book.shape
@@ -83,7 +80,7 @@ class Coded:
         tables = self.book.nbytes + (0 if self.scale is None else self.scale.nbytes)
         return tables + sum(-(-self.codes.size * width // 8) for width, _ in fields(self.bits))
 
-    def dense(self) -> Floats:
+    def dense(self) -> F32:
         """The weight, float32; what the stored form gives, bit for bit."""
         rows = np.moveaxis(self.codes, self.axis, 0).reshape(len(self.book), -1)
         weight = np.take_along_axis(self.book, rows.astype(np.int64), 1).reshape(self.first)
@@ -98,7 +95,7 @@ def fields(bits: int) -> list[tuple[int, int]]:
     return [(width, sum(widths[:i])) for i, width in enumerate(widths)]
 
 
-def pack(codes: Codes, width: int) -> Codes:
+def pack(codes: U8, width: int) -> U8:
     """Numbers below 2^width, 8 / width to a byte, the first in the lowest bits; the last byte is filled with zeros.
 
     width: 8, 4, 2 or 1.
@@ -106,7 +103,7 @@ def pack(codes: Codes, width: int) -> Codes:
     each = 8 // width
     flat = np.concatenate([codes.reshape(-1), np.zeros(-codes.size % each, np.uint8)]).reshape(-1, each)
     shifted = flat << (width * np.arange(each, dtype=np.uint8))
-    packed: Codes = np.bitwise_or.reduce(shifted, axis=1)
+    packed: U8 = np.bitwise_or.reduce(shifted, axis=1)
     return packed
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F16, F32
 from toolchain.graph import check, edit, query
 
 LEAST_BYTES = 4096
@@ -82,12 +82,12 @@ def _is_weight(value: ir.Value) -> bool:
     return bool(readers) and all(node.graph is value.graph and query.op(node) not in NEVER for node in readers)
 
 
-def _half(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+def _half(array: F32) -> F16:
     with np.errstate(over="ignore"):
         return array.astype(np.float16)
 
 
-def _relative_error(array: npt.NDArray[np.float32], half: npt.NDArray[np.float16]) -> float:
+def _relative_error(array: F32, half: F16) -> float:
     """Infinite where a number left float16's range."""
     if not np.isfinite(half).all():
         return float("inf")

@@ -27,15 +27,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.calibration.observation import Observation
+from toolchain.core.arrays import F64
 from toolchain.graph import check, edit, query
 from toolchain.quantization.plan import constant_weight
 from toolchain.quantization.selection import clip_limits, weight_axis
-
-Floats = npt.NDArray[np.float64]
 
 MARGIN = 1.5
 FLOOR = 1 / 8
@@ -206,7 +204,7 @@ def _channel_axis(node: ir.Node, value: ir.Value) -> int | None:
 
 def plan_equalization(
     model: ir.Model, groups: Collection[ScaleGroup], observation: Observation, quantized: Collection[str]
-) -> dict[ScaleGroup, Floats]:
+) -> dict[ScaleGroup, F64]:
     """Scales float64 [channels] for every group that gains by it.
 
     Args:
@@ -240,14 +238,14 @@ def plan_equalization(
     return found
 
 
-def _reader(node: ir.Node, square: Floats) -> tuple[Floats, float]:
+def _reader(node: ir.Node, square: F64) -> tuple[F64, float]:
     """A consumer's weights as [groups, outputs, inputs, taps], and its output's energy."""
     weight = _by_input(node)
     energy = float(np.einsum("goik,gi->", weight**2, square.reshape(len(weight), -1)))
     return weight, max(energy, 1e-30)
 
 
-def _by_input(node: ir.Node) -> Floats:
+def _by_input(node: ir.Node) -> F64:
     wide = constant_weight(node).astype(np.float64)
     if node.op_type == "Conv":
         groups = query.attribute(node, "group", 1)
@@ -255,7 +253,7 @@ def _by_input(node: ir.Node) -> Floats:
     return (wide if weight_axis(node) == 0 else wide.T)[None, :, :, None]
 
 
-def _noise(s: Floats, low: Floats, high: Floats, square: Floats, weight: Floats, energy: float) -> float:
+def _noise(s: F64, low: F64, high: F64, square: F64, weight: F64, energy: float) -> float:
     """Expected squared error at a reader's output over the output's energy."""
     groups, _, inputs, taps = weight.shape
     scaled = weight * s.reshape(groups, 1, inputs, 1)
@@ -268,7 +266,7 @@ def _noise(s: Floats, low: Floats, high: Floats, square: Floats, weight: Floats,
 # ------------------------------------------------------------------------------------------------- apply
 
 
-def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, Floats]) -> ir.Model:
+def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.Model:
     """A clone of the float model with its groups rescaled; the same function but for what a Clip cuts off.
 
     Raises:
@@ -291,13 +289,13 @@ def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, Floats]) -> 
     return result
 
 
-def scale_consumers(nodes: Iterable[ir.Node], s: Floats, names: edit.Names) -> None:
+def scale_consumers(nodes: Iterable[ir.Node], s: F64, names: edit.Names) -> None:
     """Multiply the weights of products along their input channels."""
     for node in nodes:
         rescale(node, 1, _spread(node, s), names)
 
 
-def _spread(node: ir.Node, s: Floats) -> Floats:
+def _spread(node: ir.Node, s: F64) -> F64:
     """Input-channel scales in the shape that multiplies the node's weight."""
     if node.op_type != "Conv":
         return s[None, :] if weight_axis(node) == 0 else s[:, None]
@@ -307,7 +305,7 @@ def _spread(node: ir.Node, s: Floats) -> Floats:
     return rows.reshape(*rows.shape, *[1] * (len(weight) - 2))
 
 
-def rescale(node: ir.Node, index: int, factors: Floats, names: edit.Names) -> None:
+def rescale(node: ir.Node, index: int, factors: F64, names: edit.Names) -> None:
     """Multiply one constant input of a node."""
     array = query.float_array(node.inputs[index])
     if array is None or node.graph is None:

@@ -7,9 +7,9 @@ small ones, and an LSTM adds its errors up over time; both depend on the data, s
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, query, run
@@ -51,6 +51,6 @@ def _error(part: Fragment, feeds: list[dict[str, Array]]) -> float:
     return float(np.sqrt(max(ratios)))
 
 
-def _flat(runs: list[list[Array]]) -> list[npt.NDArray[np.float64]]:
+def _flat(runs: list[list[Array]]) -> list[F64]:
     """Every output over all runs."""
     return [np.concatenate([array.ravel() for array in arrays], dtype=np.float64) for arrays in zip(*runs, strict=True)]

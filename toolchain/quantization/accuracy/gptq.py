@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
+from toolchain.core.arrays import F32, F64, Index
 from toolchain.quantization.weights import (
     PAIR_LIMIT,
     SCALES_EXACT,
@@ -39,11 +39,9 @@ DAMPING = 0.01
 LAZY = 128
 """Columns updated one by one before the rest is updated at once."""
 
-Doubles = npt.NDArray[np.float64]
-
 
 def round_by_moments(
-    weight: npt.NDArray[np.float32], nearest: WeightQuant, blocks: Sequence[Doubles], positions: int, *, exact: bool
+    weight: F32, nearest: WeightQuant, blocks: Sequence[F64], positions: int, *, exact: bool
 ) -> WeightQuant:
     """Round a weight with the second moments of what it multiplies.
 
@@ -79,16 +77,16 @@ def round_by_moments(
     return WeightQuant(values, scales.astype(np.float32).reshape(-1), nearest.axis, free)
 
 
-def _error(delta: Doubles, blocks: Sequence[Doubles], ends: npt.NDArray[np.intp]) -> Doubles:
+def _error(delta: F64, blocks: Sequence[F64], ends: Index) -> F64:
     """Δw H Δwᵀ for every output channel: [groups, outputs]."""
     parts = zip(np.split(delta, ends, axis=2), blocks, strict=True)
-    return cast(Doubles, sum(np.einsum("gok,gok->go", np.matmul(part, block), part) for part, block in parts))
+    return cast(F64, sum(np.einsum("gok,gok->go", np.matmul(part, block), part) for part, block in parts))
 
 
-def _scales(rows: Doubles, importance: Doubles, exact: bool) -> Doubles:
+def _scales(rows: F64, importance: F64, exact: bool) -> F64:
     """For every output channel the scale of least weighted error, rounding to nearest: float32 numbers."""
     unit = np.maximum(np.abs(rows).max(axis=2) / TOP, float(SMALLEST))
-    best: Doubles = unit.copy()
+    best: F64 = unit.copy()
     least = np.full(unit.shape, np.inf)
     for factor in SCALES_EXACT if exact else SCALES_PLAIN:
         scale = (unit * factor).astype(np.float32).astype(np.float64)
@@ -102,7 +100,7 @@ def _scales(rows: Doubles, importance: Doubles, exact: bool) -> Doubles:
     return best
 
 
-def _round(rows: Doubles, upper: Doubles, scales: Doubles, exact: bool) -> Doubles:
+def _round(rows: F64, upper: F64, scales: F64, exact: bool) -> F64:
     """Integers [groups, outputs, K], each column's error handed on to the columns behind it."""
     left = rows.copy()
     rounded = np.zeros_like(rows)

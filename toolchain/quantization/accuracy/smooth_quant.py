@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64
 from toolchain.graph import check, edit, query
 from toolchain.quantization.accuracy.cross_layer_equalization import (
     ScaleGroup,
@@ -26,8 +26,6 @@ from toolchain.quantization.accuracy.cross_layer_equalization import (
     scalable_product,
     scale_consumers,
 )
-
-Floats = npt.NDArray[np.float64]
 
 FLOOR = 1 / 32
 """Outlying channels of a normalization are the same in every sample, so their sizes are known well."""
@@ -55,7 +53,7 @@ def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[Sc
     return found
 
 
-def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, Floats]) -> ir.Model:
+def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.Model:
     """A clone of the float model with the tensors divided and the products' weights multiplied.
 
     Raises:
@@ -76,7 +74,7 @@ def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, Floats]) -> 
     return result
 
 
-def _into_normalization(value: ir.Value, readers: Collection[ir.Node], s: Floats, names: edit.Names) -> bool:
+def _into_normalization(value: ir.Value, readers: Collection[ir.Node], s: F64, names: edit.Names) -> bool:
     """Divide the scale and bias of the LayerNormalization that computes `value`, if nothing else reads it."""
     node = value.producer()
     if node is None or node.op_type != "LayerNormalization" or value.is_graph_output():
@@ -91,7 +89,7 @@ def _into_normalization(value: ir.Value, readers: Collection[ir.Node], s: Floats
     return True
 
 
-def _divide(value: ir.Value, readers: Collection[ir.Node], s: Floats, names: edit.Names) -> None:
+def _divide(value: ir.Value, readers: Collection[ir.Node], s: F64, names: edit.Names) -> None:
     producer = value.producer()
     if producer is None or producer.graph is None:
         raise ValueError(f"{value.name} is not computed")

@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64
 from toolchain.graph import query
 from toolchain.quantization.ranges import LEVELS, Affine
 from toolchain.quantization.selection import Selection, data_inputs, output_point
@@ -38,7 +38,6 @@ SIGMOID_ERROR = 2e-7
 NUDGES = 64
 """How many scales :func:`clear` tries, each a 1/2048 larger."""
 
-Floats = npt.NDArray[np.float64]
 Grids = Mapping[str, Affine]
 
 
@@ -218,12 +217,12 @@ def clear(margin_of: Callable[[Affine], Margin], grid: Affine) -> Affine | None:
     return None
 
 
-def _steps(grid: Affine) -> Floats:
+def _steps(grid: Affine) -> F64:
     """All operands, zero point taken off."""
     return np.arange(LEVELS + 1, dtype=np.float64) - grid.zero_point
 
 
-def _nearest(real: Floats, out: Affine) -> float:
+def _nearest(real: F64, out: Affine) -> float:
     """Distance of the result nearest to a tie; what lies beyond the ends saturates, however it is rounded."""
     inside = real[(real > -out.zero_point) & (real < LEVELS - out.zero_point)]
     return float(np.min(np.abs(inside - np.floor(inside) - 0.5), initial=0.5))

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
 from toolchain.ops.cells import SameScale
 from toolchain.ops.table import rule
-from toolchain.quantization.weights import SMALLEST, TOP, Floats, WeightQuant
+from toolchain.quantization.weights import SMALLEST, TOP, WeightQuant
 
 LEAST_BYTES = 64 * 1024
 """Smaller tables are not worth two operators more."""
@@ -39,7 +40,7 @@ def has_table(node: ir.Node) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _table(node: ir.Node) -> Floats | None:
+def _table(node: ir.Node) -> F32 | None:
     cell = rule(node).int8
     if not isinstance(cell, SameScale) or cell.table is None or query.attribute(node, "axis", 0) != 0:
         return None
@@ -60,7 +61,7 @@ def tables(model: ir.Model, names: Collection[str]) -> dict[str, WeightQuant]:
     return found
 
 
-def quantize_rows(table: Floats) -> WeightQuant:
+def quantize_rows(table: F32) -> WeightQuant:
     """Round a table float32 [rows, ...] of finite numbers with a scale for each row."""
     rows = table.reshape(len(table), -1)
     scales = np.maximum(np.max(np.abs(rows), axis=1) / np.float32(TOP), SMALLEST).astype(np.float32)

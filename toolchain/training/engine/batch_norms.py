@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64
 from toolchain.data.tensors import Feed
 from toolchain.graph import edit, query, run
 
 EPSILON = 1e-5
-Doubles = npt.NDArray[np.float64]
 
 
 def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
@@ -28,11 +27,11 @@ def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
     there = {value.name: value for value in query.activations(tapped)}
     edit.keep_outputs(tapped, [there[node.outputs[0].name] for node in convs])
     session = run.session(tapped)
-    sums: list[Doubles] = [np.zeros((2, 1)) for _ in convs]
+    sums: list[F64] = [np.zeros((2, 1)) for _ in convs]
     counts = [0] * len(convs)
     for feed in feeds:
         for number, answer in enumerate(session.run(None, feed)):
-            rows: Doubles = np.moveaxis(np.asarray(answer), 1, 0).reshape(answer.shape[1], -1).astype(np.float64)
+            rows: F64 = np.moveaxis(np.asarray(answer), 1, 0).reshape(answer.shape[1], -1).astype(np.float64)
             sums[number] = sums[number] + np.stack([rows.sum(1), np.square(rows).sum(1)])
             counts[number] += rows.shape[1]
     for conv, (total, squares), count in zip(convs, sums, counts, strict=True):
@@ -41,7 +40,7 @@ def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
     return clone
 
 
-def _insert(model: ir.Model, names: edit.Names, conv: ir.Node, mean: Doubles, var: Doubles) -> None:
+def _insert(model: ir.Model, names: edit.Names, conv: ir.Node, mean: F64, var: F64) -> None:
     """One of them, by the statistics of the convolution's channels."""
     output = conv.outputs[0]
     arrays = {"scale": np.sqrt(var + EPSILON), "bias": mean, "mean": mean, "var": var}

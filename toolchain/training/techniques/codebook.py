@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64
 from toolchain.core.errors import InputError, ModelError, did_you_mean
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
@@ -26,7 +27,6 @@ from toolchain.training.engine.objective import heads
 from toolchain.training.engine.samples import split_labels
 from toolchain.training.engine.technique import Technique, Weights
 from toolchain.training.engine.torch_graph import Through, TorchGraph
-from toolchain.training.techniques.codebook_levels import Doubles
 from toolchain.training.techniques.codebook_weights import CodebookKind, CodedTensor, SharedWeights
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def own_gradients(model: ir.Model, data: CalibrationData, seed: int) -> dict[str
     return squared_gradients(graph, losses())
 
 
-def _importance(product: CodedProduct, shape: tuple[int, ...], given: Array) -> Doubles:
+def _importance(product: CodedProduct, shape: tuple[int, ...], given: Array) -> F64:
     """Of the weight's shape; input channels are those of all groups, one group after the other."""
     where = f"importance of {product.name!r}"
     array = np.asarray(given, np.float64)

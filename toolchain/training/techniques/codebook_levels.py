@@ -22,10 +22,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+from toolchain.core.arrays import F64, I64
+
 Start = Literal["linear", "quantile"]
 
 ROUNDS = 200
@@ -36,19 +35,19 @@ SCALES = 2.0 ** np.linspace(-1.5, 0.5, 33)
 """Tried for powers of two, in units of the channel's largest weight over the largest level."""
 
 
-def nearest(values: Doubles, levels: Doubles) -> Places:
+def nearest(values: F64, levels: F64) -> I64:
     """Index of the nearest of the sorted `levels`, of the shape of `values`; half way the upper one."""
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, values, side="right")
 
 
-def start_centres(values: Doubles, count: int, start: Start) -> Doubles:
+def start_centres(values: F64, count: int, start: Start) -> F64:
     """`count` sorted centres. linear: evenly over the range; quantile: as many values to each."""
     if start == "linear":
         return np.linspace(values.min(), values.max(), count)
     return np.quantile(values, (np.arange(count) + 0.5) / count)
 
 
-def kmeans(values: Doubles, centres: Doubles, weights: Doubles | None = None) -> Doubles:
+def kmeans(values: F64, centres: F64, weights: F64 | None = None) -> F64:
     """Weighted k-means on a line, from sorted `centres` until nothing moves; an empty cluster stays where it is.
 
     Args:
@@ -76,7 +75,7 @@ def kmeans(values: Doubles, centres: Doubles, weights: Doubles | None = None) ->
     return centres
 
 
-def powers(bits: int, terms: int) -> Doubles:
+def powers(bits: int, terms: int) -> F64:
     """2^bits − 1 sorted levels, the same on both sides of zero; one term: the largest is 1.
 
     bits: 2 or more. terms: 1 or 2.
@@ -95,7 +94,7 @@ def powers(bits: int, terms: int) -> Doubles:
     return np.concatenate([-sums[:0:-1], sums])
 
 
-def best_scales(rows: Doubles, levels: Doubles, weights: Doubles | None = None) -> Doubles:
+def best_scales(rows: F64, levels: F64, weights: F64 | None = None) -> F64:
     """For every row the s with the least Σ h (w − s q)², q the levels nearest to w / s, among candidates.
 
     For given q the best s is Σ h w q / Σ h q², and what it takes off the error is (Σ h w q)² / Σ h q².

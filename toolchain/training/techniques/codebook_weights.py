@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from toolchain.core.arrays import F64
 from toolchain.core.errors import ConfigError
 from toolchain.data.tensors import Array
 from toolchain.storage.codebook import Coded
@@ -43,14 +44,14 @@ class CodedTensor:
 
     array: Array
     axis: int
-    importance: codebook_levels.Doubles | None
+    importance: F64 | None
 
-    def rows(self, group: int | None = 1) -> codebook_levels.Doubles:
+    def rows(self, group: int | None = 1) -> F64:
         """float64 [channels / group, weights of so many]; None: all channels in one row."""
-        found: codebook_levels.Doubles = _rows(self.array, self.axis, group).astype(np.float64)
+        found: F64 = _rows(self.array, self.axis, group).astype(np.float64)
         return found
 
-    def shares(self, group: int | None = 1) -> codebook_levels.Doubles | None:
+    def shares(self, group: int | None = 1) -> F64 | None:
         """The importance in such rows."""
         return None if self.importance is None else _rows(self.importance, self.axis, group)
 
@@ -293,12 +294,12 @@ class _BinaryCode(WeightCode):
 
 
 def _entries(
-    row: codebook_levels.Doubles,
-    share: codebook_levels.Doubles | None,
+    row: F64,
+    share: F64 | None,
     count: int,
     start: codebook_levels.Start,
     pruned: bool,
-) -> codebook_levels.Doubles:
+) -> F64:
     """A codebook, sorted. pruned: zero is one of its entries, and the others are for the rest."""
     if not pruned:
         return codebook_levels.kmeans(row, codebook_levels.start_centres(row, count, start), share)

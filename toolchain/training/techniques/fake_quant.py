@@ -32,9 +32,9 @@ from math import exp, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32, I8
 from toolchain.training.engine.technique import Technique, Weights
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from toolchain.training.engine.torch_graph import Through
 
 LEVELS, TOP = 255, 127
-
-Floats = npt.NDArray[np.float32]
-Int8s = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,17 @@ class QuantizedProduct:
     weight: str
     bias: str | None
     source: str
-    scales: Floats
+    scales: F32
     axis: int
-    rounded: Callable[[Floats, Floats], Int8s]
+    rounded: Callable[[F32, F32], I8]
 
 
 @dataclass(frozen=True)
 class _Rounded:
     """A product's constants as the file will have them. weight: ŵ. slope: ∂ŵ/∂θ. bias: b̂, or None."""
 
-    integers: Int8s
-    scales: Floats
+    integers: I8
+    scales: F32
     weight: Tensor
     slope: Tensor
     bias: Tensor | None
@@ -128,7 +125,7 @@ class FakeQuant(Technique):
         """As they are now, by name."""
         return {name: replace(grid, scale=self._scales[name]) for name, grid in self._first.items()}
 
-    def integers(self, weight: str) -> tuple[Int8s, Floats]:
+    def integers(self, weight: str) -> tuple[I8, F32]:
         """Of a weight as it is now: int8 in its shape, and float32 scales [channels]."""
         return self._rounded[weight].integers, self._rounded[weight].scales
 

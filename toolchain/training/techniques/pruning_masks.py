@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from toolchain.core.arrays import Index
 from toolchain.graph import query
 from toolchain.training.engine.technique import Technique, Weights
 
@@ -53,7 +53,7 @@ class Slot:
 
     weight: str
     axis: int
-    owner: npt.NDArray[np.intp]
+    owner: Index
     behind: int
     gain: bool = False
 

@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from toolchain.calibration.statistics import Progress
+from toolchain.core.arrays import F32, I8, Bool
 from toolchain.core.files import write_text
 from toolchain.data.calibration import CalibrationData
 from toolchain.formats.recipe import Quantize, Recipe
@@ -47,7 +47,7 @@ from toolchain.quantization.plan import (
 from toolchain.quantization.qdq.writer import int8_values
 from toolchain.quantization.ranges import Affine
 from toolchain.quantization.selection import Selection, data_inputs
-from toolchain.quantization.weights import Floats, Int8s, round_at
+from toolchain.quantization.weights import round_at
 from toolchain.training.techniques.fake_quant import FakeQuant, Grid, QuantizedProduct
 
 INSIDE = 0.49
@@ -159,7 +159,7 @@ def _with_own_constants(quantized: Quantized) -> ir.Model:
     return clone
 
 
-def _inside(weight: Floats, quant: ProductQuant) -> Floats:
+def _inside(weight: F32, quant: ProductQuant) -> F32:
     """The weight, or what is nearest to it and rounded to its integers."""
     middle = quant.weight.dequantized()
     half = INSIDE * replace(quant.weight, values=np.ones_like(quant.weight.values)).dequantized()
@@ -202,7 +202,7 @@ def _product(node: ir.Node, quantized: Quantized, sources: Mapping[str, str]) ->
     return QuantizedProduct(_name(node.inputs[1]), bias, source, quant.weight.scales, quant.weight.axis, rounded)
 
 
-def _rounded(weight: Floats, scales: Floats, kept: npt.NDArray[np.bool_], axis: int, exact: bool) -> Int8s:
+def _rounded(weight: F32, scales: F32, kept: Bool, axis: int, exact: bool) -> I8:
     return round_at(weight * kept, scales, axis, exact=exact)
 
 

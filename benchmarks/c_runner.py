@@ -18,18 +18,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks import tables
+from benchmarks import tables, timing
 from benchmarks.models import MODELS, missing
 from toolchain.benchmark import stats
 from toolchain.benchmark.bench import Subject, bench
 from toolchain.benchmark.local import Local, LocalRunner
 from toolchain.benchmark.native.build import build, host_compiler
 from toolchain.benchmark.native.runner import NativeRunner, store_feed
-from toolchain.benchmark.place import Say
+from toolchain.benchmark.place import Runner, Say
 from toolchain.core.files import write_text
 from toolchain.data.tensors import Feed
 from toolchain.formats.recipe import Bench
-from toolchain.formats.results import Measurement
+from toolchain.formats.results import Host, Measurement, Reading
+from toolchain.formats.target import Target
 
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
 SETTINGS = Bench(warmup_s=0.5, rounds=60, min_time_s=6.0, min_runs=360)
@@ -49,14 +50,24 @@ HEAD = (
 
 
 @dataclass(frozen=True)
-class Both(Local):
-    """This machine with both runners: a model in a folder named ``c`` is given to the one in C."""
+class BothRunners:
+    """This machine with both runners: the one in C runs the models that lie in a folder named ``c``."""
 
-    scratch: Path = Path()
+    scratch: Path
+    name: str = "local"
 
     @contextmanager
-    def reserve(self, say: Say) -> Iterator[Both]:
+    def reserve(self, say: Say) -> Iterator[BothRunners]:
         yield self
+
+    def describe(self) -> Host:
+        return Local().describe()
+
+    def read_conditions(self) -> Reading:
+        return Local().read_conditions()
+
+    def detect(self) -> Target:
+        return Local().detect()
 
     def open(
         self,
@@ -68,7 +79,7 @@ class Both(Local):
         dims: Mapping[str, int] | None = None,
         arena: bool = True,
         cpus: str | None = None,
-    ) -> LocalRunner | NativeRunner:
+    ) -> Runner:
         if model.parent.name != "c" or feed is None:
             return LocalRunner(model, threads=threads, session_options=session_options, feed=feed, dims=dims)
         stored = store_feed(feed, self.scratch / "feed")
@@ -88,19 +99,22 @@ def start(name: str) -> Sequence[Measurement]:
             place.mkdir()
             (place / model.name).symlink_to(model)
             subjects.append(Subject(place / model.name, name, variant, feeds=feed))
-        return bench(subjects, settings=SETTINGS, threads=1, place=Both(scratch=Path(folder))).measurements
+        return bench(subjects, settings=SETTINGS, threads=1, place=BothRunners(Path(folder))).measurements
 
 
 def row(name: str, starts: Sequence[Sequence[Measurement]]) -> list[str]:
     """One line of the table."""
 
     def milliseconds(i: int) -> float:
-        return float(np.median([one[i].latency.p50_ms for one in starts if one[i].latency]))
+        return float(np.median([timing.latency(one[i]).p50_ms for one in starts]))
+
+    def ratios(i: int) -> list[float]:
+        return [stats.speedup(timing.latency(one[i]), timing.latency(one[0])).value for one in starts]
 
     def memory(i: int, field: str) -> str:
         return tables.mib(float(np.median([getattr(one[i].memory, field) for one in starts])))
 
-    c, again = (shares([stats.speedup(one[i].latency, one[0].latency).value for one in starts]) for i in (1, 2))
+    c, again = shares(ratios(1)), shares(ratios(2))
     times = [f"{milliseconds(0):.4f}", f"{milliseconds(1):.4f}"]
     compared = [shown(c), f"{(1 - c[0]) * milliseconds(0) * 1e3:.1f}", shown(again)]
     return [name, *times, *compared, *(memory(i, f"peak_{when}_bytes") for when in ("run", "load") for i in (0, 1))]

@@ -139,13 +139,13 @@ def compare(part: Part, encoding: Encoding, cpu: str) -> Difference:
             if unequal:
                 differing += unequal
                 top = float(np.max(np.abs(want.astype(np.float64)), initial=0)) or 1.0
-                largest = max(largest, float(np.max(np.abs(got.astype(np.float64) - want))) / top)
+                largest = max(largest, float(np.max(np.abs(got.astype(np.float64) - want.astype(np.float64)))) / top)
     return Difference(differing, size, largest)
 
 
 def rows(subject: Subject, processors: Sequence[str]) -> list[tuple[str, ...]]:
     """A row for each spelling and processor; x86 has kernels for u8 alone."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for cpu in processors:
         for encoding in ENCODINGS[:1] if cpu.startswith("x86") else ENCODINGS:
             whole = compare(subject.whole, encoding, cpu)

@@ -1,4 +1,4 @@
-"""How the benchmarks time the files of one model: interleaved, twice, and the calmer run is kept."""
+"""Timing of the files of one model: interleaved, twice, and the calmer run is kept."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from collections.abc import Sequence
 from toolchain.benchmark import stats
 from toolchain.benchmark.bench import Subject, bench
 from toolchain.formats.recipe import Bench
-from toolchain.formats.results import Measurement
+from toolchain.formats.results import Latency, Measurement
 
 
 def calmest(subjects: Sequence[Subject], seconds: float, threads: int) -> Sequence[Measurement]:
-    """One row a subject. seconds: the least time that each is timed, in each run."""
+    """Time the subjects twice and return the calmer run, one row per subject.
+
+    Args:
+        subjects: files of one model.
+        seconds: least time that each file is timed, in each run.
+        threads: of the runtime.
+    """
     settings = Bench(min_time_s=seconds, rounds=6, min_runs=30)
     return min((bench(subjects, settings=settings, threads=threads).measurements for _ in range(2)), key=_unrest)
 
 
+def latency(row: Measurement) -> Latency:
+    """The times of a row that was timed, as every row of `bench` on a machine is."""
+    assert row.latency is not None, f"{row.model} {row.variant} was not timed"
+    return row.latency
+
+
 def _unrest(rows: Sequence[Measurement]) -> float:
-    """How much the samples scatter, all models of the run together; it knows nothing of which one is faster."""
+    """The scatter of the samples of all models together, which does not depend on which model is faster."""
     return sum(stats.variation(row.latency.samples_ms) for row in rows if row.latency)

@@ -9,7 +9,7 @@ FOLDER: ``tradeoff-MODEL-CPU.md``; in ``docs``: ``tradeoff.svg``.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def score(model: Model, what: object) -> float:
     return float(model.evaluate(lambda feed: list(engine.run(None, feed))))
 
 
-def _plot(model: Model, curves: dict[str, Sequence[Point]], base: float) -> None:
+def _plot(model: Model, curves: Mapping[str, Sequence[Point]], base: float) -> None:
     mpl.rcParams.update({"svg.hashsalt": "tradeoff", "font.size": 10})
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -34,12 +34,13 @@ def read(file: Path) -> Signal:
     import soundfile
 
     signal, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    mono = signal.mean(1)
+    mono: Signal = signal.mean(1)
     if rate == RATE or not mono.size:
         return mono
     tenths = -(-10 * len(mono) // rate)  # whole tenths of a second: lengths that the FFT is quick with
     mono = np.pad(mono, (0, tenths * rate // 10 - len(mono)))
-    return (np.fft.irfft(np.fft.rfft(mono), tenths * RATE // 10) * (RATE / rate)).astype(np.float32)
+    resampled: Signal = np.fft.irfft(np.fft.rfft(mono), tenths * RATE // 10) * (RATE / rate)
+    return resampled.astype(np.float32)
 
 
 def noise(rng: np.random.Generator, length: int, colour: str) -> Signal:
@@ -57,7 +58,8 @@ def noise(rng: np.random.Generator, length: int, colour: str) -> Signal:
         if colour == "pink":
             spectrum /= np.sqrt(np.maximum(1, np.arange(len(spectrum))))
         signal = np.fft.irfft(spectrum, length)
-    return (signal / rms(signal)).astype(np.float32)
+    scaled: Signal = signal / rms(signal)
+    return scaled.astype(np.float32)
 
 
 def rms(signal: Signal) -> float:
@@ -68,7 +70,8 @@ def mel(signal: Signal) -> np.ndarray:
     """Power in 40 mel bands, float32 [frames, 40]: 25 ms Hann windows, centred, every 10 ms."""
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(signal, 200), 400)[::160]
     power = np.abs(np.fft.rfft(frames * np.hanning(401)[:-1])) ** 2
-    return (power @ _filters()).astype(np.float32)
+    bands: np.ndarray = power @ _filters()
+    return bands.astype(np.float32)
 
 
 @functools.cache
@@ -80,4 +83,5 @@ def _filters() -> np.ndarray:
     frequencies = np.linspace(0, RATE / 2, 201)[:, None]
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
-    return np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
+    triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
+    return triangles

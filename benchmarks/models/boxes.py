@@ -12,7 +12,8 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = overlap.clip(min=0).prod(1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
-    return shared / union
+    ratio: np.ndarray = shared / union
+    return ratio
 
 
 def f1(pairs: Iterable[tuple[Sequence[np.ndarray], np.ndarray]]) -> float:
@@ -23,7 +24,7 @@ def f1(pairs: Iterable[tuple[Sequence[np.ndarray], np.ndarray]]) -> float:
     right = found = there = 0
     for boxes, truth in pairs:
         free = np.array(truth)
-        there += np.count_nonzero(~np.isnan(free[:, 0]))
+        there += int(np.count_nonzero(~np.isnan(free[:, 0])))
         found += len(boxes)
         for box in boxes:
             match = np.nan_to_num(iou(box, free))

@@ -78,7 +78,7 @@ def calibration_feeds() -> Iterator[Feed]:
     return calibration(64)
 
 
-def _found(out: Array) -> list[np.ndarray]:
+def _found(out: np.ndarray) -> list[np.ndarray]:
     """YOLOX's [3549, 6] (x, y, log w, log h, objectness, class) as boxes above a score of 0.25, without doubles."""
     cells = [np.stack(np.meshgrid(*[np.arange(SIDE // step)] * 2), 2).reshape(-1, 2) for step in (8, 16, 32)]
     steps = np.repeat((8, 16, 32), [len(grid) for grid in cells])[:, None]

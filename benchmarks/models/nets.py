@@ -23,7 +23,8 @@ def loaded(net: Net, weights: Path, entry: str | None = None) -> Net:
     if entry is not None:
         state = state[entry]
     net.load_state_dict({name: state[name] for name in net.state_dict()})
-    return net.eval()
+    net.eval()
+    return net
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def calibration_feeds() -> Iterator[Feed]:
     return calibration(64)
 
 
-def _found(probability: Array) -> list[np.ndarray]:
+def _found(probability: np.ndarray) -> list[np.ndarray]:
     """[480, 480] of how likely a pixel is text, as boxes: what hangs together and is sure enough, grown back.
 
     DBNet learns lines that are shrunk; growing by area / perimeter undoes that.

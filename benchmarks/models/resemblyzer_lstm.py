@@ -42,7 +42,8 @@ def _speech(signal: audio.Signal) -> audio.Signal:
     """The signal without its pauses: 20 ms pieces at under 8 % of the loudest one's level."""
     pieces = signal[: len(signal) // 320 * 320].reshape(-1, 320)
     level = np.sqrt(np.square(pieces).mean(1))
-    return pieces[level > 0.08 * level.max(initial=0)].ravel()
+    loud: audio.Signal = pieces[level > 0.08 * level.max(initial=0)]
+    return loud.ravel()
 
 
 def _clips(files: list[Path]) -> Iterator[audio.Signal]:

@@ -93,10 +93,10 @@ def rows(file: Path, field: str = "x") -> Iterator[Array]:
             yield np.frombuffer(stream.read(size), dtype).reshape(shape[1:])
 
 
-def field(file: Path, name: str = "y") -> Array:
+def field(file: Path, name: str = "y") -> np.ndarray:
     """The whole array called `name`."""
     with np.load(file) as arrays:
-        whole: Array = arrays[name]
+        whole: np.ndarray = arrays[name]
     return whole
 
 

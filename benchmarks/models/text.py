@@ -77,8 +77,8 @@ def degrade(image: Image.Image, rng: np.random.Generator, noise: tuple[float, fl
     if rng.random() < 0.6:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, blur)))
     pixels = np.asarray(image, np.float32)
-    pixels = pixels + rng.normal(0, rng.uniform(*noise), pixels.shape)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    noisy = pixels + rng.normal(0, rng.uniform(*noise), pixels.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 def line(

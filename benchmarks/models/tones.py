@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import audio, store
-from toolchain.data.tensors import Array
 
 LENGTH = 1024
 
@@ -34,7 +33,7 @@ def _tone(rng: np.random.Generator, colour: str) -> tuple[np.ndarray, float]:
     return ((signal - signal.mean()) / signal.std()).astype(np.float32), float(frequency)
 
 
-def _cents(probabilities: Array) -> float:
+def _cents(probabilities: np.ndarray) -> float:
     """Cents above 10 Hz: the mean of the nine bins around the best one, weighted; bins are 20 cents apart."""
     best = int(probabilities.argmax())
     near = np.arange(max(0, best - 4), min(360, best + 5))

@@ -61,7 +61,8 @@ def module(width: int = 16, seed: int = 0) -> ResNet:
         with replacing(file) as folder:
             torch.save(net.state_dict(), folder / file.name)
     net.load_state_dict(torch.load(file))
-    return net.eval()
+    net.eval()
+    return net
 
 
 def student() -> ResNet:
@@ -71,7 +72,9 @@ def student() -> ResNet:
     from benchmarks.train.nets import ResNet
 
     torch.manual_seed(0)
-    return ResNet(8).eval()
+    net = ResNet(8)
+    net.eval()
+    return net
 
 
 def _train(net: ResNet, seed: int) -> None:

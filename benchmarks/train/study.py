@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import tables
+from benchmarks import tables, timing
 from benchmarks.models import store
 from benchmarks.train import digits
 from toolchain.api.request import prepare
@@ -172,12 +172,12 @@ def _page(
     reference = float(np.mean([_score(file) for file in floats]))
     lines = [_line("fp32", floats, reference, "1.00")]
     for row, (name, files) in zip(timed[1:], made.items(), strict=True):
-        faster = stats.speedup(base.latency, row.latency)
+        faster = stats.speedup(timing.latency(base), timing.latency(row))
         mark = "~" if faster.low <= 1 <= faster.high else ""
         lines.append(_line(name, files, reference, f"{mark}{faster.value:.2f}"))
     about = (
         f"A residual network of 175,000 parameters for noisy, shifted digits ({digits.TESTED * 10} for tests, "
-        f"{digits.TRAINED * 10} to train on); {seeds} seeds; fp32 takes {base.latency.p50_ms:.3f} ms."
+        f"{digits.TRAINED * 10} to train on); {seeds} seeds; fp32 takes {timing.latency(base).p50_ms:.3f} ms."
     )
     command = "`python -m benchmarks.train.study`"
     parts = ["# Techniques of training", tables.describe(host), f"{command}. {about}", LEGEND]

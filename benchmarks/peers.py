@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.core.cache import cache_dir
 from toolchain.core.errors import DeviceError, InputError, ToolchainError, did_you_mean
-from toolchain.core.files import cache_dir, write_text
+from toolchain.core.files import write_text
 
 REQUIREMENTS = Path(__file__).parent / "drivers" / "requirements"
 DONE = "requirements.txt"  # a copy of the pins, written when all of them are there

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from toolchain.core.cache import cache_dir
 from toolchain.core.errors import DataError
-from toolchain.core.files import cache_dir, replacing
+from toolchain.core.files import replacing
 from toolchain.data.tensors import Array, Feed
 
 Run = Callable[[Feed], list[Array]]

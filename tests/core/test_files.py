@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from toolchain.core.errors import InputError
-from toolchain.core.files import cache_dir, check_output, replacing, sha256, write_text
+from toolchain.core.files import check_output, replacing, sha256, write_text
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -185,22 +185,3 @@ def test_sha256_agrees_with_hashlib(tmp_path):
     data = os.urandom(3_000_000)
     (tmp_path / "x").write_bytes(data)
     assert sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
-
-
-def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOOLCHAIN_CACHE", str(tmp_path / "mine"))
-    assert cache_dir("a", "b") == tmp_path / "mine" / "a" / "b"
-    assert (tmp_path / "mine" / "a" / "b").is_dir()
-    monkeypatch.delenv("TOOLCHAIN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_dir() == tmp_path / "xdg" / "edge-toolchain"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_dir() == tmp_path / "home" / ".cache" / "edge-toolchain"
-
-
-def test_a_cache_that_cannot_be_made_says_so(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TOOLCHAIN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="set TOOLCHAIN_CACHE"):
-        cache_dir("observations")

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from toolchain.core.cache import cache_dir
 from toolchain.core.errors import DeviceError, InputError, did_you_mean
-from toolchain.core.files import cache_dir
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.target import Architecture
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolchain.core.arrays import F64, I64
-from toolchain.core.files import replacing
+from toolchain.core.cache import read_cache, write_cache
 
 VERSION = 3
 
@@ -62,31 +62,33 @@ class Observation:
         stats = [self.tensors[name] for name in names]
         channels = [s.channels for s in stats]
         tables = [np.stack([c.mean, c.square, c.minimum, c.maximum]) for c in channels if c is not None]
-        with replacing(path) as folder, open(folder / path.name, "wb") as file:
-            np.savez(
-                file,
-                version=np.array(VERSION),
-                names=np.array(names, dtype=np.str_),
-                limits=np.array([[s.minimum, s.maximum] for s in stats], dtype=np.float64).reshape(-1, 2),
-                counts=np.array([s.count for s in stats], dtype=np.int64),
-                channel_sizes=np.array([-1 if c is None else len(c.mean) for c in channels], dtype=np.int64),
-                channels=np.concatenate(tables, axis=1) if tables else np.empty((4, 0)),
-                histograms=np.stack([s.histogram for s in stats]) if stats else np.empty((0, 0), np.int64),
-                samples=np.array(self.samples),
-                sources=np.array([self.model_sha256, self.data_fingerprint]),
-            )
+        file = io.BytesIO()
+        np.savez(
+            file,
+            version=np.array(VERSION),
+            names=np.array(names, dtype=np.str_),
+            limits=np.array([[s.minimum, s.maximum] for s in stats], dtype=np.float64).reshape(-1, 2),
+            counts=np.array([s.count for s in stats], dtype=np.int64),
+            channel_sizes=np.array([-1 if c is None else len(c.mean) for c in channels], dtype=np.int64),
+            channels=np.concatenate(tables, axis=1) if tables else np.empty((4, 0)),
+            histograms=np.stack([s.histogram for s in stats]) if stats else np.empty((0, 0), np.int64),
+            samples=np.array(self.samples),
+            sources=np.array([self.model_sha256, self.data_fingerprint]),
+        )
+        write_cache(path, file.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Observation | None:
         """Read what :meth:`save` wrote; None where there is no readable file of this version."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls._parse(file) if int(file["version"]) == VERSION else None
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-            return None  # zipfile says RuntimeError to a flipped flag: encrypted, or compressed in unknown ways
+        return read_cache(path, cls._parse)
 
     @classmethod
-    def _parse(cls, file: Mapping[str, npt.NDArray[Any]]) -> Observation:
+    def _parse(cls, content: bytes) -> Observation | None:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return cls._from_arrays(file) if int(file["version"]) == VERSION else None
+
+    @classmethod
+    def _from_arrays(cls, file: Mapping[str, npt.NDArray[Any]]) -> Observation:
         sizes = file["channel_sizes"]
         ends = np.cumsum(np.maximum(sizes, 0))[:-1]
         tables = np.split(file["channels"], ends, axis=1) if len(sizes) else []

@@ -26,8 +26,8 @@ from onnxruntime import InferenceSession
 
 from toolchain.calibration.observation import VERSION, ChannelStats, Observation, TensorStats
 from toolchain.core.arrays import F64, I64
+from toolchain.core.cache import cache_path
 from toolchain.core.errors import DataError, one_line
-from toolchain.core.files import cache_dir
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, io, query, run
@@ -69,7 +69,7 @@ def observe(
         DataError: a sample makes a tensor NaN or infinite, or onnxruntime refuses it.
     """
     digest = hashlib.sha256(io.to_bytes(model)).hexdigest() if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else ""
-    path = cache_dir("observations") / f"{_key(digest, data, tensors, bins)}.npz"
+    path = cache_path("observations", VERSION, digest, data.fingerprint, sorted(tensors.items()), bins, suffix=".npz")
     if cache and digest and (known := Observation.load(path)) is not None:
         return known
     report = progress or (lambda what, done, total: None)
@@ -84,11 +84,6 @@ def observe(
     if cache and digest:
         found.save(path)
     return found
-
-
-def _key(digest: str, data: CalibrationData, tensors: Mapping[str, int | None], bins: int) -> str:
-    request = repr((VERSION, digest, data.fingerprint, sorted(tensors.items()), bins))
-    return hashlib.sha256(request.encode()).hexdigest()[:32]
 
 
 # ------------------------------------------------------------------------------------------------- pass 1

@@ -114,17 +114,3 @@ def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def cache_dir(*parts: str) -> Path:
-    """A folder below the user's cache, ``$TOOLCHAIN_CACHE`` or ``~/.cache/edge-toolchain``, made on demand."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = os.environ.get("TOOLCHAIN_CACHE") or Path(base, "edge-toolchain")
-    folder = Path(root, *parts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be made ({error.strerror})", where=folder, hint="set TOOLCHAIN_CACHE to a writable folder"
-        ) from error
-    return folder

@@ -7,7 +7,6 @@ by shapes, operators, precision, processor and runtime: weights do not matter.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.benchmark.host import describe_host
-from toolchain.core.files import cache_dir, write_text
+from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.data.calibration import CalibrationData, open_data
 from toolchain.data.tensors import Feed
 from toolchain.formats.recipe import Quantize, Recipe
@@ -50,18 +49,12 @@ def measured(*, int8: bool) -> Clock:
     about = (host.cpu, host.features, host.onnxruntime, int8)
 
     def clock(parts: Sequence[ir.Model]) -> list[float]:
-        key = hashlib.sha256(repr((about, [_shapes(part) for part in parts])).encode()).hexdigest()[:32]
-        path = cache_dir("latency") / f"{key}.json"
-        if path.is_file():
-            try:
-                known = [float(ms) for ms in json.loads(path.read_text(encoding="utf-8"))]
-                if len(known) == len(parts):
-                    return known
-            except (ValueError, TypeError):
-                pass  # not whole: measured again
-        found = _time([_prepared(part, int8) for part in parts])
-        write_text(path, json.dumps(found))
-        return found
+        path = cache_path("latency", *about, *(_shapes(part) for part in parts), suffix=".json")
+        times_ms = read_cache(path, lambda content: [float(ms) for ms in json.loads(content)])
+        if times_ms is None or len(times_ms) != len(parts):
+            times_ms = _time([_prepared(part, int8) for part in parts])
+            write_cache(path, json.dumps(times_ms).encode())
+        return times_ms
 
     return clock
 

@@ -8,7 +8,7 @@ import pytest
 import small_models
 from small_models import weights
 
-from toolchain.core.files import cache_dir
+from toolchain.core.cache import cache_dir
 from toolchain.data.calibration import open_data
 from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.recipe import Recipe

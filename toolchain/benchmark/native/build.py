@@ -6,7 +6,6 @@ sources, of the command and of what the compiler says of its version.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -15,8 +14,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.core.cache import cache_path
 from toolchain.core.errors import DeviceError, InputError, one_line
-from toolchain.core.files import cache_dir, replacing
+from toolchain.core.files import replacing
 from toolchain.formats.target import Architecture
 
 HERE = Path(__file__).parent
@@ -87,10 +87,9 @@ def build(compiler: Compiler) -> Path:
     Raises:
         DeviceError: the compiler cannot be run, or refuses the source.
     """
-    key = hashlib.sha256(repr((compiler.command, FLAGS, _run([*compiler.command, "--version"]))).encode())
-    for source in (HERE / "runner.c", *sorted(HERE.glob("*.h"))):
-        key.update(source.read_bytes())
-    program = cache_dir("runner") / f"{compiler.architecture}-{key.hexdigest()[:32]}"
+    version = _run([*compiler.command, "--version"])
+    sources = [source.read_bytes() for source in (HERE / "runner.c", *sorted(HERE.glob("*.h")))]
+    program = cache_path("runner", compiler.command, FLAGS, version, *sources, suffix=f"-{compiler.architecture}")
     if not program.is_file():
         with replacing(program) as folder:
             output = folder / program.name

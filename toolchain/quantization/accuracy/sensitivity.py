@@ -12,7 +12,6 @@ The results are kept on disk as they come, keyed by model, plan and samples: an 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from toolchain.calibration.statistics import Progress
-from toolchain.core.files import cache_dir, write_text
+from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.evaluation.fidelity import Probe
 from toolchain.graph import edit, io, query
 from toolchain.ops.table import macs
@@ -80,7 +79,7 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
     """
     producers = {str(v.name): query.op(n) if (n := v.producer()) else "input" for v in query.activations(model)}
     nodes = {query.label(node): node for node in model.graph}
-    cache = _Cache(model, plan, key)
+    cache = _PowerCache(model, plan, key)
     names = list(plan.activations)
     total = len(names) + len(plan.products)
     powers: dict[tuple[Literal["activation", "weight"], str], float] = {}
@@ -154,34 +153,36 @@ def _power(fidelity_db: float) -> float:
     return float(10 ** (-fidelity_db / 10))
 
 
-class _Cache:
-    """Powers by kind and name, in a file."""
+class _PowerCache:
+    """Noise powers by kind and name, kept in one file for a model, its plan and the samples."""
 
-    def __init__(self, model: ir.Model, plan: Plan, key: str) -> None:
-        digest = hashlib.sha256(io.to_bytes(model) if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else b"")
-        digest.update(repr(sorted(plan.activations.items())).encode())
-        for name, product in plan.products.items():
-            digest.update(name.encode() + product.weight.values.tobytes() + product.weight.scales.tobytes())
-        digest.update(key.encode())
-        self._path = cache_dir("sensitivity") / f"{digest.hexdigest()[:32]}.json"
-        self._known: dict[str, float] = {}
-        self._fresh = 0
-        if self._path.is_file():
-            try:
-                self._known = {str(k): float(v) for k, v in json.loads(self._path.read_text(encoding="utf-8")).items()}
-            except (ValueError, AttributeError, TypeError):
-                self._known = {}  # not whole: measured again
+    def __init__(self, model: ir.Model, plan: Plan, samples_key: str) -> None:
+        content = io.to_bytes(model) if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else b""
+        weights = [
+            part
+            for name, product in plan.products.items()
+            for part in (name, product.weight.values.tobytes(), product.weight.scales.tobytes())
+        ]
+        grids = sorted(plan.activations.items())
+        self._path = cache_path("sensitivity", content, grids, *weights, samples_key, suffix=".json")
+        self._powers = read_cache(self._path, _parse_powers) or {}
+        self._unsaved = 0
 
     def get(self, kind: str, name: str) -> float | None:
-        return self._known.get(f"{kind} {name}")
+        return self._powers.get(f"{kind} {name}")
 
     def put(self, kind: str, name: str, power: float) -> float:
-        self._known[f"{kind} {name}"] = power
-        self._fresh += 1
-        if self._fresh % SAVE_EVERY == 0:
+        self._powers[f"{kind} {name}"] = power
+        self._unsaved += 1
+        if self._unsaved >= SAVE_EVERY:
             self.save()
         return power
 
     def save(self) -> None:
-        if self._fresh:
-            write_text(self._path, json.dumps(self._known))
+        if self._unsaved:
+            write_cache(self._path, json.dumps(self._powers).encode())
+            self._unsaved = 0
+
+
+def _parse_powers(content: bytes) -> dict[str, float]:
+    return {str(name): float(power) for name, power in json.loads(content).items()}

@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.core.errors import InputError
-from toolchain.core.files import cache_dir, write_text
 from toolchain.formats.findings import Findings, TargetFit
 from toolchain.formats.manifest import Manifest, Precision
 from toolchain.formats.results import Latency, Measurement, Results
@@ -129,12 +129,15 @@ def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; made in seconds, and kept on disk."""
     import vl_convert
 
-    name = f"vega-{version('vl-convert-python')}.js"
-    with suppress(InputError, OSError):
-        return (cache_dir("report") / name).read_text(encoding="utf-8")
-    text = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
-    with suppress(InputError, OSError):  # no place to keep it
-        write_text(cache_dir("report") / name, text)
+    path = None
+    with suppress(InputError):  # where no cache can be made, the script is made again in every process
+        path = cache_path("report", version("vl-convert-python"), suffix=".js")
+    text = read_cache(path, bytes.decode) if path else None
+    if text is None:
+        text = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+        if path:
+            with suppress(InputError):
+                write_cache(path, text.encode())
     return text
 
 

@@ -19,6 +19,7 @@ from toolchain.core.arrays import F32, F64, Index
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, query
+from toolchain.ops.weights import weight_axes
 
 BLOCK = 1024
 """Even, so that no pair of columns is torn apart."""
@@ -151,7 +152,7 @@ def _columns(node: ir.Node) -> tuple[int, int]:
     shape = query.sizes(node.inputs[1]) or ()
     if node.op_type == "Conv":
         return query.attribute(node, "group", 1), int(np.prod(shape[1:]))
-    return 1, shape[1] if node.op_type == "Gemm" and query.attribute(node, "transB", 0) else shape[0]
+    return 1, shape[weight_axes(node).in_]
 
 
 def _block_sizes(columns: int) -> list[int]:

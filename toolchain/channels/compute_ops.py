@@ -13,6 +13,7 @@ import onnx_ir as ir
 from toolchain.channels.index_spaces import Space, product, unify
 from toolchain.graph import query
 from toolchain.ops import cells
+from toolchain.ops.weights import operand_axes
 
 Axes = tuple[Space, ...]
 
@@ -127,17 +128,14 @@ def contracted(b: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
     left, right = b.of(node.inputs[0]), b.of(node.inputs[1])
     if len(left) < 2 or len(right) < 2:
         raise NotUnderstoodError
-    (rows, inner), (other, columns) = left[-2:], right[-2:]
-    at = [len(left) - 1, len(right) - 2]
-    if query.attribute(node, "transA", 0):
-        rows, inner, at[0] = inner, rows, len(left) - 2
-    if query.attribute(node, "transB", 0):
-        other, columns, at[1] = columns, other, len(right) - 1
-    unify(inner, other)
-    result = (*broadcast([left[:-2], right[:-2], ()]), rows, columns)
+    (row, summed_left), (column, summed_right) = (
+        operand_axes(node, operand, len(axes)) for operand, axes in enumerate((left, right))
+    )
+    unify(left[summed_left], right[summed_right])
+    result = (*broadcast([left[:-2], right[:-2], ()]), left[row], right[column])
     if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
         result = broadcast([result, b.of(bias)])
-    b.close(node, (0, at[0]), (1, at[1]))
+    b.close(node, (0, summed_left), (1, summed_right))
     return [result]
 
 

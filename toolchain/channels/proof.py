@@ -30,6 +30,7 @@ from toolchain.data.tensors import Array, Feed, TensorSpec
 from toolchain.graph import edit, io, query, run
 from toolchain.ops import cells
 from toolchain.ops.table import rule
+from toolchain.ops.weights import operand_axes
 
 # float32 sums of a few thousand terms in another order differ by 1e-6 of their size; a hundred layers add up, and a
 # normalization may divide by something small.
@@ -160,8 +161,7 @@ def _selecting(node: ir.Node, cell: cells.Channels, index: int, array: Array, rn
     elif isinstance(cell, cells.Recurrent):
         axes = (3,)
     else:
-        turned = query.attribute(node, "transB" if index else "transA", 0)
-        axes = (array.ndim - 1 if bool(index) != bool(turned) else array.ndim,)
+        axes = (operand_axes(node, index, array.ndim)[1] + 1,)
     summed = [split[axis] for axis in axes]
     others = [size for axis, size in enumerate(split) if axis not in axes]
     flat = np.zeros((prod(others), prod(summed)), np.float32)

@@ -21,12 +21,13 @@ from toolchain.inspection.target_fit import Fit, fit_to
 from toolchain.ops import cost
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
+from toolchain.ops.weights import weight_axes
 from toolchain.optimization.passes import optimize
 from toolchain.optimization.rewrites import name_everything
 from toolchain.quantization.qdq import reader
 from toolchain.quantization.qdq.certify_file import certificate_of, certify_file
 from toolchain.quantization.qdq.reader import Running
-from toolchain.quantization.selection import Choice, select, weight_axis
+from toolchain.quantization.selection import Choice, select
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _saved_bytes(model: ir.Model, int8: set[str]) -> int:
             continue
         has_bias = cell.bias is not None and len(node.inputs) > cell.bias
         added = 4 + 1 + (0 if cell.bias is None else 8 if has_bias else 12)
-        saved[value] = 3 * (query.elements(value) or 0) - added * shape[weight_axis(node)]
+        saved[value] = 3 * (query.elements(value) or 0) - added * shape[weight_axes(node).out]
     return sum(saved.values())
 
 

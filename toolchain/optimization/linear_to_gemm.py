@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F32, I64
 from toolchain.graph import edit, query
+from toolchain.ops.weights import weight_axes
 
 ROWWISE = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "Gelu"}
@@ -36,7 +37,7 @@ def scale_into_linear(model: ir.Model) -> None:
         weight = query.float_array(product.inputs[1])
         if weight is None or weight.ndim != 2:
             continue
-        across = 0 if query.attribute(product, "transB", 0) else 1
+        across = weight_axes(product).out
         vector = _vector(scale, weight.shape[across], query.rank(node.outputs[0]))
         holder, at = (before, 1) if before is not product else (product, 2)
         bias = holder.inputs[at] if len(holder.inputs) > at else None

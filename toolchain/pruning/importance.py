@@ -29,6 +29,7 @@ from toolchain.channels.layout import Layout
 from toolchain.core.arrays import F64, Index
 from toolchain.graph import query
 from toolchain.ops import cells, table
+from toolchain.ops.weights import weight_axes
 
 Criterion = Literal["obs", "activation", "l2", "l1", "random"]
 
@@ -89,8 +90,7 @@ def _weight(node: ir.Node, index: int) -> F64 | None:
     if isinstance(cell, cells.Recurrent):
         return array.reshape(-1, array.shape[2]).T.astype(np.float64)
     if isinstance(cell, cells.Contracted) and array.ndim == 2:
-        turned = bool(query.attribute(node, "transB", 0))
-        return (array.T if turned else array).astype(np.float64)
+        return (array if weight_axes(node).out else array.T).astype(np.float64)
     return None
 
 

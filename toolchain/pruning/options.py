@@ -26,6 +26,7 @@ from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.recipe import Prune
 from toolchain.graph import edit, query, run
 from toolchain.ops.table import macs
+from toolchain.ops.weights import weight_axes
 from toolchain.pruning.importance import ChannelMoments, Consumer, consumers, fold, makers, needed, ranking
 from toolchain.pruning.latency import Clock
 from toolchain.pruning.search import Item, Option, aligned, without_dominated
@@ -217,7 +218,7 @@ def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], mend: bool) ->
             array = query.float_array(old.inputs[1])
             if array is None:
                 continue
-            out = 0 if old.op_type == "Conv" or query.attribute(old, "transB", 0) else 1
+            out = weight_axes(old).out
             shape = (len(kept), array.shape[0], *array.shape[2:]) if old.op_type == "Conv" else rows.shape
             whole = rows.reshape(shape)
             whole = whole.swapaxes(0, 1) if out == 0 else whole

@@ -34,6 +34,7 @@ from toolchain.data.tensors import Array
 from toolchain.graph import edit, query
 from toolchain.ops import table
 from toolchain.ops.cells import Contracted, Weighted
+from toolchain.ops.weights import weight_axes
 
 POSITIONS_A_COLUMN = 6
 MOST_POSITIONS = 12_000
@@ -201,8 +202,7 @@ def _matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
         groups = query.attribute(node, "group", 1)
         flat = np.moveaxis(weight, 1, -1).reshape(groups, len(weight) // groups, -1)
         return flat, groups
-    turned = bool(query.attribute(node, "transB", 0))
-    matrix = np.asarray(weight if turned else weight.T, np.float64)[None]
+    matrix = np.asarray(weight.T if weight_axes(node).out else weight, np.float64)[None]
     return matrix * float(query.attribute(node, "alpha", 1.0)), 1
 
 
@@ -298,7 +298,7 @@ def _write(model: ir.Model, node: ir.Node, matrix: F64, bias: F64 | None, weight
         spatial = weight.shape[2:]
         new = np.moveaxis(matrix.reshape(len(weight), *spatial, weight.shape[1]), -1, 1)
     else:
-        new = matrix[0] if query.attribute(node, "transB", 0) else matrix[0].T
+        new = matrix[0].T if weight_axes(node).out else matrix[0]
     edit.set_input(node, 1, _constant(model, names, f"{query.label(node)}_fitted", new))
     if bias is not None:
         edit.set_input(node, 2, _constant(model, names, f"{query.label(node)}_fitted_bias", bias))

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from toolchain.core.arrays import Bool
 from toolchain.core.errors import InputError
 from toolchain.data.tensors import Array
-from toolchain.graph import io, query
-from toolchain.ops import cells, table
+from toolchain.graph import io
+from toolchain.ops.weights import product_weights
 
 LEVEL = 6
 """Of zlib, as app stores and wheels use."""
@@ -57,19 +57,7 @@ def parse_sparsity(text: str) -> float | tuple[int, int]:
 def sparsify(model: ir.Model, how: float | tuple[int, int]) -> Sparse:
     """A clone with zeros in the weights of all products."""
     clone = model.clone()
-    weights = {}
-    for node in clone.graph:
-        cell = table.rule(node).channels
-        value = node.inputs[1] if len(node.inputs) > 1 else None
-        array = query.float_array(value)
-        if (
-            isinstance(cell, cells.Weighted | cells.Contracted)
-            and value is not None
-            and array is not None
-            and array.ndim > 1
-        ):
-            axis = cell.in_ if isinstance(cell, cells.Weighted) else array.ndim - 2 + query.attribute(node, "transB", 0)
-            weights[value] = (array, axis)
+    weights = {weight.value: (weight.array, weight.axes.in_) for weight in product_weights(clone)}
     limit = 0.0
     if isinstance(how, float) and weights:
         sizes = np.concatenate([np.abs(array).reshape(-1) for array, _ in weights.values()])

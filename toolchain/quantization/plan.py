@@ -23,10 +23,11 @@ from toolchain.formats.recipe import Quantize
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel, OwnScale
 from toolchain.ops.table import rule
+from toolchain.ops.weights import weight_axes
 from toolchain.quantization.exactness import lattice_scales, tie_margins
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.ranges import Affine, affine, choose_range
-from toolchain.quantization.selection import Choice, Selection, clip_limits, output_point, weight_axis
+from toolchain.quantization.selection import Choice, Selection, clip_limits, output_point
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 BIAS_LIMIT = 2.0**30
@@ -196,7 +197,7 @@ def _product(
     source, weight = node.inputs[cell.act], constant_weight(node)
     if source is None:
         raise ValueError(f"{query.label(node)} has no input")
-    axis = weight_axis(node)
+    axis = weight_axes(node).out
     bias_value = node.inputs[cell.bias] if cell.bias is not None and len(node.inputs) > cell.bias else None
     bias = query.float_array(bias_value)
     s_x = np.float32(activations[str(source.name)].scale)
@@ -220,7 +221,7 @@ def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: F32 | None = Non
     """A product's weight rounded to nearest; see :func:`quantize_weight`."""
     weight = constant_weight(node)
     if not is_depthwise(node, weight.shape):
-        return quantize_weight(weight, weight_axis(node), exact=recipe.exact, min_scales=min_scales)
+        return quantize_weight(weight, weight_axes(node).out, exact=recipe.exact, min_scales=min_scales)
     return replace(quantize_weight(weight, 0, exact=False, min_scales=min_scales), overflow_free=True)
 
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
 from toolchain.ops.table import TABLE, rule
+from toolchain.ops.weights import weight_axes
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 
 NOT_IN_TABLE = "its operator is not in the table"
@@ -141,16 +142,9 @@ def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
     return None
 
 
-def weight_axis(node: ir.Node) -> int:
-    """The output-channel axis of a kernel node's weight."""
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and query.attribute(node, "transB", 0)):
-        return 0
-    return 1
-
-
 def _channels(node: ir.Node) -> int:
     weight = query.constant(node.inputs[1])
-    return 0 if weight is None else weight.shape[weight_axis(node)]
+    return 0 if weight is None else weight.shape[weight_axes(node).out]
 
 
 def _absorb_refusal(node: ir.Node) -> str | None:

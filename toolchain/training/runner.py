@@ -35,10 +35,10 @@ from toolchain.formats.training_recipe import (
     Step,
     TrainingRecipe,
 )
-from toolchain.graph import io, query
+from toolchain.graph import io
 from toolchain.graph.sizes import sizes
-from toolchain.ops import cost, table
-from toolchain.ops.cells import Contracted, Weighted
+from toolchain.ops import cost
+from toolchain.ops.weights import product_weights
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.qdq.writer import Encoding
 from toolchain.training.engine.batch_norms import normalized
@@ -431,13 +431,6 @@ def channels(model: ir.Model) -> list[ChannelGroup]:
 
 def _products(model: ir.Model) -> list[tuple[ir.Value, int, np.ndarray]]:
     """Weights of products, the axis that is summed over, and what they are."""
-    found = {}
-    for node in model.graph:
-        cell = table.rule(node).channels
-        value = node.inputs[1] if len(node.inputs) > 1 else None
-        array = query.float_array(value)
-        if value is None or array is None or array.ndim < 2 or not isinstance(cell, Weighted | Contracted):
-            continue
-        inner = cell.in_ if isinstance(cell, Weighted) else array.ndim - 2 + query.attribute(node, "transB", 0)
-        found[value] = (value, inner, array)
-    return list(found.values())
+    return list(
+        {weight.value: (weight.value, weight.axes.in_, weight.array) for weight in product_weights(model)}.values()
+    )

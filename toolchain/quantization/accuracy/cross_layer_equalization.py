@@ -32,8 +32,9 @@ import onnx_ir as ir
 from toolchain.calibration.observation import Observation
 from toolchain.core.arrays import F64
 from toolchain.graph import check, edit, query
+from toolchain.ops.weights import weight_axes
 from toolchain.quantization.plan import constant_weight
-from toolchain.quantization.selection import clip_limits, weight_axis
+from toolchain.quantization.selection import clip_limits
 
 MARGIN = 1.5
 FLOOR = 1 / 8
@@ -137,7 +138,7 @@ def scalable_product(node: ir.Node) -> bool:
     if node.op_type == "Gemm" and (query.attribute(node, "transA", 0) or query.attribute(node, "beta", 1.0) != 1.0):
         return False
     constant = query.float_array(bias)
-    return bias is None or (constant is not None and constant.size == weight.shape[weight_axis(node)])
+    return bias is None or (constant is not None and constant.size == weight.shape[weight_axes(node).out])
 
 
 def _carriers(node: ir.Node) -> list[ir.Value]:
@@ -250,7 +251,7 @@ def _by_input(node: ir.Node) -> F64:
     if node.op_type == "Conv":
         groups = query.attribute(node, "group", 1)
         return wide.reshape(groups, len(wide) // groups, wide.shape[1], -1)
-    return (wide if weight_axis(node) == 0 else wide.T)[None, :, :, None]
+    return (wide if weight_axes(node).out == 0 else wide.T)[None, :, :, None]
 
 
 def _noise(s: F64, low: F64, high: F64, square: F64, weight: F64, energy: float) -> float:
@@ -278,7 +279,7 @@ def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.
     for group, s in scales.items():
         for name in group.producers:
             node = nodes[name]
-            axis = weight_axis(node)
+            axis = weight_axes(node).out
             rank = query.rank(node.inputs[1]) or 2  # type: ignore[arg-type]
             rescale(node, 1, 1 / np.expand_dims(s, [a for a in range(rank) if a != axis]), names)
             if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -298,7 +299,7 @@ def scale_consumers(nodes: Iterable[ir.Node], s: F64, names: edit.Names) -> None
 def _spread(node: ir.Node, s: F64) -> F64:
     """Input-channel scales in the shape that multiplies the node's weight."""
     if node.op_type != "Conv":
-        return s[None, :] if weight_axis(node) == 0 else s[:, None]
+        return s[None, :] if weight_axes(node).out == 0 else s[:, None]
     weight = query.sizes(node.inputs[1]) or ()
     groups = query.attribute(node, "group", 1)
     rows = np.repeat(s.reshape(groups, -1), weight[0] // groups, axis=0)

@@ -16,10 +16,11 @@ from toolchain.formats.manifest import Exactness, Manifest
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
+from toolchain.ops.weights import weight_axes
 from toolchain.quantization.exactness.certificate import certify, exactness
 from toolchain.quantization.plan import Plan, ProductQuant
 from toolchain.quantization.ranges import Affine
-from toolchain.quantization.selection import Choice, weight_axis
+from toolchain.quantization.selection import Choice
 from toolchain.quantization.weights import WeightQuant, as_rows, is_overflow_free
 
 MANIFEST = "manifest.json"
@@ -82,7 +83,7 @@ def _product(node: ir.Node) -> ProductQuant | None:
     if weight is None or weight[0].dtype != np.int8:
         return None
     values, scales = np.asarray(weight[0], np.int8), np.asarray(weight[1], np.float32)
-    axis = weight_axis(node)
+    axis = weight_axes(node).out
     quant = WeightQuant(values, scales, axis, is_overflow_free(np.asarray(as_rows(values, axis), np.int8)))
     if cell.bias is None or len(node.inputs) <= cell.bias or node.inputs[cell.bias] is None:
         return ProductQuant(quant, None, None)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from toolchain.core.errors import ModelError
 from toolchain.data.tensors import Array
 from toolchain.graph.query import attribute, label, op, window
+from toolchain.ops.weights import is_transposed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,8 +119,9 @@ def _products() -> dict[str, Op]:
         return functional.pad(full, _innermost_first([-p for p in pads[:rank]], [-p for p in pads[rank:]]))
 
     def gemm(node: ir.Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-        a = a.T if attribute(node, "transA", 0) else a
-        product = attribute(node, "alpha", 1.0) * (a @ (b.T if attribute(node, "transB", 0) else b))
+        a = a.T if is_transposed(node, 0) else a
+        b = b.T if is_transposed(node, 1) else b
+        product = attribute(node, "alpha", 1.0) * (a @ b)
         return product if c is None else product + attribute(node, "beta", 1.0) * c
 
     return {"Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, **_plain(MatMul=torch.matmul)}

@@ -21,7 +21,7 @@ from toolchain.core.errors import InputError, ModelError, did_you_mean
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import query
-from toolchain.ops import cells, table
+from toolchain.ops.weights import product_weights
 from toolchain.storage import codebook
 from toolchain.training.engine.objective import heads
 from toolchain.training.engine.samples import split_labels
@@ -113,20 +113,11 @@ class Codebook(Technique):
 
 def products(model: ir.Model) -> list[CodedProduct]:
     """The products with a float32 initializer of more than one axis, in graph order; a weight once for each reader."""
-    found = []
-    for node in model.graph:
-        cell = table.rule(node).channels
-        value = node.inputs[1] if len(node.inputs) > 1 else None
-        array = query.float_array(value)
-        if value is None or array is None or array.ndim < 2 or not value.is_initializer():
-            continue
-        name, label, groups = str(value.name), query.label(node), query.attribute(node, "group", 1)
-        if isinstance(cell, cells.Weighted):
-            found.append(CodedProduct(label, name, cell.out, cell.in_, groups))
-        elif isinstance(cell, cells.Contracted):
-            turned = query.attribute(node, "transB", 0)
-            found.append(CodedProduct(label, name, array.ndim - 1 - turned, array.ndim - 2 + turned))
-    return found
+    return [
+        CodedProduct(query.label(w.node), str(w.value.name), w.axes.out, w.axes.in_, w.axes.groups)
+        for w in product_weights(model)
+        if w.value.is_initializer()
+    ]
 
 
 def coded_products(model: ir.Model, keep: Keep) -> list[CodedProduct]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import quantize_by_hand as by_hand
 
-from toolchain.evaluation.fidelity import BEST_DB, Probe
+from toolchain.evaluation.fidelity import BEST_DB, Probe, db_to_power, power_to_db, saturating_tail
 
 
 def scaled(factor, body="y = Mul(x, k)", inputs="float[N, 4] x", outputs="y", **constants):
@@ -35,6 +35,30 @@ def test_logarithms_are_averaged_over_samples_and_shares_over_outputs():
     samples = [{"x": np.full((1, 4), size, np.float32)} for size in (10, 100)]
     half = 10 * np.log10(2)
     assert Probe(shifted(0), samples).fidelity_db(shifted(1)) == pytest.approx(30 + half, abs=1e-3)
+
+
+@pytest.mark.parametrize(("power", "db"), [(1.0, 0), (0.1, 10), (1e-4, 40), (100.0, -20)])
+def test_power_and_decibels_are_two_spellings_of_one_number(power, db):
+    assert power_to_db(power) == pytest.approx(db)
+    assert db_to_power(db) == pytest.approx(power)
+
+
+@pytest.mark.parametrize("power", [0.0, 1e-30, 1e-11])
+def test_decibels_are_limited(power):
+    assert power_to_db(power) == BEST_DB
+
+
+@pytest.mark.parametrize(
+    ("tail", "operators"),
+    [
+        ("y = Softmax(m)", ["Softmax"]),
+        ("s = Softmax(m) y = Sigmoid(s)", ["Sigmoid", "Softmax"]),
+        ("s = Softmax(m) y = Neg(s)", []),
+    ],
+)
+def test_the_saturating_tail_starts_at_the_output(tail, operators):
+    model = scaled(0, SCORES.format(tail))
+    assert [node.op_type for node in saturating_tail(model.graph.outputs[0])] == operators
 
 
 SCORES = "m = Add(x, k) {}"

@@ -1,9 +1,9 @@
-"""How far a quantized model's outputs lie from the float model's, in decibels, without labels.
+"""Fidelity: the distance between a quantized model's outputs and the float model's, in decibels, without labels.
 
     fidelity = mean over samples of  −10 log₁₀ ( mean over outputs of  ‖y − ŷ‖² / ‖y‖² )
 
-A logarithm for each sample, so that one odd sample does not outweigh all others. Outputs behind a Softmax or Sigmoid
-are taken before it: saturated probabilities hide what happens to the scores.
+The logarithm is taken for each sample, so that one unusual sample does not outweigh all others. Where an output ends in
+a Softmax or Sigmoid, its input is compared instead: saturated probabilities hide how the scores changed.
 """
 
 from __future__ import annotations
@@ -16,33 +16,59 @@ import onnx_ir as ir
 from toolchain.data.tensors import Array, Feed
 from toolchain.graph import edit, query, run
 
-SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+SATURATING_OPERATORS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 BEST_DB = 100.0
-"""No fidelity is higher: float32 itself ends about there."""
+"""The highest fidelity reported: the rounding of float32 itself limits it to about this."""
+
+
+def power_to_db(power: float) -> float:
+    """Express a relative error power (squared error over energy) in decibels, at most :data:`BEST_DB`."""
+    return min(BEST_DB, -10 * float(np.log10(max(power, 10 ** (-BEST_DB / 10)))))
+
+
+def db_to_power(fidelity_db: float) -> float:
+    """Return the relative error power (squared error over energy) of a fidelity in decibels."""
+    return float(10 ** (-fidelity_db / 10))
+
+
+def saturating_tail(output: ir.Value) -> list[ir.Node]:
+    """List the Softmax and Sigmoid nodes that a graph output ends in, the last one of the graph first.
+
+    The first input of the last node listed holds the scores before any of them.
+    """
+    tail: list[ir.Node] = []
+    node = output.producer()
+    while node is not None and node.op_type in SATURATING_OPERATORS and node.inputs[0] is not None:
+        tail.append(node)
+        node = node.inputs[0].producer()
+    return tail
 
 
 class Probe:
-    """Measures models against one float model on a few samples.
+    """Measures the fidelity of models to one float model on a few samples.
 
-    Every model must have the float model's node names, as quantized and equalized clones do.
+    Every measured model must have the float model's node names, as quantized and equalized clones do.
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
-        self._points = [_before_saturation(value) for value in model.graph.outputs if query.is_float(value)]
+        self._points = [_measured_point(value) for value in model.graph.outputs if query.is_float(value)]
         self._feeds = list(feeds)
         self._expected = self._runner(model)({}) if self.usable else []
 
     @property
     def usable(self) -> bool:
-        """Whether there is anything to measure: a float output, and a sample."""
+        """True where there is something to measure: a float output and a sample."""
         return bool(self._points and self._feeds)
 
     def fidelity_db(self, model: ir.Model) -> float:
-        """The fidelity of `model`."""
+        """Measure the fidelity of `model`, mean over the samples, in decibels."""
         return self.opened(model)({})
 
     def opened(self, model: ir.Model) -> Callable[[Feed], float]:
-        """A function from further inputs, the same for every sample, to the fidelity of `model` with them."""
+        """Open `model` once and return a function that measures its fidelity with additional inputs.
+
+        The additional inputs are the same for every sample.
+        """
         run_all = self._runner(model)
 
         def measure(more: Feed) -> float:
@@ -60,24 +86,22 @@ class Probe:
         return lambda more: [engine.run(None, {**feed, **more}) for feed in self._feeds]
 
 
-def _before_saturation(output: ir.Value) -> tuple[str, str | None]:
-    """The output's name, and the node whose input is measured in its stead."""
-    name, at, node = str(output.name), None, output.producer()
-    while node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
-        at, node = query.label(node), node.inputs[0].producer()
-    return name, at
+def _measured_point(output: ir.Value) -> tuple[str, str | None]:
+    """Return the output's name, and the node whose input is compared instead of it, or None."""
+    tail = saturating_tail(output)
+    return str(output.name), query.label(tail[-1]) if tail else None
 
 
 def decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:
-    """Of one sample: energy over squared error, mean over outputs."""
-    shares = [_share(a, b) for a, b in zip(expected, got, strict=True)]
-    return min(BEST_DB, -10 * float(np.log10(max(float(np.mean(shares)), 10 ** (-BEST_DB / 10)))))
+    """Compute the fidelity of one sample: energy over squared error, mean over outputs, in decibels."""
+    return power_to_db(float(np.mean([_error_share(a, b) for a, b in zip(expected, got, strict=True)])))
 
 
-def _share(expected: Array, got: Array) -> float:
+def _error_share(expected: Array, got: Array) -> float:
     """Squared error over energy, of the elements that are finite in `expected`.
 
-    1, as of an output of zeros, for another shape, for what is not finite, and for any error where there is no energy.
+    It is 1, the value for an output of zeros, where the shapes differ, where `got` is not finite, and for any error
+    where `expected` has no energy.
     """
     if expected.shape != got.shape:
         return 1.0

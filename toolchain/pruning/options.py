@@ -22,7 +22,7 @@ from toolchain.channels.layout import Layout, layout
 from toolchain.core.arrays import Index
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array, Feed
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.fidelity import Probe, db_to_power
 from toolchain.formats.recipe import Prune
 from toolchain.graph import edit, query, run
 from toolchain.ops.table import macs
@@ -195,7 +195,7 @@ def kept_of(basis: PruneBasis, name: str, width: int) -> list[int]:
 
 
 def _loss(probe: Probe, model: ir.Model) -> float:
-    return float(10 ** (-probe.fidelity_db(model) / 10))
+    return db_to_power(probe.fidelity_db(model))
 
 
 def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], mend: bool) -> ir.Model:

@@ -23,6 +23,7 @@ from toolchain.core.errors import ModelError
 from toolchain.core.files import write_text
 from toolchain.data.calibration import CalibrationData, open_data
 from toolchain.data.tensors import Feed
+from toolchain.evaluation.fidelity import db_to_power
 from toolchain.formats.findings import Checkpoint, TrainingStep
 from toolchain.formats.training_recipe import (
     BinaryStep,
@@ -366,7 +367,7 @@ def _iterative(job: _TrainingTask, key: str, model: ir.Model, step: Step) -> Sta
 
 def _loss_of(look: Checkpoint) -> float:
     """What rounds are judged by: wrong classes, or the outputs' error."""
-    return 10 ** (-look.fidelity_db / 10) if look.accuracy is None else 1 - look.accuracy
+    return db_to_power(look.fidelity_db) if look.accuracy is None else 1 - look.accuracy
 
 
 def _joined(step: PruneStep, rounds: Sequence[Stage], notes: Sequence[str]) -> Stage:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from toolchain.calibration.statistics import Progress
 from toolchain.core.cache import cache_path, read_cache, write_cache
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.fidelity import Probe, db_to_power
 from toolchain.graph import edit, io, query
 from toolchain.ops.table import macs
 from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
@@ -88,7 +88,7 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
         known = cache.get("activation", name)
         if known is None:
             measure = measure or probe.opened(with_switches(model, names))
-            known = cache.put("activation", name, _power(measure(switch_feed(names, {name: grid}))))
+            known = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
         powers["activation", name] = known
         report("measuring sensitivity", len(powers), total)
     for name, product in plan.products.items():
@@ -100,7 +100,7 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
                 clone.graph, edit.Names(clone.graph).fresh(f"{name}_rounded"), product.weight.dequantized()
             )
             edit.set_input(node, 1, constant)
-            known = cache.put("weight", name, _power(probe.fidelity_db(clone)))
+            known = cache.put("weight", name, db_to_power(probe.fidelity_db(clone)))
         powers["weight", name] = known
         report("measuring sensitivity", len(powers), total)
     cache.save()
@@ -147,10 +147,6 @@ def _around(value: ir.Value, int8: set[str]) -> tuple[str, ...]:
         behind = producer.inputs[0].producer() if producer.op_type in ("Relu", "Clip") and producer.inputs[0] else None
         producer = behind
     return tuple(sorted(name for name in dict.fromkeys(names) if name in int8))
-
-
-def _power(fidelity_db: float) -> float:
-    return float(10 ** (-fidelity_db / 10))
 
 
 class _PowerCache:

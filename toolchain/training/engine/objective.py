@@ -33,6 +33,7 @@ import onnx_ir as ir
 
 from toolchain.core.errors import ModelError
 from toolchain.data.calibration import CalibrationData
+from toolchain.evaluation.fidelity import power_to_db, saturating_tail
 from toolchain.graph import edit, io, query, run
 from toolchain.training.engine import losses
 from toolchain.training.engine.feature_adapters import Features, Wanted, feature_pairs
@@ -44,11 +45,9 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from torch import Tensor
 
-SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 BATCH, PART = 16, 4
 CACHED_BYTES = 1 << 20
 """Of a part's largest tensor: below that, parts are larger."""
-BEST_DB = 100.0
 FITTED = 16
 """Samples that adapters are first fitted to."""
 SMALLEST_UNIT = 0.1
@@ -286,13 +285,12 @@ class Objective:
         self, got: Mapping[str, Tensor], goals: Mapping[str, Tensor], label: Tensor | None
     ) -> tuple[float, float, bool | None]:
         error = float(np.mean([float(losses.error(got[name], goals[name])) for name in self._heads]))
-        decibels = min(BEST_DB, -10 * float(np.log10(max(error, 1e-10))))
         head, right = self._heads[0], None
         if label is not None and not label.is_floating_point():
             right = bool((got[head].argmax(-1).reshape(-1) == label.reshape(-1)).all())
         elif label is None and head in self._scores:
             right = bool((got[head].argmax(-1) == goals[head].argmax(-1)).all())
-        return float(self._loss(got, goals, label)), decibels, right
+        return float(self._loss(got, goals, label)), power_to_db(error), right
 
     def _goals(self, number: int) -> Example:
         """The teacher's answers to one of the samples, kept."""
@@ -371,12 +369,9 @@ def heads(model: ir.Model) -> dict[str, bool]:
     """Names of the float outputs, in front of Softmax and Sigmoid; and whether they may be scores of classes."""
     found = {}
     for output in filter(query.is_float, model.graph.outputs):
-        scores, node = True, output.producer()
-        while node is not None and node.op_type in SATURATING and node.inputs[0] is not None:
-            scores &= node.op_type != "Sigmoid"
-            output = node.inputs[0]
-            node = output.producer()
-        found[str(output.name)] = scores
+        tail = saturating_tail(output)
+        head = tail[-1].inputs[0] if tail else output
+        found[str(head.name)] = all(node.op_type != "Sigmoid" for node in tail)  # type: ignore[union-attr]
     return found
 
 

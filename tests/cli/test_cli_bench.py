@@ -84,7 +84,7 @@ def test_threads_arena_cores_and_operators(folder, toolchain):
     assert [o["node"] for o in rows[0]["operators"]] == ["p0", "p1", "p2", "p3"]
     said = " ".join(done.out.split())
     assert "The rows differ in threads: no speed-up is taken from one block to another." in said
-    assert "bound to 0" in said
+    assert "pinned to core 0" in said
     assert "MatMul 4" in said
 
 

@@ -27,8 +27,7 @@ from toolchain.inspection.model import inspect, record
 from toolchain.ops import cost
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.loop import quantize_model
-from toolchain.report import inspection
-from toolchain.report.inspection import render
+from toolchain.report.model import render
 
 NET = (
     """c1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
@@ -278,10 +277,11 @@ def test_an_unknown_operator_and_no_model_are_one_sentence(tmp_path):
         inspect(tmp_path / "absent.onnx")
 
 
-def test_inspection_is_reached_from_the_package():
-    from toolchain import report
+def test_the_renderer_is_reached_from_the_package():
+    import toolchain.report
+    from toolchain.report import model
 
-    assert report.inspection is inspection
+    assert toolchain.report.model is model
 
 
 # ------------------------------------------------------------------------------------------- real models

@@ -121,7 +121,7 @@ def test_a_row_without_a_baseline_is_named(before, tmp_path):
     path = tmp_path / "after.json"
     results(row("int8", 10.1), row("int4", 3.0)).save(path)
     compared = compare([before, path], baseline="before", max_regression=0.05)
-    assert [r.label for r in compared.loose] == ["mobilenetv2 int4 in after"]
+    assert [r.label for r in compared.without_baseline] == ["mobilenetv2 int4 in after"]
     shown = " ".join(text(compared).split())
     assert "Not held against anything, for want of a baseline: mobilenetv2 int4 for host in after." in shown
     assert "mobilenetv2 int8 in after against before: no significant difference (95 %:" in shown

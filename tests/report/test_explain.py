@@ -26,13 +26,13 @@ def test_every_step_with_its_verdict():
 def test_the_worst_causes_and_the_rest_together():
     noises = [Noise("weight", "conv", "Conv", 1e-2, 0.5), Noise("activation", "t", "Relu", 1e-3, 0.3)]
     noises += [Noise("activation", f"u{i}", "Add", 1e-4, 0.1) for i in range(2)]
-    lines = text(explain.noises(noises, [Choice("conv", "Conv", True)], worst=2)).splitlines()
+    lines = text(explain.causes(noises, [Choice("conv", "Conv", True)], worst=2)).splitlines()
     assert lines[2].split() == ["50.0%", "20.0", "dB", "Conv", "conv", "(weight)", "int8"]
     assert lines[3].split() == ["30.0%", "30.0", "dB", "Relu", "t"]
     assert lines[4].split() == ["20.0%", "2", "others"]
 
 
 def test_the_curve():
-    lines = text(explain.curve([Point(0, 0.7, 2.1), Point(12, 0.72, 1.5)])).splitlines()
+    lines = text(explain.tradeoff([Point(0, 0.7, 2.1), Point(12, 0.72, 1.5)])).splitlines()
     assert lines[2].split() == ["0", "0.7000", "2.10x"]
     assert lines[3].split() == ["12", "0.7200", "1.50x"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from report_rows import results, row, text
 
 from toolchain.formats.results import OperatorTime, Window
-from toolchain.report.operators import MOST, operators
+from toolchain.report.operators import MOST, render
 
 
 def test_kinds_of_operators_by_time():
@@ -13,7 +13,7 @@ def test_kinds_of_operators_by_time():
         [("Conv", 50.0), ("Relu", 10.0), ("Conv", 30.0), *((f"Op{i}", 0.5) for i in range(20))]
     )]  # fmt: skip
     profiled = row("fp32", 20.0).model_copy(update={"operators": tuple(times)})
-    lines = text_of(operators(results(profiled, row("int8", 10.0))))
+    lines = text_of(render(results(profiled, row("int8", 10.0))))
     assert [" ".join(line.split()) for line in lines if line.startswith(("Conv", "Relu", "others"))] == [
         "Conv 2 80 80%",
         "Relu 1 10 10%",

@@ -14,7 +14,7 @@ from rich.console import Console
 from toolchain.core.errors import ConfigError
 from toolchain.inspection.precision import FloatGroup, float_groups
 from toolchain.quantization.selection import Choice
-from toolchain.report.precision import precision
+from toolchain.report import precision
 from toolchain.report.render import check_format
 
 COSTLY = "reads float tensors; converting them would cost more than it saves"
@@ -30,7 +30,7 @@ CHOICES = [
 
 def text(choices, width=100):
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(precision(choices))
+    console.print(precision.render(choices))
     shown = console.file.getvalue()
     assert max(map(cell_len, shown.splitlines())) <= width
     return shown

@@ -50,8 +50,8 @@ def bench(
     from toolchain.benchmark.rounds import Extras
     from toolchain.devices.catalogue import load_target
     from toolchain.formats.results import Results
-    from toolchain.report.compare import hold
-    from toolchain.report.operators import operators
+    from toolchain.report import operators
+    from toolchain.report.compare import compare_results
     from toolchain.report.render import check_format, render
 
     check_format(format)
@@ -83,20 +83,20 @@ def bench(
         found = Results(measurements=tuple(row for part in parts for row in part.measurements))
         if output is not None:
             found.save(output)
-    held = hold([(None, found)], baseline, limit)
+    compared = compare_results([(None, found)], baseline, limit)
     if as_json:
         show(found.to_json())
     else:
         if title:
             show(f"{title}\n\n")
-        show(render(held, format))
+        show(render(compared, format))
         if profile and format == "table":
-            show(operators(found))
+            show(operators.render(found))
     if on.startswith("emulator:") and not as_json:
         from toolchain.benchmark.emulated import NO_TIME
 
         say(f"no latency: {NO_TIME}")
-    if held.regressions:
+    if compared.regressions:
         raise typer.Exit(GateError.exit_code)
 
 

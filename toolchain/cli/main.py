@@ -76,8 +76,7 @@ def export(
     from toolchain.api.export import export
     from toolchain.conversion.inputs import parse_freeze, parse_input
     from toolchain.report import explain as report_explain
-    from toolchain.report import pruned
-    from toolchain.report.precision import precision
+    from toolchain.report import precision, pruning
     from toolchain.report.render import render
 
     with working() as report:
@@ -99,13 +98,13 @@ def export(
         return
     show(render(done.results))
     if done.pruned is not None:
-        show(pruned.render(done.pruned))
-    show(precision(done.quantized.plan.choices))
+        show(pruning.render(done.pruned))
+    show(precision.render(done.quantized.plan.choices))
     if explain:
         show(report_explain.steps(done.quantized.steps))
-        show(report_explain.noises(done.noises, done.quantized.plan.choices))
+        show(report_explain.causes(done.noises, done.quantized.plan.choices))
     if done.curve:
-        show(report_explain.curve(done.curve))
+        show(report_explain.tradeoff(done.curve))
     exceptions = done.manifests[0].exactness.exceptions if done.manifests else ()
     say(f"the same numbers on every processor{', except: ' + '; '.join(exceptions) if exceptions else ''}")
     for note in (*done.prepared.converted.notes, *done.quantized.notes):
@@ -210,7 +209,7 @@ def quantize(
     from toolchain.api.quantize import quantize
     from toolchain.conversion.inputs import parse_freeze, parse_input
     from toolchain.report import explain as report_explain
-    from toolchain.report.precision import precision
+    from toolchain.report import precision
 
     with working() as report:
         done = quantize(
@@ -237,12 +236,12 @@ def quantize(
         found = {"noise": [asdict(noise) for noise in noises]} if explain else {}
         show_json({"output": str(output), "score": scores, "nodes": choices, **tried, **found})
         return
-    show(precision(done.quantized.plan.choices))
+    show(precision.render(done.quantized.plan.choices))
     if explain:
         show(report_explain.steps(done.quantized.steps))
-        show(report_explain.noises(noises, done.quantized.plan.choices))
+        show(report_explain.causes(noises, done.quantized.plan.choices))
     if done.curve:
-        show(report_explain.curve(done.curve))
+        show(report_explain.tradeoff(done.curve))
     say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
     say(f"written: {output}")
 
@@ -293,21 +292,22 @@ def inspect(
     """
     if groups:
         from toolchain.inspection.groups import inspect_groups
-        from toolchain.report import grouping
+        from toolchain.inspection.groups import record as record_groups
+        from toolchain.report import groups as report_groups
 
-        found_groups = inspect_groups(model)
-        show_json(grouping.record(found_groups)) if as_json else show(grouping.render(found_groups))
+        grouping = inspect_groups(model)
+        show_json(record_groups(grouping)) if as_json else show(report_groups.render(grouping))
         return
     from toolchain.devices.catalogue import load_target
     from toolchain.inspection.model import inspect as look
     from toolchain.inspection.model import record
-    from toolchain.report import inspection
+    from toolchain.report import model as report_model
 
     found = look(model, load_target(target) if target else None)
     if as_json:
         show_json(record(found))
         return
-    show(inspection.render(found))
+    show(report_model.render(found))
 
 
 # ------------------------------------------------------------------------------------------------- main

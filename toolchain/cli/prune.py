@@ -32,7 +32,7 @@ def prune(
     from toolchain.api.prune import prune as run
     from toolchain.conversion.inputs import parse_freeze, parse_input
     from toolchain.inspection.pruning import record
-    from toolchain.report import pruned
+    from toolchain.report import pruning
 
     goal = {"speedup": speedup, "latency_ms": latency_ms, "keep": keep, "criterion": criterion, "minutes": minutes}
     with working() as report:
@@ -53,7 +53,7 @@ def prune(
     if as_json:
         show_json({"output": str(output), **record(done.pruned, done.scores)})
         return
-    show(pruned.render(done.pruned, done.scores))
+    show(pruning.render(done.pruned, done.scores))
     for note in done.prepared.converted.notes:
         say(f"note: {note}")
     say(f"written: {output}")

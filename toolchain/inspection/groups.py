@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolchain.channels.cut import separate
 from toolchain.channels.groups import Group, groups
@@ -34,3 +35,24 @@ def inspect_groups(path: str | Path) -> Grouping:
     """
     model = separate(optimize(convert(path).model, verify=False).model)
     return Grouping(groups(model, layout(model)), sum(macs(node) or 0 for node in model.graph))
+
+
+def record(grouping: Grouping) -> dict[str, Any]:
+    """JSON data of a grouping: full numbers, every member."""
+    return {
+        "macs": grouping.macs,
+        "groups": [
+            {
+                "name": g.name,
+                "size": g.size,
+                "macs": g.macs,
+                "free": g.free,
+                "pins": list(g.pins),
+                "members": [
+                    {"node": m.node, "op": m.op, "parameter": m.parameter, "axis": m.axis, "makes": m.makes}
+                    for m in g.members
+                ],
+            }
+            for g in grouping.groups
+        ],
+    }

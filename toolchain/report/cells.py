@@ -1,15 +1,15 @@
-"""TODO."""
+"""Cells of the results table, as text: one function for the terminal, Markdown and the HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from toolchain.benchmark.stats import Estimate
+from toolchain.report.amounts import plural, short_number
 from toolchain.report.derive import Block, Row
 from toolchain.report.legend import EVIDENCE
 
-# Header, and for columns of words the width below which they are not folded when a table is too wide.
-_COLUMNS: dict[str, int | None] = {
+COLUMNS: dict[str, int | None] = {
     "model": 12,
     "target": 13,
     "variant": 10,
@@ -21,57 +21,68 @@ _COLUMNS: dict[str, int | None] = {
     "RAM": None,
     "evidence": 9,
 }
+"""Header of every column. For text columns: the width to which they may be narrowed. None: a column of numbers."""
 
 
-def _lines(block: Block, interval: Callable[[Estimate], str]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a block; the column of models only where there are several."""
+def plus_minus(estimate: Estimate) -> str:
+    """An interval in short, for the terminal: ``±3%``."""
+    return f"±{estimate.uncertainty:.0%}"
+
+
+def bracket(estimate: Estimate) -> str:
+    """An interval with both ends, for Markdown: ``[9.81–10.2]``."""
+    return f"[{short_number(estimate.low)}–{short_number(estimate.high)}]"
+
+
+def table_cells(block: Block, interval: Callable[[Estimate], str] = plus_minus) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of a block. The first column, the model, is left out where all rows have the same.
+
+    Args:
+        block: rows with their statistics.
+        interval: writes the 95 % interval behind the median.
+    """
     rows = [_cells(row, interval) for row in block.rows]
     first = 0 if len({row[0] for row in rows}) > 1 else 1
-    return list(_COLUMNS)[first:], [row[first:] for row in rows]
+    return list(COLUMNS)[first:], [row[first:] for row in rows]
 
 
-def cells(block: Block) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a block, as the terminal shows them."""
-    return _lines(block, _plus_minus)
-
-
-def is_words(header: str) -> bool:
-    """Whether a column holds words, and is set left."""
-    return _COLUMNS[header] is not None
+def is_text(header: str) -> bool:
+    """Tell a column of text, aligned left, from one of numbers, aligned right."""
+    return COLUMNS[header] is not None
 
 
 def heading(block: Block) -> list[str]:
-    """The model, where the block has only one, and the machine."""
-    return _heading(block)
-
-
-def _heading(block: Block) -> list[str]:
-    """The model, where the block has only one, and the machine."""
+    """The model's name, if all rows have the same one, then the machine and its settings."""
     host = block.host
     facts = [
         host.cpu,
-        _plural(host.cores, "core"),
+        plural(host.cores, "core"),
         *([f"{host.memory_mib / 1024:.1f} GiB"] if host.memory_mib else []),  # an emulated processor has none
         f"onnxruntime {host.onnxruntime}",
     ]
-    facts += [_plural(block.threads, "thread")] if block.threads else []
-    facts += [f"bound to {', '.join(map(str, block.cpus))}"] if block.cpus else []
+    facts += [plural(block.threads, "thread")] if block.threads else []
+    facts += [f"pinned to {_cores(block.cpus)}"] if block.cpus else []
     facts += [f"governor {host.governor}"] if host.governor else []
     models = {row.measurement.model for row in block.rows}
     return [*(models if len(models) == 1 else ()), f"{host.name}: {', '.join(facts)}"]
 
 
+def _cores(cpus: Sequence[int]) -> str:
+    return f"core{'' if len(cpus) == 1 else 's'} {', '.join(map(str, cpus))}"
+
+
 def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
     m = row.measurement
-    away = "({})" if m.evidence == "host" else "{}"
+    # Parentheses mark what was timed on another machine than the target.
+    marked = "({})" if m.evidence == "host" else "{}"
     p50 = p90 = faster = memory = ""
     if m.latency and row.p50_ms:
-        p50 = away.format(f"{_short(row.p50_ms.value)} {interval(row.p50_ms)}")
+        p50 = marked.format(f"{short_number(row.p50_ms.value)} {interval(row.p50_ms)}")
         p50 += " !" if row.verdict and row.verdict.kind != "steady" else ""
-        p90 = away.format(_short(m.latency.p90_ms))
+        p90 = marked.format(short_number(m.latency.p90_ms))
     if row.speedup:
-        unsure = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
-        faster = away.format(f"{unsure}{row.speedup.value:.2f}×")
+        uncertain = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
+        faster = marked.format(f"{uncertain}{row.speedup.value:.2f}×")
     elif row.baseline:
         faster = "1×"
     if m.memory:
@@ -80,7 +91,7 @@ def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
         m.model,
         m.target or "host",
         f"{m.variant} ({row.source})" if row.source else m.variant,
-        _short(m.size_bytes / 1e6),
+        short_number(m.size_bytes / 1e6),
         "" if m.score is None else f"{'≈' if m.score.kind == 'agreement' else ''}{m.score.value:.4g}",
         p50,
         p90,
@@ -88,20 +99,3 @@ def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
         memory,
         EVIDENCE[m.evidence],
     ]
-
-
-def _plus_minus(estimate: Estimate) -> str:
-    return f"±{estimate.uncertainty:.0%}"
-
-
-def _bracket(estimate: Estimate) -> str:
-    return f"[{_short(estimate.low)}–{_short(estimate.high)}]"
-
-
-def _short(value: float) -> str:
-    """Three significant digits or the whole part, at most three decimals, no exponent."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

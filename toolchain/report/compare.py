@@ -1,4 +1,4 @@
-"""`compare` and `hold`: results side by side, and a gate on slowing down."""
+"""`compare` and `compare_results`: results side by side, and a gate on slowing down."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Comparison:
     baseline: str | None = None
 
     @property
-    def loose(self) -> tuple[Row, ...]:
+    def without_baseline(self) -> tuple[Row, ...]:
         """Timed rows that no baseline was found for."""
         return tuple(row for block in self.blocks for row in block.rows if row.p50_ms and not row.baseline)
 
@@ -58,10 +58,12 @@ def compare(
     paths = [path / "results.json" if path.is_dir() else path for path in paths]
     unique = len({path.stem for path in paths}) == len(paths)
     names = [path.stem if unique else str(path) for path in paths] if len(paths) > 1 else [None]
-    return hold([(name, Results.load(path)) for name, path in zip(names, paths, strict=True)], baseline, max_regression)
+    return compare_results(
+        [(name, Results.load(path)) for name, path in zip(names, paths, strict=True)], baseline, max_regression
+    )
 
 
-def hold(
+def compare_results(
     results: Sequence[tuple[str | None, Results]], baseline: str | None = None, max_regression: float | None = None
 ) -> Comparison:
     """As `compare`, of results with the names of their files; None where there is one only."""

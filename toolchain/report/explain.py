@@ -30,7 +30,7 @@ def steps(found: Sequence[Step]) -> RenderableType:
     return Group(Text("fidelity to float at the outputs, on samples held out:"), table)
 
 
-def noises(found: Sequence[Noise], choices: Sequence[Choice], worst: int = WORST) -> RenderableType:
+def causes(found: Sequence[Noise], choices: Sequence[Choice], worst: int = WORST) -> RenderableType:
     """The causes of the error that is left, the worst first, and how what computes them is computed."""
     if not found:
         return Text()
@@ -45,7 +45,7 @@ def noises(found: Sequence[Noise], choices: Sequence[Choice], worst: int = WORST
     return Group(Text("where the error that is left comes from:"), table)
 
 
-def curve(points: Sequence[Point]) -> RenderableType:
+def tradeoff(points: Sequence[Point]) -> RenderableType:
     """The plans that were tried, from all int8 on."""
     table = _table("left float", "score", "speed-up")
     for point in points:

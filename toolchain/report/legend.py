@@ -74,8 +74,8 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.baseline is not None or limit is not None:
         lines += [f"{r.label} against {r.baseline}: {r.difference}." for r in rows if r.difference and not r.regressed]
     if limit is not None:
-        if comparison.loose:
-            lines.append(f"Not held against anything, for want of a baseline: {names(comparison.loose)}.")
+        if comparison.without_baseline:
+            lines.append(f"Not held against anything, for want of a baseline: {names(comparison.without_baseline)}.")
         lines += [
             f"REGRESSION {r.label} against {r.baseline}: {r.difference}, allowed {limit * 100:.1f} %."
             for r in comparison.regressions

@@ -15,7 +15,7 @@ MOST = 12
 """Kinds of operators that are shown; the rest is one line."""
 
 
-def operators(results: Results) -> RenderableType:
+def render(results: Results) -> RenderableType:
     """A table for every measurement that was profiled."""
     profiled = [row for row in results.measurements if row.operators]
     return Group(*(part for row in profiled for part in (_title(row), _table(row), "")))

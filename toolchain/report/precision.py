@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
     from toolchain.quantization.selection import Choice
 
 
-def precision(choices: Sequence[Choice]) -> RenderableType:
+def render(choices: Sequence[Choice]) -> RenderableType:
     """How many nodes are int8 in which way, then one entry a reason for the rest: counts by operator, an example."""
     counts = Counter(choice.precision for choice in choices)
     floats = counts.pop("float", 0)

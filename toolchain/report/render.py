@@ -23,7 +23,7 @@ from rich.text import Text
 from toolchain.benchmark.stats import sustained
 from toolchain.core.errors import ConfigError, did_you_mean
 from toolchain.formats.results import Results
-from toolchain.report.cells import _COLUMNS, _bracket, _heading, _lines, _plus_minus
+from toolchain.report.cells import COLUMNS, bracket, heading, plus_minus, table_cells
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row, derive
 from toolchain.report.legend import legend, notes
@@ -71,10 +71,10 @@ def render(results: Results | Sequence[Results] | Comparison, format: str = "tab
 def _table(comparison: Comparison) -> Group:
     parts: list[RenderableType] = []
     for block in comparison.blocks:
-        headers, rows = _lines(block, _plus_minus)
+        headers, rows = table_cells(block, plus_minus)
         columns = [list(column) for column in zip(headers, *rows, strict=True)]
-        columns = [column if _COLUMNS[column[0]] else _aligned(column) for column in columns]
-        widths, gap = _fit(columns, [_COLUMNS[header] for header in headers])
+        columns = [column if COLUMNS[column[0]] else _aligned(column) for column in columns]
+        widths, gap = _fit(columns, [COLUMNS[header] for header in headers])
         table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
         for column in columns:
             table.add_column(Text(column[0]), no_wrap=True)
@@ -85,7 +85,7 @@ def _table(comparison: Comparison) -> Group:
             last = row.measurement.model
             style = "red" if row.regressed else "dim" if row.measurement.evidence != "measured" else ""
             table.add_row(*(Text(_fold(cell, w)) for cell, w in zip(cells, widths, strict=True)), style=style)
-        parts += [Text("\n".join(_heading(block)), style="bold"), "", table, ""]
+        parts += [Text("\n".join(heading(block)), style="bold"), "", table, ""]
     words = Table.grid(padding=(0, 2, 0, 0))
     for word, meaning in legend(comparison):
         words.add_row(Text(word, style="bold"), Text(meaning))
@@ -121,9 +121,9 @@ def _aligned(column: Sequence[str]) -> list[str]:
 def _markdown(comparison: Comparison) -> str:
     lines: list[str] = []
     for block in comparison.blocks:
-        headers, rows = _lines(block, _bracket)
-        lines += [f"**{' on '.join(_heading(block))}**", "", _pipes(headers)]
-        lines += [_pipes("---" if _COLUMNS[header] else "---:" for header in headers), *map(_pipes, rows), ""]
+        headers, rows = table_cells(block, bracket)
+        lines += [f"**{' on '.join(heading(block))}**", "", _pipes(headers)]
+        lines += [_pipes("---" if COLUMNS[header] else "---:" for header in headers), *map(_pipes, rows), ""]
     lines += [f"- **{word}**: {meaning}" for word, meaning in legend(comparison)]
     remarks = notes(comparison)
     return "\n".join([*lines, *([""] if remarks else []), *(f"- {line}" for line in remarks)]) + "\n"

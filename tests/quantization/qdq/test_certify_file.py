@@ -20,14 +20,14 @@ from toolchain.formats.manifest import Doubt, Exactness, Manifest, Proof
 from toolchain.inspection.model import inspect, record
 from toolchain.quantization.exactness import certificate
 from toolchain.quantization.qdq.certify_file import certificate_of
-from toolchain.report.certified import certified
+from toolchain.report.certificate import render as render_certificate
 
 NATIVE = detect_host().int8.activations == "s8"
 
 
 def text(found):
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    console.print(certified(found))
+    console.print(render_certificate(found))
     return " ".join(console.file.getvalue().split())
 
 

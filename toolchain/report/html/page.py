@@ -22,7 +22,7 @@ from toolchain.formats.findings import Findings, TargetFit
 from toolchain.formats.manifest import Manifest, Precision
 from toolchain.formats.results import Latency, Measurement, Results
 from toolchain.report.amounts import count_text
-from toolchain.report.cells import cells, heading, is_words
+from toolchain.report.cells import heading, is_text, table_cells
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
 from toolchain.report.html.charts import (
@@ -147,12 +147,12 @@ def _title(comparison: Comparison) -> str:
 
 
 def _block(block: Block, drawn: bool) -> dict[str, Any]:
-    headers, lines = cells(block)
+    headers, lines = table_cells(block)
     columns = [_column(header, [line[i] for line in lines]) for i, header in enumerate(headers)]
     found = series_of(block)
     return {
         "heading": heading(block)[-1],
-        "headers": [(header, is_words(header)) for header in headers],
+        "headers": [(header, is_text(header)) for header in headers],
         "rows": [
             {
                 "cells": [column[i] for column in columns],
@@ -172,7 +172,7 @@ def _block(block: Block, drawn: bool) -> dict[str, Any]:
 
 def _column(header: str, texts: Sequence[str]) -> list[tuple[str, str, int]]:
     """Cells as their number, the marks behind it, and the most marks of the column, so that digits stand in line."""
-    if is_words(header):
+    if is_text(header):
         return [(text, "", 0) for text in texts]
     heads = [text.rstrip("%×)! ") for text in texts]
     most = max((len(text) - len(head) for text, head in zip(texts, heads, strict=True)), default=0)

@@ -14,7 +14,7 @@ from rich.text import Text
 from toolchain.formats.manifest import Exactness
 
 
-def certified(found: Exactness) -> RenderableType:
+def render(found: Exactness) -> RenderableType:
     """For reading, 100 columns wide."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

@@ -20,10 +20,8 @@ from rich.text import Text
 
 from toolchain.inspection.model import Inspection
 from toolchain.quantization.qdq.reader import Running
+from toolchain.report import certificate, fit, precision
 from toolchain.report.amounts import bytes_text, count_text
-from toolchain.report.certified import certified
-from toolchain.report.fit import fit_lines, fits_line
-from toolchain.report.precision import precision
 
 # ------------------------------------------------------------------------------------------------ reading
 
@@ -35,12 +33,12 @@ def render(found: Inspection) -> RenderableType:
     facts.add_column(overflow="fold")
     for name, text in _facts(found):
         facts.add_row(name, Text(text))
-    parts: list[RenderableType] = [facts, "", _operators(found), "", precision(found.choices)]
+    parts: list[RenderableType] = [facts, "", _operators(found), "", precision.render(found.choices)]
     if found.certificate is not None:
-        parts += ["", certified(found.certificate)]
+        parts += ["", certificate.render(found.certificate)]
     if found.fits:
-        parts += ["", fits_line(found.fits)]
-    return Group(*parts, *([""] if found.fit else []), *(fit_lines(found.fit) if found.fit else ()))
+        parts += ["", fit.summary(found.fits)]
+    return Group(*parts, *([""] if found.fit else []), *(fit.lines(found.fit) if found.fit else ()))
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich import box
 from rich.console import Group as Lines
 from rich.console import RenderableType
@@ -34,24 +32,3 @@ def render(found: Grouping) -> RenderableType:
         )
     free = sum(group.free for group in found.groups)
     return Lines(table, Text(f"{free} of {len(found.groups)} groups may be cut; {count_text(found.macs)} MACs in all"))
-
-
-def record(found: Grouping) -> dict[str, Any]:
-    """The same for machines, whole."""
-    return {
-        "macs": found.macs,
-        "groups": [
-            {
-                "name": g.name,
-                "size": g.size,
-                "macs": g.macs,
-                "free": g.free,
-                "pins": list(g.pins),
-                "members": [
-                    {"node": m.node, "op": m.op, "parameter": m.parameter, "axis": m.axis, "makes": m.makes}
-                    for m in g.members
-                ],
-            }
-            for g in found.groups
-        ],
-    }

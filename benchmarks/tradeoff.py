@@ -24,9 +24,10 @@ from toolchain.benchmark.host import describe_host
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import write_text
 from toolchain.data.calibration import open_data
+from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.graph import io, run
-from toolchain.quantization.accuracy.mixed_precision import Point, search
+from toolchain.quantization.accuracy.mixed_precision import search
 from toolchain.quantization.loop import quantize_model
 
 STARTS = {"plain int8": ABLATIONS["all of these"], "default recipe": {}}
@@ -57,7 +58,7 @@ def main() -> None:
     _plot(model, curves, base)
 
 
-def _curve(model: Model, change: dict[str, object], options: argparse.Namespace) -> tuple[Point, ...]:
+def _curve(model: Model, change: dict[str, object], options: argparse.Namespace) -> tuple[TradeOff, ...]:
     float_model = prepare(model.onnx_path()).model
     feeds = list(islice(model.calibration(options.samples), options.samples))
     data = open_data(feeds, io.inputs(float_model))
@@ -73,7 +74,7 @@ def score(model: Model, what: object) -> float:
     return float(model.evaluate(lambda feed: list(engine.run(None, feed))))
 
 
-def _plot(model: Model, curves: Mapping[str, Sequence[Point]], base: float) -> None:
+def _plot(model: Model, curves: Mapping[str, Sequence[TradeOff]], base: float) -> None:
     mpl.rcParams.update({"svg.hashsalt": "tradeoff", "font.size": 10})
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

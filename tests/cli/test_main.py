@@ -105,7 +105,7 @@ def test_convert_optimize_quantize(toolchain, workplace):
     assert converted["output"] == "converted.onnx"
     assert toolchain("optimize net.onnx -o clean.onnx --json").result["nodes_after"] == 7
     done = toolchain("quantize net.onnx -c samples.npz --recipe fast.toml -o int8.onnx --json")
-    assert {node["int8"] for node in done.result["nodes"]} == {True}
+    assert {node["precision"] for node in done.result["nodes"]} == {"int8"}
     assert 0.5 <= done.result["score"]["int8"] <= 1
     operators = {node.op_type for node in onnx.load("int8.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= operators

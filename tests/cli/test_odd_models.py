@@ -228,8 +228,8 @@ def test_works(toolchain, workplace, kind):
     done = toolchain("quantize odd.onnx -c odd.npz --recipe fast.toml -o q.onnx --json")
     assert done.code == 0, done.err
     nodes = done.result["nodes"]
-    assert {node["op"] for node in nodes if node["int8"]} == set(int8)
-    assert all(node["reason"] for node in nodes if not node["int8"])
+    assert {node["op"] for node in nodes if node["precision"] == "int8"} == set(int8)
+    assert all(node["reason"] for node in nodes if node["precision"] != "int8")
     source, result = session("odd.onnx"), session("q.onnx")
     assert ports(result.get_inputs()) == ports(source.get_inputs())
     assert [(o.name, o.type) for o in result.get_outputs()] == [(o.name, o.type) for o in source.get_outputs()]

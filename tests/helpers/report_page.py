@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from toolchain.formats.findings import (
     BudgetCheck,
-    Cause,
     Checkpoint,
     CutGroup,
     CutProof,
     Findings,
+    NoiseSource,
     Profile,
     ProfiledOperator,
     Pruning,
@@ -16,7 +16,7 @@ from toolchain.formats.findings import (
     TargetFit,
     TrainingStep,
 )
-from toolchain.formats.manifest import CalibrationEntry, Exactness, FileEntry, Manifest, Precision, Source
+from toolchain.formats.manifest import CalibrationEntry, Exactness, FileEntry, Manifest, NodePrecision, Source
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Results
 from toolchain.report.compare import Comparison
@@ -90,8 +90,8 @@ FINDINGS = Findings(
     ),
     pruning=PRUNING,
     causes=(
-        Cause(kind="activation", at="x", op="Conv", share=0.75, fidelity_db=30.0),
-        Cause(kind="weight", at="a", op="Conv", share=0.25, fidelity_db=35.0),
+        NoiseSource(kind="activation", at="x", op="Conv", share=0.75, fidelity_db=30.0),
+        NoiseSource(kind="weight", at="a", op="Conv", share=0.25, fidelity_db=35.0),
     ),
     training=TRAINING,
 )
@@ -109,8 +109,8 @@ def manifest(**changes):
         outputs=(),
         files=(FileEntry(name="model.onnx", sha256="0" * 64, size_bytes=14_000_000),),
         precision=(
-            Precision(node="a", op="Conv", precision="int8"),
-            Precision(node="b", op="Conv", precision="float", reason="its <reason> & more"),
+            NodePrecision(node="a", op="Conv", precision="int8"),
+            NodePrecision(node="b", op="Conv", precision="float", reason="its <reason> & more"),
         ),
         exactness=Exactness(activations="u8", overflow_free=True),
     )

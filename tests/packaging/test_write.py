@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from toolchain.benchmark import emulator
 from toolchain.core.errors import GateError, InputError, ModelError
 from toolchain.devices.catalogue import load_target
-from toolchain.formats.manifest import CalibrationEntry, Exactness, Manifest, Port, Precision, Source
+from toolchain.formats.manifest import CalibrationEntry, Exactness, Manifest, NodePrecision, Port, Source
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Package
 from toolchain.graph import io
@@ -64,8 +64,8 @@ def manifest(target, outputs=("y_dq",), **changes):
         outputs=tuple(Port(name=name, dtype="float32", dims=(1, None)) for name in outputs),
         files=(),
         precision=(
-            Precision(node="c1", op="Conv", precision="int8"),
-            Precision(node="s", op="Softmax", precision="float", reason="no int8 kernel worth having"),
+            NodePrecision(node="c1", op="Conv", precision="int8"),
+            NodePrecision(node="s", op="Softmax", precision="float", reason="no int8 kernel worth having"),
         ),
         exactness=Exactness(activations=target.int8.activations, overflow_free=True),
     ).model_copy(update=changes)

@@ -12,19 +12,25 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from toolchain.core.errors import ConfigError
+from toolchain.formats.manifest import NodePrecision
 from toolchain.inspection.precision import FloatGroup, float_groups
-from toolchain.quantization.selection import Choice
 from toolchain.report import precision
 from toolchain.report.render import check_format
 
 COSTLY = "reads float tensors; converting them would cost more than it saves"
+
+
+def left_float(node, op, reason):
+    return NodePrecision(node=node, op=op, precision="float", reason=reason)
+
+
 CHOICES = [
-    Choice("conv", "Conv", int8=True),
-    Choice("flat", "Flatten", int8=False, reason=COSTLY),
-    Choice("soft", "Softmax", int8=False, reason="int8 Softmax loses small probabilities"),
-    Choice("mul_1", "Mul", int8=False, reason=COSTLY),
-    Choice("mul_2", "Mul", int8=False, reason=COSTLY),
-    Choice("mul_3", "Mul", int8=False, reason="the recipe keeps it float"),
+    NodePrecision(node="conv", op="Conv", precision="int8"),
+    left_float("flat", "Flatten", COSTLY),
+    left_float("soft", "Softmax", "int8 Softmax loses small probabilities"),
+    left_float("mul_1", "Mul", COSTLY),
+    left_float("mul_2", "Mul", COSTLY),
+    left_float("mul_3", "Mul", "the recipe keeps it float"),
 ]
 
 
@@ -62,7 +68,7 @@ def test_all_int8_is_one_line():
 
 
 def test_what_is_neither_int8_nor_float_is_named_as_what_it_is():
-    table = Choice("words", "Gather", int8=False, reason="its table is stored as int8", other="int8 storage")
+    table = NodePrecision(node="words", op="Gather", precision="int8 storage", reason="its table is stored as int8")
     assert text([CHOICES[0], table]) == "int8: 1 of 2 nodes; int8 storage: 1 (Gather)\n"
     head = text([*CHOICES, table]).splitlines()[0]
     assert head == "int8: 1 of 7 nodes; int8 storage: 1 (Gather); the others are float:"
@@ -70,7 +76,7 @@ def test_what_is_neither_int8_nor_float_is_named_as_what_it_is():
 
 
 def test_times_that_differ_from_node_to_node_do_not_make_a_line_each():
-    slow = [Choice(f"add_{i}", "Add", int8=False, reason=f"measured slower as int8: {i} µs float") for i in range(30)]
+    slow = [left_float(f"add_{i}", "Add", f"measured slower as int8: {i} µs float") for i in range(30)]
     lines = text(slow).splitlines()
     assert len(lines) == 2
     assert "30 × Add" in lines[1]
@@ -81,7 +87,7 @@ def test_times_that_differ_from_node_to_node_do_not_make_a_line_each():
 
 def test_counts_break_between_operators_and_nothing_is_cut():
     operators = ["GatherElements", "Range", "Max", "GatherND", "And", "NonMaxSuppression", "x.y::" + "Long" * 12]
-    choices = [Choice("n" * 150, op, int8=False, reason="its operator is not in the table") for op in operators]
+    choices = [left_float("n" * 150, op, "its operator is not in the table") for op in operators]
     shown = text(choices)
     assert "…" not in shown
     for op in operators:
@@ -90,7 +96,7 @@ def test_counts_break_between_operators_and_nothing_is_cut():
 
 
 def test_markup_in_names_is_text():
-    assert "[bold]x[/bold]" in text([Choice("[bold]x[/bold]", "Add", int8=False, reason="why")])
+    assert "[bold]x[/bold]" in text([left_float("[bold]x[/bold]", "Add", "why")])
 
 
 def test_a_format_is_refused_before_the_work():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,8 @@ from toolchain.data.tensors import Array, Feed, TensorSpec
 from toolchain.devices.catalogue import load_target
 from toolchain.devices.detect import detect_host
 from toolchain.evaluation.score import Evaluate
-from toolchain.formats.manifest import AccuracyStep, CalibrationEntry, Manifest, Port, Precision, TradeOff
+from toolchain.formats.findings import NoiseSource
+from toolchain.formats.manifest import CalibrationEntry, Manifest, Port, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Results, Score
 from toolchain.formats.target import Target
@@ -45,8 +46,6 @@ from toolchain.inspection.findings import gather
 from toolchain.packaging.golden import Golden
 from toolchain.packaging.write import check_folder, write_artifact
 from toolchain.pruning.goal import Pruned
-from toolchain.quantization.accuracy.mixed_precision import Point
-from toolchain.quantization.accuracy.sensitivity import Noise
 from toolchain.quantization.exactness.certificate import certify, exactness
 from toolchain.quantization.loop import Quantized
 from toolchain.report.compare import compare
@@ -66,9 +65,9 @@ class Exported:
     manifests: tuple[Manifest, ...]
     quantized: Quantized
     prepared: Prepared
-    curve: tuple[Point, ...] = ()
+    curve: tuple[TradeOff, ...] = ()
     pruned: Pruned | None = None
-    noises: tuple[Noise, ...] = ()
+    noises: tuple[NoiseSource, ...] = ()
 
 
 def export(
@@ -223,10 +222,10 @@ def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) ->
         inputs=tuple(_port(spec) for spec in io.inputs(quantized.model)),
         outputs=tuple(_port(spec) for spec in io.outputs(quantized.model)),
         files=(),
-        precision=tuple(Precision(node=c.node, op=c.op, precision=c.precision, reason=c.reason) for c in plan.choices),
+        precision=plan.choices,
         exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
-        steps=tuple(AccuracyStep(**asdict(step)) for step in quantized.steps),
-        tradeoff=tuple(TradeOff(**asdict(point)) for point in work.curve),
+        steps=quantized.steps,
+        tradeoff=work.curve,
         reference_score=reference,
         notes=(*prepared.converted.notes, *([work.pruned.summary] if work.pruned else []), *quantized.notes),
     )

@@ -17,12 +17,13 @@ from toolchain.data.calibration import DataSpec
 from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import load_target
 from toolchain.evaluation.score import Evaluate
+from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
 from toolchain.graph import io, run
 from toolchain.pruning.goal import Pruned, prune_model
-from toolchain.quantization.accuracy.mixed_precision import Point, search
+from toolchain.quantization.accuracy.mixed_precision import search
 from toolchain.quantization.loop import Quantized, quantize_model
 
 
@@ -33,7 +34,7 @@ class QuantizedFile:
     output: Path
     quantized: Quantized
     scores: tuple[Score, Score]
-    curve: tuple[Point, ...] = ()
+    curve: tuple[TradeOff, ...] = ()
 
 
 def quantize(
@@ -80,7 +81,7 @@ class _Work:
     prepared: Prepared
     quantized: Quantized
     pruned: Pruned | None = None
-    curve: tuple[Point, ...] = ()
+    curve: tuple[TradeOff, ...] = ()
 
     @property
     def dense(self) -> ir.Model:

@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 import warnings
-from dataclasses import asdict
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -227,13 +226,13 @@ def quantize(
         noises = done.quantized.noises() if explain else ()
     before, after = done.scores
     if as_json:
-        choices = [
-            {"node": c.node, "op": c.op, "int8": c.int8, "precision": c.precision, "reason": c.reason}
-            for c in done.quantized.plan.choices
-        ]
+        choices = [choice.model_dump(mode="json") for choice in done.quantized.plan.choices]
         scores = {"float": before.value, "int8": after.value, "kind": after.kind}
-        tried = {"steps": [asdict(s) for s in done.quantized.steps], "tradeoff": [asdict(p) for p in done.curve]}
-        found = {"noise": [asdict(noise) for noise in noises]} if explain else {}
+        tried = {
+            "steps": [step.model_dump(mode="json") for step in done.quantized.steps],
+            "tradeoff": [point.model_dump(mode="json") for point in done.curve],
+        }
+        found = {"noise": [noise.model_dump(mode="json") for noise in noises]} if explain else {}
         show_json({"output": str(output), "score": scores, "nodes": choices, **tried, **found})
         return
     show(precision.render(done.quantized.plan.choices))

@@ -61,10 +61,11 @@ class TargetFit(Part):
     budgets: tuple[BudgetCheck, ...]
 
 
-class Cause(Part):
-    """A rounding and its part of the error at the outputs. at: a tensor's name, or a node's for its weight.
+class NoiseSource(Part):
+    """One rounding and its part of the error at the outputs.
 
-    share: of the squared errors of all causes. fidelity_db: of the outputs, were it the only one.
+    at: name of the tensor; for a weight, name of its node. op: the operator that computes the tensor or has the weight.
+    share: of the summed squared errors of all sources. fidelity_db: fidelity of the outputs with this rounding alone.
     """
 
     kind: Literal["activation", "weight"]
@@ -72,6 +73,11 @@ class Cause(Part):
     op: str
     share: float
     fidelity_db: float
+
+    @property
+    def label(self) -> str:
+        """Operator and name, as tables show them."""
+        return f"{self.op} {self.at}" + (" (weight)" if self.kind == "weight" else "")
 
 
 class CutGroup(Part):
@@ -166,5 +172,5 @@ class Findings(Document):
     macs: dict[str, int] = pydantic.Field(default_factory=dict)
     fits: tuple[TargetFit, ...] = ()
     pruning: Pruning | None = None
-    causes: tuple[Cause, ...] = ()
+    causes: tuple[NoiseSource, ...] = ()
     training: tuple[TrainingStep, ...] = ()

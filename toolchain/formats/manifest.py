@@ -43,17 +43,31 @@ class CalibrationEntry(Part):
     preprocessing: dict[str, object] | None = None
 
 
-class Precision(Part):
-    """How one node computes. reason: why it is not static int8; None where it is."""
+Precision = Literal["int8", "int8 dynamic", "int8 storage", "float"]
+"""`int8`: static int8. `int8 dynamic`: int8 products of activations whose range is measured at run time.
+`int8 storage`: the constant is int8 in the file, and the node computes in float."""
+
+
+class NodePrecision(Part):
+    """The precision in which one node computes. reason: why that is not static int8; None where it is."""
 
     node: str
     op: str
-    precision: Literal["int8", "int8 dynamic", "int8 storage", "float"]
+    precision: Precision
     reason: str | None = None
+
+    @property
+    def int8(self) -> bool:
+        """True for static int8 only."""
+        return self.precision == "int8"
 
 
 class AccuracyStep(Part):
-    """A step that was tried for accuracy: the outputs' fidelity without and with it, in dB, and the decision."""
+    """An accuracy step that was tried.
+
+    without_db, with_db: fidelity of the outputs in dB without and with the step, after the decisions on all steps
+    before it. used: the step was kept.
+    """
 
     name: str
     without_db: float
@@ -62,8 +76,10 @@ class AccuracyStep(Part):
 
 
 class TradeOff(Part):
-    """A plan that was tried for ``max_drop``. float_nodes: operators left float for it. speedup: over the float model
-    on the exporting machine, one thread.
+    """A point of the trade-off curve: a plan that was tried for ``max_drop``.
+
+    float_nodes: number of operators left float for accuracy. speedup: over the float model on the exporting machine,
+    one thread.
     """
 
     float_nodes: int
@@ -126,7 +142,7 @@ class Manifest(Document):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     files: tuple[FileEntry, ...]
-    precision: tuple[Precision, ...]
+    precision: tuple[NodePrecision, ...]
     exactness: Exactness
     steps: tuple[AccuracyStep, ...] = ()
     tradeoff: tuple[TradeOff, ...] = ()

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from toolchain.data.tensors import Feed
-from toolchain.formats.findings import Cause, Findings, Profile, ProfiledOperator, Pruning, TargetFit
+from toolchain.formats.findings import Findings, NoiseSource, Profile, ProfiledOperator, Pruning, TargetFit
 from toolchain.formats.results import Measurement
 from toolchain.formats.target import Target
 from toolchain.graph import query
@@ -22,7 +22,6 @@ from toolchain.ops import cost
 from toolchain.ops.cells import Absorbed
 from toolchain.ops.table import rule
 from toolchain.pruning.goal import Pruned
-from toolchain.quantization.accuracy.sensitivity import Noise
 from toolchain.quantization.loop import Quantized
 
 PROFILED_S = 0.5
@@ -42,7 +41,7 @@ def gather(
     profiles: Sequence[Target],
     *,
     pruned: Pruned | None = None,
-    noises: Sequence[Noise] = (),
+    noises: Sequence[NoiseSource] = (),
 ) -> Findings:
     """Profile the models and collect the rest.
 
@@ -71,7 +70,7 @@ def gather(
         macs={node: macs for node, macs in counts.macs.items() if macs},
         fits=tuple(TargetFit.model_validate(asdict(fit)) for fit in fits),
         pruning=None if pruned is None else _pruning(pruned),
-        causes=tuple(Cause(kind=n.kind, at=n.at, op=n.op, share=n.share, fidelity_db=n.fidelity_db) for n in noises),
+        causes=tuple(noises),
     )
 
 

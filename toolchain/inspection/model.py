@@ -13,7 +13,7 @@ from toolchain.conversion.source import convert
 from toolchain.core.errors import DataError
 from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import known_targets, load_target
-from toolchain.formats.manifest import Exactness
+from toolchain.formats.manifest import Exactness, NodePrecision
 from toolchain.formats.target import Target
 from toolchain.graph import io, query
 from toolchain.inspection.precision import float_groups
@@ -27,7 +27,7 @@ from toolchain.optimization.rewrites import name_everything
 from toolchain.quantization.qdq import reader
 from toolchain.quantization.qdq.certify_file import certificate_of, certify_file
 from toolchain.quantization.qdq.reader import Running
-from toolchain.quantization.selection import Choice, select
+from toolchain.quantization.selection import select
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Inspection:
     file_nodes: int
     cost: cost.Cost
     quantized: bool
-    choices: tuple[Choice, ...]
+    choices: tuple[NodePrecision, ...]
     int8_weight_bytes: int
     running: Running | None
     fit: Fit | None
@@ -172,7 +172,7 @@ def record(found: Inspection) -> dict[str, object]:
         "axes_counted_as_1": list(counts.dynamic),
         "operators": [asdict(operator) for operator in counts.operators],
         "unknown_macs": dict(counts.unknown),
-        "choices": [asdict(choice) for choice in found.choices],
+        "choices": [choice.model_dump(mode="json") for choice in found.choices],
         "float": [asdict(group) for group in float_groups(found.choices)],
         "running": asdict(found.running) if found.running else None,
         "fit": asdict(found.fit) if found.fit else None,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
-    from toolchain.quantization.selection import Choice
+from toolchain.formats.manifest import NodePrecision
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class FloatGroup:
     example: str
 
 
-def float_groups(choices: Iterable[Choice]) -> tuple[FloatGroup, ...]:
+def float_groups(choices: Iterable[NodePrecision]) -> tuple[FloatGroup, ...]:
     """Float nodes by operator and reason, the most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for choice in choices:

@@ -24,13 +24,15 @@ from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.devices.detect import detect_host
 from toolchain.evaluation.fidelity import Probe
+from toolchain.formats.findings import NoiseSource
+from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
 from toolchain.graph import edit, query, run
 from toolchain.latency.race import Race, race
 from toolchain.ops.table import TABLE
 from toolchain.quantization.accuracy.dynamic_check import inaccurate
-from toolchain.quantization.accuracy.sensitivity import Noise, clusters, noises
-from toolchain.quantization.accuracy.steps import QuantBasis, Step, observed, refine
+from toolchain.quantization.accuracy.sensitivity import clusters, noises
+from toolchain.quantization.accuracy.steps import QuantBasis, observed, refine
 from toolchain.quantization.exactness.certificate import certify
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fragments import Fragment, fragments
@@ -63,7 +65,7 @@ class Quantized:
     source: ir.Model
     loop: Loop
     check: CalibrationData
-    steps: tuple[Step, ...] = ()
+    steps: tuple[AccuracyStep, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -86,7 +88,7 @@ class Quantized:
         written = apply_quantization(self.model, self.plan, encoding)
         return halve_weights(written).model if self.loop.recipe.quantize.fp16_weights else written
 
-    def noises(self) -> tuple[Noise, ...]:
+    def noises(self) -> tuple[NoiseSource, ...]:
         """What the rounding of each tensor and weight does to the outputs, the worst first."""
         probe = Probe(self.model, list(self.check.take(SENSITIVITY_SAMPLES)))
         return noises(self.model, self.plan, probe, self.check.fingerprint, self.loop.report) if probe.usable else ()
@@ -148,7 +150,7 @@ def quantize_model(
             attempt = loop.audited(model, attempt.basis)
         if attempt.plan.computes_int8 and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
             notes.append(note)
-            reasons.update({c.node: note for c in attempt.plan.choices if c.int8 or c.other == "int8 dynamic"})
+            reasons.update({c.node: note for c in attempt.plan.choices if c.precision in ("int8", "int8 dynamic")})
             attempt = loop.audited(model, attempt.basis)
     done = Quantized(attempt.basis, attempt.plan, attempt.audit, model, loop, check, notes=tuple(notes))
     if attempt.plan.products:
@@ -194,7 +196,9 @@ def _relieved(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
             quantized, current, best, used = tried, written, found, True
     if not worst:
         return quantized
-    return replace(quantized, steps=(*quantized.steps, Step("precision", before, best, used)))
+    return replace(
+        quantized, steps=(*quantized.steps, AccuracyStep(name="precision", without_db=before, with_db=best, used=used))
+    )
 
 
 def _check_names(model: ir.Model, recipe: Recipe) -> None:

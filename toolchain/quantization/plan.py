@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from toolchain.calibration.observation import Observation
 from toolchain.core.arrays import F32, I32
+from toolchain.formats.manifest import NodePrecision
 from toolchain.formats.recipe import Quantize
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel, OwnScale
@@ -27,7 +28,7 @@ from toolchain.ops.weights import weight_axes
 from toolchain.quantization.exactness import lattice_scales, tie_margins
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.ranges import Affine, affine, choose_range
-from toolchain.quantization.selection import Choice, Selection, clip_limits, output_point
+from toolchain.quantization.selection import Selection, clip_limits, output_point
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 BIAS_LIMIT = 2.0**30
@@ -51,7 +52,7 @@ class Plan:
     tables: node name to the rows it looks up. recurrent: dynamic node's name to its weights, row by row.
     """
 
-    choices: tuple[Choice, ...]
+    choices: tuple[NodePrecision, ...]
     activations: Mapping[str, Affine]
     products: Mapping[str, ProductQuant]
     inexact: Mapping[str, str]
@@ -102,8 +103,8 @@ def plan_quantization(
             products[query.label(node)] = _product(
                 node, cell, activations, observation, recipe, (weights or {}).get(query.label(node))
             )
-    tables = embedding_tables.tables(model, selection.other_nodes("int8 storage"))
-    steps = dynamic_lstm.weights(model, selection.other_nodes("int8 dynamic"), exact=recipe.exact)
+    tables = embedding_tables.tables(model, selection.nodes_in("int8 storage"))
+    steps = dynamic_lstm.weights(model, selection.nodes_in("int8 dynamic"), exact=recipe.exact)
     return Plan(selection.choices, activations, products, inexact, tables, steps)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 
+from toolchain.formats.manifest import NodePrecision, Precision
 from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
 from toolchain.ops.table import TABLE, rule
@@ -21,29 +21,6 @@ from toolchain.ops.weights import weight_axes
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 
 NOT_IN_TABLE = "its operator is not in the table"
-
-Other = Literal["int8 dynamic", "int8 storage"]
-Precision = Literal["int8", "float"] | Other
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How one node computes. int8: static int8. reason: why it does not, None where it does.
-
-    other: a way between the two. `int8 storage`: its constant is int8 in the file, and it computes in float.
-    `int8 dynamic`: its products are int8, of activations rounded to what they span at run time.
-    """
-
-    node: str
-    op: str
-    int8: bool
-    reason: str | None = None
-    other: Other | None = None
-
-    @property
-    def precision(self) -> Precision:
-        """What tables and manifests call it."""
-        return self.other or ("int8" if self.int8 else "float")
 
 
 @dataclass(frozen=True)
@@ -54,7 +31,7 @@ class Selection:
     same: tensor to the tensor whose scale it shares.
     """
 
-    choices: tuple[Choice, ...]
+    choices: tuple[NodePrecision, ...]
     tensors: dict[str, int | None]
     same: dict[str, str]
 
@@ -62,9 +39,9 @@ class Selection:
         """Names of the nodes that compute in int8."""
         return {choice.node for choice in self.choices if choice.int8}
 
-    def other_nodes(self, other: Other) -> set[str]:
-        """Names of the nodes that are neither int8 nor float but this."""
-        return {choice.node for choice in self.choices if choice.other == other}
+    def nodes_in(self, precision: Precision) -> set[str]:
+        """Names of the nodes that compute in this precision."""
+        return {choice.node for choice in self.choices if choice.precision == precision}
 
 
 def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str, str] | None = None) -> Selection:
@@ -77,7 +54,7 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
     """
     int8: dict[ir.Node, bool] = {}
     why: dict[ir.Node, str | None] = {}
-    other: dict[ir.Node, Other] = {}
+    other: dict[ir.Node, Precision] = {}
     for node in model.graph:
         kept = _kept(node, keep_float, reasons or {})
         reason = kept or _refusal(node) or _unprofitable(node, int8)
@@ -87,7 +64,15 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
             other[node], reason = "int8 storage", embedding_tables.TABLE
         int8[node], why[node] = reason is None, reason
     _drop_unread(model, int8, why)
-    choices = tuple(Choice(query.label(n), query.op(n), int8[n], why[n], other.get(n)) for n in model.graph)
+    choices = tuple(
+        NodePrecision(
+            node=query.label(n),
+            op=query.op(n),
+            precision=other.get(n, "int8" if int8[n] else "float"),
+            reason=why[n],
+        )
+        for n in model.graph
+    )
     tensors, same = _tensors(model, int8)
     return Selection(choices, tensors, same)
 

@@ -5,22 +5,18 @@ was tried to keep within the drop that is allowed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
-    from toolchain.quantization.accuracy.mixed_precision import Point
-    from toolchain.quantization.accuracy.sensitivity import Noise
-    from toolchain.quantization.accuracy.steps import Step
-    from toolchain.quantization.selection import Choice
+from toolchain.formats.findings import NoiseSource
+from toolchain.formats.manifest import AccuracyStep, NodePrecision, TradeOff
 
 WORST = 15
 
 
-def steps(found: Sequence[Step]) -> RenderableType:
+def steps(found: Sequence[AccuracyStep]) -> RenderableType:
     """A line for every step that was tried."""
     if not found:
         return Text("nothing computes in int8, so there is nothing to explain")
@@ -30,7 +26,7 @@ def steps(found: Sequence[Step]) -> RenderableType:
     return Group(Text("fidelity to float at the outputs, on samples held out:"), table)
 
 
-def causes(found: Sequence[Noise], choices: Sequence[Choice], worst: int = WORST) -> RenderableType:
+def causes(found: Sequence[NoiseSource], choices: Sequence[NodePrecision], worst: int = WORST) -> RenderableType:
     """The causes of the error that is left, the worst first, and how what computes them is computed."""
     if not found:
         return Text()
@@ -45,7 +41,7 @@ def causes(found: Sequence[Noise], choices: Sequence[Choice], worst: int = WORST
     return Group(Text("where the error that is left comes from:"), table)
 
 
-def tradeoff(points: Sequence[Point]) -> RenderableType:
+def tradeoff(points: Sequence[TradeOff]) -> RenderableType:
     """The plans that were tried, from all int8 on."""
     table = _table("left float", "score", "speed-up")
     for point in points:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from toolchain.formats.manifest import NodePrecision
 from toolchain.inspection.precision import FloatGroup, float_groups
 
-if TYPE_CHECKING:  # reports of benchmarks are made where onnx is not installed
-    from toolchain.quantization.selection import Choice
 
-
-def render(choices: Sequence[Choice]) -> RenderableType:
+def render(choices: Sequence[NodePrecision]) -> RenderableType:
     """How many nodes are int8 in which way, then one entry a reason for the rest: counts by operator, an example."""
     counts = Counter(choice.precision for choice in choices)
     floats = counts.pop("float", 0)
@@ -30,7 +27,7 @@ def render(choices: Sequence[Choice]) -> RenderableType:
     return Group(Text(f"{head}; the others are float:"), reasons(float_groups(choices)))
 
 
-def _operators(choices: Sequence[Choice], way: str) -> str:
+def _operators(choices: Sequence[NodePrecision], way: str) -> str:
     return ", ".join(dict.fromkeys(choice.op for choice in choices if choice.precision == way))
 
 

@@ -6,7 +6,7 @@ import small_models
 
 from toolchain.api import verify
 from toolchain.data.calibration import open_data
-from toolchain.formats.manifest import Exactness, Manifest, Precision
+from toolchain.formats.manifest import Exactness, Manifest, NodePrecision
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io
 from toolchain.latency.race import Race
@@ -85,7 +85,7 @@ def test_a_whole_that_is_slower_leaves_nothing_dynamic(source, monkeypatch):
     ],
 )
 def test_other_processors_may_differ_by_what_the_precision_allows(precisions, exceptions, expected):
-    entries = tuple(Precision(node=p, op="X", precision=p) for p in precisions)
+    entries = tuple(NodePrecision(node=p, op="X", precision=p) for p in precisions)
     exactness = Exactness(activations="u8", overflow_free=True, exceptions=exceptions)
     manifest = Manifest.model_construct(precision=entries, exactness=exactness)
     assert verify._tolerance(manifest) == expected

@@ -76,7 +76,7 @@ def test_a_switch_behind_a_graph_output_leaves_the_output_alone(net, samples):
 def test_shares_sum_to_one_and_the_loudest_comes_first(quantized):
     found = quantized.noises()
     assert sum(noise.share for noise in found) == pytest.approx(1.0)
-    assert [noise.power for noise in found] == sorted((noise.power for noise in found), reverse=True)
+    assert [noise.fidelity_db for noise in found] == sorted(noise.fidelity_db for noise in found)
     assert {(noise.kind, noise.at) for noise in found} >= {("activation", "q"), ("weight", "b")}
     assert found[0].at == "q", "its small channels are what the last weights look at"
 
@@ -85,7 +85,7 @@ def test_the_noises_add_up_to_that_of_the_whole(quantized, net, samples):
     probe = Probe(net, list(samples))
     whole = probe.fidelity_db(quantized.write("u8"))
     found = noises(quantized.model, quantized.plan, probe, "sum", silent)
-    alone = -10 * np.log10(sum(noise.power for noise in found if noise.at != "y"))
+    alone = -10 * np.log10(sum(10 ** (-noise.fidelity_db / 10) for noise in found if noise.at != "y"))
     assert abs(whole - alone) < 3.0  # decibels; independent errors, but only eight samples of few numbers
 
 

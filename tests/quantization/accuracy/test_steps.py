@@ -7,11 +7,12 @@ from small_models import weights
 
 from toolchain.data.calibration import open_data
 from toolchain.evaluation.fidelity import Probe
+from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.accuracy import steps as refine_module
-from toolchain.quantization.accuracy.steps import LEAST_GAIN_DB, LEAST_MIGRATION_DB, QuantBasis, Step, observed, refine
+from toolchain.quantization.accuracy.steps import LEAST_GAIN_DB, LEAST_MIGRATION_DB, QuantBasis, observed, refine
 from toolchain.quantization.selection import select
 
 BODY = "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) y = Conv(r, v, k)"
@@ -56,14 +57,18 @@ def test_the_plain_basis_takes_no_step():
     assert asked.settings.ranges == "percentile", "what was asked for is plain"
 
 
+def step(name, without, with_it, *, used):
+    return AccuracyStep(name=name, without_db=without, with_db=with_it, used=used)
+
+
 def test_steps_are_told_with_both_fidelities_and_only_gains_are_kept(measured):
     basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
     measured([30.0, 29.0, 31.0, 31.0 + LEAST_GAIN_DB / 2])
     best, steps = run(basis, data, probe, recipe)
     assert steps == (
-        Step("ranges", 30.0, 29.0, False),
-        Step("bias correction", 30.0, 31.0, True),
-        Step("rounding", 31.0, 31.0 + LEAST_GAIN_DB / 2, False),
+        step("ranges", 30.0, 29.0, used=False),
+        step("bias correction", 30.0, 31.0, used=True),
+        step("rounding", 31.0, 31.0 + LEAST_GAIN_DB / 2, used=False),
     )
     assert best.settings.ranges == "minmax", "a step that does not help leaves nothing behind"
     assert best.settings.bias_correction
@@ -153,6 +158,6 @@ def test_migration_has_to_gain_a_decibel(gain, used, measured):
     )
     measured([30.0, 30.0 + gain])
     best, steps = run(basis, data, probe, recipe)
-    assert steps == (Step("migration", 30.0, 30.0 + gain, used),)
+    assert steps == (step("migration", 30.0, 30.0 + gain, used=used),)
     assert (best is not basis) == used
     assert LEAST_MIGRATION_DB == 1.0

@@ -78,6 +78,11 @@ def test_the_plan_holds_what_it_promises(case):
         assert cosine(fused[name], source[name]) > 0.95, "int8 against float"
 
 
+def _only(chosen, choice):
+    precision = "int8" if choice.node in chosen else "float" if choice.int8 else choice.precision
+    return choice.model_copy(update={"precision": precision})
+
+
 def test_every_product_alone_is_within_a_step_of_its_definition(case):
     """Fused against node by node, on the tensors it meets in the model: real weights, real ties."""
     model, data = case
@@ -92,7 +97,7 @@ def test_every_product_alone_is_within_a_step_of_its_definition(case):
         chosen = {query.label(node)}
         if follower is not None and query.label(follower) in absorbed:
             chosen.add(query.label(follower))
-        alone = replace(plan, choices=tuple(replace(c, int8=c.node in chosen) for c in plan.choices))
+        alone = replace(plan, choices=tuple(_only(chosen, c) for c in plan.choices))
         [part] = fragments(model, alone, "u8")
         feed = {value.name: known[value.name] for value in part.int8_model.graph.inputs}
         apart, fused = (small_models.plain(part.int8_model, feed, fused=flag) for flag in (False, True))

@@ -6,7 +6,6 @@ import pytest
 import quantize_by_hand as by_hand
 import small_models
 
-from toolchain.formats.manifest import Precision
 from toolchain.graph import io, run
 from toolchain.quantization.qdq.embedding_tables import LEAST_BYTES, quantize_rows
 from toolchain.quantization.qdq.fragments import fragments
@@ -59,7 +58,6 @@ def test_the_choice_says_what_it_is():
     found = choice(build())
     assert (found.int8, found.precision) == (False, "int8 storage")
     assert "table is stored as int8" in found.reason
-    Precision(node=found.node, op=found.op, precision=found.precision, reason=found.reason)  # a manifest takes it
 
 
 def test_the_file_shrinks_to_a_quarter():

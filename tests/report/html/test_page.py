@@ -14,7 +14,7 @@ from report_page import FINDINGS, LOOKS, PROFILES, PRUNING, TRAINING, manifest, 
 from report_rows import ACCURACY, DEMO, HOST, OTHER, results, row
 
 from toolchain.formats.findings import Profile, ProfiledOperator
-from toolchain.formats.manifest import FileEntry, Precision
+from toolchain.formats.manifest import FileEntry, NodePrecision
 from toolchain.report.compare import compare
 from toolchain.report.derive import derive
 from toolchain.report.html import charts
@@ -225,7 +225,7 @@ def test_names_are_escaped():
         p.model_copy(update={"operators": tuple(o.model_copy(update={"layer": EVIL}) for o in p.operators)})
         for p in PROFILES
     )
-    precision = (Precision(node=EVIL, op="Conv", precision="float", reason=EVIL),)
+    precision = (NodePrecision(node=EVIL, op="Conv", precision="float", reason=EVIL),)
     known = html.Details(FINDINGS.model_copy(update={"profiles": profiles}), (manifest(precision=precision),))
     text = page(evil, known)
     assert EVIL not in text

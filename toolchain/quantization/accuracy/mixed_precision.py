@@ -7,15 +7,16 @@ bisecting, each time with a real plan, its score and its measured latency. These
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from toolchain.calibration.statistics import Progress
 from toolchain.data.tensors import Feed
+from toolchain.formats.findings import NoiseSource
+from toolchain.formats.manifest import TradeOff
 from toolchain.graph import run
 from toolchain.latency.race import race
-from toolchain.quantization.accuracy.sensitivity import Noise, clusters
+from toolchain.quantization.accuracy.sensitivity import clusters
 from toolchain.quantization.loop import Quantized
 
 Rate = Callable[[ir.Model], float]
@@ -24,27 +25,16 @@ Rate = Callable[[ir.Model], float]
 RACE_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Point:
-    """A place on the trade-off curve. float_nodes: operators left float for accuracy. speedup: over the float model, on
-    this machine, one thread.
-    """
-
-    float_nodes: int
-    score: float
-    speedup: float
-
-
 def search(
     quantized: Quantized,
-    noises: Sequence[Noise],
+    noises: Sequence[NoiseSource],
     rate: Rate,
     least_score: float,
     feed: Feed,
     report: Progress,
     *,
     points: int | None = None,
-) -> tuple[Quantized, tuple[Point, ...]]:
+) -> tuple[Quantized, tuple[TradeOff, ...]]:
     """The plan with the fewest clusters left float whose score is at least `least_score`, and the curve on the way.
 
     Args:
@@ -58,7 +48,7 @@ def search(
     """
     order = clusters(quantized.model, quantized.plan, noises)
     engine = run.session(quantized.source, threads=1)
-    tried: dict[int, tuple[Quantized, Point]] = {}
+    tried: dict[int, tuple[Quantized, TradeOff]] = {}
 
     def attempt(count: int) -> float:
         if count not in tried:
@@ -71,7 +61,8 @@ def search(
             found = quantized.leaving_float(reasons)
             written = found.write(found.encoding)
             first, second = race(engine, run.session(written, threads=1), feed, seconds=RACE_SECONDS).medians_s
-            tried[count] = found, Point(len(reasons), rate(written), first / second)
+            point = TradeOff(float_nodes=len(reasons), score=rate(written), speedup=first / second)
+            tried[count] = found, point
         return tried[count][1].score
 
     if points is not None:

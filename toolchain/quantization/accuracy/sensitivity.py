@@ -13,7 +13,6 @@ The results are kept on disk as they come, keyed by model, plan and samples: an 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +21,8 @@ import onnx_ir as ir
 
 from toolchain.calibration.statistics import Progress
 from toolchain.core.cache import cache_path, read_cache, write_cache
-from toolchain.evaluation.fidelity import Probe, db_to_power
+from toolchain.evaluation.fidelity import Probe, db_to_power, power_to_db
+from toolchain.formats.findings import NoiseSource
 from toolchain.graph import edit, io, query
 from toolchain.ops.table import macs
 from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
@@ -35,30 +35,6 @@ conversions however little it computes."""
 
 
 @dataclass(frozen=True)
-class Noise:
-    """What one cause does to the outputs. at: a tensor's name, or a node's for its weight.
-
-    power: squared error over energy, as of the fidelity. share: of the sum over all causes.
-    """
-
-    kind: Literal["activation", "weight"]
-    at: str
-    op: str
-    power: float
-    share: float
-
-    @property
-    def fidelity_db(self) -> float:
-        """What the outputs' fidelity would be if this were the only cause."""
-        return -10 * math.log10(max(self.power, 1e-30))
-
-    @property
-    def label(self) -> str:
-        """For tables."""
-        return f"{self.op} {self.at}" + (" (weight)" if self.kind == "weight" else "")
-
-
-@dataclass(frozen=True)
 class NoiseCluster:
     """Operators to leave float together, and the share of all noise that goes with them."""
 
@@ -67,7 +43,7 @@ class NoiseCluster:
     tensor: str
 
 
-def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress) -> tuple[Noise, ...]:
+def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress) -> tuple[NoiseSource, ...]:
     """The noise of every activation and weight of a plan, the largest first.
 
     Args:
@@ -105,14 +81,19 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
         report("measuring sensitivity", len(powers), total)
     cache.save()
     whole = sum(powers.values()) or 1.0
-    found = (
-        Noise(kind, at, producers[at] if kind == "activation" else query.op(nodes[at]), power, power / whole)
-        for (kind, at), power in powers.items()
+    return tuple(
+        NoiseSource(
+            kind=kind,
+            at=at,
+            op=producers[at] if kind == "activation" else query.op(nodes[at]),
+            share=power / whole,
+            fidelity_db=power_to_db(power),
+        )
+        for (kind, at), power in sorted(powers.items(), key=lambda item: (-item[1], item[0][1]))
     )
-    return tuple(sorted(found, key=lambda noise: (-noise.power, noise.at)))
 
 
-def clusters(model: ir.Model, plan: Plan, noises: Sequence[Noise]) -> list[NoiseCluster]:
+def clusters(model: ir.Model, plan: Plan, noises: Sequence[NoiseSource]) -> list[NoiseCluster]:
     """What to leave float, the most rewarding first; no operator is in two clusters."""
     int8 = plan.int8_nodes()
     power = {(noise.kind, noise.at): noise.share for noise in noises}

@@ -24,6 +24,7 @@ from toolchain.calibration.observation import Observation
 from toolchain.calibration.statistics import Progress, observe
 from toolchain.data.calibration import CalibrationData
 from toolchain.evaluation.fidelity import Probe
+from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Calibrate, Quantize, Recipe
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel
@@ -44,16 +45,6 @@ LEAST_GAIN_DB = 0.1
 LEAST_MIGRATION_DB = 1.0
 """Migration costs a multiplication in front of the products."""
 MOMENT_SAMPLES = 64
-
-
-@dataclass(frozen=True)
-class Step:
-    """fidelity at the outputs without and with a step, in dB, all steps before it as decided; and the decision."""
-
-    name: str
-    without_db: float
-    with_db: float
-    used: bool
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def observed(
 
 def refine(
     basis: QuantBasis, select: Select, data: CalibrationData, probe: Probe, recipe: Recipe, report: Progress
-) -> tuple[QuantBasis, tuple[Step, ...]]:
+) -> tuple[QuantBasis, tuple[AccuracyStep, ...]]:
     """Try every step of the recipe; returns the best basis found and what each step gained.
 
     Args:
@@ -119,7 +110,7 @@ def refine(
         ("bias correction", wanted.bias_correction, lambda b: _set(b, bias_correction=True)),
         ("rounding", wanted.rounding, lambda b: _rounded(b, data, report)),
     ]
-    taken: list[Step] = []
+    taken: list[AccuracyStep] = []
     best = _measure(basis, probe)
     for number, (name, allowed, step) in enumerate(steps):
         report("refining", number, len(steps))
@@ -129,7 +120,7 @@ def refine(
         found = _measure(changed, probe)
         least = LEAST_MIGRATION_DB if name == "migration" else LEAST_GAIN_DB
         used = not probe.usable or found >= best + least
-        taken.append(Step(name, best, found, used))
+        taken.append(AccuracyStep(name=name, without_db=best, with_db=found, used=used))
         if used:
             basis, best = changed, found
     return basis, tuple(taken)

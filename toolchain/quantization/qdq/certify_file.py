@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import onnx_ir as ir
 from toolchain.core.errors import ConfigError
 from toolchain.core.files import sha256
 from toolchain.data.tensors import Array
-from toolchain.formats.manifest import Exactness, Manifest
+from toolchain.formats.manifest import Exactness, Manifest, NodePrecision
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
@@ -20,7 +19,6 @@ from toolchain.ops.weights import weight_axes
 from toolchain.quantization.exactness.certificate import certify, exactness
 from toolchain.quantization.plan import Plan, ProductQuant
 from toolchain.quantization.ranges import Affine
-from toolchain.quantization.selection import Choice
 from toolchain.quantization.weights import WeightQuant, as_rows, is_overflow_free
 
 MANIFEST = "manifest.json"
@@ -39,7 +37,7 @@ def certificate_of(path: Path) -> Exactness | None:
     return manifest.exactness if path.is_file() and known.get(path.name) == sha256(path) else None
 
 
-def certify_file(model: ir.Model, choices: Sequence[Choice], unfused: Collection[str]) -> Exactness:
+def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Collection[str]) -> Exactness:
     """Of a quantized file, whose operators stand between conversions.
 
     Args:
@@ -47,7 +45,10 @@ def certify_file(model: ir.Model, choices: Sequence[Choice], unfused: Collection
         choices: what is int8 in it.
         unfused: names of those that run as float all the same.
     """
-    choices = tuple(replace(choice, int8=choice.int8 and choice.node not in unfused) for choice in choices)
+    choices = tuple(
+        choice.model_copy(update={"precision": "float"}) if choice.int8 and choice.node in unfused else choice
+        for choice in choices
+    )
     grids: dict[str, Affine] = {}
     signed = False
     for node in model.graph:

@@ -18,12 +18,13 @@ import onnx
 import onnx_ir as ir
 
 from toolchain.devices.detect import detect_host
+from toolchain.formats.manifest import NodePrecision
 from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Float, Kernel
 from toolchain.ops.cost import folded
 from toolchain.ops.table import FLOAT_SOFTMAX, rule
 from toolchain.quantization.qdq.fusion_audit import audit, optimized_graph
-from toolchain.quantization.selection import Choice, data_inputs
+from toolchain.quantization.selection import data_inputs
 
 _INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -56,7 +57,7 @@ def _is_integer(node: ir.Node) -> bool:
     return node.op_type.startswith(_INTEGER_OPERATORS)
 
 
-def choices(model: ir.Model) -> tuple[Choice, ...]:
+def choices(model: ir.Model) -> tuple[NodePrecision, ...]:
     """How every node is written in the file; conversions, and what is computed from constants alone, left out."""
     reasons: dict[ir.Node, str | None] = {}
     integers: set[ir.Value] = set()
@@ -67,7 +68,10 @@ def choices(model: ir.Model) -> tuple[Choice, ...]:
             integers.update(node.outputs)
         if node.op_type not in _CONVERSIONS and node not in constant:
             reasons[node] = None if passes else _float_reason(node, reasons)
-    return tuple(Choice(query.label(n), query.op(n), reason is None, reason) for n, reason in reasons.items())
+    return tuple(
+        NodePrecision(node=query.label(n), op=query.op(n), precision="float" if reason else "int8", reason=reason)
+        for n, reason in reasons.items()
+    )
 
 
 def _float_reason(node: ir.Node, before: dict[ir.Node, str | None]) -> str | None:
@@ -100,7 +104,7 @@ def _ends_as_integers(value: ir.Value) -> bool:
     return bool(readers) and not value.is_graph_output() and all(n.op_type == "QuantizeLinear" for n in readers)
 
 
-def running(model: ir.Model, found: Sequence[Choice]) -> Running:
+def running(model: ir.Model, found: Sequence[NodePrecision]) -> Running:
     """Load `model` in onnxruntime and look at the graph it makes.
 
     Raises:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolchain.formats.findings import Cause, Profile, Pruning, TrainingStep
+from toolchain.formats.findings import NoiseSource, Profile, Pruning, TrainingStep
 from toolchain.formats.manifest import TradeOff
 from toolchain.report.html.series import (
     Records,
@@ -183,7 +183,7 @@ def layers(profiles: Sequence[Profile]) -> Spec | None:
     return _spec(alt.layer(*parts).properties(height=200))
 
 
-def causes(found: Sequence[Cause]) -> Spec:
+def causes(found: Sequence[NoiseSource]) -> Spec:
     """The worst causes of the error that is left, as shares of it."""
     import altair as alt
 

@@ -19,7 +19,7 @@ from typing import Any
 from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.core.errors import InputError
 from toolchain.formats.findings import Findings, TargetFit
-from toolchain.formats.manifest import Manifest, Precision
+from toolchain.formats.manifest import Manifest, NodePrecision
 from toolchain.formats.results import Latency, Measurement, Results
 from toolchain.report.amounts import count_text
 from toolchain.report.cells import heading, is_text, table_cells
@@ -221,7 +221,7 @@ def _precision(known: Details) -> dict[str, Any] | None:
     if not known.manifests:
         return None
     nodes, macs = known.manifests[0].precision, known.findings.macs if known.findings else {}
-    groups: dict[tuple[str, str], list[Precision]] = {}
+    groups: dict[tuple[str, str], list[NodePrecision]] = {}
     counts: dict[str, int] = {}
     for node in nodes:
         counts[node.precision] = counts.get(node.precision, 0) + 1

@@ -24,13 +24,14 @@ from pathlib import Path
 import onnx_ir as ir
 
 from toolchain.api.quantize import _Files, _prepare_int8, _Scores, _settle, _Work
-from toolchain.api.request import Prepared, Progress, model_name, silent
+from toolchain.api.request import Prepared, model_name
 from toolchain.api.verify import verify
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import GateError, InputError
 from toolchain.core.files import check_output, replacing
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
 from toolchain.data.tensors import Array, Feed, TensorSpec
 from toolchain.devices.catalogue import load_target

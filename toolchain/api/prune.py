@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.api.request import Prepared, Progress, open_job, silent
+from toolchain.api.request import Prepared, open_job
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import InputError
 from toolchain.core.files import check_output
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import DataSpec
 from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import load_target

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from toolchain.api.request import OpenedRequest, Prepared, Progress, open_job, silent
+from toolchain.api.request import OpenedRequest, Prepared, open_job
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import GateError
 from toolchain.core.files import check_output
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import DataSpec
 from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import load_target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from onnxruntime import InferenceSession
 
 from toolchain.conversion.source import Converted, ModelSource, convert
 from toolchain.core.errors import DataError, ModelError, one_line
+from toolchain.core.progress import Progress, silent
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import CalibrationData, DataSpec, check_source, open_data
 from toolchain.data.tensors import TensorSpec
@@ -20,9 +21,6 @@ from toolchain.formats.results import Score
 from toolchain.graph import io, run
 from toolchain.optimization.passes import Optimized, optimize
 from toolchain.quantization.qdq.reader import is_quantized
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total); total 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,6 @@ class Prepared:
     def with_model(self, model: ir.Model) -> Prepared:
         """The same, with a model that was made of it, cleaned up."""
         return replace(self, optimized=optimize(model))
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """The progress of a library call: none."""
 
 
 def prepare(

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.api.request import Progress, model_name, prepare, silent
+from toolchain.api.request import model_name, prepare
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import InputError
 from toolchain.core.files import check_output, write_text
+from toolchain.core.progress import Progress, silent
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import CalibrationData, DataSpec, check_source, open_data
 from toolchain.data.tensors import Array, Feed, TensorSpec

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import Progress, lean_session, stream
+from toolchain.calibration.statistics import lean_session, stream
 from toolchain.core.arrays import F32, F64, Index
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, query
@@ -47,7 +48,7 @@ def second_moments(
     *,
     budget_mib: float = BUDGET_MIB,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Iterator[tuple[ir.Node, Moments]]:
     """Yield (node, moments of its first input), one by one, so that a caller need not hold them all.
 
@@ -62,7 +63,6 @@ def second_moments(
     Raises:
         DataError: onnxruntime refuses a sample.
     """
-    report = progress or (lambda what, done, total: None)
     batches = _batches(nodes, int(budget_mib * 2**20))
     for index, batch in enumerate(batches):
         names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
@@ -71,7 +71,7 @@ def second_moments(
         edit.keep_outputs(clone, [values[name] for name in names])
         engine = lean_session(clone, threads)
         sums = [_Sum(node, len(data)) for node in batch]
-        for number, outputs in stream(engine, data, f"second moments {index + 1}/{len(batches)}", report):
+        for number, outputs in stream(engine, data, f"second moments {index + 1}/{len(batches)}", progress):
             found = dict(zip(names, outputs, strict=True))
             for total in sums:
                 total.add(found[str(total.node.inputs[0].name)], seed=number)  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ def channel_moments(
     *,
     positions: int = 4096,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[tuple[str, int], tuple[F64, F64]]:
     """Second moments [C, C] and means [C] of the places of an axis, over all other axes of some positions.
 
@@ -107,11 +107,10 @@ def channel_moments(
     clone = model.clone()
     values = {value.name: value for value in query.activations(clone)}
     edit.keep_outputs(clone, [values[name] for name in names])
-    report = progress or (lambda what, done, total: None)
     sums: dict[tuple[str, int], tuple[F64, F64]] = {}
     zero = np.zeros(1)
     counts = dict.fromkeys(pairs, 0)
-    for number, outputs in stream(lean_session(clone, threads), data, "moments of channels", report):
+    for number, outputs in stream(lean_session(clone, threads), data, "moments of channels", progress):
         found = dict(zip(names, outputs, strict=True))
         for pair in pairs:
             flat = np.moveaxis(found[pair[0]], pair[1], -1)

@@ -16,7 +16,7 @@ onnxruntime's own calibrators keep every activation of every sample; here nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,10 @@ from toolchain.calibration.observation import VERSION, ChannelStats, Observation
 from toolchain.core.arrays import F64, I64
 from toolchain.core.cache import cache_path
 from toolchain.core.errors import DataError, one_line
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, io, query, run
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
 
 AXES_ARE_INPUTS = 18
 """Operator set since which all reductions take their axes as an input."""
@@ -51,7 +49,7 @@ def observe(
     group_mib: float = 64.0,
     threads: int = 0,
     cache: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Observation:
     """Run `model` over `data` and gather statistics of `tensors`.
 
@@ -72,9 +70,8 @@ def observe(
     path = cache_path("observations", VERSION, digest, data.fingerprint, sorted(tensors.items()), bins, suffix=".npz")
     if cache and digest and (known := Observation.load(path)) is not None:
         return known
-    report = progress or (lambda what, done, total: None)
-    summary = _first_pass(model, data, tensors, threads, report)
-    counts = _second_pass(model, data, summary, bins, group_mib, threads, report)
+    summary = _first_pass(model, data, tensors, threads, progress)
+    counts = _second_pass(model, data, summary, bins, group_mib, threads, progress)
     found = Observation(
         {name: TensorStats(s.minimum, s.maximum, s.count, s.channels(), counts[name]) for name, s in summary.items()},
         samples=len(data),
@@ -135,11 +132,11 @@ class _Summary:
 
 
 def _first_pass(
-    model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, report: Progress
+    model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, progress: Progress
 ) -> dict[str, _Summary]:
     engine = lean_session(_augmented(model, tensors), threads)
     summary: dict[str, _Summary] = {}
-    for number, outputs in stream(engine, data, "limits", report):
+    for number, outputs in stream(engine, data, "limits", progress):
         results: Iterator[Array] = iter(outputs)
         for name, axis in tensors.items():
             low, high, size, sums, squares = (next(results) for _ in range(5))
@@ -208,7 +205,7 @@ def _second_pass(
     bins: int,
     group_mib: float,
     threads: int,
-    report: Progress,
+    progress: Progress,
 ) -> dict[str, I64]:
     counts = {name: np.zeros(bins, np.int64) for name in summary}
     groups = _groups({name: 4 * s.largest for name, s in summary.items()}, int(group_mib * 2**20))
@@ -217,7 +214,7 @@ def _second_pass(
         values = {value.name: value for value in query.activations(clone)}
         edit.keep_outputs(clone, [values[name] for name in group])
         engine = lean_session(clone, threads)
-        for _, outputs in stream(engine, data, f"histograms {index + 1}/{len(groups)}", report):
+        for _, outputs in stream(engine, data, f"histograms {index + 1}/{len(groups)}", progress):
             for name, array in zip(group, outputs, strict=True):
                 count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
     return counts
@@ -262,7 +259,7 @@ def lean_session(model: ir.Model, threads: int) -> InferenceSession:
 
 
 def stream(
-    engine: InferenceSession, data: CalibrationData, what: str, report: Progress
+    engine: InferenceSession, data: CalibrationData, what: str, progress: Progress
 ) -> Iterator[tuple[int, Sequence[Array]]]:
     """Run every feed; yields (number of the sample in its source, outputs)."""
     for done, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
@@ -275,4 +272,4 @@ def stream(
                 hint="give samples of the size the model takes",
             ) from None
         yield number, outputs
-        report(what, done, len(data))
+        progress(what, done, len(data))

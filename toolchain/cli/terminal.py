@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from toolchain.core import progress
 
 MINIMUM_WIDTH = 100
 """Tables are made for this many columns; a narrower pipe would only cut words."""
@@ -51,7 +53,7 @@ def _stdout_aside() -> Iterator[None]:
 
 
 @contextmanager
-def working() -> Iterator[Callable[[str, int, int], None]]:
+def working() -> Iterator[progress.Progress]:
     """Yields ``report(what, done, total)``, a progress line on stderr; silent where stderr is not a terminal.
 
     What users' modules, and native libraries, print meanwhile goes to stderr too: stdout holds the result alone.
@@ -68,7 +70,7 @@ def working() -> Iterator[Callable[[str, int, int], None]]:
     with _stdout_aside(), bar:
         task = bar.add_task("starting", total=None)
 
-        def report(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int = 0, total: int = 0) -> None:
             bar.update(task, description=what, completed=done, total=total or None)
 
         yield report

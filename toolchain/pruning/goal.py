@@ -17,7 +17,6 @@ from math import ceil, log2
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import Progress
 from toolchain.channels.branches import drop_branches
 from toolchain.channels.cut import Cuts, apply_cuts, keep_sets, parameter_count
 from toolchain.channels.groups import groups
@@ -25,6 +24,7 @@ from toolchain.channels.index_spaces import places
 from toolchain.channels.proof import Verified, verify_cuts
 from toolchain.core.arrays import Index
 from toolchain.core.errors import GateError, ModelError
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.fidelity import Probe
@@ -99,7 +99,7 @@ def prune_model(
     int8: bool = False,
     multiple: int = 16,
     here: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Pruned:
     """Prune an optimized float model.
 
@@ -117,12 +117,11 @@ def prune_model(
         ModelError: nothing in the model can be cut. GateError: the goal is out of reach, or the proof fails.
         DataError: a sample cannot be run.
     """
-    report = progress or (lambda what, done, total: None)
     if settings.minutes:
         require_trainable(model)
     if check is None:
         data, check = data.split()
-    basis = basis_of(model, data, settings, report)
+    basis = basis_of(model, data, settings, progress)
     if not basis.free:
         reasons = sorted({pin for group in groups(basis.model, basis.layout) for pin in group.pins})
         raise ModelError(
@@ -130,11 +129,11 @@ def prune_model(
         )
     clock, savings = _clock(settings, int8=int8, multiple=multiple, here=here)
     job = _PruneTask(
-        basis, data, check, settings, Probe(basis.model, list(check.take(CHECK_SAMPLES))), int8, savings, report
+        basis, data, check, settings, Probe(basis.model, list(check.take(CHECK_SAMPLES))), int8, savings, progress
     )
     if settings.uniform:
         return _finish(job, _uniform(basis, settings, multiple))
-    return _reach_goal(job, walk(items(basis, settings, job.probe, clock, multiple, report)))
+    return _reach_goal(job, walk(items(basis, settings, job.probe, clock, multiple, progress)))
 
 
 def _clock(settings: Prune, *, int8: bool, multiple: int, here: bool) -> tuple[Clock, str]:

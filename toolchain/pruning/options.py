@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.calibration.moments import channel_moments
-from toolchain.calibration.statistics import Progress
 from toolchain.channels.branches import Branch, branches, drop_branches
 from toolchain.channels.cut import apply_cuts, keep_sets, separate
 from toolchain.channels.groups import Group, groups
 from toolchain.channels.index_spaces import leaves, places
 from toolchain.channels.layout import Layout, layout
 from toolchain.core.arrays import Index
+from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array, Feed
 from toolchain.evaluation.fidelity import Probe, db_to_power

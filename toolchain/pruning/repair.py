@@ -27,8 +27,9 @@ import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from toolchain.calibration.moments import drawer, rows
-from toolchain.calibration.statistics import Progress, lean_session
+from toolchain.calibration.statistics import lean_session
 from toolchain.core.arrays import F64, Index
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, query
@@ -64,7 +65,7 @@ def repair(
     data: CalibrationData,
     kept: Callable[[str], Index | None],
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ir.Model:
     """A clone of `pruned` whose layers are fitted to the answers of `dense`.
 
@@ -76,12 +77,11 @@ def repair(
         progress: told about every layer.
     """
     clone = pruned.clone()
-    report = progress or (lambda what, done, total: None)
     changed = _changed(clone, dense)
     todo = [layer for layer in _layers(clone) if changed & {layer.node.name, layer.sums and layer.sums[0].name}]
     for number, layer in enumerate(todo):
         _fit(clone, dense, data, layer, kept)
-        report("repairing", number + 1, len(todo))
+        progress("repairing", number + 1, len(todo))
     return clone
 
 

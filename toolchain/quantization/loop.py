@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from toolchain.calibration.observation import Observation
-from toolchain.calibration.statistics import Progress
 from toolchain.core.errors import ConfigError, did_you_mean
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.devices.detect import detect_host
@@ -91,7 +91,7 @@ class Quantized:
     def noises(self) -> tuple[NoiseSource, ...]:
         """What the rounding of each tensor and weight does to the outputs, the worst first."""
         probe = Probe(self.model, list(self.check.take(SENSITIVITY_SAMPLES)))
-        return noises(self.model, self.plan, probe, self.check.fingerprint, self.loop.report) if probe.usable else ()
+        return noises(self.model, self.plan, probe, self.check.fingerprint, self.loop.progress) if probe.usable else ()
 
     def leaving_float(self, reasons: Mapping[str, str]) -> Quantized:
         """Planned and audited again with the nodes of `reasons` float, too; everything else as it was decided."""
@@ -115,7 +115,7 @@ def quantize_model(
     recipe: Recipe,
     *,
     check: CalibrationData | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Quantized:
     """Plan static int8 for an optimized float model.
 
@@ -133,10 +133,9 @@ def quantize_model(
     _check_names(model, recipe)
     if check is None:
         data, check = data.split()
-    report = progress or (lambda what, done, total: None)
     encoding: Encoding = detect_host().int8.activations
     reasons: dict[str, str] = {}
-    loop = Loop(data, recipe, encoding, reasons, report)
+    loop = Loop(data, recipe, encoding, reasons, progress)
     attempt = loop.audited(model)
     if off := inaccurate(model, attempt.plan, encoding, data):
         reasons.update(off)
@@ -144,7 +143,7 @@ def quantize_model(
     notes: list[str] = []
     if recipe.quantize.measure and attempt.plan.computes_int8:
         feed = next(iter(data))
-        slower = _race_fragments(model, attempt.plan, encoding, feed, report)
+        slower = _race_fragments(model, attempt.plan, encoding, feed, progress)
         if slower:
             reasons.update(slower)
             attempt = loop.audited(model, attempt.basis)
@@ -165,7 +164,7 @@ def _improved(quantized: Quantized, recipe: Recipe, feed: Feed) -> Quantized:
     """Refined step by step, and relieved of its loudest operators where that is free."""
     loop = quantized.loop
     probe = Probe(quantized.source, list(quantized.check.take(CHECK_SAMPLES)))
-    basis, steps = refine(quantized.basis, loop.select, loop.data, probe, recipe, loop.report)
+    basis, steps = refine(quantized.basis, loop.select, loop.data, probe, recipe, loop.progress)
     attempt = loop.audited(basis.model, basis)
     done = replace(quantized, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit, steps=steps)
     free = recipe.quantize.mixed and recipe.quantize.measure and attempt.plan.products and probe.usable
@@ -218,13 +217,13 @@ class Loop:
     recipe: Recipe
     encoding: Encoding
     reasons: dict[str, str]
-    report: Progress
+    progress: Progress
 
     def audited(self, model: ir.Model, basis: QuantBasis | None = None) -> _Attempt:
         """`basis` was used before, perhaps for more nodes than are int8 now."""
         while True:  # ends: every turn leaves at least one node more float
             basis = self._observed(model, basis)
-            self.report("planning", 0, 0)
+            self.progress("planning")
             plan = basis.plan()
             found = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
             stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in self.reasons}
@@ -242,7 +241,7 @@ class Loop:
         selection = self.select(model)
         if basis is not None and _covers(basis.observation, selection):
             return replace(basis, selection=selection)
-        seen = observed(model, selection, self.data, self.recipe.calibrate, self.report)
+        seen = observed(model, selection, self.data, self.recipe.calibrate, self.progress)
         if basis is None:
             return QuantBasis.plain(model, selection, seen, self.recipe.quantize)
         return replace(basis, selection=selection, observation=seen)
@@ -258,7 +257,7 @@ def _covers(observation: Observation, selection: Selection) -> bool:
 # ------------------------------------------------------------------------------------------------- races
 
 
-def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed, report: Progress) -> dict[str, str]:
+def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed, progress: Progress) -> dict[str, str]:
     """Reasons for the nodes of fragments that are slower as int8."""
     parts = fragments(model, plan, encoding)
     if len(parts) == 1 and len(parts[0].nodes) * 2 > len(plan.choices):
@@ -275,7 +274,7 @@ def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed,
             if len(part.nodes) > 1:
                 reason += f" for its fragment of {len(part.nodes)} nodes"
             reasons.update(dict.fromkeys(part.nodes, reason))
-        report("racing int8 against float", number + 1, len(parts))
+        progress("racing int8 against float", number + 1, len(parts))
     return reasons
 
 

@@ -21,6 +21,7 @@ from toolchain.channels.layout import layout
 from toolchain.conversion.source import convert
 from toolchain.core.errors import ModelError
 from toolchain.core.files import write_text
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, open_data
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.fidelity import db_to_power
@@ -52,8 +53,6 @@ from toolchain.training.engine.technique import Technique
 from toolchain.training.techniques import codebook_weights, qat
 from toolchain.training.techniques.codebook import Codebook, own_gradients
 from toolchain.training.techniques.pruning_masks import Ask, ChannelGroup, Masked, Slot
-
-Progress = Callable[[str, int, int], None]
 
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
 LOOKS = 20
@@ -109,7 +108,7 @@ def run_chain(
     *,
     folder: Path,
     students: Mapping[str, ir.Model] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Stage]:
     """Train.
 
@@ -126,9 +125,7 @@ def run_chain(
         ModelError: torch is not installed; an operator cannot be trained through; nothing that could go.
     """
     students = read_students(model, recipe) if students is None else students
-    job = _TrainingTask(
-        separate(model), data, held, recipe, students, folder, progress or (lambda what, done, total: None)
-    )
+    job = _TrainingTask(separate(model), data, held, recipe, students, folder, progress)
     stages: list[Stage] = []
     for number, step in enumerate(recipe.steps):
         now = separate(optimize(stages[-1].model).model) if stages else job.teacher  # which unpacks codes
@@ -211,7 +208,7 @@ def _learn(
         threads=job.recipe.threads,
         checkpoint=job.folder / f"{key}.pt",
         must_move=must_move,
-        progress=lambda what, done, total: job.progress(f"{what}, {key}", done, total),
+        progress=lambda what, done=0, total=0: job.progress(f"{what}, {key}", done, total),
     )
     return lesson, found
 

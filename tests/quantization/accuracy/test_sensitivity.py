@@ -9,6 +9,7 @@ import small_models
 from small_models import weights
 
 from toolchain.core.cache import cache_dir
+from toolchain.core.progress import silent
 from toolchain.data.calibration import open_data
 from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.recipe import Recipe
@@ -24,10 +25,6 @@ from toolchain.quantization.ranges import Affine
 
 CHAIN = "[a] a = Conv(x, u) [ra] p = Relu(a) [b] b = Conv(p, v) [rb] q = Relu(b) [c] y = Conv(q, w)"
 PLAIN = Recipe.parse({"quantize": {"measure": False, "equalize": False, "rounding": False}})
-
-
-def silent(what, done, total):
-    pass
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_what_is_left_float_is_raced_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(qat, "quantize_model", seen)
     for _ in range(2):
-        qat.planned(source, data, data, tmp_path / "choices.json", lambda what, done, total: None)
+        qat.planned(source, data, data, tmp_path / "choices.json", lambda what, done=0, total=0: None)
     assert [settings.measure for settings in recipes] == [True, False, False]
     assert recipes[1] == recipes[2]
     assert set(recipes[1].keep_float) == {node.name for node in source.graph if node.op_type in ("Tanh", "Mul")}

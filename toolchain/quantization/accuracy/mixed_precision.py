@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import Progress
+from toolchain.core.progress import Progress
 from toolchain.data.tensors import Feed
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import TradeOff
@@ -31,7 +31,7 @@ def search(
     rate: Rate,
     least_score: float,
     feed: Feed,
-    report: Progress,
+    progress: Progress,
     *,
     points: int | None = None,
 ) -> tuple[Quantized, tuple[TradeOff, ...]]:
@@ -43,7 +43,7 @@ def search(
         rate: scores a quantized model.
         least_score: what is asked for. Where nothing reaches it, the best-scoring plan found is returned.
         feed: inputs for measuring latency.
-        report: progress.
+        progress: told about every step.
         points: do not search, but measure the whole curve at so many even places.
     """
     order = clusters(quantized.model, quantized.plan, noises)
@@ -52,7 +52,7 @@ def search(
 
     def attempt(count: int) -> float:
         if count not in tried:
-            report("searching precision", len(tried), 0)
+            progress("searching precision", len(tried), 0)
             reasons = {
                 name: f"its int8 would cost accuracy: rounding {cluster.tensor!r} is {cluster.share:.1%} of the error"
                 for cluster in order[:count]

@@ -19,8 +19,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import Progress
 from toolchain.core.cache import cache_path, read_cache, write_cache
+from toolchain.core.progress import Progress
 from toolchain.evaluation.fidelity import Probe, db_to_power, power_to_db
 from toolchain.formats.findings import NoiseSource
 from toolchain.graph import edit, io, query
@@ -43,7 +43,7 @@ class NoiseCluster:
     tensor: str
 
 
-def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress) -> tuple[NoiseSource, ...]:
+def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, progress: Progress) -> tuple[NoiseSource, ...]:
     """The noise of every activation and weight of a plan, the largest first.
 
     Args:
@@ -51,7 +51,7 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
         plan: its grids and weights.
         probe: measures at the outputs.
         key: of the samples.
-        report: progress.
+        progress: told about every step.
     """
     producers = {str(v.name): query.op(n) if (n := v.producer()) else "input" for v in query.activations(model)}
     nodes = {query.label(node): node for node in model.graph}
@@ -66,7 +66,7 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
             measure = measure or probe.opened(with_switches(model, names))
             known = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
         powers["activation", name] = known
-        report("measuring sensitivity", len(powers), total)
+        progress("measuring sensitivity", len(powers), total)
     for name, product in plan.products.items():
         known = cache.get("weight", name)
         if known is None:
@@ -78,7 +78,7 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, report: Progress
             edit.set_input(node, 1, constant)
             known = cache.put("weight", name, db_to_power(probe.fidelity_db(clone)))
         powers["weight", name] = known
-        report("measuring sensitivity", len(powers), total)
+        progress("measuring sensitivity", len(powers), total)
     cache.save()
     whole = sum(powers.values()) or 1.0
     return tuple(

@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from toolchain.calibration.moments import second_moments
 from toolchain.calibration.observation import Observation
-from toolchain.calibration.statistics import Progress, observe
+from toolchain.calibration.statistics import observe
+from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.manifest import AccuracyStep
@@ -75,16 +76,16 @@ Change = Callable[[ir.Model, QuantBasis], QuantBasis]
 
 
 def observed(
-    model: ir.Model, selection: Selection, data: CalibrationData, calibrate: Calibrate, report: Progress
+    model: ir.Model, selection: Selection, data: CalibrationData, calibrate: Calibrate, progress: Progress
 ) -> Observation:
     """Statistics of the selection's tensors, by channel for all that equalization may rescale."""
     axes = {name: group.axis for group in scale_groups(model) for name in group.tensors}
     tensors = {name: axes.get(name) if axis is None else axis for name, axis in selection.tensors.items()}
-    return observe(model, data, tensors, bins=calibrate.bins, group_mib=calibrate.group_mib, progress=report)
+    return observe(model, data, tensors, bins=calibrate.bins, group_mib=calibrate.group_mib, progress=progress)
 
 
 def refine(
-    basis: QuantBasis, select: Select, data: CalibrationData, probe: Probe, recipe: Recipe, report: Progress
+    basis: QuantBasis, select: Select, data: CalibrationData, probe: Probe, recipe: Recipe, progress: Progress
 ) -> tuple[QuantBasis, tuple[AccuracyStep, ...]]:
     """Try every step of the recipe; returns the best basis found and what each step gained.
 
@@ -94,13 +95,13 @@ def refine(
         data: what statistics are taken from.
         probe: measures; without a float output to measure, every step is taken on trust.
         recipe: which steps may be taken.
-        report: progress.
+        progress: told about every step.
     """
     wanted = recipe.quantize
 
     def changed_to(model: ir.Model, old: QuantBasis) -> QuantBasis:
         chosen = select(model)
-        seen = observed(model, chosen, data, recipe.calibrate, report)
+        seen = observed(model, chosen, data, recipe.calibrate, progress)
         return QuantBasis(model, chosen, seen, old.settings, _nearest(model, chosen, old.settings))
 
     steps: list[tuple[str, bool, Callable[[QuantBasis], QuantBasis | None]]] = [
@@ -108,12 +109,12 @@ def refine(
         ("equalization", wanted.equalize, lambda b: _equalized(b, changed_to)),
         ("migration", wanted.equalize, lambda b: _migrated(b, changed_to)),
         ("bias correction", wanted.bias_correction, lambda b: _set(b, bias_correction=True)),
-        ("rounding", wanted.rounding, lambda b: _rounded(b, data, report)),
+        ("rounding", wanted.rounding, lambda b: _rounded(b, data, progress)),
     ]
     taken: list[AccuracyStep] = []
     best = _measure(basis, probe)
     for number, (name, allowed, step) in enumerate(steps):
-        report("refining", number, len(steps))
+        progress("refining", number, len(steps))
         changed = step(basis) if allowed else None
         if changed is None:
             continue
@@ -148,15 +149,15 @@ def _migrated(basis: QuantBasis, changed_to: Change) -> QuantBasis | None:
     return changed_to(apply_smooth_quant(basis.model, scales), basis) if scales else None
 
 
-def _rounded(basis: QuantBasis, data: CalibrationData, report: Progress) -> QuantBasis:
+def _rounded(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:
     products = _products(basis.model, basis.selection)
     weights: dict[str, WeightQuant] = {}
-    for node, moments in second_moments(basis.model, data.take(MOMENT_SAMPLES), products, progress=report):
+    for node, moments in second_moments(basis.model, data.take(MOMENT_SAMPLES), products, progress=progress):
         name = query.label(node)
         weight, nearest = constant_weight(node), basis.weights[name]
         exact = basis.settings.exact and not is_depthwise(node, weight.shape)
         weights[name] = round_by_moments(weight, nearest, moments.blocks, moments.positions, exact=exact)
-        report("rounding weights", len(weights), len(products))
+        progress("rounding weights", len(weights), len(products))
     return replace(basis, weights=weights)
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from toolchain.core.errors import InputError, ModelError
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
-from toolchain.training.engine.loop import RATE, Progress, Schedule, fit
+from toolchain.training.engine.loop import RATE, Schedule, fit
 from toolchain.training.engine.objective import Evaluation, Objective
 from toolchain.training.engine.torch_graph import check_operators
 
@@ -59,7 +60,7 @@ def distil(
     rate: float = RATE,
     check: CalibrationData | None = None,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Distilled:
     """Train `student` to compute what `teacher` computes.
 

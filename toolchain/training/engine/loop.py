@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core.files import replacing
+from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.training.engine.objective import Evaluation, Objective
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total): steps where their number is given, else seconds."""
 
 RATE = 1e-3
 """The largest step of a weight, as a share of its channel's root mean square."""
@@ -85,7 +83,7 @@ def fit(
     threads: int = 0,
     checkpoint: Path | None = None,
     must_move: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Fitted:
     """Train a lesson's student.
 
@@ -99,11 +97,10 @@ def fit(
         must_move: what it began with is not an answer, since the technique had not arrived there.
         progress: told about every step.
     """
-    report = progress or (lambda what, done, total: None)
     began = time.monotonic() if began is None else began
     workers = threads or os.cpu_count() or 1
     with one_thread_an_operator() as initializer, ThreadPoolExecutor(workers, initializer=initializer) as pool:
-        return _Loop(lesson, check, schedule, began, must_move).run(pool, checkpoint, report)
+        return _Loop(lesson, check, schedule, began, must_move).run(pool, checkpoint, progress)
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import Progress
 from toolchain.core.arrays import F32, I8, Bool
 from toolchain.core.files import write_text
+from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import edit, query

@@ -29,7 +29,7 @@ from toolchain.core.files import write_text
 from toolchain.data.calibration import open_data
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.recipe import Quantize, Recipe
-from toolchain.graph import edit, io, query, run
+from toolchain.graph import io, run, tap
 from toolchain.quantization.exactness.certificate import NodeCertificate, certify, clauses
 from toolchain.quantization.loop import Quantized, quantize_model
 from toolchain.quantization.qdq.fragments import int8_part
@@ -107,12 +107,7 @@ def prepare(model: Model, folder: Path, samples: int) -> Subject:
 def _inside(quantized: Quantized, feeds: list[Feed]) -> list[Feed]:
     """What enters the int8 part, as the float model computes it here."""
     part = int8_part(quantized.model, quantized.plan, quantized.encoding)
-    wanted = {str(value.name) for value in part.float_model.graph.inputs}
-    clone = quantized.model.clone()
-    values = [value for value in query.activations(clone) if value.name in wanted]
-    edit.keep_outputs(clone, values)
-    engine = run.session(clone, threads=1)
-    return [dict(zip([str(v.name) for v in values], engine.run(None, feed), strict=True)) for feed in feeds]
+    return tap.capture(quantized.model, [str(value.name) for value in part.float_model.graph.inputs], feeds, threads=1)
 
 
 def _here(file: Path, feeds: list[Feed]) -> Answers:

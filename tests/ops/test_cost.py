@@ -30,7 +30,7 @@ CONV_NET = (
 def test_a_convolution_and_a_matrix_product():
     found = counted(*CONV_NET)
     assert found.macs == {"c": 4 * 4 * 4 * 27, "r": 64, "f": 0, "y": 640}
-    assert found.total_macs == 1728 + 64 + 640
+    assert found.total_macs == cost.total_macs(model(*CONV_NET)) == 1728 + 64 + 640
     assert found.parameters == 4 * 27 + 4 + 640 + 10
     assert found.weight_bytes == 4 * found.parameters
     assert found.unknown == {}
@@ -117,6 +117,7 @@ def test_peak_of_live_tensors(body, floats):
 def test_the_peak_is_at_a_node():
     found = counted("h = Concat <axis = 0> (x, x, x) y = ReduceMax <keepdims = 0> (h)", "float[100] x", "float y")
     assert (found.peak_activation_bytes, found.peak_node) == (4 * 400, "h")
+    assert found.int8_peak_activation_bytes == 400
 
 
 def test_peak_counts_each_type_as_it_is():

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import lean_session, stream
+from toolchain.calibration.statistics import stream
 from toolchain.core.arrays import F32, F64, Index
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
-from toolchain.graph import edit, query
+from toolchain.graph import query, run, tap
 from toolchain.ops.weights import weight_axes
 
 BLOCK = 1024
@@ -66,10 +66,7 @@ def second_moments(
     batches = _batches(nodes, int(budget_mib * 2**20))
     for index, batch in enumerate(batches):
         names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
-        clone = model.clone()
-        values = {value.name: value for value in query.activations(clone)}
-        edit.keep_outputs(clone, [values[name] for name in names])
-        engine = lean_session(clone, threads)
+        engine = run.lean_session(tap.expose(model, names), threads)
         sums = [_Sum(node, len(data)) for node in batch]
         for number, outputs in stream(engine, data, f"second moments {index + 1}/{len(batches)}", progress):
             found = dict(zip(names, outputs, strict=True))
@@ -104,13 +101,11 @@ def channel_moments(
     """
     pairs = sorted(set(wanted))
     names = list(dict.fromkeys(name for name, _ in pairs))
-    clone = model.clone()
-    values = {value.name: value for value in query.activations(clone)}
-    edit.keep_outputs(clone, [values[name] for name in names])
+    engine = run.lean_session(tap.expose(model, names), threads)
     sums: dict[tuple[str, int], tuple[F64, F64]] = {}
     zero = np.zeros(1)
     counts = dict.fromkeys(pairs, 0)
-    for number, outputs in stream(lean_session(clone, threads), data, "moments of channels", progress):
+    for number, outputs in stream(engine, data, "moments of channels", progress):
         found = dict(zip(names, outputs, strict=True))
         for pair in pairs:
             flat = np.moveaxis(found[pair[0]], pair[1], -1)
@@ -195,8 +190,8 @@ def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> F32:
     batch, *place = np.unravel_index(draw(len(x) * int(np.prod(steps))), (len(x), *steps))
     corners = [p * s for p, s in zip(place, strides, strict=True)]
     taps = []
-    for tap in np.ndindex(*kernel):
-        here = (c + t * d for c, t, d in zip(corners, tap, dilations, strict=True))
+    for offset in np.ndindex(*kernel):
+        here = (c + t * d for c, t, d in zip(corners, offset, dilations, strict=True))
         taps.append(padded[(batch, slice(None), *here)])
     groups = query.attribute(node, "group", 1)
     patches = np.stack(taps, axis=1).reshape(len(batch), len(taps), groups, -1)  # [n, taps, groups, channels of one]

@@ -31,7 +31,7 @@ from toolchain.core.errors import DataError, one_line
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
-from toolchain.graph import edit, io, query, run
+from toolchain.graph import edit, io, query, run, tap
 
 AXES_ARE_INPUTS = 18
 """Operator set since which all reductions take their axes as an input."""
@@ -134,7 +134,7 @@ class _Summary:
 def _first_pass(
     model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, progress: Progress
 ) -> dict[str, _Summary]:
-    engine = lean_session(_augmented(model, tensors), threads)
+    engine = run.lean_session(_augmented(model, tensors), threads)
     summary: dict[str, _Summary] = {}
     for number, outputs in stream(engine, data, "limits", progress):
         results: Iterator[Array] = iter(outputs)
@@ -210,10 +210,7 @@ def _second_pass(
     counts = {name: np.zeros(bins, np.int64) for name in summary}
     groups = _groups({name: 4 * s.largest for name, s in summary.items()}, int(group_mib * 2**20))
     for index, group in enumerate(groups):
-        clone = model.clone()
-        values = {value.name: value for value in query.activations(clone)}
-        edit.keep_outputs(clone, [values[name] for name in group])
-        engine = lean_session(clone, threads)
+        engine = run.lean_session(tap.expose(model, group), threads)
         for _, outputs in stream(engine, data, f"histograms {index + 1}/{len(groups)}", progress):
             for name, array in zip(group, outputs, strict=True):
                 count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
@@ -251,11 +248,6 @@ def count_into(counts: I64, array: Array, low: float, high: float) -> None:
         found = np.bincount(index, minlength=bins + 1)
         found[bins - 1] += found[bins:].sum()  # the maximum itself, and what rounding put beside it
         counts += found[:bins]
-
-
-def lean_session(model: ir.Model, threads: int) -> InferenceSession:
-    """Lean, and without idle threads that spin: between two runs it is NumPy that needs the processor."""
-    return run.session(model, threads=threads, pattern=False, options={"session.intra_op.allow_spinning": "0"})
 
 
 def stream(

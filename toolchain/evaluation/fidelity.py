@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.data.tensors import Array, Feed
-from toolchain.graph import edit, query, run
+from toolchain.graph import query, run, tap
 
 SATURATING_OPERATORS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 BEST_DB = 100.0
@@ -78,11 +78,9 @@ class Probe:
         return measure
 
     def _runner(self, model: ir.Model) -> Callable[[Feed], list[Sequence[Array]]]:
-        clone = model.clone()
-        nodes = {query.label(node): node for node in clone.graph}
-        outputs = {value.name: value for value in clone.graph.outputs}
-        edit.keep_outputs(clone, [nodes[at].inputs[0] if at else outputs[name] for name, at in self._points])  # type: ignore[misc]
-        engine = run.session(clone, threads=0)
+        nodes = {query.label(node): node for node in model.graph}
+        names = [str(nodes[at].inputs[0].name) if at else name for name, at in self._points]  # type: ignore[union-attr]
+        engine = run.session(tap.expose(model, names), threads=0)
         return lambda more: [engine.run(None, {**feed, **more}) for feed in self._feeds]
 
 

@@ -87,6 +87,11 @@ def _session(model: str | bytes, settings: ort.SessionOptions, without: Sequence
     )
 
 
+def lean_session(model: ir.Model, threads: int = 0) -> ort.InferenceSession:
+    """A session that needs little memory and whose idle threads do not spin, for work in NumPy between two runs."""
+    return session(model, threads=threads, pattern=False, options={"session.intra_op.allow_spinning": "0"})
+
+
 def run(model: ir.Model | ort.InferenceSession, feeds: Iterable[Feed]) -> list[list[Array]]:
     """Outputs of every feed, in the model's order of outputs."""
     engine = session(model) if isinstance(model, ir.Model) else model

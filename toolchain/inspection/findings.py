@@ -58,7 +58,7 @@ def gather(
     float_model = quantized.source
     counts = cost.count(float_model)
     weights = cost.count(quantized.write(quantized.encoding)).weight_bytes
-    peak = counts.peak_activation_bytes // 4  # of activations that are int8 a quarter stays
+    peak = counts.int8_peak_activation_bytes
     fits = [fit_to(target, float_model, counts, weights=weights, peak=peak) for target in profiles]
     layers = _layers(dense)
     seconds = {row.variant: row.latency.p50_ms / 1000 for row in rows if row.latency}

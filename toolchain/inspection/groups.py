@@ -10,7 +10,7 @@ from toolchain.channels.cut import separate
 from toolchain.channels.groups import Group, groups
 from toolchain.channels.layout import layout
 from toolchain.conversion.source import convert
-from toolchain.ops.table import macs
+from toolchain.ops.cost import total_macs
 from toolchain.optimization.passes import optimize
 
 
@@ -34,7 +34,7 @@ def inspect_groups(path: str | Path) -> Grouping:
         ModelError: as :func:`toolchain.conversion.convert` does.
     """
     model = separate(optimize(convert(path).model, verify=False).model)
-    return Grouping(groups(model, layout(model)), sum(macs(node) or 0 for node in model.graph))
+    return Grouping(groups(model, layout(model)), total_macs(model))
 
 
 def record(grouping: Grouping) -> dict[str, Any]:

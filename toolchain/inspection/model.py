@@ -100,8 +100,8 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
     name_everything(model)  # so that what runs can be told from what the file holds
     choices = reader.choices(model) if already else select(model).choices
     counts = cost.count(model)
-    # Of activations that become int8 a quarter stays; which do not is not known before the export.
-    peak = counts.peak_activation_bytes if already else counts.peak_activation_bytes // 4
+    # Which activations become int8 is not known before the export.
+    peak = counts.peak_activation_bytes if already else counts.int8_peak_activation_bytes
     runs = reader.running(model, choices) if already else None
     if certificate is None and runs is not None:
         certificate = certify_file(model, choices, () if runs.foreign else runs.unfused)

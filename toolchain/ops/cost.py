@@ -67,6 +67,16 @@ class Cost:
         """The sum of all that are known."""
         return sum(operator.macs for operator in self.operators)
 
+    @property
+    def int8_peak_activation_bytes(self) -> int:
+        """Estimated peak of a float32 model once every activation is int8: a quarter."""
+        return self.peak_activation_bytes // 4
+
+
+def total_macs(model: ir.Model) -> int:
+    """Multiply-accumulates of all nodes whose cost is known, by the shapes that the model holds; dynamic axes are 1."""
+    return sum(table.macs(node) or 0 for node in model.graph)
+
 
 def count(model: ir.Model) -> Cost:
     """Count a model, which is left as it is. Subgraphs of control flow are one node of unknown cost."""

@@ -31,8 +31,9 @@ from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.recipe import Prune
 from toolchain.graph import run
 from toolchain.latency.race import Race, race
+from toolchain.ops.cost import total_macs
 from toolchain.pruning.latency import Clock, counted, measured, quick_int8
-from toolchain.pruning.options import PruneBasis, basis_of, items, kept_of, total_macs
+from toolchain.pruning.options import PruneBasis, basis_of, items, kept_of
 from toolchain.pruning.repair import repair
 from toolchain.pruning.search import Widths, aligned, walk
 from toolchain.training.engine.distil import distil, require_trainable

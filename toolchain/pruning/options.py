@@ -24,7 +24,7 @@ from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array, Feed
 from toolchain.evaluation.fidelity import Probe, db_to_power
 from toolchain.formats.recipe import Prune
-from toolchain.graph import edit, query, run
+from toolchain.graph import edit, query, tap
 from toolchain.ops.table import macs
 from toolchain.ops.weights import weight_axes
 from toolchain.pruning.importance import ChannelMoments, Consumer, consumers, fold, makers, needed, ranking
@@ -109,13 +109,11 @@ def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Pr
 
 def _first_run(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
     """For one sample: shapes of all tensors of which only the run tells a size, and the numbers of all integer ones."""
-    probe = model.clone()
-    values = {str(value.name): value for value in query.activations(probe) if not value.is_graph_input()}
+    values = {str(value.name): value for value in query.activations(model) if not value.is_graph_input()}
     wanted = [name for name, value in values.items() if -1 in _sizes(value) or value.dtype == ir.DataType.INT64]
     found = dict(feed)
     if wanted:
-        edit.keep_outputs(probe, [values[name] for name in wanted])
-        found |= zip(wanted, run.session(probe, pattern=False).run(None, feed), strict=True)
+        found |= tap.capture(model, wanted, [feed])[0]
     integers = {name: array for name, array in found.items() if array.dtype.kind == "i"}
     return {name: array.shape for name, array in found.items()}, integers
 
@@ -227,8 +225,3 @@ def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], mend: bool) ->
             edit.set_input(new, 1, edit.add_constant(pruned.graph, names.fresh(f"{consumer.node}_folded"), whole))
     edit.remove_unused(pruned)
     return pruned
-
-
-def total_macs(model: ir.Model) -> int:
-    """Multiply-accumulates of all operators whose cost is known."""
-    return sum(macs(node) or 0 for node in model.graph)

@@ -19,20 +19,18 @@ Sources: GRAIL and CORP (closed-form repair after pruning), ThiNet (arXiv 1707.0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime import InferenceSession
 
 from toolchain.calibration.moments import drawer, rows
-from toolchain.calibration.statistics import lean_session
 from toolchain.core.arrays import F64, Index
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
-from toolchain.graph import edit, query
+from toolchain.graph import edit, query, run, tap
 from toolchain.ops import table
 from toolchain.ops.cells import Contracted, Weighted
 from toolchain.ops.weights import weight_axes
@@ -229,7 +227,7 @@ def _samples(
     if layer.sums is not None:
         target = str(layer.sums[0].name)
         read.append(str(layer.sums[1].name))
-    engines = _tapped(model, read), _tapped(dense, [target])
+    engines = run.lean_session(tap.expose(model, read)), run.lean_session(tap.expose(dense, [target]))
     share = max(8, wanted // len(data))
     channels = 1 if node.op_type == "Conv" else -1
     index = kept(target)
@@ -248,13 +246,6 @@ def _samples(
     columns: F64 = np.concatenate(xs, axis=1).astype(np.float64)
     y: F64 = np.concatenate(ys).astype(np.float64)
     return columns, y.reshape(len(y), groups, -1).transpose(1, 0, 2)
-
-
-def _tapped(model: ir.Model, names: Sequence[str]) -> InferenceSession:
-    clone = model.clone()
-    values = {value.name: value for value in query.activations(clone)}
-    edit.keep_outputs(clone, [values[name] for name in names])
-    return lean_session(clone, 0)
 
 
 def _ridge(train: _Positions, held: _Positions, old: F64, limits: tuple[float, float]) -> F64:

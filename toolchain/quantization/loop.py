@@ -27,7 +27,7 @@ from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
-from toolchain.graph import edit, query, run
+from toolchain.graph import query, run, tap
 from toolchain.latency.race import Race, race
 from toolchain.ops.table import TABLE
 from toolchain.quantization.accuracy.dynamic_check import inaccurate
@@ -280,12 +280,8 @@ def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed,
 
 def _capture(model: ir.Model, parts: list[Fragment], feed: Feed) -> Feed:
     """The tensors that enter the fragments, for one feed of the model."""
-    wanted = {str(value.name) for part in parts for value in part.float_model.graph.inputs}
-    clone = model.clone()
-    values = [value for value in query.activations(clone) if value.name in wanted]
-    edit.keep_outputs(clone, values)
-    names = [str(value.name) for value in values]
-    return dict(zip(names, run.session(clone, threads=1).run(None, feed), strict=True))
+    names = [str(value.name) for part in parts for value in part.float_model.graph.inputs]
+    return tap.capture(model, names, [feed], threads=1)[0]
 
 
 def _slower_as_a_whole(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed) -> str | None:

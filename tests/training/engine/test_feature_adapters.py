@@ -10,7 +10,7 @@ from small_models import model, weights
 from taught import net, samples
 
 from toolchain.core.errors import InputError
-from toolchain.graph import edit, query, run
+from toolchain.graph import run, tap
 
 torch = pytest.importorskip("torch")
 
@@ -45,9 +45,7 @@ def aims(features):
 
 def shown():
     """What the teacher sees at `s`."""
-    teacher = net()
-    edit.keep_outputs(teacher, [value for value in query.activations(teacher) if value.name == "s"])
-    return run.session(teacher)
+    return run.session(tap.expose(net(), ["s"]))
 
 
 def distance(lesson, features, data):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from toolchain.core.arrays import F64
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
-from toolchain.graph import edit, query, run
+from toolchain.graph import run, tap
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fragments import Fragment, fragments
 from toolchain.quantization.qdq.writer import Encoding
@@ -27,13 +27,8 @@ def inaccurate(model: ir.Model, plan: Plan, encoding: Encoding, data: Calibratio
     if not plan.recurrent:
         return {}
     parts = [part for part in fragments(model, plan, encoding) if part.name in plan.recurrent]
-    clone = model.clone()
-    wanted = {str(value.name) for part in parts for value in part.float_model.graph.inputs}
-    values = [value for value in query.activations(clone) if value.name in wanted]
-    edit.keep_outputs(clone, values)
-    names = [str(value.name) for value in values]
-    feeding = run.session(clone)
-    feeds = [dict(zip(names, feeding.run(None, feed), strict=True)) for feed in data.take(SAMPLES)]
+    names = [str(value.name) for part in parts for value in part.float_model.graph.inputs]
+    feeds = tap.capture(model, names, data.take(SAMPLES))
     found = {part.name: _error(part, feeds) for part in parts}
     return {
         name: f"as dynamic int8 its result is off by {error:.0%}, more than {LARGEST_ERROR:.0%} (root mean square)"

@@ -24,6 +24,7 @@ from toolchain.core.progress import Progress
 from toolchain.evaluation.fidelity import Probe, db_to_power, power_to_db
 from toolchain.formats.findings import NoiseSource
 from toolchain.graph import edit, io, query
+from toolchain.ops.cost import total_macs
 from toolchain.ops.table import macs
 from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
 from toolchain.quantization.plan import Plan
@@ -98,7 +99,7 @@ def clusters(model: ir.Model, plan: Plan, noises: Sequence[NoiseSource]) -> list
     int8 = plan.int8_nodes()
     power = {(noise.kind, noise.at): noise.share for noise in noises}
     nodes = {query.label(node): node for node in model.graph}
-    whole = sum(macs(node) or 0 for node in model.graph) or 1
+    whole = total_macs(model) or 1
     found = []
     for value in query.activations(model):
         share = power.get(("activation", str(value.name)))

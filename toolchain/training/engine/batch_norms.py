@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F64
 from toolchain.data.tensors import Feed
-from toolchain.graph import edit, query, run
+from toolchain.graph import edit, query, run, tap
 
 EPSILON = 1e-5
 
@@ -23,10 +23,7 @@ def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
     clone = model.clone()
     convs = [node for node in clone.graph if node.op_type == "Conv"]
     names = edit.Names(clone.graph)
-    tapped = model.clone()
-    there = {value.name: value for value in query.activations(tapped)}
-    edit.keep_outputs(tapped, [there[node.outputs[0].name] for node in convs])
-    session = run.session(tapped)
+    session = run.session(tap.expose(model, [str(node.outputs[0].name) for node in convs]))
     sums: list[F64] = [np.zeros((2, 1)) for _ in convs]
     counts = [0] * len(convs)
     for feed in feeds:

@@ -34,7 +34,7 @@ import onnx_ir as ir
 from toolchain.core.errors import ModelError
 from toolchain.data.calibration import CalibrationData
 from toolchain.evaluation.fidelity import power_to_db, saturating_tail
-from toolchain.graph import edit, io, query, run
+from toolchain.graph import io, query, run, tap
 from toolchain.training.engine import losses
 from toolchain.training.engine.feature_adapters import Features, Wanted, feature_pairs
 from toolchain.training.engine.samples import KEPT_BYTES, LABELS, Example, Samples, joined, split_labels, tensor
@@ -376,10 +376,7 @@ def heads(model: ir.Model) -> dict[str, bool]:
 
 
 def _teacher(model: ir.Model, names: Sequence[str]) -> InferenceSession:
-    clone = model.clone()
-    values = {value.name: value for value in query.activations(clone)}
-    edit.keep_outputs(clone, [values[name] for name in names])
-    return run.session(clone, threads=1)
+    return run.session(tap.expose(model, names), threads=1)
 
 
 def largest_bytes(model: ir.Model) -> int:

@@ -1,0 +1,38 @@
+"""Reading tensors inside a model: they become outputs of a clone, which is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from toolchain.data.tensors import Feed
+from toolchain.graph import edit, query, run
+
+
+def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """A clone with the named tensors as its only outputs, in this order; what they do not need is dropped.
+
+    A name must be that of an input or of a node's output.
+    """
+    clone = model.clone()
+    values = {str(value.name): value for value in query.activations(clone)}
+    edit.keep_outputs(clone, [values[name] for name in names])
+    return clone
+
+
+def capture(model: ir.Model, names: Iterable[str], feeds: Iterable[Feed], *, threads: int = 0) -> list[Feed]:
+    """Values of the named tensors for every feed, by name.
+
+    Args:
+        model: is left as it is.
+        names: of inputs or of nodes' outputs.
+        feeds: as the model takes them.
+        threads: onnxruntime threads, 0 for its own choice.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model.
+    """
+    wanted = list(dict.fromkeys(names))
+    session = run.session(expose(model, wanted), threads=threads, pattern=False)
+    return [dict(zip(wanted, session.run(None, feed), strict=True)) for feed in feeds]

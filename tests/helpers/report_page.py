@@ -7,6 +7,7 @@ from toolchain.formats.findings import (
     Checkpoint,
     CutGroup,
     CutProof,
+    Evaluation,
     Findings,
     NoiseSource,
     Profile,
@@ -43,7 +44,10 @@ PROFILES = (
 )
 
 
-LOOKS = tuple(Checkpoint(share=i / 4, loss=1 / (i + 1), fidelity_db=5.0 * i, accuracy=0.5 + 0.1 * i) for i in range(5))
+CHECKPOINTS = tuple(
+    Checkpoint(share=i / 4, evaluation=Evaluation(loss=1 / (i + 1), fidelity_db=5.0 * i, accuracy=0.5 + 0.1 * i))
+    for i in range(5)
+)
 
 PRUNING = Pruning(
     helped=True,
@@ -63,7 +67,8 @@ PRUNING = Pruning(
 
 TRAINING = tuple(
     TrainingStep(
-        technique=name, summary="<some> channels", seconds=12.3, steps=40, looks=LOOKS, kept=4, macs=123_000,
+        technique=name, summary="<some> channels", seconds=12.3, steps=40, checkpoints=CHECKPOINTS, kept=4,
+        macs=123_000,
         parameters=1000, zeros=0.25, bytes=2_000_000, zip_bytes=1_000_000, wire_bytes=900_000, score=0.875,
         notes=("no faster",),
     )

@@ -78,14 +78,14 @@ LEARN = {"epochs": 4, "batch": 8, "rate": 0.05}
 
 def test_labels_are_learnt(tmp_path):
     (stage,) = chain(tmp_path, {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12})
-    first, last = stage.record.looks[0], stage.record.looks[stage.record.kept]
+    first, last = stage.record.before, stage.record.after
     assert last.accuracy > 0.9 > 0.6 > first.accuracy
     assert last.loss < first.loss / 2
 
 
 def test_without_labels_the_teacher_is_asked(tmp_path):
     (stage,) = chain(tmp_path, {"technique": "prune", "amount": 0.5, **LEARN}, labels=False)
-    assert stage.record.looks[0].accuracy == 1
+    assert stage.record.before.accuracy == 1
     shapes = {tuple(t.shape) for t in tensors(stage.model)}
     assert (8, 8, 3, 3) in shapes
     assert stage.record.macs == pytest.approx(16 * 9 * 8 + 16 * 9 * 8 * 8 + 8 * 4, rel=0.05)  # 4x4 places
@@ -117,7 +117,7 @@ def test_weights_are_zero_and_stay_so(tmp_path, schedule, criterion):
 def test_zeros_outlive_the_next_step(tmp_path, step):
     prune = {"technique": "prune", "structure": "weights", "amount": 0.75, "schedule": "once", **LEARN}
     first, second = chain(tmp_path, prune, {**step, **LEARN})
-    moved = [look.loss for look in second.record.looks]
+    moved = [checkpoint.evaluation.loss for checkpoint in second.record.checkpoints]
     assert len(set(moved)) > 2
     assert second.record.zeros >= first.record.zeros - 0.01
     assert first.record.zeros == pytest.approx(0.75, abs=0.01)
@@ -138,7 +138,7 @@ def test_a_round_that_loses_too_much_is_taken_back(tmp_path):
 def test_int8_is_trained_and_leaves_a_quantized_file(tmp_path, labels):
     step = {"technique": "int8", **LEARN, "rate": 0.01, "labels": 1.0 if labels else 0.0}
     (stage,) = chain(tmp_path, step, labels=labels)
-    first, last = stage.record.looks[0], stage.record.looks[stage.record.kept]
+    first, last = stage.record.before, stage.record.after
     assert last.loss < first.loss if labels else last.loss <= first.loss  # by the teacher, it is at 51 dB already
     operators = [node.op_type for node in stage.model.graph]
     assert operators.count("QuantizeLinear") >= 4
@@ -160,7 +160,7 @@ def test_int8_that_was_ended_goes_on_to_the_same_bits(tmp_path):
         run_chain(net(), recipe, *opened(), folder=tmp_path / "ended", progress=ended)
     (tmp_path / "whole").mkdir()
     again, whole = (run_chain(net(), recipe, *opened(), folder=tmp_path / at)[0] for at in ("ended", "whole"))
-    assert again.record.looks == whole.record.looks
+    assert again.record.checkpoints == whole.record.checkpoints
     for a, b in zip(tensors(again.model), tensors(whole.model), strict=True):
         assert np.array_equal(a, b)
 
@@ -181,7 +181,7 @@ def test_training_that_helps_says_nothing(tmp_path):
 def test_a_step_starts_from_what_the_one_before_made(tmp_path):
     prune = {"technique": "prune", "amount": 0.5, **LEARN}
     first, second = chain(tmp_path, prune, {"technique": "distil", **LEARN})
-    assert second.record.looks[0].loss == pytest.approx(first.record.looks[first.record.kept].loss, rel=1e-4)
+    assert second.record.before.loss == pytest.approx(first.record.after.loss, rel=1e-4)
     assert second.record.macs == first.record.macs
 
 
@@ -219,7 +219,7 @@ def test_codes_are_unpacked_by_onnxruntime_and_for_the_next_step(tmp_path, step,
 def test_without_epochs_it_is_the_technique_alone(tmp_path, step):
     (stage,) = chain(tmp_path, {**step, "epochs": 0})
     assert stage.record.steps == 0
-    assert len(stage.record.looks) == 1
+    assert len(stage.record.checkpoints) == 1
     (ours,) = [t for t in tensors(optimize(stage.model).model) if t.ndim == 4 and t.shape[1] > 1]
     (was,) = [t for t in tensors(net()) if t.ndim == 4 and t.shape[1] > 1]
     assert not np.array_equal(ours, was)
@@ -232,7 +232,7 @@ def test_a_fresh_student_is_normalized_while_it_learns(tmp_path, monkeypatch):
     (tmp_path / "small_student.py").write_text(STUDENT)
     step = {"technique": "distil", "student": "small_student:net", **LEARN, "rate": 0.1, "epochs": 20, "labels": 1.0}
     (stage,) = chain(tmp_path / "work", step)
-    assert stage.record.looks[stage.record.kept].accuracy > 0.9
+    assert stage.record.after.accuracy > 0.9
     assert {node.op_type for node in stage.model.graph}.isdisjoint({"BatchNormalization"})
     assert stage.record.parameters < 500
 

@@ -124,29 +124,42 @@ class Pruning(Part):
     notes: tuple[str, ...]
 
 
-class Checkpoint(Part):
-    """At held-out samples while a model learns. share: of the step's training. accuracy: of classes, by labels or the
-    teacher; None where the outputs are no classes.
+class Evaluation(Part):
+    """A model in training, measured on held-out samples by its outputs alone.
+
+    The loss decides which of two states is better: of two models with the same fidelity of scores, the one with larger
+    scores usually gives the right classes.
+
+    loss: mean over the samples. fidelity_db: mean fidelity to the teacher in dB. accuracy: part of the samples with the
+    right class, by labels where there are any, else by the teacher; None where the outputs are not classes.
     """
 
-    share: float
     loss: float
     fidelity_db: float
-    accuracy: float | None
+    accuracy: float | None = None
+
+
+class Checkpoint(Part):
+    """An evaluation during training. share: part of the step's training that was over, 0 to 1."""
+
+    share: float
+    evaluation: Evaluation
 
 
 class TrainingStep(Part):
-    """A step of a chain of training. kept: which of the looks it ended with. macs, parameters: of what it made.
+    """The result of one step of a training recipe.
 
-    zeros: the share of the products' weights. bytes: of the file; zip_bytes: compressed as app stores do; wire_bytes:
-    by xz, the smallest that Python's standard library makes of it.
+    checkpoints: in the order they were measured. kept: index of the checkpoint whose state the step ended with.
+    macs, parameters: of the resulting model. zeros: part of the weights of its products that are zero.
+    bytes: size of its file; zip_bytes: compressed as app stores do; wire_bytes: compressed by xz, the smallest that
+    Python's standard library makes of it.
     """
 
     technique: str
     summary: str
     seconds: float
     steps: int
-    looks: tuple[Checkpoint, ...]
+    checkpoints: tuple[Checkpoint, ...]
     kept: int
     macs: int
     parameters: int
@@ -156,6 +169,16 @@ class TrainingStep(Part):
     wire_bytes: int
     score: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> Evaluation:
+        """The evaluation before the first step of training."""
+        return self.checkpoints[0].evaluation
+
+    @property
+    def after(self) -> Evaluation:
+        """The evaluation of the state that was kept."""
+        return self.checkpoints[self.kept].evaluation
 
 
 class Findings(Document):

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.formats.findings import Checkpoint, TrainingStep
+from toolchain.formats.findings import Evaluation, TrainingStep
 from toolchain.report.amounts import count_text
 
 
@@ -19,14 +19,13 @@ def render(steps: Sequence[TrainingStep]) -> RenderableType:
     for header in ("step", "held out", "MACs", "zeros", "MB", "zip MB", "steps", "seconds"):
         table.add_column(header, justify="left" if header == "step" else "right", no_wrap=header != "step")
     for step in steps:
-        first, last = step.looks[0], step.looks[step.kept]
         sizes = (f"{step.bytes / 1e6:.2f}", f"{step.zip_bytes / 1e6:.2f}")
-        cells = (f"{told(first)} → {told(last)}", count_text(step.macs), f"{step.zeros:.0%}", *sizes)
+        cells = (f"{told(step.before)} → {told(step.after)}", count_text(step.macs), f"{step.zeros:.0%}", *sizes)
         table.add_row(f"{step.technique}: {step.summary}", *cells, str(step.steps), f"{step.seconds:.0f}")
     notes = [Text(f"{step.technique}: {note}") for step in steps for note in step.notes]
     return Group(table, *notes)
 
 
-def told(look: Checkpoint) -> str:
+def told(found: Evaluation) -> str:
     """A look in one number: accuracy where outputs are classes, else the outputs' fidelity."""
-    return f"{look.fidelity_db:.1f} dB" if look.accuracy is None else f"{look.accuracy:.1%}"
+    return f"{found.fidelity_db:.1f} dB" if found.accuracy is None else f"{found.accuracy:.1%}"

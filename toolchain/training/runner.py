@@ -25,7 +25,7 @@ from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, open_data
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.fidelity import db_to_power
-from toolchain.formats.findings import Checkpoint, TrainingStep
+from toolchain.formats.findings import Evaluation, TrainingStep
 from toolchain.formats.training_recipe import (
     BinaryStep,
     DistilStep,
@@ -220,10 +220,6 @@ def _stage(
     dense = dense or model
     if found.steps and not found.improved:
         notes = [*notes, FUTILE]
-    looks = tuple(
-        Checkpoint(share=x.share, loss=x.exam.loss, fidelity_db=x.exam.fidelity_db, accuracy=x.exam.accuracy)
-        for x in found.looks
-    )
     size = sizes(model)
     zeros = [array == 0 for _, _, array in _products(dense)]
     record = TrainingStep(
@@ -231,7 +227,7 @@ def _stage(
         summary=summary,
         seconds=found.seconds,
         steps=found.steps,
-        looks=looks,
+        checkpoints=tuple(found.looks),
         kept=found.kept,
         macs=sum(macs or 0 for macs in cost.count(dense).macs.values()),
         parameters=parameter_count(dense),
@@ -343,7 +339,7 @@ def _iterative(job: _TrainingTask, key: str, model: ir.Model, step: Step) -> Sta
     """Rounds of pruning and training; one that loses too much is taken back, and is the last."""
     assert isinstance(step, PruneStep)
     rounds: list[Stage] = []
-    first: Checkpoint | None = None
+    first: Evaluation | None = None
     notes: list[str] = []
     for number in range(step.rounds):
         now = rounds[-1].model if rounds else model
@@ -351,8 +347,8 @@ def _iterative(job: _TrainingTask, key: str, model: ir.Model, step: Step) -> Sta
         amount = 1 - (1 - goal) / (1 - before) if step.structure == "channels" else goal
         make = partial(_prune, job, now, step, amount)
         done = _kept(job, f"{key}-round-{number}", make)
-        first = first or done.record.looks[0]
-        if _loss_of(done.record.looks[done.record.kept]) - _loss_of(first) > step.max_drop:
+        first = first or done.record.before
+        if _loss_of(done.record.after) - _loss_of(first) > step.max_drop:
             notes.append(f"round {number + 1} of {step.rounds} lost too much, and was taken back")
             break
         rounds.append(done)
@@ -362,9 +358,9 @@ def _iterative(job: _TrainingTask, key: str, model: ir.Model, step: Step) -> Sta
     return _joined(step, rounds, notes)
 
 
-def _loss_of(look: Checkpoint) -> float:
+def _loss_of(found: Evaluation) -> float:
     """What rounds are judged by: wrong classes, or the outputs' error."""
-    return db_to_power(look.fidelity_db) if look.accuracy is None else 1 - look.accuracy
+    return db_to_power(found.fidelity_db) if found.accuracy is None else 1 - found.accuracy
 
 
 def _joined(step: PruneStep, rounds: Sequence[Stage], notes: Sequence[str]) -> Stage:
@@ -372,16 +368,22 @@ def _joined(step: PruneStep, rounds: Sequence[Stage], notes: Sequence[str]) -> S
     looks = [
         look.model_copy(update={"share": (number + look.share) / len(rounds)})
         for number, stage in enumerate(rounds)
-        for look in stage.record.looks
+        for look in stage.record.checkpoints
     ]
     last = rounds[-1].record
-    kept = len(looks) - len(last.looks) + last.kept
+    kept = len(looks) - len(last.checkpoints) + last.kept
     summed = {"seconds": sum(s.record.seconds for s in rounds), "steps": sum(s.record.steps for s in rounds)}
     what = f"{step.structure}, {step.amount:.0%} by {step.criterion}, {len(rounds)} rounds"
     return Stage(
         rounds[-1].model,
         last.model_copy(
-            update={**summed, "looks": tuple(looks), "kept": kept, "summary": what, "notes": (*last.notes, *notes)}
+            update={
+                **summed,
+                "checkpoints": tuple(looks),
+                "kept": kept,
+                "summary": what,
+                "notes": (*last.notes, *notes),
+            }
         ),
     )
 

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_page import FINDINGS, LOOKS, PROFILES, PRUNING, TRAINING, manifest, page
+from report_page import CHECKPOINTS, FINDINGS, PROFILES, PRUNING, TRAINING, manifest, page
 from report_rows import ACCURACY, DEMO, HOST, OTHER, results, row
 
-from toolchain.formats.findings import Profile, ProfiledOperator
+from toolchain.formats.findings import Checkpoint, Profile, ProfiledOperator
 from toolchain.formats.manifest import FileEntry, NodePrecision
 from toolchain.report.compare import compare
 from toolchain.report.derive import derive
@@ -325,7 +325,9 @@ def test_training_is_told_step_by_step():
     (rows,) = spec["datasets"].values() if "datasets" in spec else [spec["data"]["values"]]
     assert [row["at"] for row in rows[:6]] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert sum(row["kept"] for row in rows) == 2
-    looks = tuple(look.model_copy(update={"accuracy": None}) for look in LOOKS)
-    unclassed = [step.model_copy(update={"looks": looks}) for step in TRAINING]
+    checkpoints = tuple(
+        Checkpoint(share=c.share, evaluation=c.evaluation.model_copy(update={"accuracy": None})) for c in CHECKPOINTS
+    )
+    unclassed = [step.model_copy(update={"checkpoints": checkpoints}) for step in TRAINING]
     assert charts.learning(unclassed, "accuracy") is None
     assert "0.0 dB → 20.0 dB" in page(DEMO, html.Details(FINDINGS.model_copy(update={"training": tuple(unclassed)})))

@@ -228,12 +228,12 @@ def learning(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]
     records: Records = [
         {
             "step": f"{number + 1} {step.technique}",
-            "at": number + look.share,
-            "value": look.loss if measure == "loss" else look.accuracy,
+            "at": number + checkpoint.share,
+            "value": getattr(checkpoint.evaluation, measure),
             "kept": place == step.kept,
         }
         for number, step in enumerate(steps)
-        for place, look in enumerate(step.looks)
+        for place, checkpoint in enumerate(step.checkpoints)
     ]
     records = [r for r in records if r["value"] is not None]
     if not records:

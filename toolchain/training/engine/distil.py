@@ -15,8 +15,9 @@ import onnx_ir as ir
 from toolchain.core.errors import InputError, ModelError
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
+from toolchain.formats.findings import Evaluation
 from toolchain.training.engine.loop import RATE, Schedule, fit
-from toolchain.training.engine.objective import Evaluation, Objective
+from toolchain.training.engine.objective import Objective
 from toolchain.training.engine.torch_graph import check_operators
 
 CHECKED = 64
@@ -91,5 +92,5 @@ def distil(
     lesson = Objective(student, teacher, data, seed=seed)
     schedule = Schedule(minutes, steps, rate)
     found = fit(lesson, check.take(CHECKED), schedule, began=began, threads=threads, progress=progress)
-    before, after = found.looks[0].exam, found.looks[found.kept].exam
+    before, after = found.looks[0].evaluation, found.looks[found.kept].evaluation
     return Distilled(lesson.written() if found.improved else student, before, after, found.steps, found.seconds)

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from toolchain.core.files import replacing
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
-from toolchain.training.engine.objective import Evaluation, Objective
+from toolchain.formats.findings import Checkpoint
+from toolchain.training.engine.objective import Objective
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -49,21 +50,11 @@ class Schedule:
     patience: int = 0
 
 
-@dataclass(frozen=True)
-class LoopCheckpoint:
-    """At held-out samples. loss: of the batches since the last look, nan before the first."""
-
-    step: int
-    share: float
-    loss: float
-    exam: Evaluation
-
-
 @dataclass
 class Fitted:
     """What came of it. The lesson is left in the state that was kept. improved: it is better than it was at first."""
 
-    looks: list[LoopCheckpoint] = field(default_factory=list)
+    looks: list[Checkpoint] = field(default_factory=list)
     kept: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -125,7 +116,6 @@ class _Loop:
         self.lesson, self.check, self.schedule, self.began = lesson, check, schedule, began
         self.must_move = must_move
         self.found = Fitted()
-        self.losses: list[float] = []
         self.looking = 0.0
         self.kept: dict[str, Any] | None = None
         self.adam: Optimizer = torch.optim.Adam(list(lesson.trained().values()), betas=BETAS)
@@ -145,7 +135,7 @@ class _Loop:
             self._tell(report)
             rise, fall = min(1.0, (share + 1e-3) / WARM_UP), 0.5 + 0.5 * cos(pi * share)
             rate = self.adam.param_groups[0]["lr"] = self.schedule.rate * rise * fall
-            self.losses.append(lesson.gradients(found.steps, pool))
+            lesson.gradients(found.steps, pool)
             torch.nn.utils.clip_grad_norm_(lesson.trained().values(), LONGEST_GRADIENT)
             self.adam.step()
             found.steps += 1
@@ -174,19 +164,18 @@ class _Loop:
         since = len(self.found.looks) - 1 - self.found.kept
         return 0 < self.schedule.patience <= since and self._arrived(self.found.looks[-1])
 
-    def _arrived(self, look: LoopCheckpoint) -> bool:
-        return look.share >= self.lesson.technique.settled and not (self.must_move and look.step == 0)
+    def _arrived(self, look: Checkpoint) -> bool:
+        return look.share >= self.lesson.technique.settled and not (self.must_move and look.share == 0)
 
     def _look(self, pool: Executor) -> None:
         """Examine; keep the state if it is the best so far of those that count."""
         began = time.monotonic()
         exam = self.lesson.examine(self.check, pool)
         self.looking = time.monotonic() - began
-        found, loss = self.found, sum(self.losses) / len(self.losses) if self.losses else float("nan")
-        found.looks.append(LoopCheckpoint(found.steps, self.share() if found.steps else 0.0, loss, exam))
-        self.losses = []
+        found = self.found
+        found.looks.append(Checkpoint(share=self.share() if found.steps else 0.0, evaluation=exam))
         best = found.looks[found.kept]
-        if self._arrived(found.looks[-1]) and (not self._arrived(best) or exam.loss < best.exam.loss):
+        if self._arrived(found.looks[-1]) and (not self._arrived(best) or exam.loss < best.evaluation.loss):
             found.kept, self.kept = len(found.looks) - 1, self._weights()
         elif found.kept == 0 and self.kept is None and found.steps == 0:
             self.kept = self._weights()
@@ -208,7 +197,7 @@ class _Loop:
         self.lesson.technique.restore(_copied(state["technique"]))
 
     def _state(self) -> dict[str, Any]:
-        looks = [asdict(look) for look in self.found.looks]
+        looks = [look.model_dump() for look in self.found.looks]
         done = {"looks": looks, "kept": self.found.kept, "steps": self.found.steps}
         elapsed = time.monotonic() - self.began
         return {
@@ -220,7 +209,7 @@ class _Loop:
         self._put(state["now"])
         self.kept, self.looking = state["best"], state["looking"]
         self.adam.load_state_dict(state["adam"])
-        looks = [LoopCheckpoint(**{**look, "exam": Evaluation(**look["exam"])}) for look in state["found"]["looks"]]
+        looks = [Checkpoint.model_validate(look) for look in state["found"]["looks"]]
         self.found = Fitted(looks, state["found"]["kept"], state["found"]["steps"])
         self.began = time.monotonic() - state["elapsed"]
 

@@ -34,6 +34,7 @@ import onnx_ir as ir
 from toolchain.core.errors import ModelError
 from toolchain.data.calibration import CalibrationData
 from toolchain.evaluation.fidelity import power_to_db, saturating_tail
+from toolchain.formats.findings import Evaluation
 from toolchain.graph import io, query, run, tap
 from toolchain.training.engine import losses
 from toolchain.training.engine.feature_adapters import Features, Wanted, feature_pairs
@@ -71,19 +72,6 @@ class LossConfig:
     augment: bool | None = None
     norms: bool = False
     features: Wanted | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Of held-out samples, outputs alone: the mean loss, and the fidelity in dB (:mod:`toolchain.evaluation.fidelity`).
-
-    The loss decides what is better: of two models with one fidelity to the scores, the one with larger scores mostly
-    gives the right classes. accuracy: of the classes, by labels or else by the teacher's; None where there are none.
-    """
-
-    loss: float
-    fidelity_db: float
-    accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +194,7 @@ class Objective:
         found, decibels, right = zip(*rows, strict=True)
         hits = [hit for hit in right if hit is not None]
         accuracy = float(np.mean(hits)) if hits else None
-        return Evaluation(float(np.mean(found)), float(np.mean(decibels)), accuracy)
+        return Evaluation(loss=float(np.mean(found)), fidelity_db=float(np.mean(decibels)), accuracy=accuracy)
 
     def written(self) -> ir.Model:
         """A clone of the student with the dense weights as they are now."""

@@ -39,7 +39,7 @@ def prune(
         multiple=detect_host().channel_multiple,
     )
     io.save(found.model, Path(output))
-    return {"notes": [] if found.helped else [found.reason]}
+    return {"notes": [] if found.record.helped else [found.record.reason]}
 
 
 def calibrate(model: str, samples: str, scope: str) -> int:

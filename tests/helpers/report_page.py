@@ -5,6 +5,7 @@ from __future__ import annotations
 from toolchain.formats.findings import (
     BudgetCheck,
     Checkpoint,
+    CutFidelity,
     CutGroup,
     CutProof,
     Evaluation,
@@ -13,7 +14,6 @@ from toolchain.formats.findings import (
     Profile,
     ProfiledOperator,
     Pruning,
-    Repair,
     TargetFit,
     TrainingStep,
 )
@@ -54,7 +54,7 @@ PRUNING = Pruning(
     reason="",
     speedup=1.3,
     int8_speedup=1.2,
-    fidelity_db=Repair(cut=11.0, repaired=24.0),
+    fidelity_db=CutFidelity(cut=11.0, repaired=24.0),
     macs=(1000, 700),
     parameters=(100, 60),
     chosen_by="multiply-accumulates",

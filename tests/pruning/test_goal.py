@@ -51,25 +51,25 @@ def counting(monkeypatch):
 def test_a_goal_is_met_and_the_cut_is_proved(model, data, monkeypatch):
     counting(monkeypatch)
     found = prune_model(model, data, Prune(speedup=1.5), multiple=8)
-    assert found.helped
-    assert found.speedup >= 1.5
-    assert not found.verified.mismatches
-    assert found.verified.identical
-    assert found.fidelity_db[1] > found.fidelity_db[0]
-    assert found.macs[1] < found.macs[0]
-    assert found.parameters[1] < found.parameters[0]
-    assert [cut.kept % 8 for cut in found.cuts] == [0] * len(found.cuts)
+    assert found.record.helped
+    assert found.record.speedup >= 1.5
+    assert not found.record.proof.mismatches
+    assert found.record.proof.identical
+    assert found.record.fidelity_db.repaired > found.record.fidelity_db.cut
+    assert found.record.macs[1] < found.record.macs[0]
+    assert found.record.parameters[1] < found.record.parameters[0]
+    assert [cut.kept % 8 for cut in found.record.groups] == [0] * len(found.record.groups)
 
 
 def test_a_part_of_the_work_stays(model, data):
     found = prune_model(model, data, Prune(keep=0.6), multiple=8)
-    assert 0.3 < found.macs[1] / found.macs[0] <= 0.6
+    assert 0.3 < found.record.macs[1] / found.record.macs[0] <= 0.6
 
 
 def test_uniform_widths(model, data):
     found = prune_model(model, data, Prune(keep=0.6, uniform=True, criterion="l2"), multiple=8)
-    assert found.macs[1] / found.macs[0] <= 0.6
-    assert len({round(cut.kept / cut.size, 1) for cut in found.cuts}) <= 2
+    assert found.record.macs[1] / found.record.macs[0] <= 0.6
+    assert len({round(cut.kept / cut.size, 1) for cut in found.record.groups}) <= 2
 
 
 def test_the_surgeon_beats_chance(model, data, monkeypatch):
@@ -79,16 +79,16 @@ def test_the_surgeon_beats_chance(model, data, monkeypatch):
         prune_model(model, data, Prune(keep=0.5, uniform=True, criterion="random", seed=seed, repair=False), multiple=8)
         for seed in range(3)
     ]
-    assert best.fidelity_db[1] > max(found.fidelity_db[1] for found in chance)
+    assert best.record.fidelity_db.repaired > max(found.record.fidelity_db.repaired for found in chance)
 
 
 def test_what_is_slower_pruned_comes_back_as_it_was(model, data, monkeypatch):
     counting(monkeypatch)
     monkeypatch.setattr(pruning, "_race", lambda before, after, feed: Race((1.0,) * 7, (1.1,) * 7))
     found = prune_model(model, data, Prune(speedup=1.2), multiple=8)
-    assert not found.helped
-    assert "slower" in found.reason
-    assert sum(query.elements(v) or 0 for v in found.model.graph.initializers.values()) >= found.parameters[0]
+    assert not found.record.helped
+    assert "slower" in found.record.reason
+    assert sum(query.elements(v) or 0 for v in found.model.graph.initializers.values()) >= found.record.parameters[0]
 
 
 def test_a_goal_out_of_reach_is_told(model, data, monkeypatch):

@@ -228,7 +228,7 @@ def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) ->
         steps=quantized.steps,
         tradeoff=work.curve,
         reference_score=reference,
-        notes=(*prepared.converted.notes, *([work.pruned.summary] if work.pruned else []), *quantized.notes),
+        notes=(*prepared.converted.notes, *([work.pruned.record.summary] if work.pruned else []), *quantized.notes),
     )
 
 

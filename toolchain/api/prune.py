@@ -15,6 +15,7 @@ from toolchain.data.calibration import DataSpec
 from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import load_target
 from toolchain.evaluation.score import Evaluate
+from toolchain.formats.findings import Pruning
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
@@ -86,7 +87,7 @@ def prune(
             f"{sparse.zeros:.0%} of the weights are zero: compressed {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB; "
             "no faster, since onnxruntime's CPU provider multiplies zeros like any other number"
         )
-        found = Pruned(sparse.model, True, "", notes=(note,))
+        found = Pruned(sparse.model, Pruning(helped=True, notes=(note,)))
     else:
         found = prune_model(
             model,
@@ -98,7 +99,7 @@ def prune(
             here=profile.name == "host",
             progress=progress,
         )
-    if found.helped and zeros is None:
+    if found.record.helped and zeros is None:
         found = replace(found, model=job.prepared.with_model(found.model).model)
     progress("evaluating", 0, 0)
     reference, engine = run.session(model), run.session(found.model)

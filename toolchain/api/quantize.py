@@ -152,7 +152,7 @@ class _Scores:
 def _write_files(work: _Work, folder: Path) -> _Files:
     quantized = work.quantized
     names = tuple(spec.name for spec in io.outputs(work.dense))
-    thinned = folder / "pruned.onnx" if work.pruned is not None and work.pruned.helped else None
+    thinned = folder / "pruned.onnx" if work.pruned is not None and work.pruned.record.helped else None
     files = _Files(folder / "float.onnx", thinned, folder / "int8.onnx", names)
     io.save_in_place(work.dense, files.dense)
     if thinned is not None:

@@ -16,7 +16,6 @@ selection weights   every row of a weight has one single entry, +1 or -1, at a r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -27,6 +26,7 @@ from toolchain.channels.index_spaces import places
 from toolchain.channels.layout import layout
 from toolchain.core.arrays import F32
 from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.formats.findings import CutProof
 from toolchain.graph import edit, io, query, run
 from toolchain.ops import cells
 from toolchain.ops.table import rule
@@ -42,19 +42,7 @@ them an average is summed in another order, and weights that a scale was multipl
 """
 
 
-@dataclass(frozen=True)
-class Verified:
-    """What was compared. error: the largest difference with the model's own weights, relative to the largest output.
-    identical: whether selection weights gave the same bits. exact: whether they had to. mismatches: one sentence each.
-    """
-
-    error: float
-    identical: bool
-    exact: bool
-    mismatches: tuple[str, ...]
-
-
-def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, dynamic: int = 1) -> Verified:
+def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, dynamic: int = 1) -> CutProof:
     """Hold a pruned model against the masked dense one.
 
     Args:
@@ -84,7 +72,7 @@ def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, 
             identical &= same
             if not same and (exact or not np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * _largest(a))):
                 mismatches.append(f"output {name!r} is not the same with selection weights")
-    return Verified(max(errors), identical, exact, tuple(dict.fromkeys(mismatches)))
+    return CutProof(error=max(errors), identical=identical, exact=exact, mismatches=tuple(dict.fromkeys(mismatches)))
 
 
 def _largest(array: Array) -> float:

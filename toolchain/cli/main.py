@@ -97,7 +97,7 @@ def export(
         return
     show(render(done.results))
     if done.pruned is not None:
-        show(pruning.render(done.pruned))
+        show(pruning.render(done.pruned.record))
     show(precision.render(done.quantized.plan.choices))
     if explain:
         show(report_explain.steps(done.quantized.steps))

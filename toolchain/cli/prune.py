@@ -31,7 +31,6 @@ def prune(
     """
     from toolchain.api.prune import prune as run
     from toolchain.conversion.inputs import parse_freeze, parse_input
-    from toolchain.inspection.pruning import record
     from toolchain.report import pruning
 
     goal = {"speedup": speedup, "latency_ms": latency_ms, "keep": keep, "criterion": criterion, "minutes": minutes}
@@ -51,9 +50,10 @@ def prune(
             progress=report,
         )
     if as_json:
-        show_json({"output": str(output), **record(done.pruned, done.scores)})
+        scores = [score.value for score in done.scores]
+        show_json({"output": str(output), **done.pruned.record.model_dump(mode="json"), "score": scores})
         return
-    show(pruning.render(done.pruned, done.scores))
+    show(pruning.render(done.pruned.record, done.scores))
     for note in done.prepared.converted.notes:
         say(f"note: {note}")
     say(f"written: {output}")

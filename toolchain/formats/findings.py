@@ -32,7 +32,11 @@ class Profile(Part):
 
 
 class BudgetCheck(Part):
-    """A limit of a target. value: what the model takes of it, None where it must be measured; fits: likewise."""
+    """One limit of a target, compared with the model.
+
+    value: what the model needs at least, in the same unit. fits: value is within the limit. Both are None where only a
+    measurement can tell.
+    """
 
     name: str
     unit: str
@@ -41,8 +45,11 @@ class BudgetCheck(Part):
     fits: bool | None
 
 
-class Misfit(Part):
-    """Convolutions of one number of output channels that is no multiple of the target's. macs: of all of them."""
+class WidthMisfit(Part):
+    """Convolutions with the same number of output channels, which is no multiple of the target's.
+
+    nodes: number of these convolutions. macs: multiply-accumulates of all of them. example: the first one's name.
+    """
 
     channels: int
     nodes: int
@@ -51,13 +58,13 @@ class Misfit(Part):
 
 
 class TargetFit(Part):
-    """The model on a target: budgets, and which convolutions have unfortunate widths."""
+    """The model compared with a target's profile. convolutions: number of them. misfits: by number of channels."""
 
     target: str
     title: str
     channel_multiple: int
     convolutions: int
-    misfits: tuple[Misfit, ...]
+    misfits: tuple[WidthMisfit, ...]
     budgets: tuple[BudgetCheck, ...]
 
 
@@ -81,7 +88,10 @@ class NoiseSource(Part):
 
 
 class CutGroup(Part):
-    """Channels that could only be cut together: so many there were, so many stayed. nodes: the products they run in."""
+    """Coupled channels, which can only be cut together.
+
+    size, kept: number of channels before and after. nodes: the convolutions and matrix products they run through.
+    """
 
     name: str
     size: int
@@ -90,38 +100,59 @@ class CutGroup(Part):
 
 
 class CutProof(Part):
-    """Whether the cut graph computes what the masked dense one does. error: with its own weights, relative."""
+    """A comparison of the cut graph with the dense one whose cut channels are masked to zero.
+
+    error: largest difference with the model's own weights, relative to the largest output. identical: outputs have the
+    same bits with selection weights, which only pick channels. exact: they must have, because no operator multiplies
+    two activations. mismatches: one sentence for each output that differs by more than is allowed.
+    """
 
     error: float
     identical: bool
     exact: bool
+    mismatches: tuple[str, ...] = ()
 
 
-class Repair(Part):
-    """Fidelity of the outputs in dB, as cut and after repair."""
+class CutFidelity(Part):
+    """Fidelity of the outputs to those of the dense model in dB, on held-out samples: as cut, and after repair."""
 
     cut: float
     repaired: float
 
 
 class Pruning(Part):
-    """What was cut before int8, and what that gave; pairs are before and after.
+    """The channels and branches cut from a float model, and the effect; pairs are before and after.
 
-    speedup: of the float model; int8_speedup: of int8 over int8 alone. chosen_by: what widths were chosen by.
+    helped: False where the model is left as it was; reason then says why. speedup: of the float model on the machine
+    that pruned, one thread, interleaved. int8_speedup: of int8 over int8 of the dense model, where int8 follows.
+    macs: multiply-accumulates. chosen_by: the cost by which widths were chosen. dropped: residual branches removed, by
+    the name of their sum. proof: made before repair.
     """
 
     helped: bool
-    reason: str
-    speedup: float
-    int8_speedup: float | None
-    fidelity_db: Repair | None
-    macs: tuple[int, int]
-    parameters: tuple[int, int]
-    chosen_by: str
-    groups: tuple[CutGroup, ...]
-    dropped: tuple[str, ...]
-    proof: CutProof | None
-    notes: tuple[str, ...]
+    reason: str = ""
+    speedup: float = 1.0
+    int8_speedup: float | None = None
+    fidelity_db: CutFidelity | None = None
+    macs: tuple[int, int] = (0, 0)
+    parameters: tuple[int, int] = (0, 0)
+    chosen_by: str = ""
+    groups: tuple[CutGroup, ...] = ()
+    dropped: tuple[str, ...] = ()
+    proof: CutProof | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """One sentence for the manifest."""
+        if not self.helped:
+            return f"not pruned: {self.reason}"
+        before, after = self.macs
+        branches = f" and {len(self.dropped)} residual branches" if self.dropped else ""
+        return (
+            f"pruned before int8: {len(self.groups)} groups of channels{branches}, {1 - after / before:.0%} of the "
+            "multiply-accumulates, proved against the dense graph with masks"
+        )
 
 
 class Evaluation(Part):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx_ir as ir
 
 from toolchain.data.tensors import Feed
-from toolchain.formats.findings import Findings, NoiseSource, Profile, ProfiledOperator, Pruning, TargetFit
+from toolchain.formats.findings import Findings, NoiseSource, Profile, ProfiledOperator
 from toolchain.formats.results import Measurement
 from toolchain.formats.target import Target
 from toolchain.graph import query
-from toolchain.inspection import pruning
 from toolchain.inspection.target_fit import fit_to
 from toolchain.latency.profile import profile
 from toolchain.ops import cost
@@ -68,8 +65,8 @@ def gather(
             _profile(variant, path, feed, layers, seconds.get(variant, PROFILED_S)) for variant, path in models.items()
         ),
         macs={node: macs for node, macs in counts.macs.items() if macs},
-        fits=tuple(TargetFit.model_validate(asdict(fit)) for fit in fits),
-        pruning=None if pruned is None else _pruning(pruned),
+        fits=tuple(fits),
+        pruning=pruned.record if pruned else None,
         causes=tuple(noises),
     )
 
@@ -95,8 +92,3 @@ def _layers(model: ir.Model) -> dict[str, str]:
             maker = before
         found.update({str(value.name): query.label(maker) for value in node.outputs})
     return found | {query.label(node): query.label(node) for node in model.graph}
-
-
-def _pruning(pruned: Pruned) -> Pruning:
-    data = pruning.record(pruned)
-    return Pruning.model_validate_json(json.dumps({name: data[name] for name in Pruning.model_fields}))

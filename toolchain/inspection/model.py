@@ -13,11 +13,12 @@ from toolchain.conversion.source import convert
 from toolchain.core.errors import DataError
 from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import known_targets, load_target
+from toolchain.formats.findings import TargetFit
 from toolchain.formats.manifest import Exactness, NodePrecision
 from toolchain.formats.target import Target
 from toolchain.graph import io, query
 from toolchain.inspection.precision import float_groups
-from toolchain.inspection.target_fit import Fit, fit_to
+from toolchain.inspection.target_fit import fit_to
 from toolchain.ops import cost
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
@@ -55,9 +56,9 @@ class Inspection:
     choices: tuple[NodePrecision, ...]
     int8_weight_bytes: int
     running: Running | None
-    fit: Fit | None
+    fit: TargetFit | None
     certificate: Exactness | None = None
-    fits: tuple[Fit, ...] = ()
+    fits: tuple[TargetFit, ...] = ()
 
     @property
     def int8_macs(self) -> int:
@@ -175,8 +176,8 @@ def record(found: Inspection) -> dict[str, object]:
         "choices": [choice.model_dump(mode="json") for choice in found.choices],
         "float": [asdict(group) for group in float_groups(found.choices)],
         "running": asdict(found.running) if found.running else None,
-        "fit": asdict(found.fit) if found.fit else None,
-        "fits": [asdict(fit) for fit in found.fits],
+        "fit": found.fit.model_dump(mode="json") if found.fit else None,
+        "fits": [fit.model_dump(mode="json") for fit in found.fits],
         "exactness": found.certificate.model_dump(mode="json") if found.certificate else None,
     }
 

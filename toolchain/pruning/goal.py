@@ -11,7 +11,7 @@ slower than what was given: where nothing helps, that is said, and the input ret
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, log2
 
 import numpy as np
@@ -19,15 +19,16 @@ import onnx_ir as ir
 
 from toolchain.channels.branches import drop_branches
 from toolchain.channels.cut import Cuts, apply_cuts, keep_sets, parameter_count
-from toolchain.channels.groups import groups
+from toolchain.channels.groups import Group, groups
 from toolchain.channels.index_spaces import places
-from toolchain.channels.proof import Verified, verify_cuts
+from toolchain.channels.proof import verify_cuts
 from toolchain.core.arrays import Index
 from toolchain.core.errors import GateError, ModelError
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.fidelity import Probe
+from toolchain.formats.findings import CutFidelity, CutGroup, Pruning
 from toolchain.formats.recipe import Prune
 from toolchain.graph import run
 from toolchain.latency.race import Race, race
@@ -45,50 +46,11 @@ INT8_SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One group's share in the result. nodes: the products it is a part of."""
-
-    group: str
-    size: int
-    kept: int
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Pruned:
-    """What :func:`prune_model` made.
-
-    model: the pruned graph, or the input where nothing helped (`helped` False; `reason` says why).
-    cuts, dropped: what was taken. verified: the proof, before repair. speedup: of the float model on this machine, one
-    thread, interleaved; int8_speedup: of plain int8, where int8 follows. fidelity_db: of the outputs, against the dense
-    model's, on samples that were held out: cut, after repair. savings: what the widths were chosen by.
-    """
+    """The result of :func:`prune_model`. model: the pruned graph, or the input where pruning did not help."""
 
     model: ir.Model
-    helped: bool
-    reason: str
-    cuts: tuple[Cut, ...] = ()
-    dropped: tuple[str, ...] = ()
-    verified: Verified | None = None
-    speedup: float = 1.0
-    int8_speedup: float | None = None
-    fidelity_db: tuple[float, float] | None = None
-    savings: str = ""
-    parameters: tuple[int, int] = (0, 0)
-    macs: tuple[int, int] = (0, 0)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def summary(self) -> str:
-        """One sentence for the manifest."""
-        if not self.helped:
-            return f"not pruned: {self.reason}"
-        before, after = self.macs
-        branches = f" and {len(self.dropped)} residual branches" if self.dropped else ""
-        return (
-            f"pruned before int8: {len(self.cuts)} groups of channels{branches}, {1 - after / before:.0%} of the "
-            "multiply-accumulates, proved against the dense graph with masks"
-        )
+    record: Pruning
 
 
 def prune_model(
@@ -207,13 +169,13 @@ def _reach_goal(job: _PruneTask, path: Sequence[Widths]) -> Pruned:
         base_ms = _race(dense, dense, basis.feed).medians_s[0] * 1e3
         goal = settings.speedup or base_ms / (settings.latency_ms or base_ms)
         if goal <= 1:
-            return Pruned(basis.model, False, f"it takes {base_ms:.2f} ms already", savings=job.savings)
+            return _unpruned(job, f"it takes {base_ms:.2f} ms already")
 
         def reached(widths: Widths) -> float:
             return _speedup(_race(dense, job.deployed(job.cut(widths)), basis.feed))
 
     if len(path) == 1:
-        return Pruned(basis.model, False, "no cut that was tried saves time and leaves the answer", savings=job.savings)
+        return _unpruned(job, "no cut that was tried saves time and leaves the answer")
     low, high, turns = 1, len(path) - 1, ceil(log2(len(path)))
     while low < high:
         job.report("measuring whole models", turns - ceil(log2(high - low + 1)), turns)
@@ -221,7 +183,7 @@ def _reach_goal(job: _PruneTask, path: Sequence[Widths]) -> Pruned:
         low, high = (low, middle) if reached(path[middle]) >= goal else (middle + 1, high)
     if low == len(path) - 1 and (most := reached(path[low])) < goal:
         if most <= 1:
-            return Pruned(basis.model, False, "pruned, it was measured slower", savings=job.savings)
+            return _unpruned(job, "pruned, it was measured slower")
         raise GateError(
             f"cannot be pruned so far: {most:.2f} of {goal:.2f} times, and little of its answer is left",
             where=basis.model.graph.name,
@@ -243,12 +205,12 @@ def _finish(job: _PruneTask, widths: Widths) -> Pruned:
     """Prove, repair and measure a choice of widths."""
     basis, settings, cuts = job.basis, job.settings, job.cuts(widths)
     if not cuts and not widths.dropped:
-        return Pruned(basis.model, False, "no cut that was tried saves time and leaves the answer", savings=job.savings)
+        return _unpruned(job, "no cut that was tried saves time and leaves the answer")
     job.report("proving the cut", 0, 0)
-    verified = verify_cuts(basis.model, cuts, apply_cuts(basis.model, cuts)) if cuts else None
-    if verified is not None and verified.mismatches:
+    proof = verify_cuts(basis.model, cuts, apply_cuts(basis.model, cuts)) if cuts else None
+    if proof is not None and proof.mismatches:
         hint = "report the model; meanwhile prune with fewer groups"
-        raise GateError(f"the pruned graph is not the masked one: {verified.mismatches[0]}", where="prune", hint=hint)
+        raise GateError(f"the pruned graph is not the masked one: {proof.mismatches[0]}", where="prune", hint=hint)
     pruned = job.cut(widths)
     before_db = job.probe.fidelity_db(pruned)
     if settings.repair:
@@ -266,26 +228,31 @@ def _finish(job: _PruneTask, widths: Widths) -> Pruned:
     deployed = fp32 = _race(basis.model, pruned, basis.feed)
     if job.int8:
         deployed = _race(job.deployed(basis.model), job.deployed(pruned), basis.feed)
-    result = Pruned(
-        pruned,
-        True,
-        "",
-        cuts=tuple(
-            Cut(name, basis.free[name].size, width, tuple(dict.fromkeys(m.node for m in basis.free[name].members)))
-            for name, width in widths.kept.items()
-        ),
-        dropped=widths.dropped,
-        verified=verified,
+    record = Pruning(
+        helped=True,
         speedup=_speedup(fp32),
         int8_speedup=_speedup(deployed) if job.int8 else None,
-        fidelity_db=(before_db, job.probe.fidelity_db(pruned)),
-        savings=job.savings,
-        parameters=(parameter_count(basis.model), parameter_count(pruned)),
+        fidelity_db=CutFidelity(cut=before_db, repaired=job.probe.fidelity_db(pruned)),
         macs=(job.macs(basis.model.clone()), job.macs(pruned.clone())),
+        parameters=(parameter_count(basis.model), parameter_count(pruned)),
+        chosen_by=job.savings,
+        groups=tuple(_cut_group(basis.free[name], width) for name, width in widths.kept.items()),
+        dropped=widths.dropped,
+        proof=proof,
     )
     if deployed.second_is_slower(by=1.0):
-        return replace(result, model=basis.model, helped=False, reason="pruned, it was measured slower")
-    return result
+        slower = record.model_copy(update={"helped": False, "reason": "pruned, it was measured slower"})
+        return Pruned(basis.model, slower)
+    return Pruned(pruned, record)
+
+
+def _unpruned(job: _PruneTask, reason: str) -> Pruned:
+    return Pruned(job.basis.model, Pruning(helped=False, reason=reason, chosen_by=job.savings))
+
+
+def _cut_group(group: Group, kept: int) -> CutGroup:
+    nodes = tuple(dict.fromkeys(member.node for member in group.members))
+    return CutGroup(name=group.name, size=group.size, kept=kept, nodes=nodes)
 
 
 def _repaired(job: _PruneTask, cuts: Cuts, pruned: ir.Model) -> ir.Model:

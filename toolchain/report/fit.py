@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from toolchain.inspection.target_fit import Fit
+from toolchain.formats.findings import TargetFit
 from toolchain.report.amounts import count_text
 
 
-def summary(fits: Sequence[Fit]) -> Text:
+def summary(fits: Sequence[TargetFit]) -> Text:
     """Which of many profiles a model is too large for."""
     reasons = {
         fit.target: [f"{b.name}: {b.limit:g} {b.unit} allowed" for b in fit.budgets if b.fits is False] for fit in fits
@@ -28,7 +28,7 @@ def summary(fits: Sequence[Fit]) -> Text:
     return Text(f"by size and memory it fits {len(fits) - len(large)} of {len(fits)} profiles, not {'; '.join(large)}")
 
 
-def lines(found: Fit) -> list[Text]:
+def lines(found: TargetFit) -> list[Text]:
     """A fit for reading."""
     lines = [Text(f"on {found.title} ({found.target})", style="bold")]
     for budget in found.budgets:

@@ -261,7 +261,7 @@ def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace, short_
     left = [node for node in done.result["nodes"] if "of the error" in (node["reason"] or "")]
     assert len(left) > 0
     assert done.result["score"] == {"float": 1.0, "int8": 1.0, "kind": "evaluate"}
-    assert "operators left float for accuracy" in toolchain(command).out
+    assert "operators kept in float for accuracy" in toolchain(command).out
 
 
 def test_explain_shows_the_steps_and_the_worst_causes(toolchain, workplace):

@@ -33,7 +33,7 @@ def test_against_a_variant(before):
     (slow,) = failed.regressions
     assert slow.label == "mobilenetv2 fp32"
     assert (
-        "REGRESSION mobilenetv2 fp32 against int8: 100.0 % slower (95 %: 94.5 to 105.6 %), allowed 5.0 %."
+        "REGRESSION: mobilenetv2 fp32 compared with int8: 100.0 % slower (95 %: 94.5 to 105.6 %), 5.0 % allowed."
         in " ".join(text(failed).split())
     )
     assert json.loads(render(failed, "json"))["regressions"] == ["mobilenetv2 fp32"]
@@ -68,7 +68,7 @@ def test_other_hosts_are_never_compared(before, tmp_path):
     assert (first.host, second.host) == (HOST, OTHER)
     assert second.rows[0].speedup is None
     with pytest.raises(
-        ConfigError, match="no row has a baseline to be held against; measure it with them, on the same host"
+        ConfigError, match="no row can be compared with the baseline 'fp32'; measure both together, on the same host"
     ):
         compare([path], max_regression=0.05)
 
@@ -123,8 +123,8 @@ def test_a_row_without_a_baseline_is_named(before, tmp_path):
     compared = compare([before, path], baseline="before", max_regression=0.05)
     assert [r.label for r in compared.without_baseline] == ["mobilenetv2 int4 in after"]
     shown = " ".join(text(compared).split())
-    assert "Not held against anything, for want of a baseline: mobilenetv2 int4 for host in after." in shown
-    assert "mobilenetv2 int8 in after against before: no significant difference (95 %:" in shown
+    assert "No baseline to compare with: mobilenetv2 int4 for host in after." in shown
+    assert "mobilenetv2 int8 in after compared with before: no significant difference (95 %:" in shown
 
 
 def test_other_cores_of_the_same_host_are_never_compared(tmp_path):
@@ -132,7 +132,9 @@ def test_other_cores_of_the_same_host_are_never_compared(tmp_path):
     little = little.model_copy(update={"latency": little.latency.model_copy(update={"cpus": (0, 1)})})
     blocks = compare([results_file(tmp_path, big, little)]).blocks
     assert [block.cpus for block in blocks] == [(), (0, 1)]
-    assert "The rows differ in the cores they were bound to" in text(compare([tmp_path / "some.json"]))
+    assert "The tables differ in the cores they were pinned to: no speed-up is" in text(
+        compare([tmp_path / "some.json"])
+    )
 
 
 def results_file(folder, *rows):

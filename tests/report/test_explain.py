@@ -25,7 +25,7 @@ def test_every_step_with_its_verdict():
     )
     ranges, rounding = found.splitlines()[2:4]
     assert ranges.split() == ["ranges", "10.0", "dB", "12.3", "dB"]
-    assert rounding.endswith("left out")
+    assert rounding.endswith("not kept")
 
 
 def test_the_worst_causes_and_the_rest_together():
@@ -35,7 +35,7 @@ def test_the_worst_causes_and_the_rest_together():
         *(NoiseSource(kind="activation", at=f"u{i}", op="Add", share=0.1, fidelity_db=40.0) for i in range(2)),
     ]
     conv = NodePrecision(node="conv", op="Conv", precision="int8")
-    lines = text(explain.causes(noises, [conv], worst=2)).splitlines()
+    lines = text(explain.causes(noises, [conv], most=2)).splitlines()
     assert lines[2].split() == ["50.0%", "20.0", "dB", "Conv", "conv", "(weight)", "int8"]
     assert lines[3].split() == ["30.0%", "30.0", "dB", "Relu", "t"]
     assert lines[4].split() == ["20.0%", "2", "others"]
@@ -47,5 +47,5 @@ def test_the_curve():
             [TradeOff(float_nodes=0, score=0.7, speedup=2.1), TradeOff(float_nodes=12, score=0.72, speedup=1.5)]
         )
     ).splitlines()
-    assert lines[2].split() == ["0", "0.7000", "2.10x"]
-    assert lines[3].split() == ["12", "0.7200", "1.50x"]
+    assert lines[2].split() == ["0", "0.7000", "2.10×"]
+    assert lines[3].split() == ["12", "0.7200", "1.50×"]

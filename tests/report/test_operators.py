@@ -5,7 +5,7 @@ from __future__ import annotations
 from report_rows import results, row, text
 
 from toolchain.formats.results import OperatorTime, Window
-from toolchain.report.operators import MOST, render
+from toolchain.report.operators import MOST_KINDS, render
 
 
 def test_kinds_of_operators_by_time():
@@ -17,7 +17,7 @@ def test_kinds_of_operators_by_time():
     assert [" ".join(line.split()) for line in lines if line.startswith(("Conv", "Relu", "others"))] == [
         "Conv 2 80 80%",
         "Relu 1 10 10%",
-        f"others {22 - MOST} {(22 - MOST) / 2:.0f} {(22 - MOST) / 200:.0%}",
+        f"others {22 - MOST_KINDS} {(22 - MOST_KINDS) / 2:.0f} {(22 - MOST_KINDS) / 200:.0%}",
     ]
     assert "mobilenetv2 fp32 with 2 threads" in lines[0]
     assert not any("int8" in line for line in lines)
@@ -29,7 +29,7 @@ def test_a_sustained_run_in_a_sentence():
     )
     shown = " ".join(text(results(row("fp32", 20.0).model_copy(update={"sustained": curve}))).split())
     first, last = 23.5, 77.5  # the medians of windows 1 to 6 and 55 to 60
-    assert f"sustained for 10 minutes: {first:.3g} ms at first, {last:.3g} ms at last (+230 %)" in shown
+    assert f"run continuously for 10 minutes: {first:.3g} ms at the start, {last:.3g} ms at the end (+230 %)" in shown
     assert "2399 to 2340 MHz; 51 to 110 °C." in shown
     assert "! mobilenetv2 fp32 for host: drifting, 230% slower at the end of 10 minutes" in shown
 

@@ -88,22 +88,24 @@ def test_wide_numbers_and_long_names_fit_too(ms):
 
 
 @pytest.mark.parametrize("format", ["table", "markdown"])
-def test_rows_run_in_a_devices_stead_cannot_be_mistaken(format):
+def test_times_of_this_computer_cannot_be_mistaken_for_the_devices(format):
     shown = text(DEMO) if format == "table" else render(DEMO, format)
-    stead = [line for line in shown.splitlines() if "int8" in line and "≈0.9823" in line]
-    assert len(stead) == 2
-    for line in stead:
+    substitutes = [line for line in shown.splitlines() if "int8" in line and "≈0.9823" in line]
+    assert len(substitutes) == 2
+    for line in substitutes:
         assert "this host" in line
         assert "measured" not in line
         p50, p90, faster = re.findall(r"\(([^)]*)\)", line)
         assert float(p50.split()[0]) == pytest.approx(10, abs=1)
         assert float(p90) == pytest.approx(12, abs=3)
         assert float(faster.removesuffix("×")) == pytest.approx(2.4, abs=0.3)
-    assert "run on that machine in the device's stead: times in ( ) are not the device's" in " ".join(shown.split())
-    assert "≈ agreement with the source model's answers on 64 samples, not accuracy" in " ".join(shown.split())
+    said = " ".join(shown.split())
+    assert "in ( ): timed on this computer, because the device was not connected; expect other times there" in said
+    assert "≈ how often the model gives the same answer as the original (64 samples;" in said
+    assert "not accuracy" in said
 
 
-def test_unsteady_rows_are_marked_and_explained():
+def test_unsubstitutesy_rows_are_marked_and_explained():
     shown = text(DEMO)
     assert "!" in one_row(shown, "raspberry-pi-", "int8", "14.0")
     assert "!" not in one_row(shown, "android-", "int8", "14.0")
@@ -115,7 +117,7 @@ def test_unsteady_rows_are_marked_and_explained():
 def test_a_speedup_that_may_be_none_says_so():
     shown = text(results(row("fp32", 10.0), row("int8", 10.0, spread=0.05)))
     assert "~1.0" in shown or "~0.9" in shown
-    assert "the speed-up's 95 % interval includes 1" in shown
+    assert "the 95 % interval of the speed-up includes 1, so there may be no difference" in shown
 
 
 def test_hosts_threads_and_runtimes_stand_apart():
@@ -136,7 +138,7 @@ def test_hosts_threads_and_runtimes_stand_apart():
     assert [r.speedup is not None for b in blocks for r in b.rows] == [False, True, False, False, False]
     shown = text(results(*rows))
     assert len(re.findall("target +variant", shown)) == 4
-    assert "The rows differ in processor, number of cores, onnxruntime and threads: no speed-up is taken" in shown
+    assert "The tables differ in processor, number of cores, onnxruntime and threads: no speed-up is computed" in shown
 
 
 def test_rows_without_latency_join_their_hosts_block():
@@ -144,7 +146,7 @@ def test_rows_without_latency_join_their_hosts_block():
     (block,) = derive([(None, results(*rows))])
     assert {r.measurement.variant for r in block.rows} == {"stored", "fp32", "emulated"}
     assert block.threads == 2
-    assert "emulated   run under an emulator: right answers, no times" in text(results(*rows))
+    assert "emulated   run in an emulator: its answers count, its times do not" in text(results(*rows))
 
 
 def test_the_baseline_is_of_the_same_model_and_rather_of_the_same_target():
@@ -213,4 +215,4 @@ def test_profiles_are_shown():
     for target in targets:
         assert shown.count(target.name) >= 2
         assert f"in multiples of {target.channel_multiple}" in shown
-    assert "weights are kept overflow-free" in shown
+    assert "weights are chosen overflow-free" in shown

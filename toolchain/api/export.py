@@ -189,7 +189,7 @@ def _package(
         update={
             "target": profile.name,
             "evidence": "measured" if here else "host",
-            "note": None if here else "timed with the same integers written for this machine's kernels",
+            "note": None if here else "timed as this computer's version of the same int8 model",
         }
     )
     manifest = manifest.model_copy(update={"measurements": (row,)})

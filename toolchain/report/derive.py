@@ -1,4 +1,7 @@
-"""From raw measurements to rows with derived statistics, grouped so that only comparable rows stand together."""
+"""Rows of the results table: measurements with their statistics, grouped into blocks of comparable rows.
+
+The statistics themselves are in `toolchain.benchmark.stats`; here they are lined up for display.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ DEFAULT_BASELINE = "fp32"
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement and what follows from it; what cannot be derived is None.
+    """A measurement and its statistics; None where they cannot be computed.
 
-    source: the results file, where there are several.
-    baseline: the name of what `speedup` is relative to, in the same block; a row without speed-up is it.
-    regressed: slower than the baseline beyond the limit that was set.
+    source: name of the results file, if there are several.
+    verdict: whether the latency samples were steady.
+    baseline: name of the row in the same block that `speedup` is relative to. The baseline row itself has this name
+        and no speed-up.
+    regressed: slower than the baseline by more than the gate's limit.
     """
 
     measurement: Measurement
@@ -31,20 +36,22 @@ class Row:
 
     @property
     def difference(self) -> str | None:
-        """The speed-up in words: ``no significant difference`` or ``5.1 % slower (95 %: ...)``."""
+        """The speed-up as text: ``no significant difference`` or ``5.1 % slower (95 %: ...)``."""
         return difference(self.speedup) if self.speedup else None
 
     @property
     def label(self) -> str:
-        """The row in words, for messages."""
+        """Name of the row in messages, e.g. ``net int8 for rk3588 in before``."""
         m = self.measurement
         return " ".join(filter(None, [m.model, m.variant, f"for {m.target}" if m.target else None, _in(self.source)]))
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that may be compared: of one processor, runtime, number of threads (None where nothing was timed) and
-    choice of its cores (empty: all).
+    """Rows that may be compared with each other: same processor, runtime, thread count and cores.
+
+    threads: None where nothing was timed.
+    cpus: the cores that the benchmark was pinned to; empty: all.
     """
 
     host: Host
@@ -54,15 +61,18 @@ class Block:
 
 
 def derive(results: Sequence[tuple[str | None, Results]], baseline: str | None = None) -> tuple[Block, ...]:
-    """Blocks in order of first appearance, the rows of one model together.
+    """Group measurements into blocks and compute their statistics.
 
     Args:
-        results: with the name of each one's file; None where there is only one.
-        baseline: a variant, or a file's name, then every row is held against the same row there;
-            None is the variant ``fp32``, and there need be none.
+        results: each with the name of its file, or None if there is only one.
+        baseline: a variant, or the name of a file (every row is then compared with the same row of that file).
+            None is the variant ``fp32``, which may be absent.
+
+    Returns:
+        Blocks in order of first appearance, the rows of one model together.
 
     Raises:
-        ConfigError: no such baseline (with a near match), or nothing to show.
+        ConfigError: the baseline does not exist (with a suggestion), or there is no measurement.
     """
     rows = [Row(m, source) for source, result in results for m in result.measurements]
     if not rows:
@@ -72,7 +82,7 @@ def derive(results: Sequence[tuple[str | None, Results]], baseline: str | None =
         raise ConfigError(f"unknown baseline {baseline!r}", hint=did_you_mean(baseline, known))
     groups: dict[tuple[object, int | None, tuple[int, ...]], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.measurement.host.key, *_share(row.measurement)), []).append(row)
+        groups.setdefault((row.measurement.host.key, *_threads_and_cpus(row.measurement)), []).append(row)
     # Rows without latency join the first timed block of their host.
     for key, untimed in [(host, group) for (host, threads, _), group in groups.items() if threads is None]:
         timed = next((group for (host, threads, _), group in groups.items() if host == key and threads), None)
@@ -102,28 +112,28 @@ def _finish(row: Row, block: Sequence[Row], baseline: str | None) -> Row:
 
 
 def _find_baseline(row: Row, block: Sequence[Row], name: str) -> Row | None:
-    """The row to hold `row` against: of the same model, and best of the same run, file and target."""
+    """Find the row to compare `row` with: same model; if there are several, rather of the same run, then target."""
     m = row.measurement
     same = [r for r in block if r.measurement.model == m.model and r.measurement.latency]
-    found = [r for r in same if r.measurement.variant == name]
-    if not found:
+    candidates = [r for r in same if r.measurement.variant == name]
+    if not candidates:
         here = m.variant, m.target
-        found = [r for r in same if r.source == name and (r.measurement.variant, r.measurement.target) == here]
+        candidates = [r for r in same if r.source == name and (r.measurement.variant, r.measurement.target) == here]
 
-    def likeness(other: Row) -> tuple[bool, bool, bool, bool]:
+    def similarity(other: Row) -> tuple[bool, bool, bool, bool]:
         o = other.measurement
-        return other is row, _together(other, row), o.target == m.target, o.target in (None, "host")
+        return other is row, _interleaved(other, row), o.target == m.target, o.target in (None, "host")
 
-    return max(found, key=likeness, default=None)
+    return max(candidates, key=similarity, default=None)
 
 
 def _speedup(base: Row, row: Row, latency: Latency) -> Estimate | None:
     reference = base.measurement.latency
-    return speedup(reference, latency, paired=_together(base, row)) if reference else None
+    return speedup(reference, latency, paired=_interleaved(base, row)) if reference else None
 
 
-def _together(a: Row, b: Row) -> bool:
-    """Whether two rows were interleaved in one run."""
+def _interleaved(a: Row, b: Row) -> bool:
+    """Tell whether two rows were measured in turns, in one run."""
     return (a.source, a.measurement.when) == (b.source, b.measurement.when)
 
 
@@ -132,8 +142,7 @@ def _by_model(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda r: order.index(r.measurement.model))
 
 
-def _share(measurement: Measurement) -> tuple[int | None, tuple[int, ...]]:
-    """The threads, and the processors they were bound to."""
+def _threads_and_cpus(measurement: Measurement) -> tuple[int | None, tuple[int, ...]]:
     latency = measurement.latency
     return (latency.threads, latency.cpus) if latency else (None, ())
 

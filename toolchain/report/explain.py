@@ -1,5 +1,7 @@
-"""Why an int8 model is as accurate as it is: what each step gained, where the rest of the error comes from, and what
-was tried to keep within the drop that is allowed.
+"""Explanation of an int8 model's accuracy, as ``--explain`` shows it.
+
+`steps`: what each accuracy step gained. `causes`: where the remaining error comes from. `tradeoff`: what was tried to
+stay within the allowed drop.
 """
 
 from __future__ import annotations
@@ -13,45 +15,56 @@ from rich.text import Text
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep, NodePrecision, TradeOff
 
-WORST = 15
+MOST_CAUSES = 15
+"""Causes of the error shown one by one; the rest is summed in one row."""
 
 
-def steps(found: Sequence[AccuracyStep]) -> RenderableType:
-    """A line for every step that was tried."""
-    if not found:
+def steps(tried: Sequence[AccuracyStep]) -> RenderableType:
+    """Show a row for every accuracy step: fidelity without and with it, and whether it was kept."""
+    if not tried:
         return Text("nothing computes in int8, so there is nothing to explain")
     table = _table("step", "without", "with", "")
-    for step in found:
-        table.add_row(step.name, f"{step.without_db:.1f} dB", f"{step.with_db:.1f} dB", "" if step.used else "left out")
-    return Group(Text("fidelity to float at the outputs, on samples held out:"), table)
+    for step in tried:
+        table.add_row(step.name, f"{step.without_db:.1f} dB", f"{step.with_db:.1f} dB", "" if step.used else "not kept")
+    return Group(Text("accuracy steps: fidelity of the outputs to float, on samples that were held out"), table)
 
 
-def causes(found: Sequence[NoiseSource], choices: Sequence[NodePrecision], worst: int = WORST) -> RenderableType:
-    """The causes of the error that is left, the worst first, and how what computes them is computed."""
-    if not found:
+def causes(noises: Sequence[NoiseSource], choices: Sequence[NodePrecision], most: int = MOST_CAUSES) -> RenderableType:
+    """Show the causes of the remaining error, the largest first.
+
+    Args:
+        noises: the error that rounding each tensor or weight makes, the largest first.
+        choices: precision of every node; shown for weights.
+        most: causes shown one by one.
+    """
+    if not noises:
         return Text()
     precision = {choice.node: choice.precision for choice in choices}
-    table = _table("share", "alone", "rounding of", "")
-    for noise in found[:worst]:
+    table = _table("share of the error", "fidelity with only this rounded", "tensor (node)", "precision")
+    for noise in noises[:most]:
         how = precision.get(noise.at, "") if noise.kind == "weight" else ""
         table.add_row(f"{noise.share:.1%}", f"{noise.fidelity_db:.1f} dB", noise.label, how)
-    rest = sum(noise.share for noise in found[worst:])
+    rest = sum(noise.share for noise in noises[most:])
     if rest:
-        table.add_row(f"{rest:.1%}", "", f"{len(found) - worst} others", "")
-    return Group(Text("where the error that is left comes from:"), table)
+        table.add_row(f"{rest:.1%}", "", f"{len(noises) - most} others", "")
+    return Group(Text("causes of the remaining error:"), table)
 
 
 def tradeoff(points: Sequence[TradeOff]) -> RenderableType:
-    """The plans that were tried, from all int8 on."""
-    table = _table("left float", "score", "speed-up")
+    """Show the plans that were tried to stay within the allowed drop, beginning with everything in int8."""
+    table = _table("kept in float", "score", "speed-up")
     for point in points:
-        table.add_row(str(point.float_nodes), f"{point.score:.4f}", f"{point.speedup:.2f}x")
-    return Group(Text("operators left float for accuracy, and what that costs (one thread, this machine):"), table)
+        table.add_row(str(point.float_nodes), f"{point.score:.4f}", f"{point.speedup:.2f}×")
+    return Group(Text("operators kept in float for accuracy, and the cost (1 thread, this computer):"), table)
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(heads))
-    for head in heads:
-        number = head in ("share", "alone", "without", "with", "left float", "score", "speed-up")
-        table.add_column(head, justify="right" if number else "left", overflow="fold")
+_NUMBERS = (
+    "without", "with", "share of the error", "fidelity with only this rounded", "kept in float", "score", "speed-up",
+)  # fmt: skip
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in headers:
+        table.add_column(header, justify="right" if header in _NUMBERS else "left", overflow="fold")
     return table

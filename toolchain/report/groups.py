@@ -1,4 +1,4 @@
-"""``inspect --groups``: what can only be cut together, how much work it takes part in, and why the rest stays whole."""
+"""Channel groups of a model: ``inspect --groups``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from rich.text import Text
 from toolchain.inspection.groups import Grouping
 from toolchain.report.amounts import count_text
 
-SHOWN = 3
+MOST_MEMBERS = 3
+"""Members of a group that are named."""
+_WEIGHTED = ("Conv", "Gemm", "MatMul", "LSTM")
+"""Members with these operators are named first: their weights are what pruning removes."""
 
 
-def render(found: Grouping) -> RenderableType:
-    """A row a group: name, size, share of the work, members, and the reason where it is pinned."""
+def render(grouping: Grouping) -> RenderableType:
+    """Show a row for each group: name, channels, share of the MACs, members, and why it cannot be pruned, if so."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in ("group", "size", "work", "members", "pinned, because"):
-        table.add_column(header, justify="right" if header in ("size", "work") else "left", overflow="fold")
-    for group in found.groups:
-        members = [f"{m.node}[{m.axis}]" for m in group.members if m.op in ("Conv", "Gemm", "MatMul", "LSTM")]
+    for header in ("group", "channels", "MACs", "members", "cannot be pruned because"):
+        table.add_column(header, justify="right" if header in ("channels", "MACs") else "left", overflow="fold")
+    for group in grouping.groups:
+        members = [f"{m.node}[{m.axis}]" for m in group.members if m.op in _WEIGHTED]
         members = list(dict.fromkeys(members)) or [f"{m.node}[{m.axis}]" for m in group.members]
-        more = f", {len(members) - SHOWN} more" if len(members) > SHOWN else ""
+        more = f", {len(members) - MOST_MEMBERS} more" if len(members) > MOST_MEMBERS else ""
         table.add_row(
             group.name,
             str(group.size),
-            f"{group.macs / max(found.macs, 1):.1%}",
-            ", ".join(members[:SHOWN]) + more,
+            f"{group.macs / max(grouping.macs, 1):.1%}",
+            ", ".join(members[:MOST_MEMBERS]) + more,
             "" if group.free else group.pins[0],
         )
-    free = sum(group.free for group in found.groups)
-    return Lines(table, Text(f"{free} of {len(found.groups)} groups may be cut; {count_text(found.macs)} MACs in all"))
+    free = sum(group.free for group in grouping.groups)
+    total = f"{count_text(grouping.macs)} multiply-accumulates (MACs) in total"
+    return Lines(table, Text(f"{free} of {len(grouping.groups)} groups can be pruned; {total}"))

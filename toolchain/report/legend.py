@@ -1,4 +1,7 @@
-"""What the words and marks of a table mean, and which of its rows need a second look; each thing said once."""
+"""Explanations below the results table: the legend of its columns and marks, and notes on single rows.
+
+Each explanation appears once, and only if the table needs it.
+"""
 
 from __future__ import annotations
 
@@ -16,102 +19,105 @@ EVIDENCE: dict[Evidence, str] = {
     "emulated": "emulated",
     "estimated": "estimated",
 }
-_MEANING: dict[Evidence, str] = {
-    "measured": "run on the target itself; the target host is the machine named above the table",
-    "host": "run on that machine in the device's stead: times in ( ) are not the device's",
-    "emulated": "run under an emulator: right answers, no times",
-    "estimated": "computed from a model of the device, not run",
+"""The word in the column "evidence", by where the measurement comes from."""
+
+_EVIDENCE_MEANING: dict[Evidence, str] = {
+    "measured": "timed on the target itself; the target host is the machine named above the table",
+    "host": "in ( ): timed on this computer, because the device was not connected; expect other times there",
+    "emulated": "run in an emulator: its answers count, its times do not",
+    "estimated": "calculated from a model of the device, not run",
 }
 
 
 def legend(comparison: Comparison) -> list[tuple[str, str]]:
-    """Words of the table and their meanings, only of what is in it, in the order of its columns."""
+    """Return the words and marks that occur in the table, each with its meaning, in the order of the columns."""
     rows = [row for block in comparison.blocks for row in block.rows]
     measurements = [row.measurement for row in rows]
-    found = [("MB", "size of the model file"), ("score", "; ".join(_scores(rows)))]
+    entries = [("MB", "size of the model file"), ("score", "; ".join(_scores(rows)))]
     if any(m.latency for m in measurements):
-        found.append(("median ms", "of one inference, with its 95 % interval; nine of ten took less than p90 ms"))
+        entries.append(("median ms", "half of the inferences took less time; with the 95 % interval of this median"))
+        entries.append(("p90 ms", "nine of ten inferences took less time"))
     if compared := [row for row in rows if row.speedup]:
         names = " and ".join(sorted({str(row.baseline) for row in compared}))
-        found.append(
-            ("speed-up", f"against {names} on the same host, round by round where they ran interleaved{_by(rows)}")
-        )
-        if any(_unsure(row) for row in compared):
-            found.append(("~", "the speed-up's 95 % interval includes 1, so there may be none"))
+        how = f"round by round if both ran in turns{_cpu_time(rows)}"
+        entries.append(("speed-up", f"compared with {names} on the same computer; {how}"))
+        if any(_uncertain(row) for row in compared):
+            entries.append(("~", "the 95 % interval of the speed-up includes 1, so there may be no difference"))
     if empty := [m.memory.baseline_bytes for m in measurements if m.memory]:
-        without = f"{max(empty) / 1e6:.0f} without a model"
-        found.append(("RAM", f"MB of the process at its peak, loading included; {without}"))
-    found += [(EVIDENCE[e], _MEANING[e]) for e in dict.fromkeys(m.evidence for m in measurements)]
-    return [(word, meaning) for word, meaning in found if meaning]
+        without = f"{max(empty) / 1e6:.0f} MB without a model"
+        entries.append(("RAM", f"peak memory of the process in MB, loading included ({without})"))
+    entries += [(EVIDENCE[e], _EVIDENCE_MEANING[e]) for e in dict.fromkeys(m.evidence for m in measurements)]
+    return [(word, meaning) for word, meaning in entries if meaning]
 
 
 def _scores(rows: Sequence[Row]) -> Iterator[str]:
     scores = [row.measurement.score for row in rows if row.measurement.score]
     if any(score.kind == "evaluate" for score in scores):
-        yield "what the evaluation returned, higher is better"
+        yield "result of your evaluation function; higher is better"
     if agreed := [score.samples for score in scores if score.kind == "agreement"]:
-        samples = f" on {agreed[0]} samples" if agreed[0] and len(set(agreed)) == 1 else ""
-        yield f"≈ agreement with the source model's answers{samples}, not accuracy"
+        samples = f"{agreed[0]} samples; " if agreed[0] and len(set(agreed)) == 1 else ""
+        others = "cosine similarity for outputs that are not class scores"
+        yield f"≈ how often the model gives the same answer as the original ({samples}{others}); not accuracy"
 
 
-def _unsure(row: Row) -> bool:
+def _uncertain(row: Row) -> bool:
     return row.speedup is not None and row.speedup.low <= 1 <= row.speedup.high
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """A sentence each: unsteady rows (!), what was noted of rows, and rows the gate refused."""
+    """Return a sentence for each: unsteady rows (!), notes on rows, sustained runs, and what the gate found."""
     rows = [row for block in comparison.blocks for row in block.rows]
     lines = []
     if len(comparison.blocks) > 1:
-        lines.append(f"The rows differ in {_apart(comparison.blocks)}: no speed-up is taken from one block to another.")
+        lines.append(f"The tables differ in {_differences(comparison.blocks)}: no speed-up is computed between them.")
     sweep = len({block.threads for block in comparison.blocks}) > 1
-    shaky = [(f"{r.verdict.kind}, {r.verdict.reason}", r) for r in rows if r.verdict and r.verdict.kind != "steady"]
-    lines += [f"! {names(group, sweep)}: {text}." for text, group in _grouped(shaky)]
+    unsteady = [(f"{r.verdict.kind}, {r.verdict.reason}", r) for r in rows if r.verdict and r.verdict.kind != "steady"]
+    lines += [f"! {names(group, sweep)}: {text}." for text, group in _grouped(unsteady)]
     noted = [(row.measurement.note, row) for row in rows if row.measurement.note]
     lines += [f"{names(group)}: {text.removesuffix('.')}." for text, group in _grouped(noted)]
     lines += [line for row in rows for line in _sustained(row)]
     limit = comparison.max_regression
     if comparison.baseline is not None or limit is not None:
-        lines += [f"{r.label} against {r.baseline}: {r.difference}." for r in rows if r.difference and not r.regressed]
+        passed = [row for row in rows if row.difference and not row.regressed]
+        lines += [f"{row.label} compared with {row.baseline}: {row.difference}." for row in passed]
     if limit is not None:
         if comparison.without_baseline:
-            lines.append(f"Not held against anything, for want of a baseline: {names(comparison.without_baseline)}.")
+            lines.append(f"No baseline to compare with: {names(comparison.without_baseline)}.")
         lines += [
-            f"REGRESSION {r.label} against {r.baseline}: {r.difference}, allowed {limit * 100:.1f} %."
+            f"REGRESSION: {r.label} compared with {r.baseline}: {r.difference}, {limit * 100:.1f} % allowed."
             for r in comparison.regressions
         ]
     return lines
 
 
-def _by(rows: Sequence[Row]) -> str:
-    one = [row for row in rows if row.speedup and row.measurement.latency and row.measurement.latency.cpu_ms]
-    return "; with one thread by the time it computed, without the turns of others" if one else ""
+def _cpu_time(rows: Sequence[Row]) -> str:
+    single = [row for row in rows if row.speedup and row.measurement.latency and row.measurement.latency.cpu_ms]
+    return "; with one thread, CPU times are compared" if single else ""
 
 
-def _apart(blocks: Sequence[Block]) -> str:
-    """What blocks differ in."""
+def _differences(blocks: Sequence[Block]) -> str:
+    """Name the settings that blocks differ in."""
     facts: dict[str, set[object]] = {
         "processor": {block.host.cpu for block in blocks},
         "number of cores": {block.host.cores for block in blocks},
         "onnxruntime": {block.host.onnxruntime for block in blocks},
         "threads": {block.threads for block in blocks},
-        "the cores they were bound to": {block.cpus for block in blocks},
+        "the cores they were pinned to": {block.cpus for block in blocks},
     }
-    found = [name for name, values in facts.items() if len(values) > 1]
-    return " and ".join(filter(None, [", ".join(found[:-1]), found[-1]]))
+    different = [name for name, values in facts.items() if len(values) > 1]
+    return " and ".join(filter(None, [", ".join(different[:-1]), different[-1]]))
 
 
 def _sustained(row: Row) -> Iterator[str]:
-    """What a sustained run came to."""
     windows = row.measurement.sustained
-    found = sustained(windows)
-    if found is not None:
-        machine = [f"{_ends(windows, name)} {unit}" for name, unit in _MACHINE if _ends(windows, name)]
-        times = f"{found.first_ms:.3g} ms at first, {found.last_ms:.3g} ms at last ({found.change * 100:+.0f} %)"
-        yield f"{row.label}, sustained for {found.minutes:.3g} minutes: {'; '.join([times, *machine])}."
+    run = sustained(windows)
+    if run is not None:
+        machine = [f"{_ends(windows, name)} {unit}" for name, unit in _SENSORS if _ends(windows, name)]
+        times = f"{run.first_ms:.3g} ms at the start, {run.last_ms:.3g} ms at the end ({run.change * 100:+.0f} %)"
+        yield f"{row.label}, run continuously for {run.minutes:.3g} minutes: {'; '.join([times, *machine])}."
 
 
-_MACHINE: tuple[tuple[Literal["clock_mhz", "temperature_c"], str], ...] = (
+_SENSORS: tuple[tuple[Literal["clock_mhz", "temperature_c"], str], ...] = (
     ("clock_mhz", "MHz"),
     ("temperature_c", "°C"),
 )
@@ -123,7 +129,7 @@ def _ends(windows: Sequence[Window], name: Literal["clock_mhz", "temperature_c"]
 
 
 def _grouped(texts: Iterable[tuple[str, Row]]) -> Iterable[tuple[str, list[Row]]]:
-    """Rows by text: those of absent devices are copies of the host's, and would repeat every remark on it."""
+    """Group rows by text. Rows of devices that were not connected are copies of the host's row and share its notes."""
     groups: dict[str, list[Row]] = {}
     for text, row in texts:
         groups.setdefault(text, []).append(row)
@@ -131,7 +137,7 @@ def _grouped(texts: Iterable[tuple[str, Row]]) -> Iterable[tuple[str, list[Row]]
 
 
 def names(rows: Sequence[Row], with_threads: bool = False) -> str:
-    """Rows in words, targets of one model and variant together: ``net int8 for host, rk3588``."""
+    """Name rows in a sentence, the targets of one model and variant together: ``net int8 for host, rk3588``."""
     groups: dict[tuple[str, str, str | None], list[str]] = {}
     for row in rows:
         m = row.measurement

@@ -1,4 +1,4 @@
-"""The runtime's profile of a model: what its operators take, by kind."""
+"""Time by kind of operator, as onnxruntime's profiler measured it: ``bench --operators``."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from rich.table import Table
 from rich.text import Text
 
 from toolchain.formats.results import Measurement, Results
+from toolchain.report.amounts import plural
 
-MOST = 12
-"""Kinds of operators that are shown; the rest is one line."""
+MOST_KINDS = 12
+"""Kinds of operators shown one by one; the rest is summed in one row."""
 
 
 def render(results: Results) -> RenderableType:
-    """A table for every measurement that was profiled."""
+    """Show a table for every measurement that was profiled."""
     profiled = [row for row in results.measurements if row.operators]
     return Group(*(part for row in profiled for part in (_title(row), _table(row), "")))
 
 
 def _title(row: Measurement) -> Text:
-    threads = row.latency.threads if row.latency else 1
-    with_threads = f"with {threads} thread{'' if threads == 1 else 's'}"
-    title = f"{row.model} {row.variant} {with_threads}: operators of an inference, by the runtime's profiler"
+    threads = plural(row.latency.threads if row.latency else 1, "thread")
+    title = f"{row.model} {row.variant} with {threads}: time of one inference by operator (onnxruntime's profiler)"
     return Text(title, style="bold")
 
 
 def _table(row: Measurement) -> Table:
-    number = Counter(operator.op for operator in row.operators)
-    total = dict.fromkeys(number, 0.0)
+    nodes = Counter(operator.op for operator in row.operators)
+    times_us = dict.fromkeys(nodes, 0.0)
     for operator in row.operators:
-        total[operator.op] += operator.median_us
-    ordered = sorted(total.items(), key=lambda item: -item[1])
+        times_us[operator.op] += operator.median_us
+    ordered = sorted(times_us.items(), key=lambda item: -item[1])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("operator")
     for header in ("nodes", "µs", "share"):
         table.add_column(header, justify="right")
-    everything = sum(us for _, us in ordered) or 1
-    for op, us in ordered[:MOST]:
-        table.add_row(Text(op), str(number[op]), f"{us:.0f}", f"{us / everything:.0%}")
-    if rest := ordered[MOST:]:
+    total_us = sum(us for _, us in ordered) or 1
+    for op, us in ordered[:MOST_KINDS]:
+        table.add_row(Text(op), str(nodes[op]), f"{us:.0f}", f"{us / total_us:.0%}")
+    if rest := ordered[MOST_KINDS:]:
         us = sum(us for _, us in rest)
-        table.add_row(Text("others"), str(sum(number[op] for op, _ in rest)), f"{us:.0f}", f"{us / everything:.0%}")
+        table.add_row(Text("others"), str(sum(nodes[op] for op, _ in rest)), f"{us:.0f}", f"{us / total_us:.0%}")
     return table

@@ -1,4 +1,4 @@
-"""Which nodes compute in int8, and why the others do not, in a few lines."""
+"""Precision of the nodes: how many compute in int8, and why the others do not."""
 
 from __future__ import annotations
 
@@ -14,25 +14,31 @@ from rich.text import Text
 from toolchain.formats.manifest import NodePrecision
 from toolchain.inspection.precision import FloatGroup, float_groups
 
+COUNTS_WIDTH = 36
+"""Characters of the column that counts nodes by operator."""
+
 
 def render(choices: Sequence[NodePrecision]) -> RenderableType:
-    """How many nodes are int8 in which way, then one entry a reason for the rest: counts by operator, an example."""
+    """Show how many nodes have each precision, then the reasons of those that stay float."""
     counts = Counter(choice.precision for choice in choices)
-    floats = counts.pop("float", 0)
-    ways = [f"int8: {counts.pop('int8', 0)} of {len(choices)} nodes"]
-    ways += [f"{way}: {count} ({_operators(choices, way)})" for way, count in counts.items()]
-    head = "; ".join(ways)
-    if not floats:
+    float_nodes = counts.pop("float", 0)
+    parts = [f"int8: {counts.pop('int8', 0)} of {len(choices)} nodes"]
+    parts += [f"{precision}: {count} ({_operators(choices, precision)})" for precision, count in counts.items()]
+    head = "; ".join(parts)
+    if not float_nodes:
         return Text(head)
     return Group(Text(f"{head}; the others are float:"), reasons(float_groups(choices)))
 
 
-def _operators(choices: Sequence[NodePrecision], way: str) -> str:
-    return ", ".join(dict.fromkeys(choice.op for choice in choices if choice.precision == way))
+def _operators(choices: Sequence[NodePrecision], precision: str) -> str:
+    return ", ".join(dict.fromkeys(choice.op for choice in choices if choice.precision == precision))
 
 
 def reasons(groups: Sequence[FloatGroup]) -> RenderableType:
-    """One entry a reason; of what follows its colon (times, sizes: other for every node) one example is shown."""
+    """Show a row for each reason: nodes by operator, the reason, and an example.
+
+    The part of a reason behind its colon (times, sizes) differs from node to node; that of one example is shown.
+    """
     by_clause: dict[str, list[FloatGroup]] = {}
     for group in groups:
         by_clause.setdefault(group.reason.partition(": ")[0], []).append(group)
@@ -44,13 +50,14 @@ def reasons(groups: Sequence[FloatGroup]) -> RenderableType:
         for group in alike:
             counts[group.op] += group.nodes
         first = alike[0]
-        shared = {group.reason for group in alike} == {first.reason}
+        same = {group.reason for group in alike} == {first.reason}
         example = first.example if counts.total() == 1 else f"e.g. {first.example}"
-        why = f"{first.reason} ({example})" if shared else f"{clause} ({example}{first.reason.removeprefix(clause)})"
-        table.add_row(Text(_lines([f"{n} × {op}" for op, n in counts.items()])), Text(why))
+        why = f"{first.reason} ({example})" if same else f"{clause} ({example}{first.reason.removeprefix(clause)})"
+        table.add_row(Text(_comma_list([f"{n} × {op}" for op, n in counts.items()])), Text(why))
     return Padding(table, (0, 0, 0, 2))
 
 
-def _lines(items: Sequence[str]) -> str:
-    """Separated by commas, and broken only between items."""
-    return fill(", ".join(item.replace(" ", "\xa0") for item in items), 36, break_long_words=False).replace("\xa0", " ")
+def _comma_list(items: Sequence[str]) -> str:
+    """Join by commas and fold to the column's width, only between items."""
+    text = ", ".join(item.replace(" ", "\xa0") for item in items)
+    return fill(text, COUNTS_WIDTH, break_long_words=False).replace("\xa0", " ")

@@ -1,4 +1,4 @@
-"""Device profiles for reading: ``targets list`` and ``targets show``."""
+"""Device profiles: ``targets list`` and ``targets show``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from toolchain.formats.target import Target
+from toolchain.report.amounts import plural
 
 
 def list_targets(targets: Iterable[Target]) -> RenderableType:
-    """One line a target."""
+    """Show a row for each target."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for header in ("target", "device", "cores", "features", "threads", "int8"):
         table.add_column(header, no_wrap=header == "target", justify="right" if header == "threads" else "left")
@@ -26,7 +27,7 @@ def list_targets(targets: Iterable[Target]) -> RenderableType:
 
 
 def show_target(target: Target) -> RenderableType:
-    """Everything a profile says, in words."""
+    """Show everything that a profile holds, a row for each fact."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -37,18 +38,18 @@ def show_target(target: Target) -> RenderableType:
 
 def _facts(t: Target) -> Iterator[tuple[str, str]]:
     yield "target", f"{t.name}, {t.title}"
-    yield "processor", f"{t.architecture}: {', '.join(t.features) or 'no features known'}"
+    yield "processor", f"{t.architecture}, instruction sets: {', '.join(t.features) or 'unknown'}"
     yield "cores", _cores(t)
     caches = {"L1d": t.cache.l1d_kib, "L2": t.cache.l2_kib, "L3": t.cache.l3_kib}
     yield "caches", ", ".join(f"{name} {kib} KiB" for name, kib in caches.items() if kib) or "unknown"
     yield "memory", f"{t.memory_mib} MiB" if t.memory_mib else "unknown"
-    threads = f"{t.runtime.threads} thread{'' if t.runtime.threads == 1 else 's'}"
+    threads = plural(t.runtime.threads, "thread")
     yield "runtime", f"onnxruntime {t.runtime.version}, {t.runtime.provider} provider, {threads}"
     for key, value in t.runtime.session_options.items():
         yield "", f"{key} = {value}"
-    saturates = ", which saturate: weights are kept overflow-free" if t.int8.saturates else ", exact"
-    yield "int8", f"{t.int8.activations} activations in kernels{saturates}"
-    yield "channels", f"in multiples of {t.channel_multiple}"
+    saturates = "sums may saturate, so weights are chosen overflow-free" if t.int8.saturates else "sums are exact"
+    yield "int8", f"{t.int8.activations} activations; {saturates}"
+    yield "channels", f"fastest in multiples of {t.channel_multiple}"
     yield "files", f"{', '.join(t.package.formats)} (.ort for {t.package.ort_platform})"
     limits = {"MiB of file": t.budget.size_mib, "MiB of memory": t.budget.memory_mib, "ms": t.budget.latency_ms}
     yield "budget", ", ".join(f"{limit:g} {unit}" for unit, limit in limits.items() if limit) or "none"

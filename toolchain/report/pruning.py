@@ -1,4 +1,4 @@
-"""What pruning took, what it is worth, and how that is known."""
+"""The result of pruning: what was removed, what it is worth, and how that was checked."""
 
 from __future__ import annotations
 
@@ -11,51 +11,71 @@ from rich.text import Text
 
 from toolchain.formats.findings import Pruning
 from toolchain.formats.results import Score
-from toolchain.report.amounts import count_text
+from toolchain.report.amounts import count_text, plural
 
-SHOWN = 24
+MOST_GROUPS = 24
+"""Groups shown one by one, the most pruned first."""
 
 
-def render(found: Pruning, scores: Sequence[Score] = ()) -> RenderableType:
-    """A line for every group that was cut, and the sums."""
-    if not found.helped:
-        return Text(f"nothing was pruned: {found.reason}; the model is as it was given")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in ("group", "channels", "of", "in"):
-        table.add_column(header, justify="right" if header in ("channels", "of") else "left", no_wrap=header == "group")
-    for cut in sorted(found.groups, key=lambda c: c.kept / c.size)[:SHOWN]:
-        others = f" and {len(cut.nodes) - 2} more" if len(cut.nodes) > 2 else ""
-        table.add_row(cut.name, str(cut.kept), str(cut.size), f"{', '.join(cut.nodes[:2])}{others}")
-    lines: list[RenderableType] = [table] if found.groups else []
-    if len(found.groups) > SHOWN:
-        lines.append(Text(f"... and {len(found.groups) - SHOWN} groups more"))
-    if found.dropped:
-        lines.append(Text(f"residual branches dropped, by their sums: {', '.join(found.dropped)}"))
-    lines += [Text(line) for line in _sums(found, scores)]
+def render(pruning: Pruning, scores: Sequence[Score] = ()) -> RenderableType:
+    """Show a row for each pruned group, then the totals.
+
+    Args:
+        pruning: the result of pruning.
+        scores: of the model before and after; empty if they were not measured.
+    """
+    if not pruning.helped:
+        return Text(f"nothing was pruned: {pruning.reason}; the model is unchanged")
+    lines: list[RenderableType] = [_groups(pruning)] if pruning.groups else []
+    if len(pruning.groups) > MOST_GROUPS:
+        lines.append(Text(f"... and {plural(len(pruning.groups) - MOST_GROUPS, 'more group')}"))
+    if pruning.dropped:
+        lines.append(Text(f"residual branches removed (named by their Add): {', '.join(pruning.dropped)}"))
+    lines += [Text(line) for line in _totals(pruning, scores)]
     return Group(*lines)
 
 
-def _sums(found: Pruning, scores: Sequence[Score]) -> list[str]:
+def check_text(exact: bool) -> str:
+    """Say what the check of the pruned graph showed; exact: bit for bit, otherwise up to rounding."""
+    extent = "" if exact else ", up to rounding"
+    return f"the pruned model computes what the original does with those channels switched off{extent}"
+
+
+def int8_text(speedup: float | None) -> str:
+    """Say how much faster pruning makes the int8 model; nothing if that was not measured."""
+    return "" if speedup is None else f"; as int8, {speedup:.2f}× as fast as int8 without pruning"
+
+
+def _groups(pruning: Pruning) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for header in ("group", "kept", "of", "nodes"):
+        table.add_column(header, justify="right" if header in ("kept", "of") else "left", no_wrap=header == "group")
+    for cut in sorted(pruning.groups, key=lambda c: c.kept / c.size)[:MOST_GROUPS]:
+        others = f" and {len(cut.nodes) - 2} more" if len(cut.nodes) > 2 else ""
+        table.add_row(cut.name, str(cut.kept), str(cut.size), f"{', '.join(cut.nodes[:2])}{others}")
+    return table
+
+
+def _totals(pruning: Pruning, scores: Sequence[Score]) -> list[str]:
     lines = []
-    if found.proof is not None:
-        how = "bit for bit on selection weights" if found.proof.exact else "within rounding"
-        lines.append(f"proved against the masked dense graph: {how}; own weights moved by {found.proof.error:.0e}")
-    if not found.groups and not found.dropped:  # single weights: nothing of this changed
-        return [*found.notes, *_score_line(scores)]
-    (macs, left_macs), (params, left) = found.macs, found.parameters
+    if pruning.proof is not None:
+        difference = f"largest difference with the real weights: {pruning.proof.error:.0e}"
+        lines.append(f"checked: {check_text(pruning.proof.exact)} ({difference})")
+    if not pruning.groups and not pruning.dropped:  # only single weights were set to zero: size and speed are the same
+        return [*pruning.notes, *_score_line(scores)]
+    (macs, macs_left), (parameters, parameters_left) = pruning.macs, pruning.parameters
     lines.append(
-        f"multiply-accumulates {count_text(macs)} -> {count_text(left_macs)}, "
-        f"parameters {count_text(params)} -> {count_text(left)}"
+        f"multiply-accumulates {count_text(macs)} → {count_text(macs_left)}, "
+        f"parameters {count_text(parameters)} → {count_text(parameters_left)}"
     )
-    int8 = f"; as int8, {found.int8_speedup:.2f}x int8 alone" if found.int8_speedup is not None else ""
-    lines.append(
-        f"fp32 {found.speedup:.2f}x as fast, measured here, 1 thread{int8}; widths chosen by: {found.chosen_by}"
-    )
-    if found.fidelity_db is not None:
+    int8 = int8_text(pruning.int8_speedup)
+    lines.append(f"speed: fp32 {pruning.speedup:.2f}× as fast on this computer, 1 thread{int8}")
+    lines.append(f"channel counts were chosen by {pruning.chosen_by}")
+    if pruning.fidelity_db is not None:
         lines.append(
-            f"fidelity {found.fidelity_db.cut:.1f} dB as cut, {found.fidelity_db.repaired:.1f} dB after repair"
+            f"fidelity {pruning.fidelity_db.cut:.1f} dB after removal, {pruning.fidelity_db.repaired:.1f} dB after repair"
         )
-    return [*lines, *found.notes, *_score_line(scores)]
+    return [*lines, *pruning.notes, *_score_line(scores)]
 
 
 def _score_line(scores: Sequence[Score]) -> list[str]:

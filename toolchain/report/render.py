@@ -1,8 +1,7 @@
-"""Rows as a terminal table, Markdown, CSV or JSON, or as a page (``page.py``).
+"""Results as a terminal table, Markdown, CSV, JSON or an HTML page.
 
-The first two are for reading: rounded, with a legend of their words and notes on every row that should not be
-trusted as it stands (``legend.py``). CSV and JSON are for machines: full numbers, units
-in the names, nothing rounded.
+Table and Markdown are for reading: rounded numbers, a legend, and notes on rows that need caution (``legend.py``).
+CSV and JSON are for programs: full numbers, with units in the names. The page is made in ``html/page.py``.
 """
 
 from __future__ import annotations
@@ -32,21 +31,24 @@ Format = Literal["table", "markdown", "csv", "json", "html"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 WIDTH = 100
-"""Tables are made for this many columns."""
+"""Character columns that a table may take in the terminal."""
 
 
 def check_format(format: str) -> None:
-    """Refuse an unknown format; called before the slow step whose result is to be shown.
+    """Refuse an unknown format. Call it before the slow step whose result is to be shown.
 
     Raises:
-        ConfigError: with a near match.
+        ConfigError: unknown format, with a suggestion.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}", where="--format", hint=did_you_mean(format, FORMATS))
 
 
 def render(results: Results | Sequence[Results] | Comparison, format: str = "table") -> RenderableType:
-    """Results in one of `FORMATS`: a rich renderable for ``table``, else text.
+    """Render results in one of `FORMATS`.
+
+    Returns:
+        A rich renderable for ``table``, text for every other format.
 
     Raises:
         ConfigError: unknown format, or no measurement.
@@ -94,7 +96,11 @@ def _table(comparison: Comparison) -> Group:
 
 
 def _fit(columns: Sequence[Sequence[str]], least: Sequence[int | None]) -> tuple[list[int], int]:
-    """Widths of the columns and the gap between them: narrow gaps before folded words, the widest folded first."""
+    """Return the widths of the columns and the gap between them.
+
+    If the table is too wide, gaps become narrower first, then text columns are folded, the widest first; `least` is the
+    width that a column keeps, None where it must not be folded.
+    """
     widths = [max(map(cell_len, cells)) for cells in columns]
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else 1
     excess = sum(widths) + gap * (len(widths) - 1) - WIDTH
@@ -110,7 +116,7 @@ def _fold(cell: str, width: int) -> str:
 
 
 def _aligned(column: Sequence[str]) -> list[str]:
-    """A header and numbers set right, so that last digits stand below each other whatever marks follow them."""
+    """Align a header and its numbers to the right by their last digits, whatever marks follow these."""
     header, *cells = column
     tails = [len(cell) - len(cell.rstrip("%×)! ")) for cell in cells]
     cells = [cell + " " * (max(tails) - tail) if cell else cell for cell, tail in zip(cells, tails, strict=True)]
@@ -130,7 +136,7 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _csv(comparison: Comparison) -> str:
-    records = [_host_record(block) | _record(row) for block in comparison.blocks for row in block.rows]
+    records = [_host_fields(block) | _row_fields(row) for block in comparison.blocks for row in block.rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -139,12 +145,12 @@ def _csv(comparison: Comparison) -> str:
 
 
 def _json(comparison: Comparison) -> str:
-    blocks = [_host_record(block) | {"rows": [_record(row) for row in block.rows]} for block in comparison.blocks]
+    blocks = [_host_fields(block) | {"rows": [_row_fields(row) for row in block.rows]} for block in comparison.blocks]
     gate = {"max_regression": comparison.max_regression, "regressions": [row.label for row in comparison.regressions]}
     return json.dumps({"hosts": blocks, **gate}, indent=2) + "\n"
 
 
-def _host_record(block: Block) -> dict[str, object]:
+def _host_fields(block: Block) -> dict[str, object]:
     host = block.host
     return {
         "host": host.name,
@@ -156,9 +162,9 @@ def _host_record(block: Block) -> dict[str, object]:
     }
 
 
-def _record(row: Row) -> dict[str, object]:
+def _row_fields(row: Row) -> dict[str, object]:
     m, latency, memory = row.measurement, row.measurement.latency, row.measurement.memory
-    lasting = sustained(m.sustained)
+    sustained_run = sustained(m.sustained)
     return {
         "model": m.model,
         "variant": m.variant,
@@ -190,8 +196,8 @@ def _record(row: Row) -> dict[str, object]:
         "pss_run_bytes": memory.pss_run_bytes if memory else None,
         "arena": memory.arena if memory else None,
         "peak_reset": memory.peak_reset if memory else None,
-        "sustained_first_ms": lasting.first_ms if lasting else None,
-        "sustained_last_ms": lasting.last_ms if lasting else None,
+        "sustained_first_ms": sustained_run.first_ms if sustained_run else None,
+        "sustained_last_ms": sustained_run.last_ms if sustained_run else None,
         "steadiness": row.verdict.kind if row.verdict else None,
         "reason": row.verdict.reason if row.verdict else None,
         "note": m.note,

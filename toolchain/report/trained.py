@@ -1,4 +1,4 @@
-"""What training did, a line a step."""
+"""The steps of a training recipe: what each one cost and what it produced."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from toolchain.report.amounts import count_text
 
 
 def render(steps: Sequence[TrainingStep]) -> RenderableType:
-    """Techniques with what they cost and left; held-out samples before → after."""
+    """Show a row for each step: held-out samples before → after, the model's size, and the time taken."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for header in ("step", "held out", "MACs", "zeros", "MB", "zip MB", "steps", "seconds"):
+    for header in ("step", "held out", "MACs", "zeros", "MB", "zip MB", "updates", "seconds"):
         table.add_column(header, justify="left" if header == "step" else "right", no_wrap=header != "step")
     for step in steps:
         sizes = (f"{step.bytes / 1e6:.2f}", f"{step.zip_bytes / 1e6:.2f}")
-        cells = (f"{told(step.before)} → {told(step.after)}", count_text(step.macs), f"{step.zeros:.0%}", *sizes)
+        quality = f"{evaluation_text(step.before)} → {evaluation_text(step.after)}"
+        cells = (quality, count_text(step.macs), f"{step.zeros:.0%}", *sizes)
         table.add_row(f"{step.technique}: {step.summary}", *cells, str(step.steps), f"{step.seconds:.0f}")
     notes = [Text(f"{step.technique}: {note}") for step in steps for note in step.notes]
-    return Group(table, *notes)
+    meaning = "held out: accuracy on samples not trained on, or the outputs' fidelity in dB if they are not classes"
+    return Group(table, Text(meaning), *notes)
 
 
-def told(found: Evaluation) -> str:
-    """A look in one number: accuracy where outputs are classes, else the outputs' fidelity."""
-    return f"{found.fidelity_db:.1f} dB" if found.accuracy is None else f"{found.accuracy:.1%}"
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Return an evaluation as one number: accuracy if the outputs are classes, else the outputs' fidelity in dB."""
+    return f"{evaluation.fidelity_db:.1f} dB" if evaluation.accuracy is None else f"{evaluation.accuracy:.1%}"

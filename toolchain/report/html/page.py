@@ -41,7 +41,7 @@ from toolchain.report.html.charts import (
 from toolchain.report.html.series import Series, colour_of, longest, series_of
 from toolchain.report.html.words import headline, provenance, tiles
 from toolchain.report.legend import legend, notes
-from toolchain.report.trained import told
+from toolchain.report.trained import evaluation_text
 
 LONGEST = 12
 """So many layers stand in the table of those that take longest."""
@@ -96,7 +96,7 @@ def page(comparison: Comparison, known: Details | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"count": count_text, "look": told}
+    environment.filters |= {"count": count_text, "evaluation": evaluation_text}
     drawn = can_draw()
     return environment.get_template("report.html").render(
         title=_title(comparison),

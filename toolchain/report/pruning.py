@@ -71,10 +71,8 @@ def _totals(pruning: Pruning, scores: Sequence[Score]) -> list[str]:
     int8 = int8_text(pruning.int8_speedup)
     lines.append(f"speed: fp32 {pruning.speedup:.2f}× as fast on this computer, 1 thread{int8}")
     lines.append(f"channel counts were chosen by {pruning.chosen_by}")
-    if pruning.fidelity_db is not None:
-        lines.append(
-            f"fidelity {pruning.fidelity_db.cut:.1f} dB after removal, {pruning.fidelity_db.repaired:.1f} dB after repair"
-        )
+    if (fidelity := pruning.fidelity_db) is not None:
+        lines.append(f"fidelity {fidelity.cut:.1f} dB after removal, {fidelity.repaired:.1f} dB after repair")
     return [*lines, *pruning.notes, *_score_line(scores)]
 
 

@@ -262,7 +262,7 @@ def test_profile_names_operators_and_domains(tmp_path):
     times = profile(path, {"x": np.ones((64, 256), np.float32)}, runs=5)
     assert [(t.op, t.domain) for t in times] == [("MatMul", ""), ("Sqrt", ""), ("Gelu", "com.microsoft")]
     assert (times[0].node, times[2].node) == ("product", "curve")
-    assert all(t.mean_us >= 0 for t in times)
+    assert all(t.median_us >= 0 for t in times)
     assert times[0].median_us > 0
     with pytest.raises(ModelError, match="cannot run it"):
         profile(path, {"x": np.ones((1, 1), np.float32)})

@@ -12,14 +12,13 @@ from toolchain.formats.findings import (
     Findings,
     NoiseSource,
     Profile,
-    ProfiledOperator,
     Pruning,
     TargetFit,
     TrainingStep,
 )
 from toolchain.formats.manifest import CalibrationEntry, Exactness, FileEntry, Manifest, NodePrecision, Source
 from toolchain.formats.recipe import Recipe
-from toolchain.formats.results import Results
+from toolchain.formats.results import OperatorTime, Results
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import derive
 from toolchain.report.html import page as html
@@ -28,17 +27,17 @@ PROFILES = (
     Profile(
         variant="fp32",
         operators=(
-            ProfiledOperator(node="a_nchwc", op="Conv", us=40.0, layer="a"),
-            ProfiledOperator(node="b_nchwc", op="Conv", us=60.0, layer="b"),
-            ProfiledOperator(node="r", op="ReorderOutput", us=5.0),
+            OperatorTime(node="a_nchwc", op="Conv", median_us=40.0, layer="a"),
+            OperatorTime(node="b_nchwc", op="Conv", median_us=60.0, layer="b"),
+            OperatorTime(node="r", op="ReorderOutput", median_us=5.0),
         ),
     ),
     Profile(
         variant="int8",
         operators=(
-            ProfiledOperator(node="q", op="QuantizeLinear", us=3.0),
-            ProfiledOperator(node="a_token_1", op="QLinearConv", us=20.0, layer="a"),
-            ProfiledOperator(node="b_token_2", op="QLinearConv", us=25.0, layer="b"),
+            OperatorTime(node="q", op="QuantizeLinear", median_us=3.0),
+            OperatorTime(node="a_token_1", op="QLinearConv", median_us=20.0, layer="a"),
+            OperatorTime(node="b_token_2", op="QLinearConv", median_us=25.0, layer="b"),
         ),
     ),
 )

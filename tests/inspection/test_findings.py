@@ -25,7 +25,7 @@ def test_an_export_profiles_both_variants_layer_by_layer(exported):
         assert {
             o.layer for o in profile.operators if o.op.removeprefix("QLinear") in ("Conv", "Gemm", "QGemm")
         } == products
-        assert all(o.us >= 0 for o in profile.operators)
+        assert all(o.median_us >= 0 for o in profile.operators)
     assert sorted(found.macs[name] for name in products) == [160, 16 * 16 * 8 * 3 * 9, 8 * 8 * 16 * 8 * 9]
     assert [fit.target for fit in found.fits] == ["host", "raspberry-pi-5"]
     assert found.causes == ()

@@ -10,25 +10,14 @@ from typing import ClassVar, Literal
 import pydantic
 
 from toolchain.formats.base import Document, Part
-
-
-class ProfiledOperator(Part):
-    """A node of the graph that onnxruntime runs. us: median microseconds of an inference.
-
-    layer: the node of the float graph that it computes, where that can be told.
-    """
-
-    node: str
-    op: str
-    us: float
-    layer: str | None = None
+from toolchain.formats.results import OperatorTime
 
 
 class Profile(Part):
-    """A variant's operators in the order they run, timed one by one on the exporting machine, one thread."""
+    """The operators of one variant in the order they run, timed on the exporting machine with one thread."""
 
     variant: str
-    operators: tuple[ProfiledOperator, ...]
+    operators: tuple[OperatorTime, ...]
 
 
 class BudgetCheck(Part):

@@ -65,11 +65,17 @@ class Window(Part):
 
 
 class OperatorTime(Part):
-    """A node of the graph that the runtime makes of the model, by its own profiler. median_us: of one inference."""
+    """The time of one node of the graph that onnxruntime runs, by its own profiler.
+
+    median_us: microseconds of one inference; executions in a loop are added up. domain: of the operator; empty for
+    ONNX's own, and where it was not recorded. layer: the node of the float graph that it computes, None where unknown.
+    """
 
     node: str
     op: str
     median_us: float
+    domain: str = ""
+    layer: str | None = None
 
 
 class Conditions(Part):

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from toolchain.data.tensors import Feed
-from toolchain.formats.findings import Findings, NoiseSource, Profile, ProfiledOperator
+from toolchain.formats.findings import Findings, NoiseSource, Profile
 from toolchain.formats.results import Measurement
 from toolchain.formats.target import Target
 from toolchain.graph import query
@@ -77,8 +77,7 @@ def _profile(variant: str, path: Path, feed: Feed, layers: Mapping[str, str], se
     return Profile(
         variant=variant,
         operators=tuple(
-            ProfiledOperator(node=o.node, op=o.op, us=o.median_us, layer=layers.get(_FUSED.sub("", o.node)))
-            for o in found
+            operator.model_copy(update={"layer": layers.get(_FUSED.sub("", operator.node))}) for operator in found
         ),
     )
 

@@ -10,30 +10,19 @@ import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import onnx_ir as ir
 
 from toolchain.core.errors import ModelError, one_line
 from toolchain.data.tensors import Feed
+from toolchain.formats.results import OperatorTime
 from toolchain.graph.run import OrtError, session
 
 _WARMUP_RUNS = 3
 _SUFFIX = "_kernel_time"
-
-
-@dataclass(frozen=True)
-class OpTime:
-    """A node of the optimized graph. mean_us, median_us: of an inference, its executions in a loop together."""
-
-    node: str
-    op: str
-    domain: str
-    mean_us: float
-    median_us: float
 
 
 def profile(
@@ -43,7 +32,7 @@ def profile(
     threads: int = 1,
     runs: int = 20,
     session_options: Mapping[str, str] | None = None,
-) -> list[OpTime]:
+) -> list[OperatorTime]:
     """Time the operators of a model in this process, in the order they first run.
 
     The profiler rounds every execution down to a whole microsecond and costs a few itself.
@@ -74,7 +63,7 @@ def profile(
     return _summary(events, {(n.name or "", n.op_type): n.domain for n in nodes})
 
 
-def _summary(events: list[dict[str, Any]], domains: Mapping[tuple[str, str], str]) -> list[OpTime]:
+def _summary(events: list[dict[str, Any]], domains: Mapping[tuple[str, str], str]) -> list[OperatorTime]:
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[_WARMUP_RUNS:]
     totals: dict[tuple[str, str], list[int]] = {}  # of every node, microseconds in every run
     for event in sorted(events, key=lambda e: int(e["ts"])):
@@ -87,4 +76,7 @@ def _summary(events: list[dict[str, Any]], domains: Mapping[tuple[str, str], str
         # The profiler makes up a name for a nameless node, which stays nameless in the graph.
         return domains.get((node, op), domains.get(("", op), ""))
 
-    return [OpTime(node, op, domain(node, op), fmean(us), median(us)) for (node, op), us in totals.items()]
+    return [
+        OperatorTime(node=node, op=op, median_us=median(us), domain=domain(node, op))
+        for (node, op), us in totals.items()
+    ]

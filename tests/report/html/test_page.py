@@ -13,8 +13,9 @@ import pytest
 from report_page import CHECKPOINTS, FINDINGS, PROFILES, PRUNING, TRAINING, manifest, page
 from report_rows import ACCURACY, DEMO, HOST, OTHER, results, row
 
-from toolchain.formats.findings import Checkpoint, Profile, ProfiledOperator
+from toolchain.formats.findings import Checkpoint, Profile
 from toolchain.formats.manifest import FileEntry, NodePrecision
+from toolchain.formats.results import OperatorTime
 from toolchain.report.compare import compare
 from toolchain.report.derive import derive
 from toolchain.report.html import charts
@@ -149,7 +150,8 @@ def test_quantized_operators_are_counted_with_their_kind():
 
 def test_small_kinds_are_summed_and_nothing_is_lost():
     many = Profile(
-        variant="fp32", operators=tuple(ProfiledOperator(node=f"n{i}", op=f"Op{i}", us=float(i + 1)) for i in range(20))
+        variant="fp32",
+        operators=tuple(OperatorTime(node=f"n{i}", op=f"Op{i}", median_us=float(i + 1)) for i in range(20)),
     )
     found = by_operator([many])
     assert len(found) == KINDS + 1

@@ -161,7 +161,7 @@ def by_operator(profiles: Sequence[Profile]) -> Records:
     for profile in profiles:
         for operator in profile.operators:
             key = kind_of(operator.op), profile.variant
-            sums[key] = sums.get(key, 0.0) + operator.us
+            sums[key] = sums.get(key, 0.0) + operator.median_us
     worst: dict[str, float] = {}
     for (kind, _), us in sums.items():
         worst[kind] = max(worst.get(kind, 0.0), us)
@@ -209,7 +209,7 @@ def layers_of(profiles: Sequence[Profile]) -> list[LayerTimes]:
         for operator in profile.operators:
             if operator.layer is not None:
                 mine = times.setdefault(operator.layer, {})
-                mine[profile.variant] = mine.get(profile.variant, 0.0) + operator.us
+                mine[profile.variant] = mine.get(profile.variant, 0.0) + operator.median_us
                 kinds.setdefault(operator.layer, kind_of(operator.op))
     shared = [(name, us) for name, us in times.items() if len(us) > 1]
     return [LayerTimes(name, kinds[name], number, us) for number, (name, us) in enumerate(shared, 1)]

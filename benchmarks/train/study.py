@@ -27,10 +27,10 @@ from toolchain.benchmark.bench import Subject, bench
 from toolchain.conversion.inputs import parse_input
 from toolchain.core.files import replacing, write_text
 from toolchain.data.calibration import open_data
-from toolchain.data.tensors import TensorSpec
 from toolchain.formats.findings import TrainingStep
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Host, Measurement
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io, run
 from toolchain.graph.sizes import sizes

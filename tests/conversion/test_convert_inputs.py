@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from toolchain.conversion.inputs import DTYPES, concrete, parse_freeze, parse_input, random_feed
 from toolchain.core.errors import InputError
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from toolchain.conversion import from_onnx
 from toolchain.conversion.parity import measure
 from toolchain.conversion.source import convert
 from toolchain.core.errors import GateError, InputError, ModelError
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, query, run
 
 F = TensorProto.FLOAT

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from toolchain.core.errors import ConfigError, DataError
 from toolchain.data.calibration import open_data
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
 X = TensorSpec("x", F32, ("batch", 3))

@@ -11,7 +11,7 @@ import small_models
 from onnx import numpy_helper
 
 from toolchain.core.errors import ModelError
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import edit, io
 
 F32 = np.dtype("float32")

@@ -7,7 +7,7 @@ import pytest
 import small_models
 
 from toolchain.core.errors import ModelError
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 
 F32, I64, BOOL = np.dtype("float32"), np.dtype("int64"), np.dtype("bool")

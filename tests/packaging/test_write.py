@@ -15,9 +15,10 @@ from onnx import TensorProto, helper
 from toolchain.benchmark import emulator
 from toolchain.core.errors import GateError, InputError, ModelError
 from toolchain.devices.catalogue import load_target
-from toolchain.formats.manifest import CalibrationEntry, Exactness, Manifest, NodePrecision, Port, Source
+from toolchain.formats.manifest import CalibrationEntry, Exactness, Manifest, NodePrecision, Source
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Package
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io
 from toolchain.packaging import ort_format, write
 from toolchain.packaging.golden import Golden, check_golden, load_golden
@@ -60,8 +61,8 @@ def manifest(target, outputs=("y_dq",), **changes):
         source=Source(name="tiny", sha256="0" * 64, kind="onnx", exporter="none"),
         recipe=Recipe(),
         calibration=CalibrationEntry(source="photos", samples=3, fingerprint="f", preprocessing=stated),
-        inputs=(Port(name="x", dtype="float32", dims=(1, 16, 8, 8)),),
-        outputs=tuple(Port(name=name, dtype="float32", dims=(1, None)) for name in outputs),
+        inputs=(TensorSpec("x", np.dtype("float32"), (1, 16, 8, 8)),),
+        outputs=tuple(TensorSpec(name, np.dtype("float32"), (1, None)) for name in outputs),
         files=(),
         precision=(
             NodePrecision(node="c1", op="Conv", precision="int8"),
@@ -298,8 +299,8 @@ def test_the_page_speaks_the_target_s_language(name, language, expected):
         target,
         ["a", "b"],
         inputs=(
-            Port(name="pixels", dtype="uint8", dims=(1, 3, 4, 4)),
-            Port(name="ids", dtype="int64", dims=("batch", 7)),
+            TensorSpec("pixels", np.dtype("uint8"), (1, 3, 4, 4)),
+            TensorSpec("ids", np.dtype("int64"), ("batch", 7)),
         ),
     )
     text = write.readme(stated, target, {"model.onnx", "model.ort"})
@@ -310,7 +311,7 @@ def test_the_page_speaks_the_target_s_language(name, language, expected):
 
 def test_types_a_language_lacks_fall_back_to_python():
     target = load_target("ios-arm64")
-    stated = manifest(target, inputs=(Port(name="x", dtype="float16", dims=(1,)),))
+    stated = manifest(target, inputs=(TensorSpec("x", np.dtype("float16"), (1,)),))
     text = write.readme(stated, target, {"model.onnx"})
     assert not blocks(text, "swift")
     assert "np.float16" in blocks(text, "python")[0]

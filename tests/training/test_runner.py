@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 
 from toolchain.core.errors import ConfigError, ModelError
 from toolchain.data.calibration import open_data
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io
 from toolchain.optimization.passes import optimize

@@ -33,15 +33,16 @@ from toolchain.core.errors import GateError, InputError
 from toolchain.core.files import check_output, replacing
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
-from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.data.tensors import Array, Feed
 from toolchain.devices.catalogue import load_target
 from toolchain.devices.detect import detect_host
 from toolchain.evaluation.score import Evaluate
 from toolchain.formats.findings import NoiseSource
-from toolchain.formats.manifest import CalibrationEntry, Manifest, Port, TradeOff
+from toolchain.formats.manifest import CalibrationEntry, Manifest, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Results, Score
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.inspection.findings import gather
 from toolchain.packaging.golden import Golden
@@ -220,8 +221,8 @@ def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) ->
             fingerprint=data.fingerprint,
             preprocessing=data.preprocessing,
         ),
-        inputs=tuple(_port(spec) for spec in io.inputs(quantized.model)),
-        outputs=tuple(_port(spec) for spec in io.outputs(quantized.model)),
+        inputs=tuple(io.inputs(quantized.model)),
+        outputs=tuple(io.outputs(quantized.model)),
         files=(),
         precision=plan.choices,
         exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
@@ -230,7 +231,3 @@ def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) ->
         reference_score=reference,
         notes=(*prepared.converted.notes, *([work.pruned.record.summary] if work.pruned else []), *quantized.notes),
     )
-
-
-def _port(spec: TensorSpec) -> Port:
-    return Port(name=spec.name, dtype=str(spec.dtype), dims=spec.dims)

@@ -12,13 +12,13 @@ from toolchain.core.errors import InputError
 from toolchain.core.files import check_output
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import DataSpec
-from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import load_target
 from toolchain.evaluation.score import Evaluate
 from toolchain.formats.findings import Pruning
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.pruning.goal import Pruned, prune_model
 from toolchain.pruning.sparsity import parse_sparsity, sparsify

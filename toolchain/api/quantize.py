@@ -15,13 +15,13 @@ from toolchain.core.errors import GateError
 from toolchain.core.files import check_output
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import DataSpec
-from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import load_target
 from toolchain.evaluation.score import Evaluate
 from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.pruning.goal import Pruned, prune_model
 from toolchain.quantization.accuracy.mixed_precision import search

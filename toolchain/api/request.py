@@ -14,10 +14,10 @@ from toolchain.core.errors import DataError, ModelError, one_line
 from toolchain.core.progress import Progress, silent
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import CalibrationData, DataSpec, check_source, open_data
-from toolchain.data.tensors import TensorSpec
 from toolchain.evaluation.score import Evaluate, agreement_score, evaluate_score
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.optimization.passes import Optimized, optimize
 from toolchain.quantization.qdq.reader import is_quantized

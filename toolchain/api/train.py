@@ -22,7 +22,7 @@ from toolchain.core.files import check_output, write_text
 from toolchain.core.progress import Progress, silent
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import CalibrationData, DataSpec, check_source, open_data
-from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.data.tensors import Array, Feed
 from toolchain.devices.catalogue import load_target
 from toolchain.devices.detect import detect_host
 from toolchain.evaluation.score import Evaluate, Run, agreement_score, evaluate_score
@@ -30,6 +30,7 @@ from toolchain.formats.findings import Findings, TrainingStep
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Results, Score
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.formats.training_recipe import DistilStep, TrainingRecipe
 from toolchain.graph import io, run
 from toolchain.report.compare import compare

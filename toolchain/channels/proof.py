@@ -25,8 +25,9 @@ from toolchain.channels.cut import Cuts, apply_cuts, keep_sets
 from toolchain.channels.index_spaces import places
 from toolchain.channels.layout import layout
 from toolchain.core.arrays import F32
-from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.data.tensors import Array, Feed
 from toolchain.formats.findings import CutProof
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import edit, io, query, run
 from toolchain.ops import cells
 from toolchain.ops.table import rule

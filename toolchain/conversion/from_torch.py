@@ -26,8 +26,9 @@ from toolchain.conversion.torch_export import export_module, export_program, fin
 from toolchain.core.errors import InputError, ModelError, ToolchainError
 from toolchain.core.files import sha256
 from toolchain.core.user_code import user_code
-from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.data.tensors import Array, Feed
 from toolchain.formats.manifest import Source
+from toolchain.formats.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch

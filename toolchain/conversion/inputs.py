@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from toolchain.core.errors import InputError, did_you_mean
-from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.tensor_spec import TensorSpec
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _UNKNOWN = ("-1", "?", "*")

@@ -16,8 +16,8 @@ from toolchain.conversion.parity import Parity, Reference, measure
 from toolchain.conversion.route import Imported
 from toolchain.core.errors import GateError, InputError, ModelError, one_line
 from toolchain.core.user_code import is_callable_spec, load_callable, user_code
-from toolchain.data.tensors import TensorSpec
 from toolchain.formats.manifest import Source
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import check, io, run
 
 if TYPE_CHECKING:

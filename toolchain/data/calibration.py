@@ -23,8 +23,9 @@ import numpy as np
 from toolchain.core.errors import DataError
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.readers import ANONYMOUS, Reader, Sample, from_arrays, from_calls, from_images, from_npy_files
-from toolchain.data.tensors import Feed, TensorSpec, check_finite, conform, digest
+from toolchain.data.tensors import Feed, check_finite, conform, digest
 from toolchain.formats.preprocess import IMAGE_SUFFIXES, PIPELINES, Preprocess, load_preprocess
+from toolchain.formats.tensor_spec import TensorSpec
 
 UNNAMED = "arr_0"
 """What numpy calls an array that was saved without a name."""

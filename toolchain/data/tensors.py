@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from toolchain.core.errors import DataError, did_you_mean
+from toolchain.formats.tensor_spec import TensorSpec
 
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
 
 # Casts that lose nothing a model would notice, and that numpy's defaults make necessary.
 _SILENT_CASTS = {("float64", "float32"), ("int32", "int64")}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A model's input or output. dims: sizes, names of dynamic axes, or None where unknown."""
-
-    name: str
-    dtype: np.dtype[np.generic]
-    dims: tuple[int | str | None, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.dims)}]"
 
 
 def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:

@@ -7,14 +7,7 @@ from typing import ClassVar, Literal
 from toolchain.formats.base import Document, Part
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Score
-
-
-class Port(Part):
-    """An input or output. dims: sizes, names of dynamic axes, or None where unknown."""
-
-    name: str
-    dtype: str
-    dims: tuple[int | str | None, ...]
+from toolchain.formats.tensor_spec import TensorSpec
 
 
 class FileEntry(Part):
@@ -139,8 +132,8 @@ class Manifest(Document):
     source: Source
     recipe: Recipe
     calibration: CalibrationEntry
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     files: tuple[FileEntry, ...]
     precision: tuple[NodePrecision, ...]
     exactness: Exactness

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from toolchain.core.errors import ModelError
 from toolchain.core.files import replacing
-from toolchain.data.tensors import TensorSpec
+from toolchain.formats.tensor_spec import TensorSpec
 
 # A protobuf message must stay under 2 GiB; the margin is for everything that is not an initializer.
 EMBED_LIMIT_BYTES = 1_900_000_000

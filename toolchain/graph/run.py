@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from toolchain.core.errors import ModelError, one_line
-from toolchain.data.tensors import Array, Feed, TensorSpec
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io
 
 OrtError = (

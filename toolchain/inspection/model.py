@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+import pydantic
 
 from toolchain.benchmark.model_files import model_bytes
 from toolchain.conversion.source import convert
 from toolchain.core.errors import DataError
-from toolchain.data.tensors import TensorSpec
 from toolchain.devices.catalogue import known_targets, load_target
 from toolchain.formats.findings import TargetFit
 from toolchain.formats.manifest import Exactness, NodePrecision
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, query
 from toolchain.inspection.precision import float_groups
 from toolchain.inspection.target_fit import fit_to
@@ -29,6 +30,8 @@ from toolchain.quantization.qdq import reader
 from toolchain.quantization.qdq.certify_file import certificate_of, certify_file
 from toolchain.quantization.qdq.reader import Running
 from toolchain.quantization.selection import select
+
+_SPECS = pydantic.TypeAdapter(tuple[TensorSpec, ...])
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,8 @@ def record(found: Inspection) -> dict[str, object]:
         "producer": found.producer,
         "opset": found.opset,
         "notes": list(found.notes),
-        "inputs": [_port(spec) for spec in found.inputs],
-        "outputs": [_port(spec) for spec in found.outputs],
+        "inputs": _SPECS.dump_python(found.inputs, mode="json"),
+        "outputs": _SPECS.dump_python(found.outputs, mode="json"),
         "size_bytes": found.size_bytes,
         "nodes_in_file": found.file_nodes,
         "nodes": sum(operator.nodes for operator in counts.operators),
@@ -180,7 +183,3 @@ def record(found: Inspection) -> dict[str, object]:
         "fits": [fit.model_dump(mode="json") for fit in found.fits],
         "exactness": found.certificate.model_dump(mode="json") if found.certificate else None,
     }
-
-
-def _port(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "dtype": str(spec.dtype), "dims": list(spec.dims)}

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Set
 
 from toolchain.core.errors import ConfigError
-from toolchain.formats.manifest import Manifest, Port
+from toolchain.formats.manifest import Manifest
 from toolchain.formats.preprocess import Preprocess
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.packaging import snippets
 
 _FILES = {
@@ -65,7 +66,7 @@ def _ports(manifest: Manifest) -> str:
     return f"{text}\n\nAxes without a number may have any length." if free else text
 
 
-def _row(side: str, port: Port) -> str:
+def _row(side: str, port: TensorSpec) -> str:
     dims = " × ".join("?" if dim is None else str(dim) for dim in port.dims) or "scalar"
     return f"| {side} | `{port.name}` | {port.dtype} | {dims} |"
 

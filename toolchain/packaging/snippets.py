@@ -7,8 +7,9 @@ import math
 from collections.abc import Set
 from dataclasses import dataclass
 
-from toolchain.formats.manifest import Manifest, Port
+from toolchain.formats.manifest import Manifest
 from toolchain.formats.target import Target
+from toolchain.formats.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ _ELEMENTS = {
 
 def running(manifest: Manifest, target: Target, files: Set[str]) -> str:
     """How to load the model and run it once, with the target's threads and session options."""
-    known = all(port.dtype in _ELEMENTS for port in manifest.inputs)
+    known = all(str(port.dtype) in _ELEMENTS for port in manifest.inputs)
     # A profile has no field for the operating system; phones are known by the first word of their name.
     system = target.name.split("-")[0]
     phone_file = "model.ort" if "model.ort" in files else "model.onnx"
     if system == "android" and known:
         return _block("kotlin", _kotlin(manifest, target, phone_file))
-    if system == "ios" and known and all(_ELEMENTS[port.dtype].swift for port in manifest.inputs):
+    if system == "ios" and known and all(_ELEMENTS[str(port.dtype)].swift for port in manifest.inputs):
         return _block("swift", _swift(manifest, target, phone_file))
     file = "model.onnx" if "model.onnx" in files else "model.ort"
     blocks = [_block("python", _python(manifest, target, file))]
@@ -72,7 +73,7 @@ def _block(language: str, lines: list[str]) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _shape(port: Port) -> list[int]:
+def _shape(port: TensorSpec) -> list[int]:
     return [dim if isinstance(dim, int) else 1 for dim in port.dims]
 
 
@@ -80,7 +81,7 @@ def _comma(values: list[int]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _variables(ports: tuple[Port, ...], stem: str) -> list[str]:
+def _variables(ports: tuple[TensorSpec, ...], stem: str) -> list[str]:
     return [stem] if len(ports) == 1 else [f"{stem}{i}" for i in range(1, len(ports) + 1)]
 
 
@@ -93,7 +94,7 @@ def _python(manifest: Manifest, target: Target, file: str) -> list[str]:
     lines.append(f'session = ort.InferenceSession("{file}", options, providers=["CPUExecutionProvider"])')
     lines.append("feed = {  # your data instead of zeros")
     lines += [
-        f"    {_quote(p.name)}: np.zeros({_shape(p)}, np.{_numpy(p.dtype)}),  # your data" for p in manifest.inputs
+        f"    {_quote(p.name)}: np.zeros({_shape(p)}, np.{_numpy(str(p.dtype))}),  # your data" for p in manifest.inputs
     ]
     outputs = ", ".join(_variables(manifest.outputs, "result"))
     return [*lines, "}", f"{outputs}{',' if len(manifest.outputs) == 1 else ''} = session.run(None, feed)"]
@@ -118,7 +119,7 @@ def _cpp(manifest: Manifest, target: Target, file: str) -> list[str]:
     lines.append("auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);")
     lines.append("std::vector<Ort::Value> inputs;")
     for port, name in zip(ins, _variables(ins, "data"), strict=True):
-        shape, kind = _shape(port), _ELEMENTS[port.dtype].cpp
+        shape, kind = _shape(port), _ELEMENTS[str(port.dtype)].cpp
         lines.append(f"static {kind} {name}[{math.prod(shape)}];  // your data")
         lines.append(f"const std::vector<int64_t> {name}_shape{{{_comma(shape)}}};")
         lines.append(
@@ -131,7 +132,7 @@ def _cpp(manifest: Manifest, target: Target, file: str) -> list[str]:
         "auto results = session.Run(Ort::RunOptions{nullptr}, input_names, inputs.data(), inputs.size(), "
         f"output_names, {len(outs)});"
     )
-    first = _ELEMENTS.get(outs[0].dtype)
+    first = _ELEMENTS.get(str(outs[0].dtype))
     return [*lines, f"const {first.cpp}* first = results[0].GetTensorData<{first.cpp}>();"] if first else lines
 
 
@@ -145,7 +146,7 @@ def _kotlin(manifest: Manifest, target: Target, file: str) -> list[str]:
     lines.append(f'val session = env.createSession(context.assets.open("{file}").readBytes(), options)')
     lines.append("val inputs = mapOf(")
     for port in manifest.inputs:
-        array, buffer, kind = _ELEMENTS[port.dtype].kotlin
+        array, buffer, kind = _ELEMENTS[str(port.dtype)].kotlin
         shape = _shape(port)
         data = f"{buffer}.wrap({array}({math.prod(shape)}))"
         extra = f", {kind}" if kind else ""
@@ -170,7 +171,7 @@ def _swift(manifest: Manifest, target: Target, file: str) -> list[str]:
     lines.append("let session = try ORTSession(env: env, modelPath: path, sessionOptions: options)")
     names = _variables(manifest.inputs, "input")
     for port, name in zip(manifest.inputs, names, strict=True):
-        swift = _ELEMENTS[port.dtype].swift
+        swift = _ELEMENTS[str(port.dtype)].swift
         kind, element = swift if swift else ("Float", ".float")
         shape = _shape(port)
         lines.append(f"var {name}Data = [{kind}](repeating: 0, count: {math.prod(shape)})  // your data")
@@ -188,7 +189,7 @@ def _swift(manifest: Manifest, target: Target, file: str) -> list[str]:
     return lines
 
 
-def _quoted(ports: tuple[Port, ...]) -> str:
+def _quoted(ports: tuple[TensorSpec, ...]) -> str:
     return ", ".join(_quote(port.name) for port in ports)
 
 

@@ -13,8 +13,8 @@ import pytest
 from toolchain.api.request import prepare
 from toolchain.conversion.inputs import parse_input
 from toolchain.data.calibration import open_data
-from toolchain.data.tensors import TensorSpec
 from toolchain.formats.recipe import Quantize, Recipe
+from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.quantization.exactness.certificate import certify, clauses
 from toolchain.quantization.loop import quantize_model

@@ -1,6 +1,7 @@
 # make demo    make the environment, fetch a pretrained model and photographs, export, print the table
 # make test    everything: lint, types, unit tests, real models, emulated processors, an sshd and a browser where they can be set up
 # make check   the fast part: lint, types, unit tests
+# make docs    build the documentation site into site/; a broken link fails
 #
 # PyTorch's default wheel for Linux carries CUDA. For the small CPU build, give the index of its CPU wheels (it is
 # on pytorch.org's installation page):            make demo TORCH_INDEX=https://...
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_TARGETS := --target host --target raspberry-pi-5 --target android-arm64-dotprod
 
-.PHONY: demo test check environment benchmarks emulator sshd cross browser schemas clean
+.PHONY: demo test check docs environment benchmarks emulator sshd cross browser schemas clean
 
 environment: $(READY)
 
@@ -31,6 +32,13 @@ $(VENV)/.benchmarks: $(READY)
 
 benchmarks: $(VENV)/.benchmarks
 	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh all
+
+$(VENV)/.docs: $(READY)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	@touch $@
+
+docs: $(VENV)/.docs
+	@$(BIN)/mkdocs build --strict --quiet
 
 demo: $(READY)
 	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh demo
@@ -59,11 +67,11 @@ cross:
 browser:
 	@bash scripts/install-chromium.sh || echo "no browser here: the tests that need one are skipped"
 
-test: check benchmarks emulator sshd cross browser
+test: check docs benchmarks emulator sshd cross browser
 	@$(BIN)/python -m pytest -n 2 -m slow
 
 schemas: $(READY)
 	@$(BIN)/python -m toolchain.formats.schemas docs/schemas
 
 clean:
-	rm -rf $(VENV) exported .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site exported .mypy_cache .ruff_cache .pytest_cache .hypothesis

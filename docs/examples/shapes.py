@@ -9,6 +9,7 @@
 The network itself is trained in a few seconds when it is first asked for, and kept in `shapes.pt`.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ class Net(nn.Module):
         super().__init__()
         widths = (3, 16, 32, 64, 64, 96)
         layers = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.scores = nn.Linear(widths[-1], len(KINDS))

@@ -20,7 +20,7 @@ Data = Annotated[
     str,
     typer.Option("--data", "-d", help="Samples, as for calibration; 'labels' among them, or none.", metavar="DATA"),
 ]
-Steps = Annotated[Path, typer.Option("--recipe", "-r", help="The steps (TOML): docs/compression.md.", metavar="FILE")]
+Steps = Annotated[Path, typer.Option("--recipe", "-r", help="A training recipe (TOML).", metavar="FILE")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run was ended.")]
 
 

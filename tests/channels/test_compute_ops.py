@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from toolchain.channels import layout
-from toolchain.channels.compute_ops import Ledger
+from toolchain.channels.compute_ops import GATES, KERNEL_AXIS, Ledger
 from toolchain.ops.table import TABLE
 
 IMAGE, ROWS = "float[1, 8, 5, 5] x", "float[3, 8] x"
@@ -46,7 +46,7 @@ def told(op, inputs, outputs, attributes=None):
         space = space.root
         if not space._parts:
             return leaf(space)
-        return (" + " if space._is_sum else " x ").join(axis(part) for part in space._parts).join("()")
+        return (" + " if space._is_concatenation else " x ").join(axis(part) for part in space._parts).join("()")
 
     shown = [f"{v.name}[{' '.join(axis(s) for s in ledger.axes[v])}]" for v in (*read, *made) if v in ledger.axes]
     return " ".join(shown), why
@@ -188,15 +188,24 @@ CASES = {
 
 # operator (and what is special), what is tied, why not
 EXPECTED = {
-    "Conv": ("x[. a - -] w[b a - -] b[b] y[. b - -]", ["Conv computes its positions anew", "a kernel's extent"]),
+    "Conv": (
+        "x[. a - -] w[b a - -] b[b] y[. b - -]",
+        ["Conv computes its positions anew", KERNEL_AXIS],
+    ),
     "ConvTranspose": (
         "x[. (a x b) - -] w[(a x b) c - -] b[(a x c)] y[. (a x c) - -]",
-        ["ConvTranspose computes its positions anew", "a kernel's extent"],
+        ["ConvTranspose computes its positions anew", KERNEL_AXIS],
     ),
     "Gemm": ("x[a b] w[c b] b[c] y[a c]", []),
     "MatMul": ("x[a b c] w[c d] y[a b d]", []),
-    "LSTM": ("x[a b c] w[. (- x d) c] r[. (- x d) d] b[. (- x d)] y[a . b d]", ["a recurrent cell's gates"]),
-    "GRU": ("x[a b c] w[. (- x d) c] r[. (- x d) d] b[. (- x d)] y[a . b d]", ["a recurrent cell's gates"]),
+    "LSTM": (
+        "x[a b c] w[. (- x d) c] r[. (- x d) d] b[. (- x d)] y[a . b d]",
+        [GATES],
+    ),
+    "GRU": (
+        "x[a b c] w[. (- x d) c] r[. (- x d) d] b[. (- x d)] y[a . b d]",
+        [GATES],
+    ),
     "BatchNormalization": ("x[. a b c] s[a] b[a] m[a] v[a] y[. a b c]", []),
     "LayerNormalization": (
         "x[a -] s[-] b[-] y[a -]",
@@ -220,8 +229,8 @@ EXPECTED = {
     "Concat": ("x[a b] z[a c] y[a (b + c)]", []),
     "Split": ("x[a (b + c)] y[a b] z[a c]", []),
     "Slice": ("x[a (b + c)] y[a c]", []),
-    "Slice in steps": ("x[a (b x -)] y[a b]", ["Slice counts its places in steps"]),
-    "Slice backwards": ("x[a -] y[a -]", ["Slice counts its places in steps"]),
+    "Slice in steps": ("x[a (b x -)] y[a b]", ["Slice counts its positions in steps"]),
+    "Slice backwards": ("x[a -] y[a -]", ["Slice counts its positions in steps"]),
     "Pad": ("x[a b] y[a (. + b + -)]", ["Pad computes its positions anew"]),
     "Pad of a named axis": ("x[a b] y[a (- + b)]", ["Pad computes its positions anew"]),
     "Pad by copies": (
@@ -229,15 +238,15 @@ EXPECTED = {
         ["Pad computes its positions anew", "Pad fills it with copies of its edge"],
     ),
     "Reshape": ("x[a (b x c)] y[a b c]", []),
-    "Reshape that mixes": ("x[- -] y[- -]", ["a reshape mixes its places with others"]),
+    "Reshape that mixes": ("x[- -] y[- -]", ["a reshape mixes its positions with others"]),
     "Reshape of an open batch": ("x[- a (b x c)] y[- a b c]", ["its size is only known when the model runs"]),
     "Reshape to sizes computed": ("x[- -] s[-] y[- -]", ["Reshape takes sizes that the model computes"]),
-    "Flatten": ("x[. a b c] y[. (a x (b x c))]", []),
+    "Flatten": ("x[. a b c] y[. (a x b x c)]", []),
     "Transpose": ("x[a b] y[b a]", []),
     "Squeeze": ("x[. a .] y[a]", []),
     "Unsqueeze": ("x[a] y[. a .]", []),
     "Expand": ("x[a .] y[b a c]", []),
-    "Tile": ("x[a b] y[a (- x b)]", ["Tile repeats it so often"]),
+    "Tile": ("x[a b] y[a (- x b)]", ["it counts the copies that Tile makes"]),
     "ConstantOfShape": ("y[a b]", []),
     "Gather": ("x[- a] i[b] y[b a]", ["Gather selects from it by number"]),
     "GatherElements": ("x[- -] i[- -] y[- -]", ["GatherElements: its places are numbered"]),
@@ -259,9 +268,9 @@ EXPECTED = {
     "ReduceL2": ("x[a b] y[a .]", []),
     "ReduceL1": ("x[a b] y[a .]", []),
     "ReduceSumSquare": ("x[a b] y[. .]", []),
-    "ReduceMax": ("x[a -] y[a .]", ["ReduceMax takes all of it together"]),
-    "ReduceMin": ("x[a -] y[a .]", ["ReduceMin takes all of it together"]),
-    "ReduceProd": ("x[a -] y[a .]", ["ReduceProd takes all of it together"]),
+    "ReduceMax": ("x[a -] y[a .]", ["ReduceMax combines all of it"]),
+    "ReduceMin": ("x[a -] y[a .]", ["ReduceMin combines all of it"]),
+    "ReduceProd": ("x[a -] y[a .]", ["ReduceProd combines all of it"]),
     "ArgMax": ("x[- a] y[a]", ["ArgMax: its places are numbered"]),
     "TopK": ("x[a -] k[.] y[a -] i[a -]", ["TopK: its places are numbered"]),
     "CumSum": ("x[- a] a[.] y[- a]", ["CumSum: every place enters all that follow"]),
@@ -286,9 +295,9 @@ def test_what_a_row_ties(case):
 
 def test_an_operator_without_a_row_pins_all_it_reads_and_makes():
     text, why = told("Selu", [ROWS], ["float[3, 8] y"])
-    assert (text, why) == ("x[- -] y[- -]", {"Selu has no row in the table of operators"})
+    assert (text, why) == ("x[- -] y[- -]", {"Selu has no row in the operator table"})
 
 
 def test_a_handler_that_disagrees_with_the_shapes_is_not_believed():
     text, why = told("Add", [ROWS, "float[8] z"], ["float[3, 9] y"])
-    assert (text, why) == ("x[- -] z[-] y[- -]", {"Add takes it in a way that is not understood"})
+    assert (text, why) == ("x[- -] z[-] y[- -]", {"Add uses it in a way that is not understood"})

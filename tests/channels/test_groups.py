@@ -80,7 +80,7 @@ def test_an_operator_without_a_row_pins_what_it_reads_and_no_more():
     constants = weights(w=(6, 3, 1, 1), v=(5, 6, 1, 1), u=(7, 5, 1, 1), t=(4, 7, 1, 1))
     found = grouped(body, IMAGE, "float[1, 4, 8, 8] y", constants)
     assert {name for name, group in found.items() if group.free} == {"one", "three"}
-    assert found["two"].pins == ("Selu has no row in the table of operators",)
+    assert found["two"].pins == ("Selu has no row in the operator table",)
 
 
 def test_what_a_branch_reads_stays():

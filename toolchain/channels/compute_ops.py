@@ -1,7 +1,8 @@
-"""How operators that compute tie index spaces: one handler for each *channels* cell of the op table.
+"""Index spaces of operators that compute: one handler for each *channels* cell of the operator table.
 
-A handler is given a node and the :class:`Ledger` of all axes met so far. It unifies and pins what the node reads, its
-weights included, and returns the axes of every output. Those that only move numbers are in ``shapes.py``.
+A handler takes the :class:`Ledger` of all axes met so far, a node and its cell. It unifies and pins the axes of the
+node's inputs, weights included, and returns the axes of every output. Operators that only move numbers are in
+``movement_ops.py``.
 """
 
 from __future__ import annotations
@@ -17,38 +18,42 @@ from toolchain.ops.weights import operand_axes
 
 Axes = tuple[Space, ...]
 
-NO_ROW = "{op} has no row in the table of operators"
-UNRESOLVED = "{op} takes it in a way that is not understood"
-KERNEL, WINDOW = "a kernel's extent", "{op} computes its positions anew"
-READ = "its sizes are read as data"
+# Reasons for pins
+NO_ROW = "{op} has no row in the operator table"
+NOT_UNDERSTOOD = "{op} uses it in a way that is not understood"
+KERNEL_AXIS = "it is an axis of a kernel"
+NEW_POSITIONS = "{op} computes its positions anew"
+SIZES_READ = "its sizes are read as data"
 LOOKED_UP = "{op} selects from it by number"
-MEAN, WHOLE = "{op} divides by its size", "{op} takes all of it together"
-RUN_TIME = "its size is only known when the model runs"
-GATES, DIRECTIONS = "a recurrent cell's gates", "the directions of a recurrent layer"
+MEAN = "{op} divides by its size"
+ALL_TOGETHER = "{op} combines all of it"
+RUN_TIME_SIZE = "its size is only known when the model runs"
+GATES = "it counts the gates of a recurrent cell"
+DIRECTIONS = "it counts the directions of a recurrent layer"
 NORMALIZED = "{op} divides by a deviation over it"
 
 
 class NotUnderstoodError(Exception):
-    """A handler meets a form it does not cover; the node becomes a barrier, for this reason."""
+    """A handler does not cover this form of its operator; the node becomes a barrier, for this reason."""
 
-    def __init__(self, reason: str = UNRESOLVED) -> None:
+    def __init__(self, reason: str = NOT_UNDERSTOOD) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
 class Ledger:
-    """The axes of every value met so far, and over which of them a node sums."""
+    """Axes of every value met so far. summed: axes over which a node sums, as (input's index, axis)."""
 
     def __init__(self) -> None:
         self.axes: dict[ir.Value, Axes] = {}
-        self.closed: dict[ir.Node, tuple[tuple[int, int], ...]] = {}
+        self.summed: dict[ir.Node, tuple[tuple[int, int], ...]] = {}
 
     def fresh(self, value: ir.Value, *pins: str) -> Axes:
-        """New spaces of a value's sizes; none where its rank is unknown."""
+        """New spaces with the sizes of a value; none if its rank is unknown."""
         return tuple(space(size, *pins) for size in query.sizes(value, dynamic=-1) or ())
 
     def of(self, value: ir.Value | None) -> Axes:
-        """The axes of what a node reads; constants get theirs when they are first met.
+        """Axes of a node's input; those of constants are made when they are first met.
 
         Raises:
             NotUnderstoodError: there is no such input, or its rank is unknown.
@@ -60,18 +65,18 @@ class Ledger:
         return self.axes[value]
 
     def pin(self, value: ir.Value | None, reason: str) -> None:
-        """Forbid that any axis of a value is cut."""
+        """Forbid cutting any axis of a value."""
         if value is not None and query.rank(value) is not None:
             pin_all(self.of(value), reason)
 
-    def close(self, node: ir.Node, *where: tuple[int, int]) -> None:
-        """A node sums over these axes of its inputs: (input's index, axis)."""
-        self.closed[node] = where
+    def sums_over(self, node: ir.Node, *axes: tuple[int, int]) -> None:
+        """Record that a node sums over these axes of its inputs: (input's index, axis)."""
+        self.summed[node] = axes
 
 
 def space(size: int, *pins: str) -> Space:
-    """A fresh space for an axis; negative sizes are those that only the run tells."""
-    return Space(None, RUN_TIME) if size < 0 else Space(size, *pins)
+    """A new space for an axis; a negative size is one only known at run time."""
+    return Space(None, RUN_TIME_SIZE) if size < 0 else Space(size, *pins)
 
 
 def pin_all(axes: Sequence[Space], reason: str) -> None:
@@ -81,12 +86,12 @@ def pin_all(axes: Sequence[Space], reason: str) -> None:
 
 
 def given(node: ir.Node, index: int) -> ir.Value | None:
-    """An optional input."""
+    """An optional input of a node, None if it is left off."""
     return node.inputs[index] if len(node.inputs) > index else None
 
 
 def broadcast(operands: Sequence[Axes]) -> Axes:
-    """Aligned at the right; an axis of size 1 joins nothing."""
+    """Axes that several operands broadcast to, aligned at the right; an axis of size 1 is unified with nothing."""
     result: list[Space] = []
     for back in range(1, max(map(len, operands)) + 1):
         here = [axes[-back] for axes in operands if len(axes) >= back]
@@ -100,13 +105,13 @@ def broadcast(operands: Sequence[Axes]) -> Axes:
 # ------------------------------------------------------------------------------------------------ products
 
 
-def weighted(b: Ledger, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
+def weighted(ledger: Ledger, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
     """Conv and ConvTranspose; the weight may be computed as well."""
-    x, w = b.of(node.inputs[0]), b.of(node.inputs[1])
+    x, w = ledger.of(node.inputs[0]), ledger.of(node.inputs[1])
     groups, rows, columns = query.attribute(node, "group", 1), w[0].root.size, w[1].root.size
     if rows is None or columns is None:
         raise NotUnderstoodError
-    # Of a Conv the rows of the weight are (G x O) and its columns I; of a ConvTranspose (G x I) and O.
+    # Axes 0 and 1 of a Conv's weight are (G x O) and I, those of a ConvTranspose's (G x I) and O.
     group, of_row, of_column = Space(groups), Space(rows // groups), Space(columns)
     unify(w[0], product(group, of_row))
     unify(w[1], of_column)
@@ -114,18 +119,18 @@ def weighted(b: Ledger, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
     unify(x[cell.act], product(group, inner))
     result = product(group, outer)
     if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
-        unify(b.of(bias)[0], result)
-    pin_all(w[2:], KERNEL)
+        unify(ledger.of(bias)[0], result)
+    pin_all(w[2:], KERNEL_AXIS)
     if inner.root.size != 1 or groups == 1:
-        b.close(node, (0, cell.act))
+        ledger.sums_over(node, (0, cell.act))
     known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * len(x)
-    pin_all(x[2:], WINDOW.format(op=node.op_type))
-    return [(x[0], result, *(space(size, WINDOW.format(op=node.op_type)) for size in known[2:]))]
+    pin_all(x[2:], NEW_POSITIONS.format(op=node.op_type))
+    return [(x[0], result, *(space(size, NEW_POSITIONS.format(op=node.op_type)) for size in known[2:]))]
 
 
-def contracted(b: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
+def contracted(ledger: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
     """Gemm and MatMul."""
-    left, right = b.of(node.inputs[0]), b.of(node.inputs[1])
+    left, right = ledger.of(node.inputs[0]), ledger.of(node.inputs[1])
     if len(left) < 2 or len(right) < 2:
         raise NotUnderstoodError
     (row, summed_left), (column, summed_right) = (
@@ -134,14 +139,14 @@ def contracted(b: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
     unify(left[summed_left], right[summed_right])
     result = (*broadcast([left[:-2], right[:-2], ()]), left[row], right[column])
     if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
-        result = broadcast([result, b.of(bias)])
-    b.close(node, (0, summed_left), (1, summed_right))
+        result = broadcast([result, ledger.of(bias)])
+    ledger.sums_over(node, (0, summed_left), (1, summed_right))
     return [result]
 
 
-def recurrent(b: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes]:
-    """LSTM and GRU: hidden units are in every gate's rows, in the columns of R and in the states."""
-    x, w, r = (b.of(node.inputs[i]) for i in range(3))
+def recurrent(ledger: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes]:
+    """LSTM and GRU: a hidden unit is in the rows of every gate, in the columns of R and in the states."""
+    x, w, r = (ledger.of(node.inputs[i]) for i in range(3))
     size, directions = r[2].root.size, w[0]
     if size is None or query.attribute(node, "layout", 0):
         raise NotUnderstoodError
@@ -152,29 +157,29 @@ def recurrent(b: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes]:
     gates = {1: cell.gates, 2: cell.gates, 3: 2 * cell.gates, 7: 3}  # W, R, biases, peepholes
     for index in (1, 2, 3, 5, 6, 7):
         if (value := given(node, index)) is not None:
-            axes = b.of(value)
+            axes = ledger.of(value)
             rows = product(Space(gates[index], GATES), hidden) if index in gates else hidden
             unify(axes[1 if index in gates else 2], rows)
             unify(axes[0], directions)
-    b.close(node, (0, 2), (2, 2))  # it sums over its own state, too
+    ledger.sums_over(node, (0, 2), (2, 2))  # it sums over its own state, too
     states = (directions, x[1], hidden)
     return [(x[0], *states), states, states][: len(node.outputs)]
 
 
-# ------------------------------------------------------------------------------------- one place by itself
+# ------------------------------------------------------------------------------- each position by itself
 
 
-def elementwise(b: Ledger, node: ir.Node, cell: cells.Elementwise) -> list[Axes]:
-    """Every output is of the shape that the inputs broadcast to."""
-    return [broadcast([b.of(value) for value in node.inputs if value is not None])] * len(node.outputs)
+def elementwise(ledger: Ledger, node: ir.Node, cell: cells.Elementwise) -> list[Axes]:
+    """Outputs have the shape that the inputs broadcast to."""
+    return [broadcast([ledger.of(value) for value in node.inputs if value is not None])] * len(node.outputs)
 
 
-def per_channel(b: Ledger, node: ir.Node, cell: cells.PerChannel) -> list[Axes]:
-    """Parameters of one axis, or a scalar for all of it."""
-    x = b.of(node.inputs[0])
+def per_channel(ledger: Ledger, node: ir.Node, cell: cells.PerChannel) -> list[Axes]:
+    """Parameters with one number for each position of an axis, or one number for all."""
+    x = ledger.of(node.inputs[0])
     axis = query.attribute(node, "axis", cell.axis)
     for value in (given(node, index) for index in cell.parameters):
-        own = b.of(value) if value is not None else ()
+        own = ledger.of(value) if value is not None else ()
         if len(own) > 1:
             raise NotUnderstoodError
         if own and own[0].root.size != 1:
@@ -182,32 +187,32 @@ def per_channel(b: Ledger, node: ir.Node, cell: cells.PerChannel) -> list[Axes]:
     return [x] * len(node.outputs)
 
 
-def spatial(b: Ledger, node: ir.Node, cell: cells.SpatialOnly) -> list[Axes]:
-    """Pools and Resize."""
-    x, reason = b.of(node.inputs[0]), WINDOW.format(op=node.op_type)
+def spatial(ledger: Ledger, node: ir.Node, cell: cells.SpatialOnly) -> list[Axes]:
+    """Pools and Resize: batch and channels pass, other axes are pinned."""
+    x, reason = ledger.of(node.inputs[0]), NEW_POSITIONS.format(op=node.op_type)
     known = query.sizes(node.outputs[0], dynamic=-1)
     if known is None or len(known) != len(x):
         raise NotUnderstoodError
     pin_all(x[2:], reason)
     for value in node.inputs[1:]:
-        b.pin(value, READ)
+        ledger.pin(value, SIZES_READ)
     return [(*x[:2], *(space(size, reason) for size in known[2:]))] * len(node.outputs)
 
 
-def selected(b: Ledger, node: ir.Node, cell: cells.Selected) -> list[Axes]:
-    """Gather: the axes of the indices take the place of the one that is selected from."""
-    x, index = b.of(node.inputs[0]), b.of(node.inputs[1])
+def selected(ledger: Ledger, node: ir.Node, cell: cells.Selected) -> list[Axes]:
+    """Gather: the axes of the indices replace the one that is selected from."""
+    x, index = ledger.of(node.inputs[0]), ledger.of(node.inputs[1])
     at = query.attribute(node, "axis", 0) % len(x)
     x[at].pin(LOOKED_UP.format(op=node.op_type))
     return [(*x[:at], *index, *x[at + 1 :])]
 
 
-# ------------------------------------------------------------------------------------- many places as one
+# ------------------------------------------------------------------------------ several positions together
 
 
-def reduced(b: Ledger, node: ir.Node, cell: cells.Reduced) -> list[Axes]:
-    """Sums close; whatever else depends on how many there are, or would not leave out a zero, pins."""
-    x = b.of(node.inputs[0])
+def reduced(ledger: Ledger, node: ir.Node, cell: cells.Reduced) -> list[Axes]:
+    """Reductions: a sum may lose terms that are zero; all others depend on the number of terms or on zeros, and pin."""
+    x = ledger.of(node.inputs[0])
     axes = query.attribute(node, "axes")
     if axes is None and (value := given(node, 1)) is not None:
         axes = query.ints(value)
@@ -217,18 +222,18 @@ def reduced(b: Ledger, node: ir.Node, cell: cells.Reduced) -> list[Axes]:
         return [x]
     gone = sorted({a % len(x) for a in axes or range(len(x))})
     if cell.weighs:
-        reason = MEAN if node.op_type == "ReduceMean" else WHOLE
+        reason = MEAN if node.op_type == "ReduceMean" else ALL_TOGETHER
         pin_all([x[a] for a in gone], reason.format(op=node.op_type))
     else:
-        b.close(node, *((0, a) for a in gone))
+        ledger.sums_over(node, *((0, a) for a in gone))
     if query.attribute(node, "keepdims", 1):
         return [tuple(Space(1) if i in gone else axis for i, axis in enumerate(x))]
     return [tuple(axis for i, axis in enumerate(x) if i not in gone)]
 
 
-def grouped_norm(b: Ledger, node: ir.Node, cell: cells.GroupedNorm) -> list[Axes]:
-    """Whole groups may go, nothing inside one."""
-    x = b.of(node.inputs[0])
+def grouped_norm(ledger: Ledger, node: ir.Node, cell: cells.GroupedNorm) -> list[Axes]:
+    """GroupNormalization: whole groups may be cut, nothing inside one."""
+    x = ledger.of(node.inputs[0])
     channels = x[1].root.size
     if channels is None:
         raise NotUnderstoodError
@@ -237,21 +242,21 @@ def grouped_norm(b: Ledger, node: ir.Node, cell: cells.GroupedNorm) -> list[Axes
     group, inner = Space(groups), Space(channels // groups, reason)
     unify(x[1], product(group, inner))
     for value in node.inputs[1:3]:
-        (own,) = b.of(value)
+        (own,) = ledger.of(value)
         unify(own, x[1] if own.root.size == channels else group)
     pin_all(x[2:], reason)
     return [x]
 
 
-def pinned(b: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
-    """Nothing of the axis may go: LayerNormalization, Softmax; and what makes numbers of sizes."""
+def pinned(ledger: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
+    """LayerNormalization, Softmax and others that need an axis whole; Shape, Size and Range, whose output is sizes."""
     if node.op_type in ("Range", "Shape", "Size"):
-        return _counted(b, node, cell)
-    x, reason = b.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
+        return _counted(ledger, node, cell)
+    x, reason = ledger.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
     if node.op_type in ("GatherElements", "GatherND", "ScatterElements", "ScatterND"):
         for value in node.inputs:
-            b.pin(value, reason)
-        return [b.fresh(output, reason) for output in node.outputs]
+            ledger.pin(value, reason)
+        return [ledger.fresh(output, reason) for output in node.outputs]
     named = query.ints(node.inputs[1]) if node.op_type == "CumSum" else None
     usual = (0 if node.op_type == "ArgMax" else -1) if cell.axis is None else cell.axis
     at = (named[0] if named else query.attribute(node, "axis", usual)) % len(x)
@@ -259,12 +264,12 @@ def pinned(b: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
     pin_all([x[i] for i in gone], reason)
     for value in node.inputs[1:]:
         if value is not None:
-            broadcast([x, b.of(value)])
+            broadcast([x, ledger.of(value)])
     return [_beside(x, gone, output, reason) for output in node.outputs]
 
 
 def _beside(x: Axes, gone: range, output: ir.Value, reason: str) -> Axes:
-    """Axes of an output that has lost the pinned ones, or has them in the same or in a new size."""
+    """Axes of an output in which the pinned ones are missing, or have the same or a new size."""
     known = query.sizes(output, dynamic=-1)
     if known is None or len(known) != len(x):
         return tuple(axis for i, axis in enumerate(x) if i not in gone)
@@ -274,15 +279,15 @@ def _beside(x: Axes, gone: range, output: ir.Value, reason: str) -> Axes:
     )
 
 
-def _counted(b: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
+def _counted(ledger: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
     if node.op_type != "Range":
-        x = b.of(node.inputs[0])
-        pin_all(x if node.op_type == "Size" else [x[at] for at in _axes_read(node, len(x))], READ)
-    return [b.fresh(node.outputs[0], f"{node.op_type}: {cell.reason}")]
+        x = ledger.of(node.inputs[0])
+        pin_all(x if node.op_type == "Size" else [x[at] for at in _axes_read(node, len(x))], SIZES_READ)
+    return [ledger.fresh(node.outputs[0], f"{node.op_type}: {cell.reason}")]
 
 
 def _axes_read(node: ir.Node, rank: int) -> set[int]:
-    """The axes whose sizes somebody takes from a Shape, as far as that can be seen."""
+    """Axes whose sizes are taken from the output of a Shape; all of them where that cannot be seen."""
     start = query.attribute(node, "start", 0)
     window = list(range(rank))[start : query.attribute(node, "end", rank)]
     readers, whole = _readers(node.outputs[0])
@@ -299,7 +304,7 @@ def _axes_read(node: ir.Node, rank: int) -> set[int]:
 
 
 def _readers(value: ir.Value) -> tuple[list[ir.Node], bool]:
-    """Who reads a value, behind Casts too, and whether it leaves the graph."""
+    """Nodes that read a value, also through Casts, and whether it is an output of the graph."""
     found: list[ir.Node] = []
     leaves = value.is_graph_output()
     for reader in query.consumers(value):

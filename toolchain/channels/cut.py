@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from toolchain.channels.compute_ops import given
 from toolchain.channels.groups import by_name, groups
-from toolchain.channels.index_spaces import Space, places
+from toolchain.channels.index_spaces import Space, kept_positions
 from toolchain.channels.layout import Layout, layout
 from toolchain.core.arrays import Index
 from toolchain.core.errors import ModelError
@@ -73,7 +73,7 @@ def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
     keep = keep_sets(clone, found, cuts)
     before = {value: query.sizes(value, dynamic=-1) for value in found.axes}
     for value, axes in found.axes.items():
-        kept = [places(axis, keep) if axis.root.size is not None else None for axis in axes]
+        kept = [kept_positions(axis, keep) if axis.root.size is not None else None for axis in axes]
         array = query.constant(value) if value.is_initializer() else None
         if array is not None and any(k is not None and len(k) < n for k, n in zip(kept, array.shape, strict=True)):
             for axis, index in enumerate(kept):
@@ -107,7 +107,7 @@ class _Context:
     def kept(self, value: ir.Value | None, axis: int) -> Index:
         if value is None:
             raise ModelError("an input is missing", where="the layout")
-        return places(self.layout.axes[value][axis], self.keep)
+        return kept_positions(self.layout.axes[value][axis], self.keep)
 
 
 def _static(value: ir.Value) -> list[int]:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.channels.compute_ops import GATES, KERNEL
-from toolchain.channels.index_spaces import Space, leaves, owners
+from toolchain.channels.compute_ops import GATES, KERNEL_AXIS
+from toolchain.channels.index_spaces import Space, leaf_positions, leaves
 from toolchain.channels.layout import Layout
 from toolchain.graph import query
 from toolchain.ops import table
 from toolchain.ops.cells import SpatialOnly
 
 UNUSED = "nothing sums over it, so cutting it changes the answer"
-STRUCTURE = {KERNEL, GATES}
+STRUCTURE = {KERNEL_AXIS, GATES}
 """Axes that are no channels: nobody asks why they are not cut."""
 
 
@@ -74,7 +74,7 @@ def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
     """All groups that are in a parameter, in the order in which they are first met; kernels' extents left out."""
     members: dict[Space, list[Member]] = {}
     macs: dict[Space, dict[str, float]] = {}
-    closers = _closed_leaves(layout)
+    summed = _summed_leaves(layout)
     for node, _, value in parameters(model):
         made = {leaf for output in node.outputs for axis in layout.axes.get(output, ()) for leaf in leaves(axis)}
         cost = table.macs(node) or 0
@@ -94,16 +94,16 @@ def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
         first = next((m for m in where if m.makes), where[0])
         number = names[first.node] = names.get(first.node, 0) + 1
         name = first.node if number == 1 else f"{first.node}:{number}"
-        pins = leaf.pins or (() if leaf in closers else (UNUSED,))
+        pins = leaf.pins or (() if leaf in summed else (UNUSED,))
         found.append(Group(name, leaf.size or 0, tuple(where), pins, int(sum(macs[leaf].values())), leaf))
     return tuple(found)
 
 
-def _closed_leaves(layout: Layout) -> set[Space]:
+def _summed_leaves(layout: Layout) -> set[Space]:
     """Leaves that some operator sums over."""
     return {
         leaf
-        for node, where in layout.closed.items()
+        for node, where in layout.summed.items()
         for index, axis in where
         for leaf in leaves(layout.axes[node.inputs[index]][axis])  # type: ignore[index]
     }
@@ -111,7 +111,7 @@ def _closed_leaves(layout: Layout) -> set[Space]:
 
 def _share(space: Space, leaf: Space) -> float:
     """Which part of an axis stands or falls with a leaf."""
-    return float(np.mean(owners(space, leaf) >= 0))
+    return float(np.mean(leaf_positions(space, leaf) >= 0))
 
 
 def by_name(found: tuple[Group, ...]) -> Mapping[str, Group]:

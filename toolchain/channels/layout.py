@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from toolchain.channels import compute_ops, movement_ops
-from toolchain.channels.compute_ops import NO_ROW, UNRESOLVED, Axes, Ledger, NotUnderstoodError
+from toolchain.channels.compute_ops import NO_ROW, NOT_UNDERSTOOD, Axes, Ledger, NotUnderstoodError
 from toolchain.graph import query
 from toolchain.ops import cells
 from toolchain.ops.table import BARRIER, rule
@@ -34,7 +34,7 @@ class Layout:
     """
 
     axes: Mapping[ir.Value, Axes]
-    closed: Mapping[ir.Node, tuple[tuple[int, int], ...]]
+    summed: Mapping[ir.Node, tuple[tuple[int, int], ...]]
 
     def sizes(self, value: ir.Value) -> tuple[int | None, ...]:
         """Of a value, as far as they are known."""
@@ -50,7 +50,7 @@ def layout(model: ir.Model) -> Layout:
         _visit(ledger, node)
     for value in model.graph.outputs:
         ledger.pin(value, OUTPUT)
-    return Layout(ledger.axes, ledger.closed)
+    return Layout(ledger.axes, ledger.summed)
 
 
 def _visit(ledger: Ledger, node: ir.Node) -> None:
@@ -65,7 +65,7 @@ def _visit(ledger: Ledger, node: ir.Node) -> None:
     if found is None:
         for value in node.inputs:
             ledger.pin(value, reason)
-        ledger.closed.pop(node, None)
+        ledger.summed.pop(node, None)
         found = [ledger.fresh(output, reason) for output in node.outputs]
     ledger.axes.update(zip(node.outputs, found, strict=False))
 
@@ -80,8 +80,8 @@ def _tied(ledger: Ledger, node: ir.Node) -> tuple[list[Axes] | None, str]:
     except NotUnderstoodError as error:
         return None, error.reason.format(op=query.op(node))
     except ValueError:  # sizes that do not fit together
-        return None, UNRESOLVED.format(op=query.op(node))
-    return (found if _agree(node, found) else None), UNRESOLVED.format(op=query.op(node))
+        return None, NOT_UNDERSTOOD.format(op=query.op(node))
+    return (found if _agree(node, found) else None), NOT_UNDERSTOOD.format(op=query.op(node))
 
 
 def _agree(node: ir.Node, found: Sequence[Axes]) -> bool:

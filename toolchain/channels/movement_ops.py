@@ -1,58 +1,63 @@
-"""How operators that only move numbers tie index spaces: one handler for each *channels* cell, as in ``rows.py``."""
+"""Index spaces of operators that only move numbers: one handler for each *channels* cell of the operator table.
+
+The handlers have the form of those in ``compute_ops.py``. A Reshape reads the same positions as two row-major products,
+whose common refinement is taken (``index_spaces.py``). With axes whose sizes are only known at run time it can be taken
+in two places: equal axes at the front, and axes of known sizes at the end.
+"""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from math import prod
 
 import onnx_ir as ir
 
-from toolchain.channels.compute_ops import WINDOW, Axes, Ledger, NotUnderstoodError, given, pin_all, space
-from toolchain.channels.index_spaces import Space, align, carve, product, total, unify
+from toolchain.channels.compute_ops import NEW_POSITIONS, Axes, Ledger, NotUnderstoodError, given, pin_all, space
+from toolchain.channels.index_spaces import Space, concatenation, product, split, unify, unify_products
 from toolchain.graph import query
 from toolchain.ops import cells
 
-STEPS = "{op} counts its places in steps"
-REPEATED = "{op} repeats it so often"
-COMPUTED = "{op} takes sizes that the model computes"
-MEETS = "{op} joins it with an axis whose size is only known when the model runs"
-FILLED = "{op} fills it with copies of its edge"
+STEPS = "{op} counts its positions in steps"
+REPEATED = "it counts the copies that {op} makes"
+COMPUTED_SIZES = "{op} takes sizes that the model computes"
+MEETS_RUN_TIME_AXIS = "{op} joins it with an axis whose size is only known when the model runs"
+EDGE_COPIES = "{op} fills it with copies of its edge"
 
 
-def joined(b: Ledger, node: ir.Node, cell: cells.Joined) -> list[Axes]:
-    """Concat."""
-    parts = [b.of(value) for value in node.inputs if value is not None]
+def joined(ledger: Ledger, node: ir.Node, cell: cells.Joined) -> list[Axes]:
+    """Concat: the axes one behind the other; all other axes are the same."""
+    parts = [ledger.of(value) for value in node.inputs if value is not None]
     at = query.attribute(node, "axis", 0) % len(parts[0])
     for part in parts[1:]:
         for index, axis in enumerate(part):
             if index != at:
                 unify(parts[0][index], axis)
     result = list(parts[0])
-    result[at] = total(*(part[at] for part in parts))
+    result[at] = concatenation(*(part[at] for part in parts))
     return [tuple(result)]
 
 
-def parted(b: Ledger, node: ir.Node, cell: cells.Parted) -> list[Axes]:
-    """Split, Slice and Pad."""
-    return {"Split": _split, "Slice": _slice, "Pad": _pad}[node.op_type](b, node)
+def parted(ledger: Ledger, node: ir.Node, cell: cells.Parted) -> list[Axes]:
+    """Split, Slice and Pad: parts of the axis, or the axis between pinned padding."""
+    return {"Split": _split, "Slice": _slice, "Pad": _pad}[node.op_type](ledger, node)
 
 
-def _split(b: Ledger, node: ir.Node) -> list[Axes]:
-    x = b.of(node.inputs[0])
+def _split(ledger: Ledger, node: ir.Node) -> list[Axes]:
+    x = ledger.of(node.inputs[0])
     at = query.attribute(node, "axis", 0) % len(x)
     sizes = [(query.sizes(output, dynamic=-1) or ())[at : at + 1] for output in node.outputs]
     if any(not size or size[0] < 0 for size in sizes) or sum(size[0] for size in sizes) != x[at].root.size:
         raise NotUnderstoodError
-    parts = carve(x[at], [size[0] for size in sizes])
+    parts = split(x[at], [size[0] for size in sizes])
     return [(*x[:at], part, *x[at + 1 :]) for part in parts]
 
 
-def _slice(b: Ledger, node: ir.Node) -> list[Axes]:
-    x = b.of(node.inputs[0])
+def _slice(ledger: Ledger, node: ir.Node) -> list[Axes]:
+    x = ledger.of(node.inputs[0])
     starts, ends = query.ints(node.inputs[1]), query.ints(node.inputs[2])
     if starts is None or ends is None:
-        raise NotUnderstoodError(COMPUTED)
+        raise NotUnderstoodError(COMPUTED_SIZES)
     axes = query.ints(given(node, 3)) or list(range(len(starts)))
     steps = query.ints(given(node, 4)) or [1] * len(starts)
     known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * len(x)
@@ -60,13 +65,13 @@ def _slice(b: Ledger, node: ir.Node) -> list[Axes]:
     for at, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = x[at].root.size
         if size is None:
-            result[at] = space(known[at], MEETS.format(op=node.op_type))
+            result[at] = space(known[at], MEETS_RUN_TIME_AXIS.format(op=node.op_type))
             continue
         start, end = (min(max(p + size if p < 0 else p, 0), size) for p in (start, end))
         if step == 1:
-            result[at] = carve(x[at], [start, max(end - start, 0), size - max(end, start)])[1]
+            result[at] = split(x[at], [start, max(end - start, 0), size - max(end, start)])[1]
         elif step > 0 and size % step == 0 and start < step and len(range(start, end, step)) == size // step:
-            result[at] = Space(size // step)  # of every step-th place, one
+            result[at] = Space(size // step)  # one of every `step` positions
             unify(x[at], product(result[at], Space(step, STEPS.format(op=node.op_type))))
         else:
             x[at].pin(STEPS.format(op=node.op_type))
@@ -74,11 +79,11 @@ def _slice(b: Ledger, node: ir.Node) -> list[Axes]:
     return [tuple(result)]
 
 
-def _pad(b: Ledger, node: ir.Node) -> list[Axes]:
-    x, reason = b.of(node.inputs[0]), WINDOW.format(op="Pad")
+def _pad(ledger: Ledger, node: ir.Node) -> list[Axes]:
+    x, reason = ledger.of(node.inputs[0]), NEW_POSITIONS.format(op="Pad")
     pads, axes = query.ints(given(node, 1)), query.ints(given(node, 3))
     if pads is None or (axes is None and given(node, 3) is not None):
-        raise NotUnderstoodError(COMPUTED)
+        raise NotUnderstoodError(COMPUTED_SIZES)
     axes = axes or list(range(len(x)))
     result = list(x)
     for at, before, behind in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
@@ -90,44 +95,58 @@ def _pad(b: Ledger, node: ir.Node) -> list[Axes]:
             result[at] = space(-1 if size is None else size + before + behind, reason)
             continue
         if query.attribute(node, "mode", "constant") != "constant":
-            x[at].pin(FILLED.format(op="Pad"))
-        result[at] = total(Space(before, reason), x[at], Space(behind, reason))
+            x[at].pin(EDGE_COPIES.format(op="Pad"))
+        result[at] = concatenation(Space(before, reason), x[at], Space(behind, reason))
     return [tuple(result)]
 
 
-def reshaped(b: Ledger, node: ir.Node, cell: cells.Reshaped) -> list[Axes]:
-    """Reshape and Flatten: two row-major products of the same places."""
-    x = b.of(node.inputs[0])
+def reshaped(ledger: Ledger, node: ir.Node, cell: cells.Reshaped) -> list[Axes]:
+    """Reshape and Flatten: two row-major products of the same positions."""
+    x = ledger.of(node.inputs[0])
     known = query.sizes(node.outputs[0], dynamic=-1)
-    if known is None or (node.op_type == "Reshape" and not _stated(node.inputs[1], known)):
-        raise NotUnderstoodError(COMPUTED)
+    if known is None or (node.op_type == "Reshape" and not _can_be_written(node.inputs[1], known)):
+        raise NotUnderstoodError(COMPUTED_SIZES)
     result = [space(size) for size in known]
-    left, right = deque(x), deque(result)
-    symbols = deque(_symbols(node.inputs[0])), deque(_symbols(node.outputs[0]))
-    while left and right:  # as long as what stands before is the same on both sides, equal axes are the same
-        source, target = left[0].root.size, right[0].root.size
-        if source is None and target is None:
-            alone = [sum(s.root.size is None for s in side) == 1 for side in (left, right)]
-            if symbols[0][0] != symbols[1][0] and not (all(alone) and _static_size(left) == _static_size(right)):
-                break
-        elif source is not None and source == target:
-            unify(left[0], right[0])
-        else:
-            break
-        for side in (left, right, *symbols):
-            side.popleft()
-    tail = _static_tail(left), _static_tail(right)
-    if len(tail[0]) == len(left) and len(tail[1]) == len(right):
-        align(left, right)
+    count = _equal_axes(x, result, _symbols(node.inputs[0]), _symbols(node.outputs[0]))
+    for source, target in zip(x[:count], result[:count], strict=True):
+        if source.root.size is not None:
+            unify(source, target)
+    left, right = x[count:], result[count:]
+    if all(axis.root.size is not None for axis in (*left, *right)):
+        unify_products(left, right)
     else:
-        _align_right(list(left), list(right), tail, MEETS.format(op=node.op_type))
+        _unify_last_axes(left, right, MEETS_RUN_TIME_AXIS.format(op=node.op_type))
     return [tuple(result)]
 
 
-def _stated(shape: ir.Value | None, known: Sequence[int]) -> bool:
-    """Whether a shape's numbers can be written anew: it is a constant, or joined from constants and what the run tells.
+def _equal_axes(
+    left: Sequence[Space],
+    right: Sequence[Space],
+    left_symbols: Sequence[str | None],
+    right_symbols: Sequence[str | None],
+) -> int:
+    """The number of axes at the front that are the same on both sides of a Reshape.
 
-    What the run tells may not be the size of an axis that is known: then it is not seen where it comes from.
+    Those of known sizes have equal sizes. Those only known at run time have one symbol; or there is one such axis left
+    on each side, and the known sizes beside it have the same product.
+    """
+    pairs = zip(left, right, left_symbols, right_symbols, strict=False)
+    for at, (source, target, left_symbol, right_symbol) in enumerate(pairs):
+        if source.root.size is None and target.root.size is None:
+            sides = left[at:], right[at:]
+            alone = all(sum(axis.root.size is None for axis in side) == 1 for side in sides)
+            same_rest = _known_size(sides[0]) == _known_size(sides[1])
+            if left_symbol != right_symbol and not (alone and same_rest):
+                return at
+        elif source.root.size is None or source.root.size != target.root.size:
+            return at
+    return min(len(left), len(right))
+
+
+def _can_be_written(shape: ir.Value | None, known: Sequence[int]) -> bool:
+    """True if new sizes can be written into a shape: it is a constant, or a Concat of constants and run-time sizes.
+
+    A run-time size must not be that of an axis whose size is known: it would not follow when that axis is cut.
     """
     slots = query.slots(shape)
     return (
@@ -138,38 +157,33 @@ def _stated(shape: ir.Value | None, known: Sequence[int]) -> bool:
 
 
 def _symbols(value: ir.Value | None) -> list[str | None]:
-    """Names of the axes that only the run tells; a name of no meaning for those without one."""
+    """For each axis, the name of its run-time size, made up where it has none; None for a known size."""
     shape = value.shape if value is not None and value.shape is not None else ()
     return [None if isinstance(d, int) else (d.value or f"{id(d)}") for d in shape]
 
 
-def _static_size(axes: Iterable[Space]) -> int:
+def _known_size(axes: Iterable[Space]) -> int:
     return prod(axis.root.size for axis in axes if axis.root.size is not None)
 
 
-def _static_tail(axes: deque[Space]) -> list[Space]:
-    tail: list[Space] = []
-    for axis in reversed(axes):
-        if axis.root.size is None:
-            break
-        tail.insert(0, axis)
-    return tail
-
-
-def _align_right(left: list[Space], right: list[Space], tail: tuple[list[Space], list[Space]], reason: str) -> None:
-    """Only the last axes are comparable: equal products there are aligned, the rest is pinned."""
-    for count in range(len(tail[0]), 0, -1):
-        for other in range(len(tail[1]), 0, -1):
-            if _static_size(tail[0][-count:]) == _static_size(tail[1][-other:]):
-                align(tail[0][-count:], tail[1][-other:])
-                pin_all([*left[:-count], *right[:-other]], reason)
+def _unify_last_axes(left: Sequence[Space], right: Sequence[Space], reason: str) -> None:
+    """Unify the longest products of known last axes that are equal on both sides, and pin the axes before them."""
+    for m in range(_known_at_end(left), 0, -1):
+        for n in range(_known_at_end(right), 0, -1):
+            if _known_size(left[-m:]) == _known_size(right[-n:]):
+                unify_products(left[-m:], right[-n:])
+                pin_all([*left[:-m], *right[:-n]], reason)
                 return
     pin_all([*left, *right], reason)
 
 
-def permuted(b: Ledger, node: ir.Node, cell: cells.Permuted) -> list[Axes]:
-    """Transpose, Squeeze and Unsqueeze."""
-    x = b.of(node.inputs[0])
+def _known_at_end(axes: Sequence[Space]) -> int:
+    return sum(1 for _ in takewhile(lambda axis: axis.root.size is not None, reversed(axes)))
+
+
+def permuted(ledger: Ledger, node: ir.Node, cell: cells.Permuted) -> list[Axes]:
+    """Transpose, Squeeze and Unsqueeze: axes move, vanish or appear with size 1."""
+    x = ledger.of(node.inputs[0])
     if node.op_type == "Transpose":
         return [tuple(x[i] for i in query.attribute(node, "perm", list(reversed(range(len(x))))))]
     axes = query.attribute(node, "axes") or query.ints(given(node, 1))
@@ -177,22 +191,22 @@ def permuted(b: Ledger, node: ir.Node, cell: cells.Permuted) -> list[Axes]:
         gone = [a % len(x) for a in axes] if axes is not None else [i for i, a in enumerate(x) if a.root.size == 1]
         return [tuple(axis for i, axis in enumerate(x) if i not in gone)]
     if axes is None:
-        raise NotUnderstoodError(COMPUTED)
+        raise NotUnderstoodError(COMPUTED_SIZES)
     rest = iter(x)
     rank = len(x) + len(axes)
     new = {a % rank for a in axes}
     return [tuple(Space(1) if i in new else next(rest) for i in range(rank))]
 
 
-def expanded(b: Ledger, node: ir.Node, cell: cells.Expanded) -> list[Axes]:
-    """Expand, ConstantOfShape and Tile: copies of what is there are places of their own."""
+def expanded(ledger: Ledger, node: ir.Node, cell: cells.Expanded) -> list[Axes]:
+    """Expand, ConstantOfShape and Tile: copies have positions of their own."""
     if node.op_type == "Tile":
-        return _tile(b, node)
+        return _tile(ledger, node)
     filled = node.op_type == "ConstantOfShape"
-    x = () if filled else b.of(node.inputs[0])
+    x = () if filled else ledger.of(node.inputs[0])
     known = query.sizes(node.outputs[0], dynamic=-1)
-    if known is None or not _stated(node.inputs[0 if filled else 1], known):
-        raise NotUnderstoodError(COMPUTED)
+    if known is None or not _can_be_written(node.inputs[0 if filled else 1], known):
+        raise NotUnderstoodError(COMPUTED_SIZES)
     result = [space(size) for size in known]
     for back, axis in enumerate(reversed(x), start=1):
         if axis.root.size != 1:
@@ -200,32 +214,29 @@ def expanded(b: Ledger, node: ir.Node, cell: cells.Expanded) -> list[Axes]:
     return [tuple(result)]
 
 
-def _tile(b: Ledger, node: ir.Node) -> list[Axes]:
-    x, repeats = b.of(node.inputs[0]), query.ints(node.inputs[1])
+def _tile(ledger: Ledger, node: ir.Node) -> list[Axes]:
+    x, repeats = ledger.of(node.inputs[0]), query.ints(node.inputs[1])
     if repeats is None:
-        raise NotUnderstoodError(COMPUTED)
+        raise NotUnderstoodError(COMPUTED_SIZES)
     pairs = zip(x, repeats, strict=True)
     return [
         tuple(product(Space(count, REPEATED.format(op="Tile")), axis) if count != 1 else axis for axis, count in pairs)
     ]
 
 
-def shuffled(b: Ledger, node: ir.Node, cell: cells.Shuffled) -> list[Axes]:
-    """DepthToSpace and SpaceToDepth: the squares of pixels stay, the channels that each of them has are free."""
-    x, block = b.of(node.inputs[0]), query.attribute(node, "blocksize", 1)
+def shuffled(ledger: Ledger, node: ir.Node, cell: cells.Shuffled) -> list[Axes]:
+    """DepthToSpace and SpaceToDepth: the pixels of a block are pinned, the channels of each pixel are free."""
+    x, block = ledger.of(node.inputs[0]), query.attribute(node, "blocksize", 1)
     known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * 4
-    channels, reason = x[1].root.size, WINDOW.format(op=node.op_type)
+    channels, reason = x[1].root.size, NEW_POSITIONS.format(op=node.op_type)
     if channels is None:
         raise NotUnderstoodError
-    squares = Space(block * block, reason)
+    pixels = Space(block * block, reason)
     pin_all(x[2:], reason)
     if node.op_type == "SpaceToDepth":
-        result = product(squares, x[1])
+        result = product(pixels, x[1])
     else:
         result = Space(channels // (block * block))
-        unify(x[1], product(squares, result) if _squares_first(node) else product(result, squares))
+        pixels_first = query.attribute(node, "mode", "DCR") == "DCR"
+        unify(x[1], product(pixels, result) if pixels_first else product(result, pixels))
     return [(x[0], result, *(space(size, reason) for size in known[2:]))]
-
-
-def _squares_first(node: ir.Node) -> bool:
-    return bool(query.attribute(node, "mode", "DCR") == "DCR")

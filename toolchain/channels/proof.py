@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.channels.cut import Cuts, apply_cuts, keep_sets
-from toolchain.channels.index_spaces import places
+from toolchain.channels.index_spaces import kept_positions
 from toolchain.channels.layout import layout
 from toolchain.core.arrays import F32
 from toolchain.data.tensors import Array, Feed
@@ -92,13 +92,13 @@ def masked(model: ir.Model, cuts: Cuts) -> ir.Model:
     found = layout(clone)
     keep = keep_sets(clone, found, cuts)
     names = edit.Names(clone.graph)
-    for node, where in found.closed.items():
+    for node, where in found.summed.items():
         for index, at in where:
             value = node.inputs[index]
             if value is None:
                 continue
             space = found.axes[value][at]
-            kept = places(space, keep)
+            kept = kept_positions(space, keep)
             if space.root.size is None or len(kept) == space.root.size:
                 continue
             mask = np.zeros(space.root.size, (value.dtype or ir.DataType.FLOAT).numpy())

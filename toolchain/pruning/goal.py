@@ -20,7 +20,7 @@ import onnx_ir as ir
 from toolchain.channels.branches import drop_branches
 from toolchain.channels.cut import Cuts, apply_cuts, keep_sets, parameter_count
 from toolchain.channels.groups import Group, groups
-from toolchain.channels.index_spaces import places
+from toolchain.channels.index_spaces import kept_positions
 from toolchain.channels.proof import verify_cuts
 from toolchain.core.arrays import Index
 from toolchain.core.errors import GateError, ModelError
@@ -264,7 +264,7 @@ def _repaired(job: _PruneTask, cuts: Cuts, pruned: ir.Model) -> ir.Model:
     def kept(tensor: str) -> Index | None:
         value, axes = known[tensor]
         axis = axes[1] if _has_channels_first(value) else axes[-1]
-        found = places(axis, keep) if axis.root.size is not None else None
+        found = kept_positions(axis, keep) if axis.root.size is not None else None
         return None if found is None or len(found) == axis.root.size else found
 
     mended = repair(pruned, basis.model, job.data, kept, progress=job.report)

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.channels.groups import Group
-from toolchain.channels.index_spaces import leaves, owners
+from toolchain.channels.index_spaces import leaf_positions, leaves
 from toolchain.channels.layout import Layout
 from toolchain.core.arrays import F64, Index
 from toolchain.graph import query
@@ -62,7 +62,7 @@ def consumers(model: ir.Model, found: Layout, group: Group) -> list[Consumer]:
     """Everybody who sums over a group; places: for every place of the axis that of the group, or -1."""
     result = []
     for node in model.graph:
-        for index, axis in found.closed.get(node, ()):
+        for index, axis in found.summed.get(node, ()):
             value = node.inputs[index]
             if value is None or query.constant(value) is not None:
                 continue
@@ -70,7 +70,9 @@ def consumers(model: ir.Model, found: Layout, group: Group) -> list[Consumer]:
             if group.leaf not in set(leaves(space)):
                 continue
             result.append(
-                Consumer(query.label(node), str(value.name), axis, owners(space, group.leaf), _weight(node, index))
+                Consumer(
+                    query.label(node), str(value.name), axis, leaf_positions(space, group.leaf), _weight(node, index)
+                )
             )
     return result
 
@@ -217,7 +219,7 @@ def makers(model: ir.Model, found: Layout, group: Group) -> dict[str, F64]:
     for member in group.members:
         array = query.float_array(values.get(member.parameter))
         if member.makes and array is not None and array.ndim > 1:
-            place = owners(found.axes[values[member.parameter]][member.axis], group.leaf)
+            place = leaf_positions(found.axes[values[member.parameter]][member.axis], group.leaf)
             rows = np.moveaxis(array, member.axis, 0).reshape(len(place), -1)
             total = np.zeros((group.size, rows.shape[1]))
             np.add.at(total, place[place >= 0], np.abs(rows[place >= 0]))

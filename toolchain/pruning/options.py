@@ -16,7 +16,7 @@ from toolchain.calibration.moments import channel_moments
 from toolchain.channels.branches import Branch, branches, drop_branches
 from toolchain.channels.cut import apply_cuts, keep_sets, separate
 from toolchain.channels.groups import Group, groups
-from toolchain.channels.index_spaces import leaves, places
+from toolchain.channels.index_spaces import kept_positions, leaves
 from toolchain.channels.layout import Layout, layout
 from toolchain.core.arrays import Index
 from toolchain.core.progress import Progress
@@ -211,7 +211,7 @@ def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], mend: bool) ->
                 continue
             if old.inputs[0] is None or old.inputs[0].name != consumer.reads or query.attribute(old, "group", 1) > 1:
                 continue
-            kept = places(basis.layout.axes[old.inputs[0]][consumer.axis], keep)
+            kept = kept_positions(basis.layout.axes[old.inputs[0]][consumer.axis], keep)
             rows = fold(consumer.weight, basis.moments[consumer.reads, consumer.axis].second, kept)
             array = query.float_array(old.inputs[1])
             if array is None:
@@ -220,7 +220,7 @@ def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], mend: bool) ->
             shape = (len(kept), array.shape[0], *array.shape[2:]) if old.op_type == "Conv" else rows.shape
             whole = rows.reshape(shape)
             whole = whole.swapaxes(0, 1) if out == 0 else whole
-            left = places(basis.layout.axes[old.inputs[1]][out], keep)  # type: ignore[index]
+            left = kept_positions(basis.layout.axes[old.inputs[1]][out], keep)  # type: ignore[index]
             whole = np.ascontiguousarray(whole.take(left, out), np.float32)
             edit.set_input(new, 1, edit.add_constant(pruned.graph, names.fresh(f"{consumer.node}_folded"), whole))
     edit.remove_unused(pruned)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from toolchain.channels.cut import apply_cuts, parameter_count, separate
 from toolchain.channels.groups import Group, groups
-from toolchain.channels.index_spaces import owners
+from toolchain.channels.index_spaces import leaf_positions
 from toolchain.channels.layout import layout
 from toolchain.conversion.source import convert
 from toolchain.core.errors import ModelError
@@ -414,7 +414,7 @@ def channels(model: ir.Model) -> list[ChannelGroup]:
             Slot(
                 weight=str(value.name),
                 axis=axis,
-                owner=owners(found.axes[value][axis], group.leaf),
+                owner=leaf_positions(found.axes[value][axis], group.leaf),
                 behind=len(found.axes[value]) - axis - 1,
                 gain=any(use.node.op_type == "BatchNormalization" and use.idx == GAIN for use in value.uses()),
             )

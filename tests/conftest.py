@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import FAST, CommandLine, content, samples, save_net
+from skips import pytest_sessionfinish, pytest_terminal_summary
 
 from toolchain.benchmark import emulator
+
+__all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 
 # Set up once for the machine, unlike the caches below.
 os.environ.setdefault("TOOLCHAIN_EMULATOR", str(emulator.folder()))

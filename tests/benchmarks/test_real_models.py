@@ -16,6 +16,7 @@ import pytest
 
 import benchmarks
 from benchmarks.models import MODELS, NAMES, missing, store
+from benchmarks.train import photographs
 
 HERE = Path(benchmarks.__file__).parent
 GUESS = {"minilm_l6": 0.15, "ppocr_cls": 0.6, "resemblyzer_lstm": 0.25, "svhn_cnn": 0.15, "mnist_cnn": 0.15}
@@ -54,7 +55,7 @@ def test_fetch_knows_every_package_and_no_other():
     script, pins = ((HERE / name).read_text() for name in ("fetch.sh", "requirements-nodeps.txt"))
     everything = re.search(r"^ *all\)(.*?);;", script, re.DOTALL | re.MULTILINE)[1]
     listed = {entry.partition("@")[0] for names in re.findall(r"\(([^)]*)\)", everything) for entry in names.split()}
-    required = {package for model in MODELS.values() for package in model.REQUIRES}
+    required = {package for model in MODELS.values() for package in model.REQUIRES} | {*photographs.REQUIRES}
     assert {package.partition("/")[2] for package in required} == listed
     wheels = {package.partition("/")[2] for package in required if package.startswith("pypi/")}
     assert wheels == set(re.findall(r"^([\w-]+)==\S+ --hash=sha256:", pins, re.MULTILINE))

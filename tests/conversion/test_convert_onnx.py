@@ -1,8 +1,6 @@
 """ONNX files as users have them: old, damaged, foreign, with external data."""
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -320,27 +318,23 @@ def test_a_source_that_runs_on_nothing(relu):
 # --- files that packages carry ---
 
 
-def package_file(package, name):
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"{package} is not installed")
-    return Path(spec.origin).parent / name
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "name", "inputs"),
     [
-        ("rapidocr_onnxruntime", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x.0": 1, "x.2": 48, "x.3": 192}),
-        ("rapidocr_onnxruntime", "models/ch_PP-OCRv4_det_infer.onnx", {"x.0": 1, "x.2": 64, "x.3": 96}),
-        ("rapidocr_onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx", {"x.0": 1, "x.2": 48, "x.3": 160}),
+        ("rapidocr-onnxruntime", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x.0": 1, "x.2": 48, "x.3": 192}),
+        ("rapidocr-onnxruntime", "models/ch_PP-OCRv4_det_infer.onnx", {"x.0": 1, "x.2": 64, "x.3": 96}),
+        ("rapidocr-onnxruntime", "models/ch_PP-OCRv4_rec_infer.onnx", {"x.0": 1, "x.2": 48, "x.3": 160}),
         ("ddddocr", "common_det.onnx", {}),
         ("ddddocr", "common.onnx", {"image_width": 128}),
         ("ddddocr", "common_old.onnx", {"image_width": 128}),
     ],
 )
 def test_real_files(package, name, inputs):
-    path = package_file(package, name)
+    store = pytest.importorskip("benchmarks.models.store")
+    if absent := store.missing([f"pypi/{package}"]):
+        pytest.skip(f"not fetched: {', '.join(absent)} (benchmarks/fetch.sh all)")
+    path = store.path(f"pypi/{package}", package.replace("-", "_"), name)
     loose = convert(path)
     assert query.opset(loose.model) == 17
     assert loose.parity is not None

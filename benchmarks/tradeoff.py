@@ -64,7 +64,7 @@ def _curve(model: Model, change: dict[str, object], options: argparse.Namespace)
     data = open_data(feeds, io.inputs(float_model))
     quantized = quantize_model(float_model, data, Recipe.parse({"quantize": change}))
     rate = lambda written: score(model, written)  # noqa: E731
-    noises = quantized.noises()
+    noises = quantized.noise_sources()
     return search(quantized, noises, rate, float("inf"), feeds[0], lambda *_: None, points=options.points)[1]
 
 

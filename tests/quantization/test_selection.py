@@ -5,7 +5,7 @@ import pytest
 import small_models
 from small_models import weights
 
-from toolchain.quantization.selection import clip_limits, select
+from toolchain.quantization.selection import FOLLOWS_FLOAT, clip_limits, select
 
 IMAGE = "float[N, 2, 6, 6] x"
 
@@ -28,63 +28,63 @@ W = weights(w=(4, 2, 1, 1))
 
 REFUSED = {
     "conv with a computed weight": (
-        "[n] y = Conv(x, w)", IMAGE + ", float[4, 2, 1, 1] w", {}, "its weight is not constant",
+        "[n] y = Conv(x, w)", IMAGE + ", float[4, 2, 1, 1] w", {}, "its weight is computed at run time",
     ),
-    "product of two activations": ("[n] y = MatMul(x, x)", IMAGE, {}, "multiplies two activations"),
+    "product of two activations": ("[n] y = MatMul(x, x)", IMAGE, {}, "its weight is computed at run time"),
     "half precision": (
         "[n] y = Conv(x, w)", "float16[N, 2, 6, 6] x", {"w": np.ones((4, 2, 1, 1), np.float16)}, "is not float32",
     ),
     "product with a constant activation": (
-        "[n] y = MatMul(k, x)", IMAGE, weights(k=(6, 6)), "its weight is not constant",
+        "[n] y = MatMul(k, x)", IMAGE, weights(k=(6, 6)), "its weight is computed at run time",
     ),
     "conv of a constant": (
-        "[n] c = Conv(k, w) y = Add(c, x)", IMAGE, weights(k=(1, 2, 6, 6), w=(2, 2, 1, 1)), "reads a constant",
+        "[n] c = Conv(k, w) y = Add(c, x)", IMAGE, weights(k=(1, 2, 6, 6), w=(2, 2, 1, 1)), "its input is a constant",
     ),
     "computed bias": ("[n] y = Conv(x, w, b)", IMAGE + ", float[4] b", W, "its bias is not constant"),
     "bias of the wrong size": (
-        "[n] y = Gemm(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(1,)), "not one number for each output channel",
+        "[n] y = Gemm(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(1,)), "one number per output channel",
     ),
     "bias without axes": (
-        "[n] y = Gemm(x, w, b)", "float[N, 3] x", weights(w=(3, 1), b=()), "not one number for each output channel",
+        "[n] y = Gemm(x, w, b)", "float[N, 3] x", weights(w=(3, 1), b=()), "one number per output channel",
     ),
     "bias along the rows": (
-        "[n] y = Gemm(x, w, b)", "float[4, 3] x", weights(w=(3, 4), b=(4, 1)), "not one number for each output channel",
+        "[n] y = Gemm(x, w, b)", "float[4, 3] x", weights(w=(3, 4), b=(4, 1)), "one number per output channel",
     ),
     "stack of matrices": ("[n] y = MatMul(x, w)", IMAGE, weights(w=(2, 6, 3)), "a stack of matrices"),
     "transposed activation": (
-        "[n] y = Gemm<transA = 1>(x, w)", "float[3, N] x", weights(w=(3, 4)), "transA, alpha=1 or beta=1 has no",
+        "[n] y = Gemm<transA = 1>(x, w)", "float[3, N] x", weights(w=(3, 4)), "kernel for transA=1, alpha=1, beta=1",
     ),
     "scaled product": (
-        "[n] y = Gemm<alpha = 0.5>(x, w)", "float[N, 3] x", weights(w=(3, 4)), "alpha=0.5 or beta=1 has no int8",
+        "[n] y = Gemm<alpha = 0.5>(x, w)", "float[N, 3] x", weights(w=(3, 4)), "alpha=0.5, beta=1",
     ),
     "scaled bias": (
-        "[n] y = Gemm<beta = 2.0>(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(4,)), "alpha=1 or beta=2 has no",
+        "[n] y = Gemm<beta = 2.0>(x, w, b)", "float[N, 3] x", weights(w=(3, 4), b=(4,)), "alpha=1, beta=2",
     ),
     "operator without a kernel": ("[n] y = Tanh(x)", IMAGE, {}, "no fused int8 kernel"),
     "operator without a row": ("[n] y = Selu(x)", IMAGE, {}, "its operator is not in the table"),
-    "relu of a graph input": ("[n] y = Relu(x)", IMAGE, {}, "follows a float operator"),
-    "relu of a float": ("t = Tanh(x) [n] y = Relu(t)", IMAGE, {}, "follows a float operator"),
+    "relu of a graph input": ("[n] y = Relu(x)", IMAGE, {}, FOLLOWS_FLOAT),
+    "relu of a float": ("t = Tanh(x) [n] y = Relu(t)", IMAGE, {}, FOLLOWS_FLOAT),
     "relu of something read twice": (
-        f"{CONV} [n] r = Relu(c) y = Add(r, c)", IMAGE, W, "its input is used elsewhere too",
+        f"{CONV} [n] r = Relu(c) y = Add(r, c)", IMAGE, W, "its input has other readers",
     ),
     "relu behind a pool": (
-        f"{CONV} p = MaxPool<kernel_shape = [2, 2]>(c) [n] y = Relu(p)", IMAGE, W, "requantizes nothing",
+        f"{CONV} p = MaxPool<kernel_shape = [2, 2]>(c) [n] y = Relu(p)", IMAGE, W, "does not round to int8",
     ),
     "relu behind a relu": (
-        f"{CONV} r = Relu(c) [n] y = Relu(r)", IMAGE, W, "requantizes nothing",
+        f"{CONV} r = Relu(c) [n] y = Relu(r)", IMAGE, W, "does not round to int8",
     ),
     "clip with a computed limit": (
-        f"{CONV} [n] y = Clip(c, k)", IMAGE + ", float k", W, "its limits are not constants around 0",
+        f"{CONV} [n] y = Clip(c, k)", IMAGE + ", float k", W, "limits are not constants with 0 between",
     ),
     "clip above zero": (
-        f"{CONV} [n] y = Clip(c, k)", IMAGE, {**W, "k": np.float32(0.5)}, "its limits are not constants around 0",
+        f"{CONV} [n] y = Clip(c, k)", IMAGE, {**W, "k": np.float32(0.5)}, "limits are not constants with 0 between",
     ),
     "addition of a constant": (
         f"{CONV} [n] y = Add(c, k)", IMAGE, {**W, "k": np.float32(3)}, "combines an activation with a constant",
     ),
     "addition of integers": ("[n] y = Add(x, x)", "int64[N, 2] x", {}, "is not float32"),
-    "glue in a float sea": ("t = Tanh(x) [n] y = Add(t, x)", IMAGE, {}, "reads float tensors; converting them would"),
-    "half of it float": (f"{CONV} t = Tanh(c) [n] y = Add(c, t)", IMAGE, W, "reads float tensors"),
+    "glue in a float sea": ("t = Tanh(x) [n] y = Add(t, x)", IMAGE, {}, "it reads mostly float tensors, and"),
+    "half of it float": (f"{CONV} t = Tanh(c) [n] y = Add(c, t)", IMAGE, W, "it reads mostly float tensors"),
     "interpolation": (
         f'{CONV} [n] y = Resize<mode = "linear">(c, , s)', IMAGE, {**W, "s": np.array([1, 1, 2, 2], np.float32)},
         "interpolates between values",
@@ -118,7 +118,7 @@ def test_the_recipe_can_keep_nodes_and_operators_float():
 
 def test_a_reason_found_elsewhere_is_reported_as_it_is():
     found = reasons(selected(f"{CONV} [r] y = Relu(c)", constants=W, reasons={"conv": "measured slower"}))
-    assert found == {"conv": "measured slower", "r": "follows a float operator"}
+    assert found == {"conv": "measured slower", "r": FOLLOWS_FLOAT}
 
 
 # --- glue ---
@@ -177,7 +177,7 @@ def test_what_only_float_nodes_read_of_a_product_stays_float():
     assert selection.int8_nodes() == {"gemm"}
     assert selection.tensors == {"x": 1}
     for name in ("r", "s"):
-        assert reasons(selection)[name] == "its readers are float, and so is the product it follows"
+        assert reasons(selection)[name] == "the result before it and all its readers are float"
     body = "[gemm] g = Gemm(x, w) [r] r = Relu(g) [second] h = Gemm(r, v) y = Softmax(h)"
     selection = selected(body, "float[N, 3] x", "float[N, 4] y", weights(w=(3, 4), v=(4, 4)))
     assert selection.int8_nodes() == {"gemm", "r", "second"}

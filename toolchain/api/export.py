@@ -143,7 +143,7 @@ def export(
         found = Results(measurements=tuple(results))
         (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
         progress("writing the report", 0, 0)
-        causes = quantized.noises() if explain else ()
+        causes = quantized.noise_sources() if explain else ()
         findings = gather(
             work.dense, quantized, files.models, rows, golden.feeds[0], profiles, pruned=work.pruned, noises=causes
         )

@@ -185,7 +185,7 @@ def _settle(work: _Work, recipe: Recipe, folder: Path, progress: Progress) -> tu
         return job.score(reference, run.session(model)).value
 
     feed = next(iter(job.held))
-    found, curve = search(work.quantized, work.quantized.noises(), rate, before.value - allowed, feed, progress)
+    found, curve = search(work.quantized, work.quantized.noise_sources(), rate, before.value - allowed, feed, progress)
     work = replace(work, quantized=found, curve=curve)
     files = _write_files(work, folder)
     after = job.score(reference, run.session(files.int8))

@@ -223,7 +223,7 @@ def quantize(
             recipe=options.read_recipe(recipe, max_drop),
             progress=report,
         )
-        noises = done.quantized.noises() if explain else ()
+        noises = done.quantized.noise_sources() if explain else ()
     before, after = done.scores
     if as_json:
         choices = [choice.model_dump(mode="json") for choice in done.quantized.plan.choices]

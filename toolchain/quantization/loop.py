@@ -1,19 +1,21 @@
-"""`quantize_model`: from a float model and data to a plan that was audited and raced on this machine.
+"""`quantize_model`: from a float model and data to an int8 plan that was audited, raced and made more accurate.
 
-    select → observe → plan ─► apply ─► audit: is everything planned as int8 run as int8?
-       ▲                                  │
-       └── what is not stays float ◄──────┤
-       └── fragments slower than float ◄──┘ race, fragment by fragment, then the whole model
-                                          │
-           what remains is made more accurate, step by step (`refine`), and audited again
+    1. plan and audit            what onnxruntime does not run as int8 stays float     (`planner`)
+    2. check dynamic operators   an LSTM that is too inaccurate stays float            (`accuracy.dynamic_check`)
+    3. race                      what is slower as int8 stays float                    (`races`)
+    4. accuracy steps            each is kept where it brings the outputs nearer       (`accuracy.steps`)
+    5. mixed precision           the noisiest operators stay float where that is free
 
-What is decided here holds for every target: the plan is one, so the integers are the same everywhere.
+After each of the steps 2 to 5 the model is planned and audited again. There is one plan for all targets, so the
+integers are the same everywhere.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -27,46 +29,67 @@ from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
-from toolchain.graph import query, run, tap
-from toolchain.latency.race import Race, race
+from toolchain.graph import query
 from toolchain.ops.table import TABLE
-from toolchain.quantization.accuracy.dynamic_check import inaccurate
-from toolchain.quantization.accuracy.sensitivity import clusters, noises
-from toolchain.quantization.accuracy.steps import QuantBasis, observed, refine
+from toolchain.quantization import races
+from toolchain.quantization.accuracy.dynamic_check import inaccurate_dynamic_nodes
+from toolchain.quantization.accuracy.sensitivity import measure_noise, noise_clusters
+from toolchain.quantization.accuracy.steps import MIXED_PRECISION, QuantBasis, improve_accuracy, log_step
 from toolchain.quantization.exactness.certificate import certify
 from toolchain.quantization.plan import Plan
-from toolchain.quantization.qdq.fragments import Fragment, fragments
-from toolchain.quantization.qdq.fusion_audit import Audit, audit, optimized_graph
+from toolchain.quantization.planner import AuditedPlan, Planner, log_left_float
+from toolchain.quantization.qdq.fusion_audit import Audit
 from toolchain.quantization.qdq.writer import Encoding, apply_quantization
-from toolchain.quantization.selection import Selection, select
+from toolchain.quantization.selection import Reasons
 from toolchain.storage.fp16 import halve_weights
 
-CHECK_SAMPLES = 32
-"""So many samples at most judge a step."""
+MAX_CHECK_SAMPLES = 32
+"""At most this many samples judge an accuracy step."""
 SENSITIVITY_SAMPLES = 8
-LOUD = 0.1
-"""A tensor that makes so much of all noise is worth a try in float ..."""
-LEAST_RELIEF_DB = 0.5
-"""... and stays float if that helps so much."""
-MOST_RELIEVED = 4
+MIN_FLOAT_NOISE_SHARE = 0.1
+"""A cluster of operators is tried in float if it makes at least this share of all noise ..."""
+MIN_FLOAT_GAIN_DB = 0.5
+"""... and stays float if that raises the fidelity by at least this much."""
+MAX_FLOAT_CLUSTERS = 4
+"""At most this many clusters are tried in float."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """basis: what the plan was made from; its float model's channels may be rescaled. plan: the numbers.
-    audit: what onnxruntime runs of them. source: the float model as it was given. loop: makes the plan again with more
-    left float. check: the samples that steps were judged by. steps: what was tried for accuracy. notes: what was left
-    float as a whole, and why.
+    """An int8 plan and everything needed to write it or to plan again.
+
+    Attributes:
+        planned: the audited plan; the channels of its float model may be rescaled.
+        source: the float model as it was given.
+        planner: makes other plans for the same data and recipe.
+        check: the samples that accuracy steps were judged by.
+        steps: the accuracy steps that were tried.
+        notes: facts about the whole model that a user should read.
     """
 
-    basis: QuantBasis
-    plan: Plan
-    audit: Audit
+    planned: AuditedPlan
     source: ir.Model
-    loop: Loop
+    planner: Planner
     check: CalibrationData
     steps: tuple[AccuracyStep, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def basis(self) -> QuantBasis:
+        """Everything the plan was made from."""
+        return self.planned.basis
+
+    @property
+    def plan(self) -> Plan:
+        """The scales and integers."""
+        return self.planned.plan
+
+    @property
+    def audit(self) -> Audit:
+        """What onnxruntime runs of the plan."""
+        return self.planned.audit
 
     @property
     def model(self) -> ir.Model:
@@ -75,38 +98,39 @@ class Quantized:
 
     @property
     def observation(self) -> Observation:
-        """What the plan's numbers come from."""
+        """The statistics that the plan's ranges come from."""
         return self.basis.observation
 
     @property
     def encoding(self) -> Encoding:
-        """How this machine takes activations."""
-        return self.loop.encoding
+        """The spelling of activations that this machine has fast kernels for."""
+        return self.planner.encoding
 
     def write(self, encoding: Encoding) -> ir.Model:
-        """The quantized model for targets of this encoding."""
+        """Write the quantized model for targets of this encoding."""
         written = apply_quantization(self.model, self.plan, encoding)
-        return halve_weights(written).model if self.loop.recipe.quantize.fp16_weights else written
+        return halve_weights(written).model if self.planner.recipe.quantize.fp16_weights else written
 
-    def noises(self) -> tuple[NoiseSource, ...]:
-        """What the rounding of each tensor and weight does to the outputs, the worst first."""
+    def noise_sources(self) -> tuple[NoiseSource, ...]:
+        """Measure the effect of rounding each tensor and each weight on the outputs, the largest first."""
         probe = Probe(self.model, list(self.check.take(SENSITIVITY_SAMPLES)))
-        return noises(self.model, self.plan, probe, self.check.fingerprint, self.loop.progress) if probe.usable else ()
+        if not probe.usable:
+            return ()
+        return measure_noise(self.model, self.plan, probe, self.check.fingerprint, self.planner.progress)
 
     def leaving_float(self, reasons: Mapping[str, str]) -> Quantized:
-        """Planned and audited again with the nodes of `reasons` float, too; everything else as it was decided."""
-        loop = replace(self.loop, reasons={**self.loop.reasons, **reasons})
-        attempt = loop.audited(self.model, self.basis)
-        return replace(self, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit, loop=loop)
+        """Plan and audit again with the nodes of `reasons` float as well; all other decisions stay."""
+        return self.planned_from(self.basis, {**self.planned.reasons, **reasons})
 
+    def planned_from(self, basis: QuantBasis, reasons: Reasons | None = None) -> Quantized:
+        """Plan and audit again from another basis.
 
-@dataclass(frozen=True)
-class _Attempt:
-    """One turn of the loop. basis: what the plan was made from."""
-
-    basis: QuantBasis
-    plan: Plan
-    audit: Audit
+        Args:
+            basis: model, statistics and weights to plan from.
+            reasons: nodes that stay float and why; those of the present plan by default.
+        """
+        known = self.planned.reasons if reasons is None else reasons
+        return replace(self, planned=self.planner.audited_plan(basis.model, known, basis))
 
 
 def quantize_model(
@@ -122,9 +146,9 @@ def quantize_model(
     Args:
         model: as :func:`toolchain.optimization.passes.optimize` leaves it.
         data: samples that statistics are taken from.
-        recipe: how.
-        check: samples that steps are judged by; None holds a quarter of `data` out for that.
-        progress: told about every step.
+        recipe: settings of calibration and quantization.
+        check: samples that accuracy steps are judged by; None sets a quarter of `data` aside for that.
+        progress: told about each stage.
 
     Raises:
         ConfigError: the recipe keeps something float that is neither an operator nor a node.
@@ -134,74 +158,21 @@ def quantize_model(
     if check is None:
         data, check = data.split()
     encoding: Encoding = detect_host().int8.activations
-    reasons: dict[str, str] = {}
-    loop = Loop(data, recipe, encoding, reasons, progress)
-    attempt = loop.audited(model)
-    if off := inaccurate(model, attempt.plan, encoding, data):
-        reasons.update(off)
-        attempt = loop.audited(model, attempt.basis)
-    notes: list[str] = []
-    if recipe.quantize.measure and attempt.plan.computes_int8:
-        feed = next(iter(data))
-        slower = _race_fragments(model, attempt.plan, encoding, feed, progress)
-        if slower:
-            reasons.update(slower)
-            attempt = loop.audited(model, attempt.basis)
-        if attempt.plan.computes_int8 and (note := _slower_as_a_whole(model, attempt.plan, encoding, feed)):
-            notes.append(note)
-            reasons.update({c.node: note for c in attempt.plan.choices if c.precision in ("int8", "int8 dynamic")})
-            attempt = loop.audited(model, attempt.basis)
-    done = Quantized(attempt.basis, attempt.plan, attempt.audit, model, loop, check, notes=tuple(notes))
-    if attempt.plan.products:
-        done = _improved(done, recipe, feed=next(iter(data)))
+    planner = Planner(data, recipe, encoding, progress)
+    quantized = Quantized(planner.audited_plan(model, {}), model, planner, check)
+    quantized = _without_inaccurate_dynamic_nodes(quantized)
+    if recipe.quantize.measure and quantized.plan.computes_int8:
+        quantized = _without_slower_nodes(quantized)
+    if quantized.plan.products:
+        quantized = _with_accuracy_steps(quantized)
     if recipe.quantize.fp16_weights:
-        halved = halve_weights(apply_quantization(done.model, done.plan, encoding))
-        done = replace(done, notes=(*done.notes, str(halved)))
-    return done
-
-
-def _improved(quantized: Quantized, recipe: Recipe, feed: Feed) -> Quantized:
-    """Refined step by step, and relieved of its loudest operators where that is free."""
-    loop = quantized.loop
-    probe = Probe(quantized.source, list(quantized.check.take(CHECK_SAMPLES)))
-    basis, steps = refine(quantized.basis, loop.select, loop.data, probe, recipe, loop.progress)
-    attempt = loop.audited(basis.model, basis)
-    done = replace(quantized, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit, steps=steps)
-    free = recipe.quantize.mixed and recipe.quantize.measure and attempt.plan.products and probe.usable
-    return _relieved(done, probe, feed) if free and not _is_exact(done) else done
-
-
-def _is_exact(quantized: Quantized) -> bool:
-    """Whether every processor gives the same bits; a float operator would put an end to that."""
-    return not any(verdict.fault for verdict in certify(quantized.model, quantized.plan))
-
-
-def _relieved(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
-    """With the few operators float that make most of the error, where the model is not slower for it."""
-    current = quantized.write(quantized.encoding)
-    best = before = probe.fidelity_db(current)
-    used = False
-    worst = [
-        cluster for cluster in clusters(quantized.model, quantized.plan, quantized.noises()) if cluster.share >= LOUD
-    ]
-    for cluster in worst[:MOST_RELIEVED]:
-        reason = f"rounding {cluster.tensor!r} is {cluster.share:.0%} of the error, and float is no slower here"
-        tried = quantized.leaving_float(dict.fromkeys(cluster.nodes, reason))
-        written = tried.write(quantized.encoding)
-        found = probe.fidelity_db(written)
-        if found < best + LEAST_RELIEF_DB:
-            continue
-        if not _race(current, written, feed, seconds=0.5).second_is_slower():
-            quantized, current, best, used = tried, written, found, True
-    if not worst:
-        return quantized
-    return replace(
-        quantized, steps=(*quantized.steps, AccuracyStep(name="precision", without_db=before, with_db=best, used=used))
-    )
+        halved = halve_weights(apply_quantization(quantized.model, quantized.plan, encoding))
+        quantized = replace(quantized, notes=(*quantized.notes, str(halved)))
+    return quantized
 
 
 def _check_names(model: ir.Model, recipe: Recipe) -> None:
-    """A recipe is for many models, so an operator that is not in this one is fine; a misspelt name is not."""
+    """Refuse a misspelt name. A recipe is for many models, so an operator that this model does not have is allowed."""
     known = {*TABLE, *(query.op(node) for node in model.graph), *(query.label(node) for node in model.graph)}
     for name in recipe.quantize.keep_float:
         if name not in known:
@@ -209,88 +180,67 @@ def _check_names(model: ir.Model, recipe: Recipe) -> None:
             raise ConfigError(what, where="recipe: quantize.keep_float", hint=did_you_mean(name, known))
 
 
-@dataclass(frozen=True)
-class Loop:
-    """Plan, look at what onnxruntime fuses, and leave float what it does not; `reasons` grows."""
-
-    data: CalibrationData
-    recipe: Recipe
-    encoding: Encoding
-    reasons: dict[str, str]
-    progress: Progress
-
-    def audited(self, model: ir.Model, basis: QuantBasis | None = None) -> _Attempt:
-        """`basis` was used before, perhaps for more nodes than are int8 now."""
-        while True:  # ends: every turn leaves at least one node more float
-            basis = self._observed(model, basis)
-            self.progress("planning")
-            plan = basis.plan()
-            found = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
-            stray = {name: "onnxruntime does not fuse it here" for name in found.unfused if name not in self.reasons}
-            stray.update(plan.inexact)
-            if not stray:
-                return _Attempt(basis, plan, found)
-            self.reasons.update(stray)
-
-    def select(self, model: ir.Model) -> Selection:
-        """Without what has stayed float so far."""
-        return select(model, self.recipe.quantize.keep_float, self.reasons)
-
-    def _observed(self, model: ir.Model, basis: QuantBasis | None) -> QuantBasis:
-        """What is known where that is enough. The first time even nothing is observed, so that every sample is run."""
-        selection = self.select(model)
-        if basis is not None and _covers(basis.observation, selection):
-            return replace(basis, selection=selection)
-        seen = observed(model, selection, self.data, self.recipe.calibrate, self.progress)
-        if basis is None:
-            return QuantBasis.plain(model, selection, seen, self.recipe.quantize)
-        return replace(basis, selection=selection, observation=seen)
+def _without_inaccurate_dynamic_nodes(quantized: Quantized) -> Quantized:
+    reasons = inaccurate_dynamic_nodes(quantized.model, quantized.plan, quantized.encoding, quantized.planner.data)
+    log_left_float(reasons)
+    return quantized.leaving_float(reasons) if reasons else quantized
 
 
-def _covers(observation: Observation, selection: Selection) -> bool:
-    known = observation.tensors
-    return all(
-        name in known and (axis is None or known[name].channels is not None) for name, axis in selection.tensors.items()
-    )
+def _without_slower_nodes(quantized: Quantized) -> Quantized:
+    """Race fragments and then the whole model, and leave float what is slower as int8."""
+    planner, model, encoding = quantized.planner, quantized.model, quantized.encoding
+    feed = next(iter(planner.data))
+    slower = races.slower_fragments(model, quantized.plan, encoding, feed, planner.progress)
+    if slower:
+        log_left_float(slower)
+        quantized = quantized.leaving_float(slower)
+    if not quantized.plan.computes_int8:
+        return quantized
+    reason = races.slower_whole_model(model, quantized.plan, encoding, feed)
+    if reason is None:
+        return quantized
+    _log.info("left float as a whole: %s", reason)
+    computing = [c.node for c in quantized.plan.choices if c.precision in ("int8", "int8 dynamic")]
+    return replace(quantized.leaving_float(dict.fromkeys(computing, reason)), notes=(*quantized.notes, reason))
 
 
-# ------------------------------------------------------------------------------------------------- races
+def _with_accuracy_steps(quantized: Quantized) -> Quantized:
+    """Try the accuracy steps of the recipe, then mixed precision where it costs neither time nor exactness."""
+    planner = quantized.planner
+    recipe = planner.recipe.quantize
+    probe = Probe(quantized.source, list(quantized.check.take(MAX_CHECK_SAMPLES)))
+    select = partial(planner.select, reasons=quantized.planned.reasons)
+    basis, steps = improve_accuracy(quantized.basis, select, planner.data, probe, planner.recipe, planner.progress)
+    quantized = replace(quantized.planned_from(basis), steps=steps)
+    if not (recipe.mixed and recipe.measure and quantized.plan.products and probe.usable) or _is_exact(quantized):
+        return quantized
+    return _with_noisiest_operators_float(quantized, probe, feed=next(iter(planner.data)))
 
 
-def _race_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed, progress: Progress) -> dict[str, str]:
-    """Reasons for the nodes of fragments that are slower as int8."""
-    parts = fragments(model, plan, encoding)
-    if len(parts) == 1 and len(parts[0].nodes) * 2 > len(plan.choices):
-        return {}  # the whole model but for its edges: the race of the whole decides
-    inputs = _capture(model, parts, feed)
-    reasons: dict[str, str] = {}
-    for number, part in enumerate(parts):
-        wanted = {str(value.name) for value in part.float_model.graph.inputs}
-        feeds = {name: array for name, array in inputs.items() if name in wanted}
-        found = _race(part.float_model, part.int8_model, feeds)
-        if found.second_is_slower():
-            float_s, int8_s = found.medians_s
-            reason = f"measured slower as int8: {int8_s * 1e6:.1f} µs against {float_s * 1e6:.1f} µs float"
-            if len(part.nodes) > 1:
-                reason += f" for its fragment of {len(part.nodes)} nodes"
-            reasons.update(dict.fromkeys(part.nodes, reason))
-        progress("racing int8 against float", number + 1, len(parts))
-    return reasons
+def _is_exact(quantized: Quantized) -> bool:
+    """True where every processor computes the same bits; an operator left float would end that."""
+    return not any(verdict.fault for verdict in certify(quantized.model, quantized.plan))
 
 
-def _capture(model: ir.Model, parts: list[Fragment], feed: Feed) -> Feed:
-    """The tensors that enter the fragments, for one feed of the model."""
-    names = [str(value.name) for part in parts for value in part.float_model.graph.inputs]
-    return tap.capture(model, names, [feed], threads=1)[0]
-
-
-def _slower_as_a_whole(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed) -> str | None:
-    found = _race(model, apply_quantization(model, plan, encoding), feed, seconds=0.5)
-    if not found.second_is_slower():
-        return None
-    float_s, int8_s = found.medians_s
-    return f"the whole model is slower as int8 here: {int8_s * 1e3:.2f} ms against {float_s * 1e3:.2f} ms float"
-
-
-def _race(first: ir.Model, second: ir.Model, feed: Feed, seconds: float = 0.1) -> Race:
-    return race(run.session(first, threads=1), run.session(second, threads=1), feed, seconds=seconds)
+def _with_noisiest_operators_float(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
+    """Leave the few clusters of operators float that make most of the error, where the model is not slower for it."""
+    clusters = noise_clusters(quantized.model, quantized.plan, quantized.noise_sources())
+    noisiest = [cluster for cluster in clusters if cluster.share >= MIN_FLOAT_NOISE_SHARE]
+    if not noisiest:
+        return quantized
+    current = quantized.write(quantized.encoding)
+    best_db = before_db = probe.fidelity_db(current)
+    used = False
+    for cluster in noisiest[:MAX_FLOAT_CLUSTERS]:
+        reason = f"float is more accurate and not slower here: {cluster.error_share(0)}"
+        tried = quantized.leaving_float(dict.fromkeys(cluster.nodes, reason))
+        written = tried.write(quantized.encoding)
+        tried_db = probe.fidelity_db(written)
+        if tried_db < best_db + MIN_FLOAT_GAIN_DB:
+            continue
+        if not races.race_models(current, written, feed, seconds=races.WHOLE_MODEL_SECONDS).second_is_slower():
+            log_left_float(dict.fromkeys(cluster.nodes, reason))
+            quantized, current, best_db, used = tried, written, tried_db, True
+    step = AccuracyStep(name=MIXED_PRECISION, without_db=before_db, with_db=best_db, used=used)
+    log_step(step)
+    return replace(quantized, steps=(*quantized.steps, step))

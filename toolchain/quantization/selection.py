@@ -1,14 +1,14 @@
-"""Deciding which nodes compute in int8, from the graph alone.
+"""Selection: choose int8 or float for every node, from the graph alone.
 
-Nodes with a `Kernel` cell (Conv, Gemm, MatMul with constant weights) want int8. The glue between them (Add,
-Concat, pools, reshapes ...) follows where most of what it reads is int8 already: a float island between int8
-neighbours costs a conversion on each side, an int8 island in a float sea costs the same for nothing. Relu and
-Clip vanish into their producer. Every node that stays float carries the reason.
+Nodes with a `Kernel` cell (Conv, Gemm, MatMul with constant weights) want int8. The operators between them (Add,
+Concat, pools, reshapes ...) follow where most of what they read is int8 already: a float operator between int8
+operators costs a conversion on each side, and an int8 operator among float ones costs the same for nothing. Relu and
+Clip are merged into the operator before them. Every node that stays float carries the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,19 +16,24 @@ import onnx_ir as ir
 from toolchain.formats.manifest import NodePrecision, Precision
 from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
-from toolchain.ops.table import TABLE, rule
+from toolchain.ops.table import rule
 from toolchain.ops.weights import weight_axes
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 
-NOT_IN_TABLE = "its operator is not in the table"
+Reasons = Mapping[str, str]
+"""Name of a node to the reason why it stays float."""
+
+FOLLOWS_FLOAT = "the operator before it is float"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Choices by node, and the tensors that need a scale.
+    """The precision of every node, and the tensors that need a scale.
 
-    tensors: names in graph order, each with the channel axis its means are wanted along (None: not wanted).
-    same: tensor to the tensor whose scale it shares.
+    Attributes:
+        choices: one for every node, in graph order.
+        tensors: names in graph order, each with the axis along which its channel means are needed, or None.
+        same: name of a tensor to the tensor whose scale it shares.
     """
 
     choices: tuple[NodePrecision, ...]
@@ -36,21 +41,21 @@ class Selection:
     same: dict[str, str]
 
     def int8_nodes(self) -> set[str]:
-        """Names of the nodes that compute in int8."""
+        """Name the nodes that compute in static int8."""
         return {choice.node for choice in self.choices if choice.int8}
 
     def nodes_in(self, precision: Precision) -> set[str]:
-        """Names of the nodes that compute in this precision."""
+        """Name the nodes that compute in this precision."""
         return {choice.node for choice in self.choices if choice.precision == precision}
 
 
-def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str, str] | None = None) -> Selection:
+def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons | None = None) -> Selection:
     """Choose int8 or float for every node of an optimized model.
 
     Args:
         model: as :func:`toolchain.optimization.passes.optimize` leaves it.
         keep_float: names of nodes, or operator types, that stay float.
-        reasons: nodes that stay float for a reason found elsewhere (measured slower, not fused).
+        reasons: nodes that stay float for a reason found elsewhere, such as a lost race, with that reason.
     """
     int8: dict[ir.Node, bool] = {}
     why: dict[ir.Node, str | None] = {}
@@ -80,8 +85,8 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: dict[str,
 # ------------------------------------------------------------------------------------------ node by node
 
 
-def _kept(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -> str | None:
-    """Why someone else wants `node` float."""
+def _kept(node: ir.Node, keep_float: Collection[str], reasons: Reasons) -> str | None:
+    """Return the reason of the recipe or of an earlier step to keep `node` float, or None."""
     name = query.label(node)
     if name in reasons:
         return reasons[name]
@@ -89,11 +94,11 @@ def _kept(node: ir.Node, keep_float: Collection[str], reasons: dict[str, str]) -
 
 
 def _refusal(node: ir.Node) -> str | None:
-    """Why `node` alone cannot be int8, None if it can."""
+    """Return the reason why `node` cannot be int8 whatever stands around it, or None."""
     cell = rule(node).int8
     match cell:
         case Float():
-            return cell.reason if query.op(node) in TABLE else NOT_IN_TABLE
+            return cell.reason
         case Kernel():
             return _kernel_refusal(node, cell)
         case Absorbed():
@@ -107,23 +112,24 @@ def _refusal(node: ir.Node) -> str | None:
 def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
     weight = node.inputs[cell.weight]
     if query.constant(weight) is None:
-        return "multiplies two activations; its weight is not constant"
+        return "its weight is computed at run time, and int8 needs a constant one"
     if not query.is_float(weight) or not query.is_float(node.inputs[cell.act]):
-        return "is not float32"
+        return "its input or weight is not float32"
     if query.constant(node.inputs[cell.act]) is not None:
-        return "reads a constant, not an activation"
+        return "its input is a constant, not an activation"
     if cell.bias is not None and len(node.inputs) > cell.bias and node.inputs[cell.bias] is not None:
         bias = query.constant(node.inputs[cell.bias])
         if bias is None:
             return "its bias is not constant"
         if bias.size != _channels(node) or bias.shape[-1:] != (bias.size,):
-            return "its bias is not one number for each output channel"
+            return "its bias does not have one number per output channel"
     if node.op_type == "MatMul" and query.rank(weight) != 2:  # type: ignore[arg-type]
-        return "its weight is a stack of matrices; the int8 kernel takes one"
+        return "its weight is a stack of matrices, and the int8 kernel takes one matrix"
     if node.op_type == "Gemm":
         alpha, beta = query.attribute(node, "alpha", 1.0), query.attribute(node, "beta", 1.0)
-        if query.attribute(node, "transA", 0) or alpha != 1.0 or beta != 1.0:
-            return f"transA, alpha={alpha:g} or beta={beta:g} has no int8 kernel"
+        transposed = query.attribute(node, "transA", 0)
+        if transposed or alpha != 1.0 or beta != 1.0:
+            return f"there is no int8 kernel for transA={transposed}, alpha={alpha:g}, beta={beta:g}"
     return None
 
 
@@ -136,20 +142,20 @@ def _absorb_refusal(node: ir.Node) -> str | None:
     source = node.inputs[0]
     producer = source.producer() if source is not None else None
     if producer is None or source is None:
-        return "follows a float operator"
+        return FOLLOWS_FLOAT
     if query.sole_consumer(source) is not node:
-        return "its input is used elsewhere too, so it cannot vanish into the producer"
+        return "its input has other readers, so it cannot be merged into the operator before it"
     if isinstance(rule(producer).int8, SameScale | Absorbed):
-        return "its producer requantizes nothing that it could vanish into"
+        return "the operator before it does not round to int8, so it cannot be merged into it"
     if node.op_type == "Clip":
         low, high = clip_limits(node)
         if low is None or high is None or not low <= 0.0 <= high:
-            return "its limits are not constants around 0"
+            return "its limits are not constants with 0 between them"
     return None
 
 
 def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
-    """A Relu's or Clip's constant limits; +-inf where there is none, None where it is computed."""
+    """Return the constant limits of a Relu or Clip: infinite where there is none, None where it is computed."""
     if node.op_type == "Relu":
         return 0.0, float("inf")
     limits: list[float | None] = []
@@ -162,22 +168,22 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
 def _glue_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None:
     for value in data_inputs(node):
         if not query.is_float(value):
-            return "is not float32"
+            return "its input is not float32"
         if query.constant(value) is not None:
-            return "combines an activation with a constant; as int8 it would only lose precision"
+            return "it combines an activation with a constant, which would only lose precision in int8"
     if node.op_type == "Resize" and query.attribute(node, "mode", "nearest") != "nearest":
-        return "interpolates between values; int8 would round them differently on different processors"
+        return "it interpolates between values, and int8 results would differ between processors"
     if node.op_type == "AveragePool" and (
         any(query.attribute(node, "pads", [0])) or query.attribute(node, "ceil_mode")
     ):
-        return "averages fewer elements at the borders; int8 would round them differently on different processors"
+        return "it averages fewer elements at the borders, and int8 results would differ between processors"
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
-        return "returns indices"
+        return "it also returns indices"
     return None
 
 
 def data_inputs(node: ir.Node) -> list[ir.Value]:
-    """The inputs that carry activations: not weights, shapes, axes or limits."""
+    """List the inputs that carry activations: not weights, shapes, axes or limits."""
     cell = rule(node).int8
     match cell:
         case Kernel():
@@ -190,7 +196,10 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
-    """Why glue stays float although it could be int8: most of what it reads is float."""
+    """Return the reason why an operator between products stays float although it could be int8, or None.
+
+    That is the case where most elements it reads are float.
+    """
     cell = rule(node).int8
     if isinstance(cell, Kernel | Dynamic):
         return None
@@ -201,14 +210,16 @@ def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
         total += size
         ready += size if producer is not None and int8.get(producer, False) else 0
     if isinstance(cell, Absorbed):
-        return None if ready else "follows a float operator"
-    return None if 2 * ready > total else "reads float tensors; converting them would cost more than it saves"
+        return None if ready else FOLLOWS_FLOAT
+    return (
+        None if 2 * ready > total else "it reads mostly float tensors, and converting them costs more than int8 saves"
+    )
 
 
 def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, str | None]) -> None:
-    """A product that can leave its result float, and whose readers are all float, keeps them so.
+    """Leave float what stands between a product that can give a float result and readers that are all float.
 
-    Walking backwards, glue that no int8 node reads is float too when it only follows such a product.
+    The graph is walked backwards, so that a chain of such operators is found.
     """
     for node in reversed(list(model.graph)):
         if not int8[node] or not isinstance(rule(node).int8, Absorbed | SameScale):
@@ -217,11 +228,11 @@ def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, 
             continue
         cell = rule(_behind(node)).int8
         if isinstance(cell, Kernel) and cell.float_output:
-            int8[node], why[node] = False, "its readers are float, and so is the product it follows"
+            int8[node], why[node] = False, "the result before it and all its readers are float"
 
 
 def _behind(node: ir.Node) -> ir.Node:
-    """The operator that computes what `node` gets through any number of others that only pass or clip it."""
+    """Return the operator whose result reaches `node` through operators that only pass it on or clip it."""
     while isinstance(rule(node).int8, Absorbed | SameScale):
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
         if producer is None:
@@ -234,7 +245,7 @@ def _behind(node: ir.Node) -> ir.Node:
 
 
 def output_point(node: ir.Node, int8_nodes: Collection[ir.Node] | Collection[str]) -> ir.Value:
-    """Where an int8 node's result is quantized: its output, or that of the Relu or Clip it absorbs."""
+    """Return the tensor that is quantized for an int8 node: its output, or that of the Relu or Clip it absorbs."""
     output = node.outputs[0]
     follower = query.sole_consumer(output)
     if follower is not None and isinstance(rule(follower).int8, Absorbed):
@@ -245,7 +256,7 @@ def output_point(node: ir.Node, int8_nodes: Collection[ir.Node] | Collection[str
 
 
 def leaves_float(node: ir.Node, int8_names: Collection[str]) -> bool:
-    """Whether a product's result stays float: the kernel allows it and no int8 node reads it."""
+    """True where a product's result stays float: the kernel allows it and no int8 node reads it."""
     cell = rule(node).int8
     if not (isinstance(cell, Kernel) and cell.float_output):
         return False
@@ -253,17 +264,18 @@ def leaves_float(node: ir.Node, int8_names: Collection[str]) -> bool:
 
 
 def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Return the tensors that need a scale, and those that share one; see :class:`Selection`."""
     names = {query.label(node) for node, chosen in int8.items() if chosen}
     tensors: dict[str, int | None] = {}
     same: dict[str, str] = {}
-    torn: set[str] = set()  # a convolution and a matrix product take different axes of one tensor for its channels
+    conflicting: set[str] = set()  # read by a convolution and a matrix product, which have other axes of channels
 
     def want(value: ir.Value, axis: int | None) -> None:
         if value.name is None:
             return
         known = tensors.get(value.name)
         if known is not None and axis is not None and known != axis:
-            torn.add(value.name)
+            conflicting.add(value.name)
         tensors[value.name] = axis if known is None else known
 
     for node in model.graph:
@@ -282,4 +294,4 @@ def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int 
             want(point, None)
             if isinstance(cell, SameScale) and point.name is not None and node.inputs[0] is not None:
                 same[point.name] = str(node.inputs[0].name)
-    return {name: None if name in torn else axis for name, axis in tensors.items()}, same
+    return {name: None if name in conflicting else axis for name, axis in tensors.items()}, same

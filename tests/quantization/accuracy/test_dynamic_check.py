@@ -11,8 +11,8 @@ from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io
 from toolchain.latency.race import Race
 from toolchain.optimization.passes import optimize
-from toolchain.quantization import loop
-from toolchain.quantization.accuracy.dynamic_check import LARGEST_ERROR, inaccurate
+from toolchain.quantization import races
+from toolchain.quantization.accuracy.dynamic_check import MAX_RELATIVE_ERROR, inaccurate_dynamic_nodes
 from toolchain.quantization.loop import quantize_model
 
 STEPS, WIDTH, HIDDEN = 12, 8, 8
@@ -42,7 +42,7 @@ def precision(quantized):
 def test_an_ordinary_input_is_accurate_enough(source):
     quantized = quantize_model(source, data(source), UNRACED)
     assert precision(quantized)["lstm"][0] == "int8 dynamic"
-    assert inaccurate(source, quantized.plan, "u8", data(source)) == {}
+    assert inaccurate_dynamic_nodes(source, quantized.plan, "u8", data(source)) == {}
 
 
 def test_an_input_of_many_magnitudes_is_not(source):
@@ -53,23 +53,23 @@ def test_an_input_of_many_magnitudes_is_not(source):
     quantized = quantize_model(source, data(source, spread=4), UNRACED)
     way, reason = precision(quantized)["lstm"]
     assert way == "float"
-    assert f"more than {LARGEST_ERROR:.0%}" in reason
+    assert f"at most {MAX_RELATIVE_ERROR:.0%} is accepted" in reason
     assert quantized.plan.recurrent == {}
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, "int8 dynamic"), (1.5, "float")])
 def test_the_race_decides(source, monkeypatch, ratio, expected):
-    monkeypatch.setattr(loop, "_race", lambda *a, **k: Race((1e-3,) * 7, (ratio * 1e-3,) * 7))
+    monkeypatch.setattr(races, "race_models", lambda *a, **k: Race((1e-3,) * 7, (ratio * 1e-3,) * 7))
     way, reason = precision(quantize_model(source, data(source), Recipe()))["lstm"]
     assert way == expected
-    assert ("measured slower" in reason) == (ratio > 1)
+    assert ("int8 is slower on this machine" in reason) == (ratio > 1)
 
 
 def test_a_whole_that_is_slower_leaves_nothing_dynamic(source, monkeypatch):
     def race(first, *_, **__):
         return Race((1e-3,) * 7, ((1.5e-3 if len(list(first.graph)) > 2 else 0.5e-3),) * 7)
 
-    monkeypatch.setattr(loop, "_race", race)
+    monkeypatch.setattr(races, "race_models", race)
     quantized = quantize_model(source, data(source), Recipe())
     assert {way for way, _ in precision(quantized).values()} == {"float"}
     assert quantized.notes

@@ -18,8 +18,8 @@ from toolchain.latency.race import Race
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.accuracy import mixed_precision
 from toolchain.quantization.accuracy.mixed_precision import search
-from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
-from toolchain.quantization.accuracy.sensitivity import clusters, noises
+from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
+from toolchain.quantization.accuracy.sensitivity import measure_noise, noise_clusters
 from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.ranges import Affine
 
@@ -51,7 +51,7 @@ def quantized(net, samples):
 def test_a_switch_is_off_or_rounds_as_numpy_does(net, samples):
     feed = next(iter(samples))
     names = ["x", "p"]
-    switched = with_switches(net, names)
+    switched = add_rounding_switches(net, names)
     plain = small_models.plain(net, feed)["y"]
     off = small_models.plain(switched, {**feed, **switch_feed(names, {})})["y"]
     np.testing.assert_array_equal(off, plain)
@@ -64,14 +64,14 @@ def test_a_switch_is_off_or_rounds_as_numpy_does(net, samples):
 
 
 def test_a_switch_behind_a_graph_output_leaves_the_output_alone(net, samples):
-    switched = with_switches(net, ["y"])
+    switched = add_rounding_switches(net, ["y"])
     feed = next(iter(samples))
     found = small_models.plain(switched, {**feed, **switch_feed(["y"], {"y": Affine(1.0, 0)})})["y"]
     np.testing.assert_array_equal(found, small_models.plain(net, feed)["y"])
 
 
 def test_shares_sum_to_one_and_the_loudest_comes_first(quantized):
-    found = quantized.noises()
+    found = quantized.noise_sources()
     assert sum(noise.share for noise in found) == pytest.approx(1.0)
     assert [noise.fidelity_db for noise in found] == sorted(noise.fidelity_db for noise in found)
     assert {(noise.kind, noise.at) for noise in found} >= {("activation", "q"), ("weight", "b")}
@@ -81,14 +81,14 @@ def test_shares_sum_to_one_and_the_loudest_comes_first(quantized):
 def test_the_noises_add_up_to_that_of_the_whole(quantized, net, samples):
     probe = Probe(net, list(samples))
     whole = probe.fidelity_db(quantized.write("u8"))
-    found = noises(quantized.model, quantized.plan, probe, "sum", silent)
+    found = measure_noise(quantized.model, quantized.plan, probe, "sum", silent)
     alone = -10 * np.log10(sum(10 ** (-noise.fidelity_db / 10) for noise in found if noise.at != "y"))
     assert abs(whole - alone) < 3.0  # decibels; independent errors, but only eight samples of few numbers
 
 
 def test_what_was_measured_is_kept_and_a_broken_file_is_measured_again(quantized, net, samples, monkeypatch):
     probe = Probe(net, list(samples))
-    first = noises(quantized.model, quantized.plan, probe, "kept", silent)
+    first = measure_noise(quantized.model, quantized.plan, probe, "kept", silent)
 
     class NoProbe:
         def opened(self, model):
@@ -96,17 +96,17 @@ def test_what_was_measured_is_kept_and_a_broken_file_is_measured_again(quantized
 
         fidelity_db = opened
 
-    assert noises(quantized.model, quantized.plan, NoProbe(), "kept", silent) == first
+    assert measure_noise(quantized.model, quantized.plan, NoProbe(), "kept", silent) == first
     with pytest.raises(AssertionError, match="measured again"):
-        noises(quantized.model, quantized.plan, NoProbe(), "other samples", silent)
+        measure_noise(quantized.model, quantized.plan, NoProbe(), "other samples", silent)
     [path] = cache_dir("sensitivity").glob("*.json")
     assert len(json.loads(path.read_text())) == len(first)
     path.write_text("{")
-    assert noises(quantized.model, quantized.plan, probe, "kept", silent) == first
+    assert measure_noise(quantized.model, quantized.plan, probe, "kept", silent) == first
 
 
 def test_a_cluster_is_all_int8_around_its_tensor_and_none_is_in_two(quantized):
-    found = clusters(quantized.model, quantized.plan, quantized.noises())
+    found = noise_clusters(quantized.model, quantized.plan, quantized.noise_sources())
     nodes = [name for cluster in found for name in cluster.nodes]
     assert len(nodes) == len(set(nodes))
     assert set(nodes) == quantized.plan.int8_nodes()
@@ -136,7 +136,7 @@ def rate_by_float_nodes(needed):
 @pytest.mark.parametrize("needed", [0, 1, 2, 3])
 def test_the_fewest_that_are_enough(quantized, samples, still, needed):
     feed = next(iter(samples))
-    found, curve = search(quantized, quantized.noises(), rate_by_float_nodes(needed), 0.9, feed, silent)
+    found, curve = search(quantized, quantized.noise_sources(), rate_by_float_nodes(needed), 0.9, feed, silent)
     left = [c for c in found.plan.choices if c.op == "Conv" and not c.int8]
     assert len(left) >= needed
     assert bool(left) == bool(needed)
@@ -149,12 +149,14 @@ def test_the_fewest_that_are_enough(quantized, samples, still, needed):
 
 
 def test_where_nothing_is_enough_the_best_is_returned(quantized, samples, still):
-    found, curve = search(quantized, quantized.noises(), lambda model: 0.1, 0.9, next(iter(samples)), silent)
+    found, curve = search(quantized, quantized.noise_sources(), lambda model: 0.1, 0.9, next(iter(samples)), silent)
     assert max(point.score for point in curve) == 0.1
     assert found.audit.clean
 
 
 def test_the_whole_curve_is_measured_on_request(quantized, samples, still):
-    _, curve = search(quantized, quantized.noises(), lambda model: 1.0, 0.0, next(iter(samples)), silent, points=3)
+    _, curve = search(
+        quantized, quantized.noise_sources(), lambda model: 1.0, 0.0, next(iter(samples)), silent, points=3
+    )
     assert curve[0].float_nodes == 0
     assert curve[-1].float_nodes == len(quantized.plan.int8_nodes())

@@ -1,23 +1,36 @@
-"""Which steps are tried, which are kept, and what is told of them."""
+"""Accuracy steps: which are tried, which are kept, and what is reported and logged about them."""
 
 import numpy as np
 import pytest
 import small_models
 from small_models import weights
 
+from toolchain.core.progress import silent
 from toolchain.data.calibration import open_data
 from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io
 from toolchain.optimization.passes import optimize
-from toolchain.quantization.accuracy import steps as refine_module
-from toolchain.quantization.accuracy.steps import LEAST_GAIN_DB, LEAST_MIGRATION_DB, QuantBasis, observed, refine
+from toolchain.quantization.accuracy import steps as accuracy_steps
+from toolchain.quantization.accuracy.steps import (
+    BIAS_CORRECTION,
+    EQUALIZATION,
+    GPTQ,
+    MIN_GAIN_DB,
+    MIN_SMOOTH_QUANT_GAIN_DB,
+    RANGE_SEARCH,
+    SMOOTH_QUANT,
+    QuantBasis,
+    improve_accuracy,
+    observe_selection,
+)
 from toolchain.quantization.selection import select
 
 BODY = "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) y = Conv(r, v, k)"
 CONSTANTS = weights(w=(8, 4, 3, 3), b=(8,), v=(4, 8, 1, 1), k=(4,))
-SLIM = ("ranges", "bias correction", "rounding")
+SLIM = {"ranges": RANGE_SEARCH, "bias_correction": BIAS_CORRECTION, "rounding": GPTQ}
+"""Recipe key to step."""
 
 
 def setup(body=BODY, constants=None, outputs="y", recipe=None, inputs="float[1, 4, 8, 8] x"):
@@ -28,13 +41,13 @@ def setup(body=BODY, constants=None, outputs="y", recipe=None, inputs="float[1, 
     feeds = [{"x": rng.standard_normal(spec.dims).astype(np.float32)} for _ in range(12)]
     data, recipe = open_data(feeds[:8], io.inputs(model)), recipe or Recipe()
     selection = select(model)
-    seen = observed(model, selection, data, recipe.calibrate, lambda *news: None)
+    seen = observe_selection(model, selection, data, recipe.calibrate, silent)
     basis = QuantBasis.plain(model, selection, seen, recipe.quantize)
     return basis, data, Probe(model, feeds[8:]), recipe
 
 
 def run(basis, data, probe, recipe):
-    return refine(basis, select, data, probe, recipe, lambda *news: None)
+    return improve_accuracy(basis, select, data, probe, recipe, silent)
 
 
 @pytest.fixture
@@ -43,7 +56,7 @@ def measured(monkeypatch):
 
     def script(numbers):
         left = iter(numbers)
-        monkeypatch.setattr(refine_module, "_measure", lambda basis, probe: next(left))
+        monkeypatch.setattr(accuracy_steps, "_fidelity_db", lambda basis, probe: next(left))
         return left
 
     return script
@@ -63,12 +76,12 @@ def step(name, without, with_it, *, used):
 
 def test_steps_are_told_with_both_fidelities_and_only_gains_are_kept(measured):
     basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
-    measured([30.0, 29.0, 31.0, 31.0 + LEAST_GAIN_DB / 2])
+    measured([30.0, 29.0, 31.0, 31.0 + MIN_GAIN_DB / 2])
     best, steps = run(basis, data, probe, recipe)
     assert steps == (
-        step("ranges", 30.0, 29.0, used=False),
-        step("bias correction", 30.0, 31.0, used=True),
-        step("rounding", 31.0, 31.0 + LEAST_GAIN_DB / 2, used=False),
+        step(RANGE_SEARCH, 30.0, 29.0, used=False),
+        step(BIAS_CORRECTION, 30.0, 31.0, used=True),
+        step(GPTQ, 31.0, 31.0 + MIN_GAIN_DB / 2, used=False),
     )
     assert best.settings.ranges == "minmax", "a step that does not help leaves nothing behind"
     assert best.settings.bias_correction
@@ -88,16 +101,16 @@ def test_a_step_that_the_recipe_forbids_is_not_tried(unwanted, monkeypatch):
     settings = {"ranges": "minmax"} if unwanted == "ranges" else {unwanted: False}
     basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False, **settings)))
     if unwanted == "rounding":
-        monkeypatch.setattr(refine_module, "second_moments", None)
+        monkeypatch.setattr(accuracy_steps, "second_moments", None)
     best, steps = run(basis, data, probe, recipe)
-    assert [step.name for step in steps] == [name for name in SLIM if name != unwanted.replace("_", " ")]
+    assert [step.name for step in steps] == [name for key, name in SLIM.items() if key != unwanted]
     assert best.settings.ranges in ("minmax", "mse")
     if unwanted == "bias_correction":
         assert not best.settings.bias_correction
 
 
 def test_without_equalization_no_channel_is_rescaled(monkeypatch):
-    monkeypatch.setattr(refine_module, "plan_equalization", None)
+    monkeypatch.setattr(accuracy_steps, "plan_equalization", None)
     basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
     best, _ = run(basis, data, probe, recipe)
     assert best.model is basis.model
@@ -106,12 +119,12 @@ def test_without_equalization_no_channel_is_rescaled(monkeypatch):
 def test_real_steps_never_end_below_the_plain_plan():
     basis, data, probe, recipe = setup()
     best, steps = run(basis, data, probe, recipe)
-    plain, found = (refine_module._measure(b, probe) for b in (basis, best))
+    plain, found = (accuracy_steps._fidelity_db(b, probe) for b in (basis, best))
     assert found >= plain
     fidelity = plain
     for step in steps:
         assert step.without_db == pytest.approx(fidelity)
-        assert step.used == (step.with_db >= step.without_db + LEAST_GAIN_DB)
+        assert step.used == (step.with_db >= step.without_db + MIN_GAIN_DB)
         fidelity = step.with_db if step.used else fidelity
     assert found == pytest.approx(fidelity)
     assert any(step.used for step in steps), "rounding alone wins more than a tenth of a decibel here"
@@ -123,7 +136,7 @@ def test_uneven_channels_are_equalized_and_observed_anew():
     constants["v"] = CONSTANTS["v"] / sizes[:, None, None]
     basis, data, probe, recipe = setup(constants=constants)
     best, steps = run(basis, data, probe, recipe)
-    [step] = [step for step in steps if step.name == "equalization"]
+    [step] = [step for step in steps if step.name == EQUALIZATION]
     assert step.used
     assert step.with_db > step.without_db + 3
     assert best.model is not basis.model
@@ -137,7 +150,7 @@ def test_without_a_float_output_steps_are_taken_on_trust():
     basis, data, probe, recipe = setup(f"{BODY.replace('y =', 'q =')} y = ArgMax<axis = 1>(q)")
     assert not probe.usable
     best, steps = run(basis, data, probe, recipe)
-    assert {step.name for step in steps} >= set(SLIM)
+    assert {step.name for step in steps} >= set(SLIM.values())
     assert all(step.used for step in steps)
     assert best.settings.ranges == "mse"
     assert best.settings.bias_correction
@@ -145,7 +158,7 @@ def test_without_a_float_output_steps_are_taken_on_trust():
 
 
 @pytest.mark.parametrize(("gain", "used"), [(0.9, False), (1.1, True)])
-def test_migration_has_to_gain_a_decibel(gain, used, measured):
+def test_smooth_quant_has_to_gain_a_decibel(gain, used, measured):
     scale = np.where(np.arange(64) % 32 == 3, 50, 1).astype(np.float32)
     w = weights(w=(64, 32))["w"] / scale[:, None]
     constants = {"g": scale, "h": np.zeros(64, np.float32), "w": w}
@@ -158,6 +171,6 @@ def test_migration_has_to_gain_a_decibel(gain, used, measured):
     )
     measured([30.0, 30.0 + gain])
     best, steps = run(basis, data, probe, recipe)
-    assert steps == (step("migration", 30.0, 30.0 + gain, used=used),)
+    assert steps == (step(SMOOTH_QUANT, 30.0, 30.0 + gain, used=used),)
     assert (best is not basis) == used
-    assert LEAST_MIGRATION_DB == 1.0
+    assert MIN_SMOOTH_QUANT_GAIN_DB == 1.0

@@ -105,7 +105,7 @@ def test_a_tie_is_found_and_named():
     model, plan = planned()
     grids = {**plan.activations, "d": Affine(0.01, 100), "s": Affine(0.02, 100)}
     verdicts = certify(model, replace(plan, activations=grids))
-    assert "of a step from a tie" in next(v.fault for v in verdicts if v.node == "sum")
+    assert "steps from a rounding tie" in next(v.fault for v in verdicts if v.node == "sum")
     assert "int8 operators without a proof (QLinearAdd): Add ×1" in clauses(verdicts)
 
 

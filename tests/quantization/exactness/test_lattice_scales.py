@@ -97,7 +97,7 @@ def test_two_operands_settled_elsewhere_are_refused_with_the_reason():
     grids["g"] = Affine(0.1, 0)
     before = grids["g"]
     refused = align(where, grids)
-    assert refused == {"three": lattice_scales.SETTLED}
+    assert refused == {"three": lattice_scales.SCALES_FIXED}
     assert grids["g"] == before
 
 
@@ -106,7 +106,7 @@ def test_a_settled_scale_is_not_touched_and_a_settled_output_refuses():
     align([Site("add", ("a", "b"), "c")], grids, settled=["b"])
     assert grids["b"].scale == 0.013
     assert nearest_tie([grids["a"], grids["b"]], grids["c"]) > KERNEL_ERROR
-    assert align([Site("add", ("a", "b"), "c")], dict(grids), settled=["c"]) == {"add": lattice_scales.SETTLED}
+    assert align([Site("add", ("a", "b"), "c")], dict(grids), settled=["c"]) == {"add": lattice_scales.SCALES_FIXED}
 
 
 @given(comparable(scales), st.sets(st.sampled_from("abc")))

@@ -198,7 +198,7 @@ def test_nodes_in_doubt_are_told_with_their_distance(net):
     found = tie_margins.doubtful(model, select(model), grids)
     # 0.5 m / 49 over 1/49 is m / 2; c g / 256 · 0.5 · 128 is c g / 4; m / 64 + c has ties where m / 64 has.
     assert set(found) == {"pool", "scale", "sum"}
-    assert found["pool"] == "a result is 1.0e-08 of a step from a tie, and kernels compute it within 6.1e-05"
+    assert found["pool"] == "a result is 1.0e-08 steps from a rounding tie, within the kernels' error of 6.1e-05"
 
 
 def settled(net, tied, kept=()):
@@ -233,7 +233,7 @@ def test_and_by_an_operand_where_the_result_is_kept(net):
 def test_where_everything_is_kept_the_reason_is_told(net):
     grown, refused, _ = settled(net, GATED, kept={"m", "g", "c", "e"})
     assert (grown, list(refused)) == ({}, ["scale"])
-    assert "of a step from a tie" in refused["scale"]
+    assert "steps from a rounding tie" in refused["scale"]
 
 
 def test_what_an_earlier_node_was_settled_with_stays(net):

@@ -115,7 +115,7 @@ def test_it_is_named_as_what_it_is():
     plan = by_hand.planned(model, [draw()])
     [choice] = plan.choices
     assert (choice.int8, choice.precision) == (False, "int8 dynamic")
-    assert "rounded at every step" in choice.reason
+    assert "quantized at run time" in choice.reason
     [clause] = clauses(certify(model, plan))
     assert clause.startswith("dynamic int8 operators")
     assert "LSTM ×1" in clause
@@ -145,7 +145,7 @@ def test_the_audit_has_nothing_against_it():
 COMPUTED = f"float[1, {4 * HIDDEN}, {WIDTH}] v"
 REFUSED = {
     "computed weights": (LSTM.replace("w,", "v,"), f"{INPUTS}, {COMPUTED}", {}, "its weights are not constant"),
-    "batch first": (LSTM.replace("<", "<layout = 1, "), INPUTS, {}, "batch axis first"),
+    "batch first": (LSTM.replace("<", "<layout = 1, "), INPUTS, {}, "batch axis comes first"),
     "by its name": (LSTM, INPUTS, {"keep_float": ["lstm"]}, "the recipe keeps it float"),
     "by its operator": (LSTM, INPUTS, {"keep_float": ["LSTM"]}, "the recipe keeps it float"),
     "measured slower": (LSTM, INPUTS, {"reasons": {"lstm": "measured slower"}}, "measured slower"),

@@ -1,7 +1,8 @@
-"""Is a dynamic int8 node accurate enough? It is run beside its float self on calibration data.
+"""Check dynamic int8 nodes: each is run beside its float self on calibration data.
 
-Dynamic ranges follow the largest number of the moment. An input of many magnitudes, as raw spectra are, loses its
-small ones, and an LSTM adds its errors up over time; both depend on the data, so they are measured.
+The range of a dynamic tensor follows the largest number of the moment. An input of many magnitudes, such as a raw
+spectrum, loses its small numbers, and an LSTM adds its errors up over time. Both depend on the data, so they are
+measured.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fragments import Fragment, fragments
 from toolchain.quantization.qdq.writer import Encoding
 
-LARGEST_ERROR = 0.1
-"""Root mean square of the error, relative to that of the result: 20 dB."""
+MAX_RELATIVE_ERROR = 0.1
+"""Root mean square of the error over that of the result: 20 dB."""
 SAMPLES = 8
+"""Calibration samples that a node is checked on."""
 
 
-def inaccurate(model: ir.Model, plan: Plan, encoding: Encoding, data: CalibrationData) -> dict[str, str]:
-    """Reasons for the dynamic nodes whose results are further than :data:`LARGEST_ERROR` from float."""
+def inaccurate_dynamic_nodes(model: ir.Model, plan: Plan, encoding: Encoding, data: CalibrationData) -> dict[str, str]:
+    """Return the dynamic nodes with an error above :data:`MAX_RELATIVE_ERROR`, and the reason to leave them float."""
     if not plan.recurrent:
         return {}
     parts = [part for part in fragments(model, plan, encoding) if part.name in plan.recurrent]
     names = [str(value.name) for part in parts for value in part.float_model.graph.inputs]
     feeds = tap.capture(model, names, data.take(SAMPLES))
-    found = {part.name: _error(part, feeds) for part in parts}
+    errors = {part.name: _relative_error(part, feeds) for part in parts}
     return {
-        name: f"as dynamic int8 its result is off by {error:.0%}, more than {LARGEST_ERROR:.0%} (root mean square)"
-        for name, error in found.items()
-        if not error <= LARGEST_ERROR
+        name: f"dynamic int8 is too inaccurate: its error is {error:.0%}, at most {MAX_RELATIVE_ERROR:.0%} is accepted"
+        for name, error in errors.items()
+        if not error <= MAX_RELATIVE_ERROR
     }
 
 
-def _error(part: Fragment, feeds: list[dict[str, Array]]) -> float:
-    """Of the worst output over all feeds."""
+def _relative_error(part: Fragment, feeds: list[dict[str, Array]]) -> float:
+    """Root mean square of the error over that of the result, for the worst output over all feeds."""
     inputs = [str(value.name) for value in part.float_model.graph.inputs]
     own = [{name: feed[name] for name in inputs} for feed in feeds]
     exact, rounded = (_flat(run.run(model, own)) for model in (part.float_model, part.int8_model))
@@ -47,5 +49,5 @@ def _error(part: Fragment, feeds: list[dict[str, Array]]) -> float:
 
 
 def _flat(runs: list[list[Array]]) -> list[F64]:
-    """Every output over all runs."""
+    """Concatenate every output over all runs."""
     return [np.concatenate([array.ravel() for array in arrays], dtype=np.float64) for arrays in zip(*runs, strict=True)]

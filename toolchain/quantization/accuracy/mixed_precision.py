@@ -1,11 +1,12 @@
-"""Precision by operator: the fewest operators left float for which the model loses no more than is allowed.
+"""Mixed precision: the fewest operators left float for which the model loses no more accuracy than is allowed.
 
-Clusters of operators (`sensitivity.clusters`) are left float in their order, and their number is searched, doubling and
-bisecting, each time with a real plan, its score and its measured latency. These points are the trade-off curve.
+Clusters of operators (`sensitivity.noise_clusters`) are left float in their order. Their number is searched by doubling
+and bisection, each time with a real plan, its score and its measured latency. These points are the trade-off curve.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
@@ -16,76 +17,85 @@ from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import TradeOff
 from toolchain.graph import run
 from toolchain.latency.race import race
-from toolchain.quantization.accuracy.sensitivity import clusters
+from toolchain.quantization.accuracy.sensitivity import noise_clusters
 from toolchain.quantization.loop import Quantized
 
-Rate = Callable[[ir.Model], float]
-"""From a quantized model to its score, higher is better."""
+Score = Callable[[ir.Model], float]
+"""Scores a quantized model, higher is better."""
 
 RACE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 def search(
     quantized: Quantized,
-    noises: Sequence[NoiseSource],
-    rate: Rate,
-    least_score: float,
+    sources: Sequence[NoiseSource],
+    score: Score,
+    min_score: float,
     feed: Feed,
     progress: Progress,
     *,
     points: int | None = None,
 ) -> tuple[Quantized, tuple[TradeOff, ...]]:
-    """The plan with the fewest clusters left float whose score is at least `least_score`, and the curve on the way.
+    """Find the plan with the fewest clusters left float whose score is at least `min_score`.
 
     Args:
-        quantized: everything int8 that pays.
-        noises: of its plan.
-        rate: scores a quantized model.
-        least_score: what is asked for. Where nothing reaches it, the best-scoring plan found is returned.
+        quantized: a plan with everything in int8 that is not slower.
+        sources: the noise sources of that plan.
+        score: scores a quantized model.
+        min_score: the score that is asked for. Where no plan reaches it, the plan with the best score is returned.
         feed: inputs for measuring latency.
-        progress: told about every step.
-        points: do not search, but measure the whole curve at so many even places.
+        progress: told about every plan that is tried.
+        points: measure the whole curve at this many evenly spaced points instead of searching.
+
+    Returns:
+        The plan, and the points of the trade-off curve that were measured.
     """
-    order = clusters(quantized.model, quantized.plan, noises)
-    engine = run.session(quantized.source, threads=1)
+    clusters = noise_clusters(quantized.model, quantized.plan, sources)
+    float_session = run.session(quantized.source, threads=1)
     tried: dict[int, tuple[Quantized, TradeOff]] = {}
 
-    def attempt(count: int) -> float:
+    def score_of(count: int) -> float:
+        """Score the plan with the first `count` clusters left float."""
         if count not in tried:
-            progress("searching precision", len(tried), 0)
+            progress("searching precision", len(tried))
             reasons = {
-                name: f"its int8 would cost accuracy: rounding {cluster.tensor!r} is {cluster.share:.1%} of the error"
-                for cluster in order[:count]
+                name: f"left float for accuracy: {cluster.error_share(1)}"
+                for cluster in clusters[:count]
                 for name in cluster.nodes
             }
-            found = quantized.leaving_float(reasons)
-            written = found.write(found.encoding)
-            first, second = race(engine, run.session(written, threads=1), feed, seconds=RACE_SECONDS).medians_s
-            point = TradeOff(float_nodes=len(reasons), score=rate(written), speedup=first / second)
-            tried[count] = found, point
+            candidate = quantized.leaving_float(reasons)
+            written = candidate.write(candidate.encoding)
+            times = race(float_session, run.session(written, threads=1), feed, seconds=RACE_SECONDS).medians_s
+            point = TradeOff(float_nodes=len(reasons), score=score(written), speedup=times[0] / times[1])
+            _log.info("%d operators left float: score %.4f, speed-up %.2f", len(reasons), point.score, point.speedup)
+            tried[count] = candidate, point
         return tried[count][1].score
 
     if points is not None:
         for step in range(points):
-            attempt(round(step * len(order) / max(points - 1, 1)))
+            score_of(round(step * len(clusters) / max(points - 1, 1)))
     else:
-        _bisect(attempt, len(order), least_score)
-    enough = [count for count, (_, point) in tried.items() if point.score >= least_score]
-    best = min(enough, key=lambda n: -tried[n][1].speedup if points else n) if enough else max(tried, key=attempt)
-    curve = tuple(tried[count][1] for count in sorted(tried))
-    return tried[best][0], curve
+        _bisect(score_of, len(clusters), min_score)
+    enough = [count for count, (_, point) in tried.items() if point.score >= min_score]
+    if not enough:
+        best = max(tried, key=score_of)
+    else:
+        best = min(enough, key=lambda count: -tried[count][1].speedup if points else count)
+    return tried[best][0], tuple(tried[count][1] for count in sorted(tried))
 
 
-def _bisect(score: Callable[[int], float], largest: int, least: float) -> None:
-    """Find the fewest that are enough, taking the score to grow with the number."""
-    if score(0) >= least:
+def _bisect(score_of: Callable[[int], float], largest: int, min_score: float) -> None:
+    """Try the counts that lead to the lowest one with a sufficient score, if the score grows with the count."""
+    if score_of(0) >= min_score:
         return
     low, high = 0, 1
-    while score(min(high, largest)) < least:
+    while score_of(min(high, largest)) < min_score:
         if high >= largest:
             return
         low, high = high, 2 * high
     high = min(high, largest)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if score(middle) >= least else (middle, high)
+        low, high = (low, middle) if score_of(middle) >= min_score else (middle, high)

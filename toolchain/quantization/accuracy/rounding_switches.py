@@ -1,7 +1,8 @@
-"""One model in which the rounding of every tensor can be switched on by itself, and its grid is fed.
+"""Rounding switches: one model in which the rounding of every tensor can be switched on alone, with any grid.
 
 Behind each tensor stands ``If(on) { DequantizeLinear(QuantizeLinear(x)) } else { x }``; the switch, the scale and the
-zero point are inputs. So what each tensor's rounding does to the outputs is found with one session, not with hundreds.
+zero point are inputs. So one session measures the effect of every tensor's rounding on the outputs, instead of
+hundreds of sessions.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from toolchain.graph import check, edit, query
 from toolchain.quantization.ranges import Affine
 
 
-def with_switches(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone of the float model with a switch behind each of the tensors `names`.
+def add_rounding_switches(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Clone the float model and insert a switch behind each of the tensors `names`.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -41,7 +42,7 @@ def with_switches(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def switch_feed(names: Sequence[str], on: Mapping[str, Affine]) -> Feed:
-    """The inputs that switch rounding on for the tensors in `on`, with their grids, and off for all others."""
+    """Make the inputs that switch rounding on for the tensors in `on`, with their grids, and off for all others."""
     feed: Feed = {}
     for number, name in enumerate(names):
         grid = on.get(name, Affine(1.0, 0))

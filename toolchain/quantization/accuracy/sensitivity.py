@@ -1,92 +1,138 @@
-"""Where an int8 model's error comes from: what the rounding of each tensor and each weight does to the outputs.
+"""Sensitivity: the sources of an int8 model's error, measured as the effect of each rounding on the outputs.
 
-Each is switched on alone in the float model. The errors are small and as good as independent, so their squares add up:
-on MobileNetV2 the sum over all tensors lies within a decibel of all of them together. A share is of that sum.
+Each rounding is switched on alone in the float model. The errors are small and nearly independent, so their squares
+add up: on MobileNetV2 the sum over all tensors lies within a decibel of the error of all of them together. Shares refer
+to that sum.
 
-A tensor's rounding is gone only when all int8 operators around it are float. So operators to leave float go in
-clusters, one for each noisy tensor: what computes it and what reads it, with their weights. They are ordered by the
-noise they take out for every multiply-accumulate that int8 loses: no clock, so the order is the same everywhere.
+The rounding of a tensor disappears only when all int8 operators around it are float. So operators are left float in
+clusters, one for each tensor: the operators that compute it and read it, with their weights. Clusters are ordered by
+the noise they remove per multiply-accumulate that int8 loses. No clock is involved: the order is the same everywhere.
 
-The results are kept on disk as they come, keyed by model, plan and samples: an interrupted search goes on where it was.
+Results are kept on disk as they come, keyed by model, plan and samples: an interrupted measurement continues later.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 import onnx_ir as ir
 
+from toolchain.core.arrays import F32
 from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.core.progress import Progress
+from toolchain.data.tensors import Feed
 from toolchain.evaluation.fidelity import Probe, db_to_power, power_to_db
 from toolchain.formats.findings import NoiseSource
 from toolchain.graph import edit, io, query
 from toolchain.ops.cost import total_macs
 from toolchain.ops.table import macs
-from toolchain.quantization.accuracy.rounding_switches import switch_feed, with_switches
+from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
 from toolchain.quantization.plan import Plan
 
+Kind = Literal["activation", "weight"]
+
 SAVE_EVERY = 16
-LEAST_SHARE = 1e-3
-"""Of all multiply-accumulates: an operator counts as at least so much, for a float one between int8 ones costs two
-conversions however little it computes."""
+"""Measurements between two writes of the cache."""
+MIN_COST_SHARE = 1e-3
+"""An operator counts as at least this share of all multiply-accumulates: a float operator between int8 operators costs
+two conversions however little it computes."""
 
 
 @dataclass(frozen=True)
 class NoiseCluster:
-    """Operators to leave float together, and the share of all noise that goes with them."""
+    """Operators to leave float together.
+
+    Attributes:
+        nodes: their names.
+        share: the share of all noise that disappears with them.
+        tensor: the tensor they stand around.
+    """
 
     nodes: tuple[str, ...]
     share: float
     tensor: str
 
+    def error_share(self, digits: int) -> str:
+        """Say how much of the error the cluster makes, as a clause for a reason; `digits` after the point."""
+        return f"rounding {self.tensor!r} makes {self.share:.{digits}%} of the error"
 
-def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, progress: Progress) -> tuple[NoiseSource, ...]:
-    """The noise of every activation and weight of a plan, the largest first.
+
+def measure_noise(
+    model: ir.Model, plan: Plan, probe: Probe, samples_key: str, progress: Progress
+) -> tuple[NoiseSource, ...]:
+    """Measure the noise of every activation and weight of a plan.
 
     Args:
         model: the float model the plan was made for.
         plan: its grids and weights.
         probe: measures at the outputs.
-        key: of the samples.
-        progress: told about every step.
+        samples_key: fingerprint of the probe's samples.
+        progress: told about every measurement.
+
+    Returns:
+        The sources, the largest first.
     """
-    producers = {str(v.name): query.op(n) if (n := v.producer()) else "input" for v in query.activations(model)}
-    nodes = {query.label(node): node for node in model.graph}
-    cache = _PowerCache(model, plan, key)
-    names = list(plan.activations)
-    total = len(names) + len(plan.products)
-    powers: dict[tuple[Literal["activation", "weight"], str], float] = {}
-    measure = None
-    for name, grid in plan.activations.items():
-        known = cache.get("activation", name)
-        if known is None:
-            measure = measure or probe.opened(with_switches(model, names))
-            known = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
-        powers["activation", name] = known
-        progress("measuring sensitivity", len(powers), total)
-    for name, product in plan.products.items():
-        known = cache.get("weight", name)
-        if known is None:
-            clone = model.clone()
-            node = next(n for n in clone.graph if query.label(n) == name)
-            constant = edit.add_constant(
-                clone.graph, edit.Names(clone.graph).fresh(f"{name}_rounded"), product.weight.dequantized()
-            )
-            edit.set_input(node, 1, constant)
-            known = cache.put("weight", name, db_to_power(probe.fidelity_db(clone)))
-        powers["weight", name] = known
+    cache = _PowerCache(model, plan, samples_key)
+    total = len(plan.activations) + len(plan.products)
+    powers: dict[tuple[Kind, str], float] = {}
+    for source, power in chain(
+        _activation_powers(model, plan, probe, cache), _weight_powers(model, plan, probe, cache)
+    ):
+        powers[source] = power
         progress("measuring sensitivity", len(powers), total)
     cache.save()
+    return _noise_sources(model, powers)
+
+
+def _activation_powers(
+    model: ir.Model, plan: Plan, probe: Probe, cache: _PowerCache
+) -> Iterator[tuple[tuple[Kind, str], float]]:
+    """Measure each activation's rounding alone, in one model in which every rounding can be switched on."""
+    names = list(plan.activations)
+    measure: Callable[[Feed], float] | None = None
+    for name, grid in plan.activations.items():
+        power = cache.get("activation", name)
+        if power is None:
+            measure = measure or probe.opened(add_rounding_switches(model, names))
+            power = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
+        yield ("activation", name), power
+
+
+def _weight_powers(
+    model: ir.Model, plan: Plan, probe: Probe, cache: _PowerCache
+) -> Iterator[tuple[tuple[Kind, str], float]]:
+    """Measure each weight's rounding alone."""
+    for name, product in plan.products.items():
+        power = cache.get("weight", name)
+        if power is None:
+            rounded = _with_weight(model, name, product.weight.dequantized())
+            power = cache.put("weight", name, db_to_power(probe.fidelity_db(rounded)))
+        yield ("weight", name), power
+
+
+def _with_weight(model: ir.Model, name: str, weight: F32) -> ir.Model:
+    """Clone the model with another weight for one node."""
+    clone = model.clone()
+    node = next(n for n in clone.graph if query.label(n) == name)
+    constant = edit.add_constant(clone.graph, edit.Names(clone.graph).fresh(f"{name}_rounded"), weight)
+    edit.set_input(node, 1, constant)
+    return clone
+
+
+def _noise_sources(model: ir.Model, powers: Mapping[tuple[Kind, str], float]) -> tuple[NoiseSource, ...]:
+    """Turn powers into shares of their sum, the largest first."""
+    producers = {str(v.name): query.op(n) if (n := v.producer()) else "input" for v in query.activations(model)}
+    operators = {query.label(node): query.op(node) for node in model.graph}
     whole = sum(powers.values()) or 1.0
     return tuple(
         NoiseSource(
             kind=kind,
             at=at,
-            op=producers[at] if kind == "activation" else query.op(nodes[at]),
+            op=producers[at] if kind == "activation" else operators[at],
             share=power / whole,
             fidelity_db=power_to_db(power),
         )
@@ -94,34 +140,42 @@ def noises(model: ir.Model, plan: Plan, probe: Probe, key: str, progress: Progre
     )
 
 
-def clusters(model: ir.Model, plan: Plan, noises: Sequence[NoiseSource]) -> list[NoiseCluster]:
-    """What to leave float, the most rewarding first; no operator is in two clusters."""
+def noise_clusters(model: ir.Model, plan: Plan, sources: Sequence[NoiseSource]) -> list[NoiseCluster]:
+    """List the clusters to leave float, the most rewarding first; no operator is in two of them."""
     int8 = plan.int8_nodes()
-    power = {(noise.kind, noise.at): noise.share for noise in noises}
-    nodes = {query.label(node): node for node in model.graph}
-    whole = total_macs(model) or 1
-    found = []
+    shares = {(source.kind, source.at): source.share for source in sources}
+    costs = _cost_shares(model)
+    rated: list[tuple[float, NoiseCluster]] = []
     for value in query.activations(model):
-        share = power.get(("activation", str(value.name)))
-        if share is None:
+        share = shares.get(("activation", str(value.name)))
+        around = _int8_around(value, int8) if share is not None else ()
+        if share is None or not around:
             continue
-        around = _around(value, int8)
-        share += sum(power.get(("weight", name), 0.0) for name in around)
-        cost = sum(max((macs(nodes[name]) or 0) / whole, LEAST_SHARE) for name in around)
-        if around:
-            found.append((share / cost, NoiseCluster(around, share, str(value.name))))
+        share += sum(shares.get(("weight", name), 0.0) for name in around)
+        rated.append((share / sum(costs[name] for name in around), NoiseCluster(around, share, str(value.name))))
+    return _disjoint([cluster for _, cluster in sorted(rated, key=lambda item: (-item[0], item[1].tensor))])
+
+
+def _cost_shares(model: ir.Model) -> dict[str, float]:
+    """Each operator's share of all multiply-accumulates, at least :data:`MIN_COST_SHARE`."""
+    whole = total_macs(model) or 1
+    return {query.label(node): max((macs(node) or 0) / whole, MIN_COST_SHARE) for node in model.graph}
+
+
+def _disjoint(clusters: Sequence[NoiseCluster]) -> list[NoiseCluster]:
+    """Give each operator to the first cluster that has it."""
     taken: set[str] = set()
-    ordered = []
-    for _, cluster in sorted(found, key=lambda item: (-item[0], item[1].tensor)):
+    result = []
+    for cluster in clusters:
         left = tuple(name for name in cluster.nodes if name not in taken)
         if left:
-            ordered.append(NoiseCluster(left, cluster.share, cluster.tensor))
+            result.append(replace(cluster, nodes=left))
             taken.update(left)
-    return ordered
+    return result
 
 
-def _around(value: ir.Value, int8: set[str]) -> tuple[str, ...]:
-    """The int8 operators that read or compute a tensor; behind a Relu or Clip, what that one follows too."""
+def _int8_around(value: ir.Value, int8: set[str]) -> tuple[str, ...]:
+    """Name the int8 operators that read or compute a tensor; for a Relu or Clip, also the operator it follows."""
     names = [query.label(node) for node in query.consumers(value)]
     producer = value.producer()
     while producer is not None:

@@ -1,21 +1,23 @@
-"""`refine`: from a plain int8 plan to a more accurate one of the same speed, each step kept only where it helps.
+"""Accuracy steps: from a plain int8 plan to a more accurate one of the same speed; a step is kept only where it helps.
 
     plain: min-max ranges, weights rounded to nearest
-    1. ranges           histogram MSE instead of min-max            quantize/ranges.py
-    2. equalization     channels rescaled to like ranges            quantize/equalize.py
-    3. migration        the same in front of a transformer's products  quantize/migrate.py
-    4. bias correction  mean error of the weights taken out         quantize/plan.py
-    5. rounding         weights rounded by second moments           quantize/rounding.py
+    1. range search               ranges of least squared error instead of min-max    `ranges`
+    2. cross-layer equalization   channels rescaled to similar ranges                 `cross_layer_equalization`
+    3. SmoothQuant                the same in front of a transformer's products       `smooth_quant`
+    4. bias correction            mean error of the weights removed from the bias     `plan`
+    5. GPTQ rounding              weights rounded by second moments                   `gptq`
 
-What a step gains depends on the model: equalization wins 4 dB on MobileNetV2 and loses as much where rarely active
-channels look small on the samples at hand. So every step is measured, at the model's outputs, on samples that the
-statistics were not taken from.
+The gain of a step depends on the model: equalization wins 4 dB on MobileNetV2, and loses as much where channels that
+are rarely active look small on the samples at hand. So every step is measured at the model's outputs, on samples that
+the statistics were not taken from.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -41,16 +43,35 @@ from toolchain.quantization.weights import WeightQuant
 
 Select = Callable[[ir.Model], Selection]
 
-LEAST_GAIN_DB = 0.1
-"""A step that gains less is left out: it is noise, and every step makes the model harder to understand."""
-LEAST_MIGRATION_DB = 1.0
-"""Migration costs a multiplication in front of the products."""
+RANGE_SEARCH = "range search"
+EQUALIZATION = "cross-layer equalization"
+SMOOTH_QUANT = "SmoothQuant"
+BIAS_CORRECTION = "bias correction"
+GPTQ = "GPTQ rounding"
+MIXED_PRECISION = "mixed precision"
+
+MIN_GAIN_DB = 0.1
+"""A step that gains less is left out: such a gain is noise, and every step makes the model harder to understand."""
+MIN_SMOOTH_QUANT_GAIN_DB = 1.0
+"""SmoothQuant has to gain more, because it costs a multiplication in front of the products."""
 MOMENT_SAMPLES = 64
+"""At most this many samples give the second moments that weights are rounded by."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class QuantBasis:
-    """What a plan is made from. weights: rounded, by node name. grids: of tensors where they are settled, by name."""
+    """Everything a plan is made from.
+
+    Attributes:
+        model: the float model.
+        selection: int8 or float for every node.
+        observation: statistics of the selection's tensors.
+        settings: how ranges, weights and biases are quantized.
+        weights: rounded weights by node name.
+        grids: grids by tensor name that are decided already, such as those learnt by training.
+    """
 
     model: ir.Model
     selection: Selection
@@ -61,95 +82,127 @@ class QuantBasis:
 
     @classmethod
     def plain(cls, model: ir.Model, selection: Selection, observation: Observation, settings: Quantize) -> QuantBasis:
-        """With every optional step of the recipe left out."""
+        """Make the basis of a plain plan: every optional step of the recipe is left out."""
         ranges = "minmax" if settings.ranges == "auto" else settings.ranges
         settings = settings.model_copy(update={"ranges": ranges, "bias_correction": False})
-        return cls(model, selection, observation, settings, _nearest(model, selection, settings))
+        return cls(model, selection, observation, settings, _nearest_weights(model, selection, settings))
 
     def plan(self) -> Plan:
-        """The numbers."""
+        """Choose the scales and round what is not rounded yet."""
         return plan_quantization(self.model, self.selection, self.observation, self.settings, self.weights, self.grids)
 
 
-Change = Callable[[ir.Model, QuantBasis], QuantBasis]
-"""A basis like another one, for a changed model."""
+Rebuild = Callable[[ir.Model, QuantBasis], QuantBasis]
+"""Makes a basis with the settings of another one for a changed model."""
 
 
-def observed(
+@dataclass(frozen=True)
+class _CandidateStep:
+    """An accuracy step to try.
+
+    Attributes:
+        name: as users read it.
+        allowed: the recipe wants it.
+        apply: makes the changed basis; None where the step finds nothing to change.
+        min_gain_db: fidelity that the step must gain to be kept.
+    """
+
+    name: str
+    allowed: bool
+    apply: Callable[[QuantBasis], QuantBasis | None]
+    min_gain_db: float = MIN_GAIN_DB
+
+
+def observe_selection(
     model: ir.Model, selection: Selection, data: CalibrationData, calibrate: Calibrate, progress: Progress
 ) -> Observation:
-    """Statistics of the selection's tensors, by channel for all that equalization may rescale."""
+    """Observe the selection's tensors, by channel where equalization may rescale them."""
     axes = {name: group.axis for group in scale_groups(model) for name in group.tensors}
     tensors = {name: axes.get(name) if axis is None else axis for name, axis in selection.tensors.items()}
     return observe(model, data, tensors, bins=calibrate.bins, group_mib=calibrate.group_mib, progress=progress)
 
 
-def refine(
+def improve_accuracy(
     basis: QuantBasis, select: Select, data: CalibrationData, probe: Probe, recipe: Recipe, progress: Progress
 ) -> tuple[QuantBasis, tuple[AccuracyStep, ...]]:
-    """Try every step of the recipe; returns the best basis found and what each step gained.
+    """Try the steps of the recipe one after the other, and keep those that raise the fidelity.
 
     Args:
         basis: a plain one, see :meth:`QuantBasis.plain`.
-        select: which nodes of a changed model are int8.
-        data: what statistics are taken from.
-        probe: measures; without a float output to measure, every step is taken on trust.
-        recipe: which steps may be taken.
+        select: chooses which nodes of a changed model are int8.
+        data: samples that statistics are taken from.
+        probe: measures fidelity. Where it has no float output to measure, every step is kept unmeasured.
+        recipe: which steps may be tried.
         progress: told about every step.
+
+    Returns:
+        The best basis, and the steps that were tried.
     """
+    steps = _candidate_steps(select, data, recipe, progress)
+    tried: list[AccuracyStep] = []
+    best_db = _fidelity_db(basis, probe)
+    for number, step in enumerate(steps):
+        progress("trying accuracy steps", number, len(steps))
+        changed = step.apply(basis) if step.allowed else None
+        if changed is None:
+            _log.debug("accuracy step %s: %s", step.name, "nothing to change" if step.allowed else "not wanted")
+            continue
+        changed_db = _fidelity_db(changed, probe)
+        used = not probe.usable or changed_db >= best_db + step.min_gain_db
+        tried.append(AccuracyStep(name=step.name, without_db=best_db, with_db=changed_db, used=used))
+        log_step(tried[-1])
+        if used:
+            basis, best_db = changed, changed_db
+    return basis, tuple(tried)
+
+
+def log_step(step: AccuracyStep) -> None:
+    """Log an accuracy step: the fidelity without and with it, and the decision."""
+    decision = "kept" if step.used else "left out"
+    _log.info("accuracy step %s: %.2f dB, with it %.2f dB, %s", step.name, step.without_db, step.with_db, decision)
+
+
+def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, progress: Progress) -> list[_CandidateStep]:
+    """List the steps in the order in which they are tried."""
     wanted = recipe.quantize
 
-    def changed_to(model: ir.Model, old: QuantBasis) -> QuantBasis:
-        chosen = select(model)
-        seen = observed(model, chosen, data, recipe.calibrate, progress)
-        return QuantBasis(model, chosen, seen, old.settings, _nearest(model, chosen, old.settings))
+    def rebuild(model: ir.Model, old: QuantBasis) -> QuantBasis:
+        selection = select(model)
+        observation = observe_selection(model, selection, data, recipe.calibrate, progress)
+        return QuantBasis(model, selection, observation, old.settings, _nearest_weights(model, selection, old.settings))
 
-    steps: list[tuple[str, bool, Callable[[QuantBasis], QuantBasis | None]]] = [
-        ("ranges", wanted.ranges == "auto", lambda b: _set(b, ranges="mse")),
-        ("equalization", wanted.equalize, lambda b: _equalized(b, changed_to)),
-        ("migration", wanted.equalize, lambda b: _migrated(b, changed_to)),
-        ("bias correction", wanted.bias_correction, lambda b: _set(b, bias_correction=True)),
-        ("rounding", wanted.rounding, lambda b: _rounded(b, data, progress)),
+    return [
+        _CandidateStep(RANGE_SEARCH, wanted.ranges == "auto", partial(_with_settings, ranges="mse")),
+        _CandidateStep(EQUALIZATION, wanted.equalize, partial(_equalized, rebuild=rebuild)),
+        _CandidateStep(SMOOTH_QUANT, wanted.equalize, partial(_smoothed, rebuild=rebuild), MIN_SMOOTH_QUANT_GAIN_DB),
+        _CandidateStep(BIAS_CORRECTION, wanted.bias_correction, partial(_with_settings, bias_correction=True)),
+        _CandidateStep(GPTQ, wanted.rounding, partial(_rounded_by_moments, data=data, progress=progress)),
     ]
-    taken: list[AccuracyStep] = []
-    best = _measure(basis, probe)
-    for number, (name, allowed, step) in enumerate(steps):
-        progress("refining", number, len(steps))
-        changed = step(basis) if allowed else None
-        if changed is None:
-            continue
-        found = _measure(changed, probe)
-        least = LEAST_MIGRATION_DB if name == "migration" else LEAST_GAIN_DB
-        used = not probe.usable or found >= best + least
-        taken.append(AccuracyStep(name=name, without_db=best, with_db=found, used=used))
-        if used:
-            basis, best = changed, found
-    return basis, tuple(taken)
 
 
-def _measure(basis: QuantBasis, probe: Probe) -> float:
+def _fidelity_db(basis: QuantBasis, probe: Probe) -> float:
     if not probe.usable:
         return 0.0
     return probe.fidelity_db(apply_quantization(basis.model, basis.plan(), "u8"))
 
 
-def _set(basis: QuantBasis, **settings: object) -> QuantBasis:
+def _with_settings(basis: QuantBasis, **settings: object) -> QuantBasis:
     return replace(basis, settings=basis.settings.model_copy(update=settings))
 
 
-def _equalized(basis: QuantBasis, changed_to: Change) -> QuantBasis | None:
+def _equalized(basis: QuantBasis, rebuild: Rebuild) -> QuantBasis | None:
     groups = scale_groups(basis.model)
     scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return changed_to(apply_equalization(basis.model, scales), basis) if scales else None
+    return rebuild(apply_equalization(basis.model, scales), basis) if scales else None
 
 
-def _migrated(basis: QuantBasis, changed_to: Change) -> QuantBasis | None:
+def _smoothed(basis: QuantBasis, rebuild: Rebuild) -> QuantBasis | None:
     groups = smooth_quant_groups(basis.model, basis.selection.int8_nodes())
     scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return changed_to(apply_smooth_quant(basis.model, scales), basis) if scales else None
+    return rebuild(apply_smooth_quant(basis.model, scales), basis) if scales else None
 
 
-def _rounded(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:
+def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:
     products = _products(basis.model, basis.selection)
     weights: dict[str, WeightQuant] = {}
     for node, moments in second_moments(basis.model, data.take(MOMENT_SAMPLES), products, progress=progress):
@@ -161,10 +214,11 @@ def _rounded(basis: QuantBasis, data: CalibrationData, progress: Progress) -> Qu
     return replace(basis, weights=weights)
 
 
-def _nearest(model: ir.Model, selection: Selection, settings: Quantize) -> dict[str, WeightQuant]:
+def _nearest_weights(model: ir.Model, selection: Selection, settings: Quantize) -> dict[str, WeightQuant]:
     return {query.label(node): nearest_weight(node, settings) for node in _products(model, selection)}
 
 
 def _products(model: ir.Model, selection: Selection) -> list[ir.Node]:
+    """List the int8 nodes with constant weights."""
     chosen = selection.int8_nodes()
     return [node for node in model.graph if query.label(node) in chosen and isinstance(rule(node).int8, Kernel)]

@@ -27,7 +27,7 @@ from toolchain.quantization.ranges import Affine
 DENOMINATOR = 501
 """What D is near: odd, small enough that 1/(2 D) exceeds any kernel's error, large enough to leave scales alone."""
 
-SETTLED = "its scales are settled by other operators, and int8 sums would round differently on ARM"
+SCALES_FIXED = "other operators fix its scales, so its int8 sums could differ between processors"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def align(
     for site in where:
         inputs = sorted(dict.fromkeys(site.inputs), key=lambda name: name not in kept)  # a set has no order
         if len([name for name in inputs if name in kept]) > 1 or site.output in kept:
-            refused[site.node] = SETTLED
+            refused[site.node] = SCALES_FIXED
             continue
         first = grids[inputs[0]].scale / site.area
         unit = first / max(1, round(DENOMINATOR * first / grids[site.output].scale))

@@ -202,7 +202,7 @@ def between(node: ir.Node, int8_nodes: set[str], activations: Grids) -> tuple[li
 
 def reason(near: Margin) -> str:
     """Why a node is in doubt."""
-    return f"a result is {near.distance:.1e} of a step from a tie, and kernels compute it within {near.error:.1e}"
+    return f"a result is {near.distance:.1e} steps from a rounding tie, within the kernels' error of {near.error:.1e}"
 
 
 def clear(margin_of: Callable[[Affine], Margin], grid: Affine) -> Affine | None:

@@ -22,7 +22,7 @@ from toolchain.ops.table import rule
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 DOMAIN = "com.microsoft"
-DYNAMIC = "its weights are int8, and its activations are rounded at every step to what they span there"
+DYNAMIC = "its weights are int8; its activations are quantized at run time, with the range of each step"
 INPUTS = 8
 """Of the float operator: X, W, R, B, sequence_lens, initial_h, initial_c, P. Scales and zero points follow them."""
 
@@ -33,9 +33,9 @@ def refusal(node: ir.Node, cell: Dynamic) -> str | None:
     if any(array is None for array in arrays):
         return "its weights are not constant"
     if any(not query.is_float(node.inputs[index]) for index in (0, *cell.weights)):
-        return "is not float32"
+        return "its input or weights are not float32"
     if query.attribute(node, "layout", 0):
-        return "has its batch axis first, which the dynamic operator does not know"
+        return "its batch axis comes first, which the dynamic int8 operator does not support"
     return None
 
 

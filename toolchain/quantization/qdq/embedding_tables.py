@@ -27,7 +27,7 @@ LEAST_BYTES = 64 * 1024
 """Smaller tables are not worth two operators more."""
 LEAST_WIDTH = 16
 """Of a row: below it the scales eat much of what the integers save."""
-TABLE = "its table is stored as int8 with a scale a row; it is read as float"
+TABLE = "its table is stored as int8 with one scale per row, and read as float"
 
 
 def has_table(node: ir.Node) -> bool:

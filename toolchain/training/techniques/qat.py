@@ -116,7 +116,8 @@ def qat_student(quantized: Quantized, *, scales: bool = True) -> QatStudent:
     tensors = {read_as.get(name, name): sources[name] for name in sources if name not in basis.selection.same}
     products = [_product(node, quantized, sources) for node in _kernels(base, plan)]
     technique = FakeQuant(tensors, grids, products, aligned, learn_weight_scales=scales)
-    return QatStudent(model, technique, replace(quantized, basis=replace(basis, model=base)))
+    planned = replace(quantized.planned, basis=replace(basis, model=base))
+    return QatStudent(model, technique, replace(quantized, planned=planned))
 
 
 def trained_plan(qat_student: QatStudent, trained: ir.Model) -> Quantized:
@@ -139,9 +140,7 @@ def trained_plan(qat_student: QatStudent, trained: ir.Model) -> Quantized:
     sources = {name: now[scale_source(name, basis.selection)] for name in basis.selection.tensors}
     grids = {name: Affine(grid.scale, grid.zero_point) for name, grid in sources.items()}
     settings = basis.settings.model_copy(update={"bias_correction": False})  # biases have learnt it
-    found = replace(basis, model=model, settings=settings, weights=weights, grids=grids)
-    attempt = quantized.loop.audited(model, found)
-    return replace(quantized, basis=attempt.basis, plan=attempt.plan, audit=attempt.audit)
+    return quantized.planned_from(replace(basis, model=model, settings=settings, weights=weights, grids=grids))
 
 
 def _with_own_constants(quantized: Quantized) -> ir.Model:

@@ -1,0 +1,69 @@
+"""Races of int8 against float on this machine: each fragment against its float self, then the whole model.
+
+A node stays int8 only where that is not slower. The result of a race is the reason that a node carries when it stays
+float, with both times.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from toolchain.core.progress import Progress
+from toolchain.data.tensors import Feed
+from toolchain.graph import run, tap
+from toolchain.latency.race import Race, race
+from toolchain.quantization.plan import Plan
+from toolchain.quantization.qdq.fragments import Fragment, fragments
+from toolchain.quantization.qdq.writer import Encoding, apply_quantization
+
+WHOLE_MODEL_SECONDS = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+def slower_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed, progress: Progress) -> dict[str, str]:
+    """Race each int8 fragment of the plan against its float self.
+
+    Returns:
+        The nodes of the fragments that are slower as int8, each with the reason to leave it float.
+    """
+    parts = fragments(model, plan, encoding)
+    if len(parts) == 1 and len(parts[0].nodes) * 2 > len(plan.choices):
+        return {}  # the fragment is most of the model, so the race of the whole model decides
+    inputs = _fragment_inputs(model, parts, feed)
+    reasons: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        names = [str(value.name) for value in part.float_model.graph.inputs]
+        result = race_models(part.float_model, part.int8_model, {name: inputs[name] for name in names})
+        float_s, int8_s = result.medians_s
+        _log.debug("fragment of %s: float %.1f µs, int8 %.1f µs", part.name, float_s * 1e6, int8_s * 1e6)
+        if result.second_is_slower():
+            times = f"{int8_s * 1e6:.1f} µs, in float {float_s * 1e6:.1f} µs"
+            around = f", measured for the {len(part.nodes)} connected nodes around it" if len(part.nodes) > 1 else ""
+            reasons.update(dict.fromkeys(part.nodes, f"int8 is slower on this machine: {times}{around}"))
+        progress("racing int8 against float", number + 1, len(parts))
+    return reasons
+
+
+def slower_whole_model(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed) -> str | None:
+    """Race the whole int8 model against the float model; return the reason to stay float where int8 is slower."""
+    result = race_models(model, apply_quantization(model, plan, encoding), feed, seconds=WHOLE_MODEL_SECONDS)
+    float_s, int8_s = result.medians_s
+    _log.info("whole model: float %.2f ms, int8 %.2f ms", float_s * 1e3, int8_s * 1e3)
+    if not result.second_is_slower():
+        return None
+    return f"the whole model is slower as int8 on this machine: {int8_s * 1e3:.2f} ms, in float {float_s * 1e3:.2f} ms"
+
+
+def race_models(first: ir.Model, second: ir.Model, feed: Feed, seconds: float = 0.1) -> Race:
+    """Race two models, each on one thread."""
+    return race(run.session(first, threads=1), run.session(second, threads=1), feed, seconds=seconds)
+
+
+def _fragment_inputs(model: ir.Model, parts: Sequence[Fragment], feed: Feed) -> Feed:
+    """Compute the tensors that enter the fragments, for one feed of the model."""
+    names = [str(value.name) for part in parts for value in part.float_model.graph.inputs]
+    return tap.capture(model, names, [feed], threads=1)[0]

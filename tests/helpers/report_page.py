@@ -121,5 +121,5 @@ def manifest(**changes):
     return known.model_copy(update=changes)
 
 
-def page(found: Results, known: html.Details | None = None) -> str:
-    return html.page(Comparison(derive([(None, found)])), known)
+def page(results: Results, details: html.Details | None = None) -> str:
+    return html.render(Comparison(derive([(None, results)])), details)

@@ -51,7 +51,7 @@ from toolchain.pruning.goal import Pruned
 from toolchain.quantization.exactness.certificate import certify, exactness
 from toolchain.quantization.loop import Quantized
 from toolchain.report.compare import compare
-from toolchain.report.html.page import details, page
+from toolchain.report.html import page
 
 GOLDEN_SAMPLES = 4
 
@@ -148,7 +148,7 @@ def export(
             work.dense, quantized, files.models, rows, golden.feeds[0], profiles, pruned=work.pruned, noises=causes
         )
         (folder / "findings.json").write_text(findings.to_json(), encoding="utf-8")
-        report = page(compare([folder]), details(folder))
+        report = page.render(compare([folder]), page.read_details(folder))
         (folder / "report.html").write_text(report, encoding="utf-8")
     return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve, work.pruned, causes)
 

@@ -115,7 +115,7 @@ def train(
     results.save(output / "results.json")
     Findings(when=results.measurements[0].when, training=steps).save(output / "findings.json")
     recipe.save(output / "training.json")
-    write_text(output / "report.html", page.page(compare([output]), page.details(output)))
+    write_text(output / "report.html", page.render(compare([output]), page.read_details(output)))
     shutil.rmtree(folder)
     return Trained(output, results, steps, prepared.converted.notes)
 

@@ -122,7 +122,7 @@ def compare(
     found = run(results, baseline, None if max_regression is None else options.read_share(max_regression))
     # A single export has more to tell than its rows.
     whole = format == "html" and len(results) == 1
-    text = page.page(found, page.details(results[0])) if whole else render(found, format)
+    text = page.render(found, page.read_details(results[0])) if whole else render(found, format)
     if isinstance(text, str) and output is not None:
         write_text(output, text)
         say(f"written: {output}")

@@ -66,7 +66,7 @@ def render(results: Results | Sequence[Results] | Comparison, format: str = "tab
     if format == "html":
         from toolchain.report.html import page
 
-        return page.page(comparison)
+        return page.render(comparison)
     return _table(comparison) if format == "table" else _markdown(comparison)
 
 

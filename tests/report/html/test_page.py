@@ -21,16 +21,16 @@ from toolchain.report.derive import derive
 from toolchain.report.html import charts
 from toolchain.report.html import page as html
 from toolchain.report.html.series import (
-    KINDS,
+    MOST_KINDS,
+    accuracy_points,
     by_layer,
     by_operator,
     kind_of,
-    longest,
-    rounds,
+    latency_outlines,
+    round_changes,
     series_of,
     sizes,
-    spread,
-    tradeoff,
+    slowest_layers,
 )
 from toolchain.report.render import render
 
@@ -107,13 +107,13 @@ def test_the_front_leaves_out_what_is_beaten():
     fast, slow, worse = row("int8", 10.0, score=ACCURACY), row("fp32", 20.0, score=ACCURACY), row("other", 30.0)
     worse = worse.model_copy(update={"score": ACCURACY.model_copy(update={"value": 0.5})})
     (block,) = derive([(None, results(slow, fast, worse))])
-    front = {p["series"]: p["front"] for p in tradeoff(series_of(block))}
+    front = {p["series"]: p["front"] for p in accuracy_points(series_of(block))}
     assert front == {"fp32": False, "int8": True, "other": False}
 
 
 def test_distributions_count_every_sample():
     found = series()
-    outlines, marks = spread(found)
+    outlines, marks = latency_outlines(found)
     for number, s in enumerate(found):
         latency = s.measurement.latency
         mine = [o for o in outlines if o["row"] == number]
@@ -130,19 +130,20 @@ def test_rounds_show_how_far_they_lie_from_the_whole():
     samples = (*steady.latency.samples_ms[:60], *(2 * s for s in steady.latency.samples_ms[60:]))
     drifting = steady.model_copy(update={"latency": steady.latency.model_copy(update={"samples_ms": samples})})
     (block,) = derive([(None, results(drifting))])
-    changes = [r["change"] for r in rounds(series_of(block))]
+    changes = [r["change"] for r in round_changes(series_of(block))]
     assert changes == [pytest.approx(0, abs=0.02), pytest.approx(0, abs=0.02), pytest.approx(1, abs=0.03)]
 
 
 def test_memory_is_that_above_the_baseline():
-    first = {r["what"]: r["MB"] for r in sizes(series()[:1])}
+    first = {r["size"]: r["MB"] for r in sizes(series()[:1])}
     assert first == {"file": 14.0, "loading": 41.0, "running": 22.0}
 
 
 def test_quantized_operators_are_counted_with_their_kind():
     found = {(r["operator"], r["series"]): r["us"] for r in by_operator(PROFILES)}
     assert found == {
-        ("Conv", "fp32"): 100.0, ("Conv", "int8"): 45.0, ("layout", "fp32"): 5.0, ("to and from int8", "int8"): 3.0,
+        ("Conv", "fp32"): 100.0, ("Conv", "int8"): 45.0,
+        ("layout change", "fp32"): 5.0, ("int8 conversion", "int8"): 3.0,
     }  # fmt: skip
     assert {kind_of(op) for op in ("QGemm", "Gemm", "FusedGemm")} == {"Gemm"}
     assert kind_of("QuickGelu") == "QuickGelu"
@@ -154,7 +155,7 @@ def test_small_kinds_are_summed_and_nothing_is_lost():
         operators=tuple(OperatorTime(node=f"n{i}", op=f"Op{i}", median_us=float(i + 1)) for i in range(20)),
     )
     found = by_operator([many])
-    assert len(found) == KINDS + 1
+    assert len(found) == MOST_KINDS + 1
     assert sum(r["us"] for r in found) == sum(range(1, 21))
     assert found[-1]["operator"] == "8 other kinds"
 
@@ -162,7 +163,7 @@ def test_small_kinds_are_summed_and_nothing_is_lost():
 def test_layers_are_matched_between_variants():
     found = [(r["layer"], r["number"], r["series"], r["us"]) for r in by_layer(PROFILES)]
     assert found == [("a", 1, "fp32", 40.0), ("a", 1, "int8", 20.0), ("b", 2, "fp32", 60.0), ("b", 2, "int8", 25.0)]
-    assert [layer.name for layer in longest(PROFILES, 1)] == ["b"]
+    assert [layer.name for layer in slowest_layers(PROFILES, 1)] == ["b"]
 
 
 def test_charts_hold_the_data_they_were_given():
@@ -172,14 +173,14 @@ def test_charts_hold_the_data_they_were_given():
     assert [(c["share"], c["kind"]) for c in values(charts.causes(FINDINGS.causes))[0]] == [
         (0.75, "activation"), (0.25, "weight"),
     ]  # fmt: skip
-    assert [(c["kept"], c["channels"]) for c in values(charts.cuts(PRUNING))[0]] == [(48, 64)]
+    assert [(c["kept"], c["channels"]) for c in values(charts.pruned_groups(PRUNING))[0]] == [(48, 64)]
 
 
 def test_what_cannot_be_drawn_is_left_out():
     (block,) = derive([(None, results(row("int8", None)))])
     found = series_of(block)
     assert charts.accuracy(found) is charts.distributions(found) is charts.steadiness(found) is None
-    assert "What was measured" not in page(results(row("int8", None)))
+    assert "Latency in numbers" not in page(results(row("int8", None)))
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -283,7 +284,7 @@ def test_models_share_the_colours_of_variants_and_scores_of_several_are_not_comp
         ("a fp32", "var(--fp32)"), ("a int8", "var(--int8)"), ("b fp32", "var(--fp32)"), ("b int8", "var(--int8)"),
     ]  # fmt: skip
     assert charts.accuracy(found) is None
-    assert {r["what"] for r in sizes(found)} >= {"a file", "b running"}
+    assert {r["size"] for r in sizes(found)} >= {"a file", "b running"}
 
 
 def test_several_models_and_hosts_on_one_page():
@@ -307,7 +308,8 @@ def folder(tmp_path):
 
 
 def test_details_lie_beside_the_results(folder):
-    assert html.details(folder) == html.details(folder / "results.json") == html.Details(FINDINGS, (manifest(),))
+    expected = html.Details(FINDINGS, (manifest(),))
+    assert html.read_details(folder) == html.read_details(folder / "results.json") == expected
     assert compare([folder]) == compare([folder / "results.json"])
 
 
@@ -315,7 +317,7 @@ def test_details_of_other_results_are_left_out(folder):
     FINDINGS.model_copy(update={"when": "2020-01-01"}).save(folder / "findings.json")
     other = FileEntry(name="model.onnx", sha256="f" * 64, size_bytes=1)
     manifest(files=(other,)).save(folder / "host" / "manifest.json")
-    assert html.details(folder) == html.Details()
+    assert html.read_details(folder) == html.Details()
 
 
 def test_training_is_told_step_by_step():
@@ -323,7 +325,7 @@ def test_training_is_told_step_by_step():
     assert "prune: &lt;some&gt; channels" in text
     assert "50.0% → 90.0%" in text
     assert "no faster" in text
-    spec = charts.learning(TRAINING, "accuracy")
+    spec = charts.training(TRAINING, "accuracy")
     (rows,) = spec["datasets"].values() if "datasets" in spec else [spec["data"]["values"]]
     assert [row["at"] for row in rows[:6]] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert sum(row["kept"] for row in rows) == 2
@@ -331,5 +333,5 @@ def test_training_is_told_step_by_step():
         Checkpoint(share=c.share, evaluation=c.evaluation.model_copy(update={"accuracy": None})) for c in CHECKPOINTS
     )
     unclassed = [step.model_copy(update={"checkpoints": checkpoints}) for step in TRAINING]
-    assert charts.learning(unclassed, "accuracy") is None
+    assert charts.training(unclassed, "accuracy") is None
     assert "0.0 dB → 20.0 dB" in page(DEMO, html.Details(FINDINGS.model_copy(update={"training": tuple(unclassed)})))

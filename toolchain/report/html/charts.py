@@ -1,7 +1,7 @@
-"""The charts of a report, as Vega-Lite specifications; Altair checks each against the schema.
+"""The charts of the report, as Vega-Lite specifications that Altair checks against the schema.
 
-Colours are the style sheet's own properties (``var(--int8)``), so that dark mode and print change them without drawing
-anew. Widths are the container's.
+Colours are properties of the style sheet (``var(--int8)``), so that dark mode and print change them without a new
+drawing. A chart is as wide as its container.
 """
 
 from __future__ import annotations
@@ -12,41 +12,46 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from toolchain.formats.findings import NoiseSource, Profile, Pruning, TrainingStep
 from toolchain.formats.manifest import TradeOff
+from toolchain.report.explain import MOST_CAUSES
 from toolchain.report.html.series import (
     Records,
     Series,
+    accuracy_points,
     by_layer,
     by_operator,
     colour_of,
-    rounds,
+    latency_outlines,
+    round_changes,
     sizes,
-    spread,
-    tradeoff,
 )
 
 if TYPE_CHECKING:
     import altair
 
 Spec = dict[str, Any]
+"""A Vega-Lite specification, as JSON data."""
+_TIP_TITLES = {"series": "variant", "ms": "median ms"}
+"""Titles of tooltip entries whose field has another name."""
 
-WIDE = 4.0
+LOG_AXIS_RATIO = 4.0
 """Latencies that differ by more than this factor get a logarithmic axis."""
 STEP_COLOURS = ("var(--int8)", "var(--pruned)", "var(--spare-1)", "var(--spare-2)", "var(--spare-3)", "var(--fp32)")
-CAUSES = 15
-CAUSE = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
-LABELS = 6
-ROW = 62
-"""Pixels of a row of distributions."""
+CAUSE_COLOURS = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
+MOST_LABELS = 6
+"""Points that are labelled; the labels of more would overlap."""
+DISTRIBUTION_HEIGHT = 62
+"""Pixels of one variant's distribution."""
 
 
-def accuracy(found: Sequence[Series]) -> Spec | None:
-    """Score against latency, those that nothing beats joined by a line.
+def accuracy(series: Sequence[Series]) -> Spec | None:
+    """Draw score against latency, the best trade-offs joined by a line.
 
-    None for fewer than two points, and for several models, since their scores are of different kinds.
+    Returns:
+        None if there are fewer than two points, or several models: their scores cannot be compared.
     """
     import altair as alt
 
-    points = tradeoff(found)
+    points = accuracy_points(series)
     if len(points) < 2 or len({p["model"] for p in points}) > 1:
         return None
     share = all(0 <= p["score"] <= 1 for p in points)
@@ -59,7 +64,7 @@ def accuracy(found: Sequence[Series]) -> Spec | None:
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
     pad = max((high / low) ** 0.25, 1.15)
     base = alt.Chart(_data(points))
-    kind = "log" if high / low > WIDE else "linear"
+    kind = "log" if high / low > LOG_AXIS_RATIO else "linear"
     along = alt.Scale(domain=[low / pad, high * pad], type=kind, nice=False)
     x = alt.X("ms:Q", title="median latency (ms)", scale=along, axis=alt.Axis(format="~g", tickCount=6))
     y = alt.Y(
@@ -74,24 +79,24 @@ def accuracy(found: Sequence[Series]) -> Spec | None:
     )
     layers = [
         best.encode(x=x, y=y, order="ms:Q"),
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=along), x2="high:Q", y=y, color=_colour(found)),
-        base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=_colour(found), tooltip=tip),
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=along), x2="high:Q", y=y, color=_colour(series)),
+        base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=_colour(series), tooltip=tip),
     ]
-    for above in (True, False) if len(points) <= LABELS else ():
+    for above in (True, False) if len(points) <= MOST_LABELS else ():
         text = base.transform_filter(alt.datum.above == above).mark_text(dy=-14 if above else 16, fontSize=12)
         layers.append(text.encode(x=x, y=y, text="series:N", color=alt.value("currentColor")))
     return _spec(alt.layer(*layers).properties(height=240))
 
 
-def distributions(found: Sequence[Series]) -> Spec | None:
-    """How long inferences took: a histogram a series, its median a line, its 90th percentile a dashed one."""
+def distributions(series: Sequence[Series]) -> Spec | None:
+    """Draw a histogram of latencies for each variant, with lines at the median and (dashed) the 90th percentile."""
     import altair as alt
 
-    outlines, marks = spread(found)
+    outlines, marks = latency_outlines(series)
     if not outlines:
         return None
     times = [r["ms"] for r in outlines]
-    kind = "log" if max(times) / min(times) > WIDE else "linear"
+    kind = "log" if max(times) / min(times) > LOG_AXIS_RATIO else "linear"
     along = alt.Scale(domain=[min(times) / 1.01, max(times) * 1.01], type=kind, nice=False)
     x = alt.X("ms:Q", title="one inference (ms)", scale=along, axis=alt.Axis(format="~g", tickCount=6, grid=False))
     hidden = alt.Scale(domain=[0, len(marks)], reverse=True, nice=False)
@@ -109,23 +114,23 @@ def distributions(found: Sequence[Series]) -> Spec | None:
         _tip("p90", ".4~r", "p90 ms"),
         _tip("p99", ".4~r", "p99 ms"),
     ]
-    rule = lines.mark_rule(strokeWidth=2).encode(y=y, y2="top", color=_colour(found), tooltip=tip)
+    rule = lines.mark_rule(strokeWidth=2).encode(y=y, y2="top", color=_colour(series), tooltip=tip)
     layers = [
-        shape.mark_area(opacity=0.45, interpolate="monotone").encode(x=x, y=y, y2="top", color=_colour(found)),
+        shape.mark_area(opacity=0.45, interpolate="monotone").encode(x=x, y=y, y2="top", color=_colour(series)),
         rule.encode(x=alt.X("median:Q", scale=along)),
         rule.mark_rule(strokeDash=[3, 3], strokeWidth=1.5).encode(x=alt.X("p90:Q", scale=along)),
         lines.mark_text(align="left", baseline="middle", fontSize=12, limit=310).encode(
             x=alt.value(2), y=alt.Y("words:Q", scale=hidden, axis=None), text="label:N", color=alt.value("currentColor")
         ),
     ]
-    return _spec(alt.layer(*layers).properties(height=ROW * len(marks)))
+    return _spec(alt.layer(*layers).properties(height=DISTRIBUTION_HEIGHT * len(marks)))
 
 
-def steadiness(found: Sequence[Series]) -> Spec | None:
-    """Medians of the rounds against the whole's; None where there was only one round."""
+def steadiness(series: Sequence[Series]) -> Spec | None:
+    """Draw how much each round's median differs from the overall median; None if there was only one round."""
     import altair as alt
 
-    records = rounds(found)
+    records = round_changes(series)
     if max((r["round"] for r in records), default=1) < 2:
         return None
     limit = max(0.06, *(abs(r["change"]) * 1.15 for r in records))
@@ -135,30 +140,31 @@ def steadiness(found: Sequence[Series]) -> Spec | None:
         .encode(
             x=alt.X("round:Q", title="round", axis=alt.Axis(format="d", tickMinStep=1, tickCount=8, grid=False)),
             y=alt.Y(
-                "change:Q", title="from its median", axis=alt.Axis(format="+.0%", tickCount=5),
+                "change:Q", title="change from the median", axis=alt.Axis(format="+.0%", tickCount=5),
                 scale=alt.Scale(domain=[-limit, limit], nice=False),
             ),
-            color=_colour(found),
+            color=_colour(series),
             tooltip=[_tip("series"), _tip("round"), _tip("median", ".4~r", "median ms"), _tip("change", "+.1%")],
         )
     )  # fmt: skip
     return _spec(chart.properties(height=170))
 
 
-def memory(found: Sequence[Series]) -> Spec:
-    """File and memory."""
-    bars = {s.short: s.colour for s in found}
-    return _bars(sizes(found), "what", "MB", "MB", list(bars), _scale(list(bars), list(bars.values())))
+def memory(series: Sequence[Series]) -> Spec:
+    """Draw the sizes of file and memory."""
+    bars = {s.short: s.colour for s in series}
+    return _bars(sizes(series), "size", "MB", "MB", list(bars), _scale(list(bars), list(bars.values())))
 
 
 def operators(profiles: Sequence[Profile]) -> Spec:
-    """Time by kind of operator."""
+    """Draw time by kind of operator."""
     records = by_operator(profiles)
-    return _bars(records, "operator", "us", "µs an inference", [p.variant for p in profiles], _colours_of(profiles))
+    variants = [p.variant for p in profiles]
+    return _bars(records, "operator", "us", "µs for one inference", variants, _colours_of(profiles))
 
 
 def layers(profiles: Sequence[Profile]) -> Spec | None:
-    """Time by layer in the order they run, one variant in front of the other; None where layers cannot be told."""
+    """Draw time by layer, one variant in front of the other; None if no layer is known in two variants."""
     import altair as alt
 
     records = by_layer(profiles)
@@ -167,7 +173,7 @@ def layers(profiles: Sequence[Profile]) -> Spec | None:
     count = max(r["number"] for r in records)
     width = max(1.5, min(16.0, 300 / count))
     order = {p.variant: number for number, p in enumerate(profiles)}
-    x = alt.X("number:Q", title="layer, in the order they run", scale=alt.Scale(domain=[0, count + 1], nice=False),
+    x = alt.X("number:Q", title="layer, in order of execution", scale=alt.Scale(domain=[0, count + 1], nice=False),
               axis=alt.Axis(grid=False, tickMinStep=1, tickCount=8, format="d"))  # fmt: skip
     parts = [
         alt.Chart(_data([r for r in records if r["series"] == variant]))
@@ -183,46 +189,51 @@ def layers(profiles: Sequence[Profile]) -> Spec | None:
     return _spec(alt.layer(*parts).properties(height=200))
 
 
-def causes(found: Sequence[NoiseSource]) -> Spec:
-    """The worst causes of the error that is left, as shares of it."""
+def causes(sources: Sequence[NoiseSource]) -> Spec:
+    """Draw the largest causes of the remaining error, as shares of it."""
     import altair as alt
 
     records: Records = [
         {"cause": c.at + (" (weight)" if c.kind == "weight" else ""), "kind": c.kind, "operator": c.op,
          "share": c.share, "dB": c.fidelity_db, "order": number}
-        for number, c in enumerate(found[:CAUSES])
+        for number, c in enumerate(sources[:MOST_CAUSES])
     ]  # fmt: skip
-    tip = [_tip("cause"), _tip("operator"), _tip("share", ".1%"), _tip("dB", ".1f", "alone, dB")]
+    colours = alt.Scale(domain=list(CAUSE_COLOURS), range=list(CAUSE_COLOURS.values()))
+    tip = [_tip("cause"), _tip("operator"), _tip("share", ".1%"), _tip("dB", ".1f", "dB with only this rounded")]
     chart = (
         alt.Chart(_data(records))
         .mark_bar()
         .encode(
             y=_ranked("cause"),
             x=alt.X("share:Q", title="share of the error", axis=alt.Axis(format="%", tickCount=4)),
-            color=alt.Color("kind:N", legend=None, scale=alt.Scale(domain=list(CAUSE), range=list(CAUSE.values()))),
+            color=alt.Color("kind:N", legend=None, scale=colours),
             tooltip=tip,
         )
     )  # fmt: skip
     return _spec(chart.properties(height=20 * len(records)))
 
 
-def curve(points: Sequence[TradeOff]) -> Spec:
-    """What was tried to stay within the drop that is allowed."""
+def tradeoff(points: Sequence[TradeOff]) -> Spec:
+    """Draw the plans that were tried to stay within the allowed drop."""
     import altair as alt
 
-    records: Records = [{"left float": p.float_nodes, "score": p.score, "speedup": p.speedup} for p in points]
+    records: Records = [{"operators in float": p.float_nodes, "score": p.score, "speedup": p.speedup} for p in points]
     base = alt.Chart(_data(records)).encode(
-        x=alt.X("speedup:Q", title="speed-up over fp32, one thread", scale=alt.Scale(zero=False, padding=16)),
+        x=alt.X("speedup:Q", title="speed-up over fp32, 1 thread", scale=alt.Scale(zero=False, padding=16)),
         y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(tickCount=5)),
-        order="left float:Q",
-        tooltip=[_tip("left float"), _tip("score", ".4~r"), _tip("speedup", ".3~r", "speed-up")],
+        order="operators in float:Q",
+        tooltip=[_tip("operators in float"), _tip("score", ".4~r"), _tip("speedup", ".3~r", "speed-up")],
     )
     line = base.mark_line(color="var(--int8)", point=alt.OverlayMarkDef(size=70, filled=True, color="var(--int8)"))
     return _spec(line.properties(height=200))
 
 
-def learning(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]) -> Spec | None:
-    """Held-out samples over the training, a line a step; what was kept is filled. None where nothing was measured."""
+def training(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]) -> Spec | None:
+    """Draw a measure on held-out samples during training, with a dot where a checkpoint was kept.
+
+    Returns:
+        None if the measure does not apply to the outputs.
+    """
     import altair as alt
 
     records: Records = [
@@ -243,7 +254,7 @@ def learning(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]
     axis = alt.Axis(format="~g", tickCount=5) if measure == "loss" else alt.Axis(format=".0%", tickCount=5)
     colours = alt.Scale(range=list(STEP_COLOURS))
     base = alt.Chart(_data(records)).encode(
-        x=alt.X("at:Q", title="steps of the recipe", axis=alt.Axis(tickMinStep=1, tickCount=len(steps) + 1)),
+        x=alt.X("at:Q", title="step of the recipe", axis=alt.Axis(tickMinStep=1, tickCount=len(steps) + 1)),
         y=alt.Y("value:Q", title=measure, scale=scale, axis=axis),
         color=alt.Color("step:N", scale=colours, legend=alt.Legend(title=None, orient="top") if steps[1:] else None),
         tooltip=[_tip("step"), _tip("value", ".4~r", measure)],
@@ -252,13 +263,13 @@ def learning(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]
     return _spec(alt.layer(base.mark_line(), dots).properties(height=200))
 
 
-def cuts(found: Pruning) -> Spec:
-    """Channels of every group that was cut: what stayed, within what there was."""
+def pruned_groups(pruning: Pruning) -> Spec:
+    """Draw the channels of each pruned group: those kept in front of all there were."""
     import altair as alt
 
     records: Records = [
         {"group": g.name, "channels": g.size, "kept": g.kept, "share": g.kept / g.size, "order": number}
-        for number, g in enumerate(found.groups)
+        for number, g in enumerate(pruning.groups)
     ]
     tip = [_tip("group"), _tip("kept"), _tip("channels", None, "of"), _tip("share", ".0%")]
     base = alt.Chart(_data(records)).encode(y=_ranked("group"), tooltip=tip)
@@ -283,7 +294,7 @@ def _bars(
     colour: altair.Color,
     format: str = ".3~r",
 ) -> Spec:
-    """Groups of bars, a bar a series, with their numbers at the end."""
+    """Draw groups of bars, one bar for each variant, with their numbers at the end."""
     import altair as alt
 
     highest = max(r[value] for r in records)
@@ -306,7 +317,7 @@ def _bars(
 
 
 def _ranked(field: str) -> altair.Y:
-    """Names down the side, in the order of the records."""
+    """Return a vertical axis with names in the order of the records."""
     import altair as alt
 
     scale = alt.Scale(paddingInner=0.25)
@@ -324,11 +335,11 @@ def _tip(field: str, format: str | None = None, title: str | None = None) -> alt
 
     kind = "N" if format is None else "Q"
     more = {} if format is None else {"format": format}
-    return alt.Tooltip(f"{field}:{kind}", title=title or field, **more)
+    return alt.Tooltip(f"{field}:{kind}", title=title or _TIP_TITLES.get(field, field), **more)
 
 
-def _colour(found: Sequence[Series]) -> altair.Color:
-    return _scale([s.name for s in found], [s.colour for s in found])
+def _colour(series: Sequence[Series]) -> altair.Color:
+    return _scale([s.name for s in series], [s.colour for s in series])
 
 
 def _colours_of(profiles: Sequence[Profile]) -> altair.Color:
@@ -352,16 +363,16 @@ def _data(records: Records) -> altair.Data:
 
 
 def _spec(chart: Any) -> Spec:
-    """The chart as JSON data, with the look that all share."""
+    """Return the chart as JSON data, with the style that all charts share."""
     import altair as alt
 
     ink = {"labelColor": "currentColor", "titleColor": "currentColor"}
     axis = {**ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titleOpacity": 0.75,
             "domain": False, "ticks": False, "grid": True, "gridColor": "currentColor", "gridOpacity": 0.12,
             "labelPadding": 5, "labelOverlap": "greedy"}  # fmt: skip
-    look = chart.properties(width="container", background="transparent").configure(
+    styled = chart.properties(width="container", background="transparent").configure(
         font="system-ui, sans-serif", axis=axis, view={"stroke": None}, bar={"cornerRadiusEnd": 2}
     )
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
-        found: Spec = look.to_dict()
-    return found
+        spec: Spec = styled.to_dict()
+    return spec

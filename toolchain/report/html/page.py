@@ -1,8 +1,8 @@
-"""A report as one HTML file that needs nothing else: no network, no other file.
+"""The report: one HTML file that works without network and without any other file.
 
-`page` fills ``templates/report.html``. Tables are plain HTML; charts are Vega-Lite specifications that a script in the
-file draws. Altair and vl-convert (the extra ``html``) make these; without them the page has its tables and says so.
-What stands beside a results file (`details`) adds its chapters: findings and the manifests of the targets.
+`render` fills ``templates/report.html``. Tables are plain HTML. Charts are Vega-Lite specifications that a script in
+the file draws; making them needs Altair and vl-convert (the extra ``html``). Without these the page has only tables,
+and says so. Files beside a results file (`read_details`) add sections: findings, and the manifests of the targets.
 """
 
 from __future__ import annotations
@@ -25,68 +25,71 @@ from toolchain.report.amounts import count_text
 from toolchain.report.cells import heading, is_text, table_cells
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
+from toolchain.report.explain import MOST_CAUSES
 from toolchain.report.html.charts import (
     Spec,
     accuracy,
     causes,
-    curve,
-    cuts,
     distributions,
     layers,
-    learning,
     memory,
     operators,
+    pruned_groups,
     steadiness,
+    tradeoff,
+    training,
 )
-from toolchain.report.html.series import Series, colour_of, longest, series_of
+from toolchain.report.html.series import Series, colour_of, series_of, slowest_layers
 from toolchain.report.html.words import headline, provenance, tiles
 from toolchain.report.legend import legend, notes
+from toolchain.report.pruning import check_text, int8_text
 from toolchain.report.trained import evaluation_text
 
-LONGEST = 12
-"""So many layers stand in the table of those that take longest."""
-EXTRA = "pip install 'edge-toolchain[html]'"
+MOST_SLOW_LAYERS = 12
+"""Layers in the table of the slowest."""
+INSTALL_CHARTS = "pip install 'edge-toolchain[html]'"
 
 
 @dataclass(frozen=True)
 class Details:
-    """What an export knows beside its results."""
+    """The files that an export writes beside its results. manifests: one for each target."""
 
     findings: Findings | None = None
     manifests: tuple[Manifest, ...] = ()
 
 
-def details(results: str | Path) -> Details:
-    """The findings and manifests that lie beside a results file (or in its folder), as far as they belong to it.
+def read_details(results: str | Path) -> Details:
+    """Read the findings and manifests beside a results file, or in its folder; those of other results are ignored.
 
     Raises:
-        ConfigError: one of them is malformed.
+        ConfigError: a file is malformed.
     """
     path = Path(results)
     path = path / "results.json" if path.is_dir() else path
     rows = Results.load(path).measurements
     findings = path.parent / "findings.json"
-    found = Findings.load(findings) if findings.is_file() else None
-    if found and found.when not in {row.when for row in rows}:
-        found = None
+    loaded = Findings.load(findings) if findings.is_file() else None
+    if loaded and loaded.when not in {row.when for row in rows}:
+        loaded = None
     hashes = {row.sha256 for row in rows}
     targets = dict.fromkeys(row.target for row in rows if row.target and Path(row.target).name == row.target)
     paths = (path.parent / target / "manifest.json" for target in targets)
     manifests = (Manifest.load(p) for p in paths if p.is_file())
-    return Details(found, tuple(m for m in manifests if hashes & {file.sha256 for file in m.files}))
+    return Details(loaded, tuple(m for m in manifests if hashes & {file.sha256 for file in m.files}))
 
 
-def page(comparison: Comparison, known: Details | None = None) -> str:
-    """The report.
+def render(comparison: Comparison, details: Details | None = None) -> str:
+    """Return the report as HTML text.
 
     Args:
-        comparison: derived rows, as for tables.
-        known: what an export found; None: tables and charts of the rows alone.
+        comparison: the rows of its tables.
+        details: of the export the rows come from; None: no sections beyond the tables and charts of the rows.
     """
     import jinja2
     from markupsafe import Markup
 
-    known = known or Details()
+    details = details or Details()
+    findings, manifests = details.findings, details.manifests
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -96,37 +99,40 @@ def page(comparison: Comparison, known: Details | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"count": count_text, "evaluation": evaluation_text}
+    environment.filters |= {
+        "count": count_text, "evaluation": evaluation_text, "check_text": check_text, "int8_text": int8_text,
+    }  # fmt: skip
     drawn = can_draw()
     return environment.get_template("report.html").render(
         title=_title(comparison),
-        headline=headline(comparison, known.manifests),
-        tiles=tiles(comparison, known.manifests),
+        headline=headline(comparison, manifests),
+        tiles=tiles(comparison, manifests),
         blocks=[_block(block, drawn) for block in comparison.blocks],
         legend=legend(comparison),
         notes=notes(comparison),
-        findings=known.findings,
-        profile_key=[(p.variant, colour_of(p.variant)) for p in known.findings.profiles] if known.findings else [],
-        manifests=known.manifests,
-        precision=_precision(known),
-        charts=_charts(known) if drawn else {},
-        longest=longest(known.findings.profiles, LONGEST) if known.findings else [],
-        fits=[_fit(fit, comparison) for fit in known.findings.fits] if known.findings else [],
-        provenance=provenance(comparison, known.manifests),
-        extra=None if drawn else EXTRA,
-        # A script ends at the first </script>, wherever it stands.
+        findings=findings,
+        profile_key=[(p.variant, colour_of(p.variant)) for p in findings.profiles] if findings else [],
+        manifests=manifests,
+        precision=_precision(details),
+        most_causes=MOST_CAUSES,
+        charts=_charts(details) if drawn else {},
+        slowest=slowest_layers(findings.profiles, MOST_SLOW_LAYERS) if findings else [],
+        fits=[_fit(fit, comparison) for fit in findings.fits] if findings else [],
+        provenance=provenance(comparison, manifests),
+        install_charts=None if drawn else INSTALL_CHARTS,
+        # A browser ends a script at the first </script>, even inside a string.
         bundle=Markup(bundle().replace("</script", "<\\/script")) if drawn else "",
     )
 
 
 def can_draw() -> bool:
-    """Whether the extra ``html`` is installed."""
+    """Tell whether the extra ``html``, which makes the charts, is installed."""
     return all(importlib.util.find_spec(name) for name in ("altair", "vl_convert"))
 
 
 @cache
 def bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script; made in seconds, and kept on disk."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script. Making it takes seconds, so it is cached on disk."""
     import vl_convert
 
     path = None
@@ -149,7 +155,7 @@ def _title(comparison: Comparison) -> str:
 def _block(block: Block, drawn: bool) -> dict[str, Any]:
     headers, lines = table_cells(block)
     columns = [_column(header, [line[i] for line in lines]) for i, header in enumerate(headers)]
-    found = series_of(block)
+    series = series_of(block)
     return {
         "heading": heading(block)[-1],
         "headers": [(header, is_text(header)) for header in headers],
@@ -164,14 +170,17 @@ def _block(block: Block, drawn: bool) -> dict[str, Any]:
             }
             for i, row in enumerate(block.rows)
         ],
-        "key": list({s.short: s.colour for s in found}.items()),
-        "runs": [_run(s.name, latency) for s in found if (latency := s.measurement.latency)],
-        "charts": _drawn(found) if drawn else {},
+        "key": list({s.short: s.colour for s in series}.items()),
+        "runs": [_run(s.name, latency) for s in series if (latency := s.measurement.latency)],
+        "charts": _row_charts(series) if drawn else {},
     }
 
 
 def _column(header: str, texts: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Cells as their number, the marks behind it, and the most marks of the column, so that digits stand in line."""
+    """Split each cell into its number, the marks behind it, and the column's largest number of marks.
+
+    With that width for the marks, the digits of a column are aligned.
+    """
     if is_text(header):
         return [(text, "", 0) for text in texts]
     heads = [text.rstrip("%×)! ") for text in texts]
@@ -179,12 +188,12 @@ def _column(header: str, texts: Sequence[str]) -> list[tuple[str, str, int]]:
     return [(head, text[len(head) :], most) for text, head in zip(texts, heads, strict=True)]
 
 
-def _drawn(found: Sequence[Series]) -> dict[str, Spec | None]:
+def _row_charts(series: Sequence[Series]) -> dict[str, Spec | None]:
     return {
-        "accuracy": accuracy(found),
-        "distributions": distributions(found),
-        "steadiness": steadiness(found),
-        "memory": memory(found),
+        "accuracy": accuracy(series),
+        "distributions": distributions(series),
+        "steadiness": steadiness(series),
+        "memory": memory(series),
     }
 
 
@@ -200,38 +209,38 @@ def _run(name: str, latency: Latency) -> dict[str, Any]:
     return {"name": name, "samples": len(latency.samples_ms), "times": {k: f"{v:.3g}" for k, v in times.items()}}
 
 
-def _charts(known: Details) -> dict[str, Spec | None]:
+def _charts(details: Details) -> dict[str, Spec | None]:
     charts: dict[str, Spec | None] = {}
-    found = known.findings
-    if found and found.profiles:
-        charts |= {"operators": operators(found.profiles), "layers": layers(found.profiles)}
-    if found and found.causes:
-        charts["causes"] = causes(found.causes)
-    if found and found.pruning and found.pruning.groups:
-        charts["cuts"] = cuts(found.pruning)
-    if found and found.training:
-        charts |= {f"training_{m}": learning(found.training, m) for m in ("loss", "accuracy")}
-    if known.manifests and len(known.manifests[0].tradeoff) > 1:
-        charts["curve"] = curve(known.manifests[0].tradeoff)
+    findings = details.findings
+    if findings and findings.profiles:
+        charts |= {"operators": operators(findings.profiles), "layers": layers(findings.profiles)}
+    if findings and findings.causes:
+        charts["causes"] = causes(findings.causes)
+    if findings and findings.pruning and findings.pruning.groups:
+        charts["pruned_groups"] = pruned_groups(findings.pruning)
+    if findings and findings.training:
+        charts |= {f"training_{m}": training(findings.training, m) for m in ("loss", "accuracy")}
+    if details.manifests and len(details.manifests[0].tradeoff) > 1:
+        charts["tradeoff"] = tradeoff(details.manifests[0].tradeoff)
     return charts
 
 
-def _precision(known: Details) -> dict[str, Any] | None:
-    """The map of the graph, and float nodes by reason, the most frequent first."""
-    if not known.manifests:
+def _precision(details: Details) -> dict[str, Any] | None:
+    """Collect the bars that show the graph, and the float nodes by reason, the most frequent first."""
+    if not details.manifests:
         return None
-    nodes, macs = known.manifests[0].precision, known.findings.macs if known.findings else {}
+    nodes, macs = details.manifests[0].precision, details.findings.macs if details.findings else {}
     groups: dict[tuple[str, str], list[NodePrecision]] = {}
     counts: dict[str, int] = {}
     for node in nodes:
         counts[node.precision] = counts.get(node.precision, 0) + 1
         if node.precision != "int8":
-            groups.setdefault((node.precision, node.reason or "no reason is known"), []).append(node)
-    whole, most = sum(macs.get(node.node, 0) for node in nodes), max(macs.values(), default=0)
+            groups.setdefault((node.precision, node.reason or "reason unknown"), []).append(node)
+    total, most = sum(macs.get(node.node, 0) for node in nodes), max(macs.values(), default=0)
     return {
         "nodes": [(node, macs.get(node.node, 0), _height(macs.get(node.node, 0), most)) for node in nodes],
         "counts": counts,
-        "share": sum(macs.get(n.node, 0) for n in nodes if n.precision == "int8") / whole if whole else None,
+        "share": sum(macs.get(n.node, 0) for n in nodes if n.precision == "int8") / total if total else None,
         "reasons": [
             {"precision": precision, "reason": reason, "nodes": alike, "ops": ", ".join(sorted({n.op for n in alike}))}
             for (precision, reason), alike in sorted(groups.items(), key=lambda item: -len(item[1]))
@@ -240,19 +249,19 @@ def _precision(known: Details) -> dict[str, Any] | None:
 
 
 def _height(macs: int, most: int) -> int:
-    """Pixels of a node in the map. The root, since layers differ by factors of thousands."""
+    """Return the height of a node's bar in pixels, by the square root, because MACs differ by factors of thousands."""
     return 8 + round(18 * (macs / most) ** 0.5) if most else 14
 
 
 def _fit(fit: TargetFit, comparison: Comparison) -> dict[str, Any]:
-    """A fit with its latency, where that was measured on the target itself."""
+    """Complete a fit with the latency, if that was measured on the target itself."""
     rows = [row for block in comparison.blocks for row in block.rows if row.measurement.target == fit.target]
     measured = next((_median(row) for row in reversed(rows) if _is_measured(row.measurement)), None)
     budgets = []
     for budget in fit.budgets:
         value = measured if budget.name == "latency" else budget.value
         budgets.append((budget, value, None if value is None else value <= budget.limit))
-    return {"fit": fit, "budgets": budgets, "odd": sum(misfit.nodes for misfit in fit.misfits)}
+    return {"fit": fit, "budgets": budgets, "misfit_nodes": sum(misfit.nodes for misfit in fit.misfits)}
 
 
 def _is_measured(measurement: Measurement) -> bool:

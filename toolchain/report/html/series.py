@@ -1,6 +1,6 @@
-"""What the charts of a report draw: the runs of a block, each once and in one colour, and numbers made of them.
+"""Data of the report's charts: the variants of a block, each with its colour, and the records that are drawn.
 
-Everything here is plain data; the drawing is done in ``html_charts.py``.
+Everything here is plain data; the charts are made in ``charts.py``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from toolchain.formats.findings import Profile
 from toolchain.formats.results import Latency, Measurement
 from toolchain.report.derive import Block, Row
 
-KNOWN = ("fp32", "int8", "pruned", "pruned+int8")
-"""Variants with a colour of their own; the style sheet has it as ``--fp32`` and so on, and spare ones."""
-SPARES = 6
-BINS = 160
-LAYERS = 400
-"""More layers than this cannot be told apart in a chart: those that take longest are shown."""
-
-KINDS = 12
-"""Kinds of operators shown one by one."""
+COLOURED_VARIANTS = ("fp32", "int8", "pruned", "pruned+int8")
+"""Variants with a colour of their own, ``--fp32`` and so on in the style sheet; the others take the spare colours."""
+SPARE_COLOURS = 6
+"""Number of spare colours in the style sheet."""
+HISTOGRAM_BINS = 160
+MOST_LAYERS = 400
+"""Layers that can be told apart in a chart; if there are more, the slowest are shown."""
+MOST_KINDS = 12
+"""Kinds of operators shown one by one; the rest is summed."""
 
 Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A run under the name and in the colour it has in every chart of its block.
+    """A row of the table, with the name and colour that it has in every chart of its block.
 
-    short: without the model. A colour is that of a variant, for all models.
+    name: with the model, if the block has several models. short: without the model.
+    colour: a CSS value; a variant has the same colour for all models.
     """
 
     name: str
@@ -43,12 +44,12 @@ class Series:
 
     @property
     def measurement(self) -> Measurement:
-        """What was measured."""
+        """The row's measurement."""
         return self.row.measurement
 
 
 def series_of(block: Block) -> list[Series]:
-    """The runs of a block; rows of absent devices that repeat the host's are left out."""
+    """List the rows of a block to be drawn, without those of other devices that repeat the host's samples."""
     runs: dict[tuple[object, ...], Row] = {}
     for row in block.rows:
         m = row.measurement
@@ -56,41 +57,45 @@ def series_of(block: Block) -> list[Series]:
         runs.setdefault(key, row)
     rows = list(runs.values())
     models, sources = {r.measurement.model for r in rows}, {r.source for r in rows}
-    spare = (f"var(--spare-{i % SPARES})" for i in itertools.count())
+    spare = (f"var(--spare-{i % SPARE_COLOURS})" for i in itertools.count())
     colours: dict[str, str] = {}
-    found: list[Series] = []
+    series: list[Series] = []
     for row in rows:
         m = row.measurement
         short = f"{m.variant} ({row.source})" if row.source and len(sources) > 1 else m.variant
-        if any((s.short, s.measurement.model) == (short, m.model) for s in found):
+        if any((s.short, s.measurement.model) == (short, m.model) for s in series):
             short += f" for {m.target or 'host'}"
         if short not in colours:
             own = colour_of(m.variant)
             colours[short] = own if own and own not in colours.values() else next(spare)
-        found.append(Series(f"{m.model} {short}" if len(models) > 1 else short, short, colours[short], row))
-    return found
+        series.append(Series(f"{m.model} {short}" if len(models) > 1 else short, short, colours[short], row))
+    return series
 
 
 def colour_of(variant: str) -> str | None:
-    """A known variant's colour."""
-    return f"var(--{variant.replace('+', '-')})" if variant in KNOWN else None
+    """Return the colour of a variant that has one of its own, as a CSS value."""
+    return f"var(--{variant.replace('+', '-')})" if variant in COLOURED_VARIANTS else None
 
 
-def spread(found: Sequence[Series]) -> tuple[Records, Records]:
-    """Distributions of latency: outlines of histograms over logarithmic bins, and a record of numbers a series.
+def latency_outlines(series: Sequence[Series]) -> tuple[Records, Records]:
+    """Compute the distributions of latency.
 
-    Outlines have a height of 1 at their highest. What is slower than the slowest series' 99th percentile is not drawn.
+    Samples above the 99th percentile of the slowest series are not drawn.
+
+    Returns:
+        Outlines of histograms over logarithmic bins, each scaled to a height of 1, and the median, 90th and 99th
+        percentile of each series.
     """
-    timed = [(s, s.measurement.latency) for s in found if s.measurement.latency]
+    timed = [(s, s.measurement.latency) for s in series if s.measurement.latency]
     if not timed:
         return [], []
     low = min(min(latency.samples_ms) for _, latency in timed)
     high = max(latency.percentile_ms(99) for _, latency in timed)
-    edges = np.geomspace(low, max(high, low * 1.05), BINS + 1)
+    edges = np.geomspace(low, max(high, low * 1.05), HISTOGRAM_BINS + 1)
     outlines: Records = []
     for number, (s, latency) in enumerate(timed):
         counts, _ = np.histogram(latency.samples_ms, edges)
-        # A window of three bins: as fine as the eye follows, and no comb where the clock's ticks are coarse.
+        # Smoothed over three bins, because a clock with coarse ticks would leave gaps between bins.
         smooth = np.convolve(counts, [0.25, 0.5, 0.25], mode="same") / max(1, counts.max())
         filled = np.flatnonzero(smooth)
         inside = slice(max(filled[0] - 1, 0), filled[-1] + 2)
@@ -104,11 +109,11 @@ def spread(found: Sequence[Series]) -> tuple[Records, Records]:
     ]
 
 
-def rounds(found: Sequence[Series]) -> Records:
-    """Every round's median, and how far it lies from the whole's (1 is none)."""
+def round_changes(series: Sequence[Series]) -> Records:
+    """Compute the median of each round, and its change from the overall median (0: none)."""
     return [
         {"series": s.name, "round": number, "median": value, "change": value / latency.p50_ms - 1}
-        for s in found
+        for s in series
         if (latency := s.measurement.latency) is not None
         for number, value in enumerate(_round_medians(latency), 1)
     ]
@@ -119,10 +124,10 @@ def _round_medians(latency: Latency) -> list[float]:
     return [float(np.median(latency.samples_ms[a:b])) for a, b in zip(latency.rounds, ends, strict=True)]
 
 
-def tradeoff(found: Sequence[Series]) -> Records:
-    """Score against median latency. front: nothing is both faster and at least as good."""
+def accuracy_points(series: Sequence[Series]) -> Records:
+    """List score and median latency. front: no other point is at least as fast and as accurate, and better in one."""
     points: Records = []
-    for s in found:
+    for s in series:
         m = s.measurement
         if m.latency and m.score and s.row.p50_ms:
             p50 = s.row.p50_ms
@@ -140,34 +145,34 @@ def _beats(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(better) and (a["ms"], a["score"]) != (b["ms"], b["score"])
 
 
-def sizes(found: Sequence[Series]) -> Records:
-    """Megabytes of file, and of memory above that of a process without a model."""
+def sizes(series: Sequence[Series]) -> Records:
+    """List megabytes of the file, and of peak memory beyond that of a process without a model."""
     records: Records = []
-    several = len({s.measurement.model for s in found}) > 1
-    for s in found:
+    several = len({s.measurement.model for s in series}) > 1
+    for s in series:
         m = s.measurement
         amounts = {"file": m.size_bytes}
         if m.memory:
             amounts["loading"] = max(0, m.memory.peak_load_bytes - m.memory.baseline_bytes)
             amounts["running"] = max(0, m.memory.peak_run_bytes - m.memory.baseline_bytes)
-        of = f"{m.model} " if several else ""
-        records += [{"series": s.short, "what": of + what, "MB": amount / 1e6} for what, amount in amounts.items()]
+        prefix = f"{m.model} " if several else ""
+        records += [{"series": s.short, "size": prefix + name, "MB": amount / 1e6} for name, amount in amounts.items()]
     return records
 
 
 def by_operator(profiles: Sequence[Profile]) -> Records:
-    """Microseconds of kinds of operators, quantized and plain ones together: the costliest first, small ones summed."""
+    """Sum microseconds by kind of operator, quantized and float ones together: the slowest first, the rest in one."""
     sums: dict[tuple[str, str], float] = {}
     for profile in profiles:
         for operator in profile.operators:
             key = kind_of(operator.op), profile.variant
             sums[key] = sums.get(key, 0.0) + operator.median_us
-    worst: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for (kind, _), us in sums.items():
-        worst[kind] = max(worst.get(kind, 0.0), us)
-    order = sorted(worst, key=lambda kind: -worst[kind])
-    shown, rest = order[:KINDS], order[KINDS:]
-    found = [
+        largest[kind] = max(largest.get(kind, 0.0), us)
+    order = sorted(largest, key=lambda kind: -largest[kind])
+    shown, rest = order[:MOST_KINDS], order[MOST_KINDS:]
+    records = [
         {"operator": kind, "series": profile.variant, "us": sums[kind, profile.variant]}
         for kind in shown
         for profile in profiles
@@ -175,15 +180,15 @@ def by_operator(profiles: Sequence[Profile]) -> Records:
     ]
     left = {p.variant: sum(sums.get((kind, p.variant), 0.0) for kind in rest) for p in profiles}
     name = f"{len(rest)} other kinds"
-    return found + [{"operator": name, "series": variant, "us": us} for variant, us in left.items() if rest]
+    return records + [{"operator": name, "series": variant, "us": us} for variant, us in left.items() if rest]
 
 
 def kind_of(op: str) -> str:
-    """An operator as models have it: ``QLinearConv`` is a Conv, ``QGemm`` a Gemm."""
+    """Return the float operator that a fused or quantized one computes: ``QLinearConv`` is a Conv, ``QGemm`` a Gemm."""
     if op in ("QuantizeLinear", "DequantizeLinear"):
-        return "to and from int8"
+        return "int8 conversion"
     if op.startswith("Reorder"):
-        return "layout"
+        return "layout change"
     for prefix in ("QLinear", "Fused", "DynamicQuantize", "Nhwc", "Q"):
         rest = op.removeprefix(prefix)
         if rest != op and rest[:1].isupper():
@@ -193,7 +198,7 @@ def kind_of(op: str) -> str:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A node of the float graph, its place in the order they run, and its microseconds in every variant that has it."""
+    """A node of the float graph. number: its place in the order of execution. us: microseconds by variant."""
 
     name: str
     op: str
@@ -202,7 +207,7 @@ class LayerTimes:
 
 
 def layers_of(profiles: Sequence[Profile]) -> list[LayerTimes]:
-    """Layers that can be told in more than one variant, in the order they run."""
+    """List the layers that are known in more than one variant, in the order of execution."""
     times: dict[str, dict[str, float]] = {}
     kinds: dict[str, str] = {}
     for profile in profiles:
@@ -215,15 +220,15 @@ def layers_of(profiles: Sequence[Profile]) -> list[LayerTimes]:
     return [LayerTimes(name, kinds[name], number, us) for number, (name, us) in enumerate(shared, 1)]
 
 
-def longest(profiles: Sequence[Profile], most: int) -> list[LayerTimes]:
-    """The layers that take longest in any variant, the worst first."""
+def slowest_layers(profiles: Sequence[Profile], most: int) -> list[LayerTimes]:
+    """List the layers that take longest in any variant, the slowest first."""
     return sorted(layers_of(profiles), key=lambda layer: -max(layer.us.values()))[:most]
 
 
 def by_layer(profiles: Sequence[Profile]) -> Records:
-    """Microseconds of layers by variant; of very many layers, those that take longest."""
+    """List microseconds of layers by variant; of very many layers only the slowest."""
     return [
         {"layer": layer.name, "number": layer.number, "operator": layer.op, "series": variant, "us": us}
-        for layer in sorted(longest(profiles, LAYERS), key=lambda layer: layer.number)
+        for layer in sorted(slowest_layers(profiles, MOST_LAYERS), key=lambda layer: layer.number)
         for variant, us in layer.us.items()
     ]

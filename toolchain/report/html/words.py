@@ -1,4 +1,4 @@
-"""The words of a report: its sentence, its large numbers, and where everything comes from."""
+"""Texts of the report: the headline, the tiles with the main numbers, and the origin of the results."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from toolchain.formats.manifest import Manifest
 from toolchain.formats.results import Conditions, Measurement, Score
-from toolchain.report.amounts import bytes_text
+from toolchain.report.amounts import bytes_text, plural
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Row
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A large number. label: what of; note: how it is known."""
+    """A number in large type. label: above it; note: below it, in small type."""
 
     label: str
     value: str
@@ -22,27 +22,27 @@ class Tile:
 
 
 def _pair(comparison: Comparison) -> tuple[Row, Row] | None:
-    """The baseline and the last row that was measured against it, where the report is about one model on one host."""
+    """Return the baseline and the last row compared with it, if the report is about one model on one host."""
     rows = [row for block in comparison.blocks for row in block.rows]
     if len(comparison.blocks) != 1 or len({row.measurement.model for row in rows}) != 1:
         return None
     compared = [row for row in rows if row.speedup]
-    own = [row for row in compared if row.measurement.evidence == "measured"] or compared
+    candidates = [row for row in compared if row.measurement.evidence == "measured"] or compared
     base = next((row for row in rows if row.baseline and not row.speedup), None)
-    return (base, own[-1]) if base and own else None
+    return (base, candidates[-1]) if base and candidates else None
 
 
 def headline(comparison: Comparison, manifests: Sequence[Manifest]) -> str:
-    """The one sentence that matters."""
+    """Sum the report up in one sentence."""
     pair = _pair(comparison)
     if pair is None:
         rows = [row.measurement for block in comparison.blocks for row in block.rows]
-        parts = [_plural(len({m.model for m in rows}), "model"), _plural(len({m.variant for m in rows}), "variant")]
-        return f"{', '.join(parts)}, {_plural(len(comparison.blocks), 'machine or setting', 'machines or settings')}."
+        parts = [plural(len({m.model for m in rows}), "model"), plural(len({m.variant for m in rows}), "variant")]
+        return f"{', '.join(parts)}, {plural(len(comparison.blocks), 'machine or setting', 'machines or settings')}."
     base, best = pair
     a, b = base.measurement, best.measurement
     parts = [f"{_speed(best)} as fast as {a.variant}"]
-    parts.append(f"{a.size_bytes / b.size_bytes:.1f}× smaller" if b.size_bytes < a.size_bytes else "no smaller")
+    parts.append(f"{a.size_bytes / b.size_bytes:.1f}× smaller" if b.size_bytes < a.size_bytes else "not smaller")
     if a.score and b.score:
         parts.append(f"{_kind(b.score)} {_score(a.score)} → {_score(b.score)}")
     if manifests:
@@ -53,63 +53,63 @@ def headline(comparison: Comparison, manifests: Sequence[Manifest]) -> str:
 
 
 def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
-    """What was gained, in numbers; none where several models or hosts are compared."""
+    """Show the gains in numbers; none if several models or hosts are compared."""
     pair = _pair(comparison)
     if pair is None:
         return []
     base, best = pair
     a, b = base.measurement, best.measurement
-    found = []
+    shown = []
     if best.speedup and base.p50_ms and best.p50_ms:
         steady = all(row.verdict is None or row.verdict.kind == "steady" for row in pair)
         interval = f"95 %: {best.speedup.low:.2f}–{best.speedup.high:.2f}×"
         note = f"{base.p50_ms.value:.3g} → {best.p50_ms.value:.3g} ms; {interval}"
-        found.append(Tile("speed-up" + ("" if steady else " !"), _speed(best), note))
-    found.append(Tile("file", bytes_text(b.size_bytes), f"{a.variant}: {bytes_text(a.size_bytes)}"))
+        shown.append(Tile("speed-up" + ("" if steady else " !"), _speed(best), note))
+    shown.append(Tile("file", bytes_text(b.size_bytes), f"{a.variant}: {bytes_text(a.size_bytes)}"))
     if a.score and b.score:
         samples = f", {b.score.samples} samples" if b.score.samples else ""
-        found.append(Tile(_kind(b.score), _score(b.score), f"{a.variant}: {_score(a.score)}{samples}"))
+        shown.append(Tile(_kind(b.score), _score(b.score), f"{a.variant}: {_score(a.score)}{samples}"))
     if a.memory and b.memory:
         peaks = [max(m.peak_load_bytes, m.peak_run_bytes) - m.baseline_bytes for m in (a.memory, b.memory)]
-        note = f"{a.variant}: {peaks[0] / 1e6:.0f} MB; above the runtime's own"
-        found.append(Tile("memory", f"{peaks[1] / 1e6:.0f} MB", note))
+        note = f"{a.variant}: {peaks[0] / 1e6:.0f} MB; without the runtime itself"
+        shown.append(Tile("memory", f"{peaks[1] / 1e6:.0f} MB", note))
     if manifests:
         exceptions = manifests[0].exactness.exceptions
-        value = "identical" if not exceptions else "identical but …"
-        found.append(Tile("other processors", value, "; ".join(exceptions) or "every integer, proved kernel by kernel"))
-    return found
+        value = "identical, except" if exceptions else "identical"
+        shown.append(Tile("other processors", value, "; ".join(exceptions) or "every integer, proven for each kernel"))
+    return shown
 
 
 def provenance(comparison: Comparison, manifests: Sequence[Manifest]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Facts in groups: the machines, the runs, and of an export its source, data, versions and recipe."""
+    """List facts in titled groups: the machines, and for an export its source, data, recipe, versions and files."""
     groups = []
     for block in comparison.blocks:
         host = block.host
         facts = [
             ("machine", f"{host.name}, {host.architecture}, {host.os}"),
-            ("processor", f"{host.cpu}, {_plural(host.cores, 'core')} ({', '.join(host.features)})"),
-            ("memory", f"{host.memory_mib / 1024:.1f} GiB"),
+            ("processor", f"{host.cpu}, {plural(host.cores, 'core')} ({', '.join(host.features)})"),
             ("runtime", f"onnxruntime {host.onnxruntime}, Python {host.python}"),
         ]
+        facts += [("memory", f"{host.memory_mib / 1024:.1f} GiB")] if host.memory_mib else []
         facts += [("governor", host.governor)] if host.governor else []
         facts += [("threads", str(block.threads))] if block.threads else []
-        seen = dict.fromkeys((row.measurement.when, _conditions(row.measurement.conditions)) for row in block.rows)
-        facts += [("measured", ", ".join(filter(None, [when, text]))) for when, text in seen]
+        runs = dict.fromkeys((row.measurement.when, _conditions(row.measurement.conditions)) for row in block.rows)
+        facts += [("measured", ", ".join(filter(None, [when, text]))) for when, text in runs]
         groups.append((f"Machine {host.name}", facts))
     if manifests:
-        groups += [("Export", _made(manifests[0])), ("Files", _files(manifests))]
+        groups += [("Export", _export_facts(manifests[0])), ("Files", _files(manifests))]
     else:
         rows = [row.measurement for block in comparison.blocks for row in block.rows]
         groups.append(("Files", [(_label(m), f"SHA-256 {m.sha256}") for m in rows]))
     return groups
 
 
-def _made(manifest: Manifest) -> list[tuple[str, str]]:
+def _export_facts(manifest: Manifest) -> list[tuple[str, str]]:
     source, data, recipe = manifest.source, manifest.calibration, manifest.recipe
     facts = [
         ("source", f"{source.name} ({source.kind}, {source.exporter})"),
         ("source hash", f"SHA-256 {source.sha256}"),
-        ("calibration", f"{data.samples} samples of {data.source}"),
+        ("calibration", f"{data.samples} samples from {data.source}"),
         ("data hash", data.fingerprint),
     ]
     if data.preprocessing:
@@ -121,9 +121,9 @@ def _made(manifest: Manifest) -> list[tuple[str, str]]:
         for name, value in (chosen.items() if isinstance(chosen, dict) else ((part, chosen),))
         if value != (default.model_dump()[part][name] if isinstance(chosen, dict) else default.model_dump()[part])
     ]
-    facts.append(("recipe", ", ".join(changed) or "the default"))
+    facts.append(("recipe", ", ".join(changed) or "default"))
     facts.append(("versions", ", ".join(f"{name} {number}" for name, number in manifest.versions.items())))
-    facts.append(("made", manifest.created))
+    facts.append(("created", manifest.created))
     return facts + [("note", note) for note in manifest.notes]
 
 
@@ -136,11 +136,11 @@ def _files(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
     ]
 
 
-def _conditions(about: Conditions) -> str:
+def _conditions(conditions: Conditions) -> str:
     pairs = {
-        "load": (about.load_before, about.load_after, "", ".1f"),
-        "clock": (about.clock_mhz_before, about.clock_mhz_after, " MHz", ".0f"),
-        "temperature": (about.temperature_c_before, about.temperature_c_after, " °C", ".0f"),
+        "load": (conditions.load_before, conditions.load_after, "", ".1f"),
+        "clock": (conditions.clock_mhz_before, conditions.clock_mhz_after, " MHz", ".0f"),
+        "temperature": (conditions.temperature_c_before, conditions.temperature_c_after, " °C", ".0f"),
     }
     return ", ".join(
         f"{name} {format(before, how)} → {format(after, how)}{unit}"
@@ -156,8 +156,8 @@ def _label(m: Measurement) -> str:
 def _speed(row: Row) -> str:
     if row.speedup is None:
         return ""
-    unsure = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
-    return f"{unsure}{row.speedup.value:.2f}×"
+    uncertain = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
+    return f"{uncertain}{row.speedup.value:.2f}×"
 
 
 def _kind(score: Score) -> str:
@@ -166,7 +166,3 @@ def _kind(score: Score) -> str:
 
 def _score(score: Score) -> str:
     return f"{score.value:.2%}".replace("%", " %") if 0 <= score.value <= 1 else f"{score.value:.4g}"
-
-
-def _plural(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"

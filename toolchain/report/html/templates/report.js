@@ -1,10 +1,10 @@
 "use strict";
-// Charts keep the colours of the style sheet, and expressions are interpreted: this page's policy allows no eval.
+// Charts use the colours of the style sheet. Expressions are interpreted, because this page's policy forbids eval.
 const options = {renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: {disableDefaultStyle: true}};
-Promise.all([...document.querySelectorAll(".chart")].map((place) =>
-  vegaEmbed(place.appendChild(document.createElement("div")), JSON.parse(place.querySelector("script").textContent), options)
+Promise.all([...document.querySelectorAll(".chart")].map((chart) =>
+  vegaEmbed(chart.appendChild(document.createElement("div")), JSON.parse(chart.querySelector("script").textContent), options)
 )).then(() => { document.body.dataset.drawn = "yes"; });
-// Paper shows everything.
+// Printing shows all sections.
 let closed = [];
 addEventListener("beforeprint", () => {
   closed = [...document.querySelectorAll("details:not([open])")];

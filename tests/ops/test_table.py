@@ -1,16 +1,19 @@
 """The operator table, one line an operator, and what follows for operators and nodes without a row.
 
-To add an operator: one row in ``toolchain/ops.py``, one line here.
+To add an operator: one row in ``toolchain/ops/table.py``, one line here.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 
 import onnx
 import onnx_ir as ir
 import pytest
 
+from toolchain.ops import table
 from toolchain.ops.cells import (
     Absorbed,
     Contracted,
@@ -158,6 +161,14 @@ def single(op, inputs, output, domain=""):
     node = ir.Node(domain, op, fed, ir.convenience.convert_attributes(ATTRIBUTES.get(op, {})), name="it",
                    outputs=[value("y", output)])  # fmt: skip
     return ir.Model(ir.Graph(fed, node.outputs, nodes=[node], opset_imports={"": 21}), ir_version=10)
+
+
+def test_the_cells_of_all_rows_begin_in_the_same_columns():
+    """The table is for reading; a cell that is too wide gets a name above it."""
+    (rows,) = [node for node in ast.walk(ast.parse(inspect.getsource(table))) if isinstance(node, ast.Dict)]
+    columns = {tuple(cell.col_offset for cell in (row, *row.args)) for row in rows.values}
+    assert len(columns) == 1
+    assert len(rows.values) == len(TABLE)
 
 
 def test_every_row_has_its_line():

@@ -1,14 +1,13 @@
-"""The cells of the op table: small data saying how one operator behaves, and the cost functions.
+"""The cells of the operator table: small records of how one operator behaves, and the cost functions.
 
 Channels (pruning)
-    Every axis of a tensor is a concatenation of segments, every segment a row-major product of *dims*;
-    a dim is an index space shared by all the places that must be cut together. A channel cell says how
-    an operator ties the dims of its inputs, weights and outputs.
+    Every axis of a tensor is an index space (``channels/index_spaces.py``): a leaf, a row-major product or a
+    concatenation. A channel cell says which spaces of an operator's inputs, weights and outputs are the same.
 
 Int8 (quantization)
-    Which inputs and outputs are quantized, which of them share a scale, and what onnxruntime's CPU
-    provider has a fused kernel for (``qdq_selector_action_transformer.cc``). What has none is `Float`,
-    with the reason that users read.
+    The inputs and outputs that are quantized, those that share a scale, and the fused kernels of onnxruntime's CPU
+    provider (``qdq_selector_action_transformer.cc``). An operator without one is `Float`, with the reason that users
+    read.
 
 Cost
     Multiply-accumulates of one node from its shapes; dynamic axes count as 1.
@@ -29,9 +28,10 @@ from toolchain.graph import query
 
 @dataclass(frozen=True)
 class Weighted:
-    """Input channels (G x I) are contracted with the weight; output channels (G x O) join weight and bias.
+    """Convolution: input channels (G x I) are summed over with the weight; output channels (G x O) are also those of
+    weight and bias.
 
-    `out` and `in_` are axes of the weight, `act` the channel axis of input and output. Depthwise is I = O = 1.
+    out, in_: axes of the weight. act: the channel axis of input and output. bias: its input. Depthwise is I = O = 1.
     """
 
     out: int
@@ -42,19 +42,19 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Contracted:
-    """Matrix product: the contracted axes unify and close, batch axes unify, free axes pass."""
+    """Matrix product: the axes summed over are one space, so are batch axes; the other two pass. bias: its input."""
 
     bias: int | None = None
 
 
 @dataclass(frozen=True)
 class Elementwise:
-    """Same-shaped or broadcast inputs: aligned right, equal axes unify, a size-1 axis joins nothing."""
+    """Inputs of one shape, or broadcast: axes aligned at the right are one space; an axis of size 1 joins none."""
 
 
 @dataclass(frozen=True)
 class PerChannel:
-    """Elementwise, with one-dimensional parameters along `axis` that join its dim."""
+    """Elementwise, with one-dimensional parameters along `axis`, which have its space."""
 
     axis: int
     parameters: tuple[int, ...]
@@ -62,22 +62,22 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class SpatialOnly:
-    """Batch and channel axes pass; the axes behind them are computed anew and pinned."""
+    """Batch and channel axes pass; the axes behind them are computed anew, and pinned."""
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Segments are appended along the attribute `axis`; all other axes unify."""
+    """Concat: along the attribute `axis` the spaces come one behind the other; every other axis is one space."""
 
 
 @dataclass(frozen=True)
 class Parted:
-    """Split, Slice, Pad: segments are divided, selected or extended by pinned ones."""
+    """Split, Slice, Pad: a space is split, or extended by pinned ones."""
 
 
 @dataclass(frozen=True)
 class Reshaped:
-    """Both row-major products are refined to a common factorization, or pinned where there is none."""
+    """Reshape: two row-major products take their common refinement, and are pinned where there is none."""
 
 
 @dataclass(frozen=True)
@@ -87,43 +87,43 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Expanded:
-    """A size-1 axis becomes a new dim of its own; copies of a whole axis are pinned."""
+    """An axis of size 1 becomes a new space; the number of copies of an axis is pinned."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduced dim is closed (sum) or pinned (`weighs`: its size enters the result, as in a mean, or zeros do)."""
+    """A reduced axis is summed over, or pinned if `weighs`: its size enters the result, as in a mean, or zeros do."""
 
     weighs: bool
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Channels are (r x r x c) or (c x r x r) with pixels: c passes, r is pinned."""
+    """Channels are (r x r x c) or (c x r x r) for r x r pixels: c passes, r is pinned."""
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Gather: constant indices select segments; an embedding's width joins the output."""
+    """Gather: the axis that is selected from is pinned, the others pass."""
 
 
 @dataclass(frozen=True)
 class Recurrent:
-    """W and R have rows (gates x H); H couples W, R, B, the initial states and the output."""
+    """W and R have rows (gates x H); H is one space in W, R, B, the initial states and the output."""
 
     gates: int
 
 
 @dataclass(frozen=True)
 class GroupedNorm:
-    """Channels are (G x c): groups are free, channels within one are pinned (`groups` 0: each its own)."""
+    """Channels are (G x c): groups pass, channels within one are pinned. groups: 0 makes each channel its own group."""
 
     groups: int | None = None
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """The axis that the attribute names (None: the last), or all from `axis` on, keep their size, for `reason`."""
+    """Axes that keep their size, for `reason`: the one that the operator's attribute names, or all from `axis` on."""
 
     reason: str
     axis: int | None = None
@@ -139,9 +139,10 @@ Channels = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A product with a constant weight: activation u8/s8, weight s8 per output channel, int32 bias.
+    """A product with a constant weight: activation u8 or s8, weight s8 per output channel, int32 bias.
 
-    float_output: the kernel may leave its result float, so the output is quantized only for int8 readers.
+    act, weight, bias: their inputs. float_output: the kernel may leave its result float, so the output is quantized
+    only for int8 readers.
     """
 
     act: int = 0
@@ -154,7 +155,7 @@ class Kernel:
 class OwnScale:
     """Every input and the output have scales of their own.
 
-    output_range: fixed range of the output where the operator's image is known.
+    inputs: those that are quantized; None: all. output_range: the range of the output where the operator fixes it.
     """
 
     inputs: tuple[int, ...] | None = (0,)
@@ -165,7 +166,7 @@ class OwnScale:
 class SameScale:
     """The first input's integers pass unchanged: outputs share its scale and zero point.
 
-    table: this input may be a large constant of which single rows are read; its rows are then stored as int8.
+    table: an input that may be a large constant of which single rows are read; its rows are then stored as int8.
     """
 
     table: int | None = None
@@ -173,14 +174,14 @@ class SameScale:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """Vanishes into the producer's requantization when the quantized range ends where it clips."""
+    """Left out if the quantized range ends where the operator clips: requantization before it then does the same."""
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Weights are int8; activations are rounded anew at every step, to what they span there. Results stay float.
+    """Weights are int8; activations are rounded at every step, by their range at that step. Results stay float.
 
-    op: the operator of onnxruntime that does so. weights: [directions, gates x H, K], constant.
+    op: onnxruntime's operator for it. weights: inputs of shape [directions, gates x H, K], constant.
     """
 
     op: str
@@ -198,10 +199,11 @@ Int8 = Kernel | OwnScale | SameScale | Absorbed | Dynamic | Float
 
 # -------------------------------------------------------------------------------------------------- cost
 
-Cost = Callable[[ir.Node], int | None]
+CountMacs = Callable[[ir.Node], int | None]
+"""Multiply-accumulates of a node; None where its shapes are unknown."""
 
 
-def per_output(operations: int) -> Cost:
+def per_output(operations: int) -> CountMacs:
     """`operations` for every output element."""
 
     def count(node: ir.Node) -> int | None:
@@ -211,7 +213,7 @@ def per_output(operations: int) -> Cost:
     return count
 
 
-def per_input(operations: int) -> Cost:
+def per_input(operations: int) -> CountMacs:
     """`operations` for every element of the first input."""
 
     def count(node: ir.Node) -> int | None:

@@ -1,16 +1,16 @@
-"""What a model costs by its graph alone: multiply-accumulates, parameters, bytes, activation memory.
+"""The cost of a model from its graph alone: multiply-accumulates, parameters, bytes, activation memory.
 
-Sizes        dynamic axes are taken as 1: a model with a dynamic batch is counted for one sample. The shapes that
-             follow are inferred anew.
-MACs         the sum of the table's cost cells (``table.py``). They count element-wise work too, so a total lies a few
-             per cent above the multiply-adds of papers, which are those of convolutions and matrix products; these
-             stand in `operators`. A node whose operator has no row, or whose shapes are unknown, is counted and
-             named in `unknown`. What is computed from constants alone costs nothing: runtimes fold it at load.
-Parameters   elements of constants, without integer shapes and indices and without scales and zero points.
-Activations  in the file's order of nodes, a tensor lives from the node that makes it (an input: from the start) to
-             its last reader (an output: to the end); the peak is the largest sum of bytes alive at one node. What
-             runtimes fuse shares one memory: a Relu or Clip with the node before it, conversions with the integers
-             between them. Views and other work in place are left out, so a runtime may need less; so are blocked
+Sizes        Dynamic axes count as 1: a model with a dynamic batch is counted for one sample. The shapes that follow
+             are inferred anew.
+MACs         The sum of the table's cost cells (``table.py``). They include element-wise work, so a total is a few per
+             cent above the multiply-adds in papers, which count convolutions and matrix products only; `operators`
+             has those by themselves. A node without a row in the table, or of unknown shapes, is named in `unknown`.
+             Nodes computed from constants alone cost nothing: runtimes fold them when they load the model.
+Parameters   Elements of constants, without integer shapes and indices and without scales and zero points.
+Activations  In the file's order of nodes, a tensor is alive from the node that makes it (an input: from the start) to
+             its last reader (an output: to the end). The peak is the largest sum of bytes alive at one node. Nodes that
+             runtimes fuse share one memory: a Relu or Clip with the node before it, conversions with the integers
+             between them. Views and other work in place are not modelled, so a runtime may need less; nor are blocked
              layouts and scratch memory, so it may need more.
 """
 
@@ -28,7 +28,6 @@ from toolchain.graph import query
 from toolchain.ops import table
 from toolchain.ops.cells import Absorbed
 
-NO_ROW = "its operator is not in the table"
 NO_SHAPE = "its shapes are not known"
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -36,7 +35,7 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """All nodes of one operator. unknown: how many of them have no known MACs."""
+    """All nodes of one operator. unknown: the number of nodes without known MACs."""
 
     op: str
     nodes: int
@@ -46,11 +45,10 @@ class OperatorCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Totals of a model; see the module's docstring for what each one counts.
+    """Totals of a model; the module's docstring says what each one counts.
 
-    macs: by node, None where they are not known. unknown: reason by node, for those.
-    dynamic: input axes taken as 1, as ``input.axis``. peak_node: the first that runs when most memory is taken; None
-        where there is no node.
+    macs: by node, None where unknown. unknown: the reason for each of those nodes. dynamic: input axes counted as 1, as
+    ``input.axis``. peak_node: the first node at which the peak is reached; None for a graph without nodes.
     """
 
     macs: Mapping[str, int | None]
@@ -64,7 +62,7 @@ class Cost:
 
     @property
     def total_macs(self) -> int:
-        """The sum of all that are known."""
+        """Sum over all nodes whose MACs are known."""
         return sum(operator.macs for operator in self.operators)
 
     @property
@@ -79,7 +77,7 @@ def total_macs(model: ir.Model) -> int:
 
 
 def count(model: ir.Model) -> Cost:
-    """Count a model, which is left as it is. Subgraphs of control flow are one node of unknown cost."""
+    """Count a model, which is not changed. A node of control flow has unknown cost; its subgraphs are not counted."""
     clone = model.clone()
     dynamic = _fix_axes(clone)
     nodes, constant = [node for node in clone.graph if node.op_type != "Constant"], folded(clone)
@@ -89,7 +87,7 @@ def count(model: ir.Model) -> Cost:
         macs=macs,
         operators=_by_operator(nodes, macs),
         unknown={
-            query.label(node): NO_SHAPE if query.op(node) in table.TABLE else NO_ROW
+            query.label(node): NO_SHAPE if query.op(node) in table.TABLE else table.NO_ROW
             for node in nodes
             if macs[query.label(node)] is None
         },
@@ -102,7 +100,7 @@ def count(model: ir.Model) -> Cost:
 
 
 def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
-    """Initializers of all graphs and what Constant nodes hold."""
+    """Initializers of all graphs and the tensors of Constant nodes."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
@@ -120,7 +118,7 @@ def _is_parameter(value: ir.Value) -> bool:
 
 
 def folded(model: ir.Model) -> set[ir.Node]:
-    """Nodes computed from constants alone, and Constant nodes themselves: runtimes replace them at load."""
+    """Constant nodes and nodes computed from constants alone, which runtimes replace when they load the model."""
     found: set[ir.Node] = set()
     for node in model.graph:
         sources = [value for value in node.inputs if value is not None]
@@ -132,7 +130,7 @@ def folded(model: ir.Model) -> set[ir.Node]:
 
 
 def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[OperatorCost, ...]:
-    """The costliest first, then the most frequent."""
+    """Costs by operator: the highest first, equal ones by number of nodes."""
     number, total, unknown = Counter[str](), Counter[str](), Counter[str]()
     for node in nodes:
         op, known = query.op(node), macs[query.label(node)]
@@ -147,7 +145,7 @@ def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[
 
 
 def _fix_axes(model: ir.Model) -> tuple[str, ...]:
-    """Make every dynamic axis of the inputs 1, and what follows from it known; returns those axes."""
+    """Set every dynamic axis of the inputs to 1 and infer all shapes; returns those axes."""
     found, symbols = [], set[str]()
     for value in model.graph.inputs:
         if value.name in model.graph.initializers or value.shape is None:
@@ -175,7 +173,7 @@ def _symbols(dim: int | ir.SymbolicDim) -> Collection[str]:
 
 
 def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.SymbolicDim:
-    """An expression of the inputs' axes, such as 32*batch, with all of them 1; else unknown, for inference to fill."""
+    """Value of an expression such as 32*batch with all input axes 1; otherwise an unknown size, inferred later."""
     own = _symbols(dim)
     if isinstance(dim, ir.SymbolicDim) and own and set(own) <= set(symbols):
         return dim.evaluate(dict.fromkeys(own, 1))
@@ -186,7 +184,7 @@ def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.
 
 
 def _peak(model: ir.Model) -> tuple[int, str | None]:
-    """The most bytes of tensors alive at one node, and which that is."""
+    """The largest number of bytes alive at one node, and that node."""
     constant = folded(model)
     nodes = [node for node in model.graph if node not in constant]
     memory = _shared_memory(nodes)
@@ -217,7 +215,7 @@ def _peak(model: ir.Model) -> tuple[int, str | None]:
 
 
 def _shared_memory(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
-    """Tensors that are never there by themselves, to what stands for them: see *Activations* above."""
+    """For tensors without memory of their own, the tensor whose memory they share; see *Activations* above."""
     memory: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         source = node.inputs[0] if node.inputs else None
@@ -232,7 +230,7 @@ def _shared_memory(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
 
 
 def _bytes(value: ir.Value) -> int:
-    """float32 where the type is unknown, nothing where the rank is, or for text, which is of any length."""
+    """Bytes of a tensor: float32 if the type is unknown, 0 if the rank is unknown or the elements are text."""
     if value.dtype == ir.DataType.STRING:
         return 0
     return int((query.elements(value) or 0) * (4 if value.dtype is None else value.dtype.itemsize))

@@ -1,11 +1,10 @@
 """The table: everything the toolchain knows about an ONNX operator, one row each.
 
-A row's cells (see ``rules.py``): how *channels* run through it, how it takes *int8* on onnxruntime's CPU
-provider, and what it *costs* in multiply-accumulates. An operator without a row is a barrier: it stays
-float, nothing is pruned across it, and reports name it. What a target can do never stands here; it comes
-from the profile.
+The cells of a row (see ``cells.py``) say how *channels* run through the operator, how it takes *int8* on onnxruntime's
+CPU provider, and what it *costs* in multiply-accumulates. An operator without a row is a barrier: it stays float,
+nothing is pruned across it, and reports name it. What a target can do does not belong here; its profile says it.
 
-To add an operator: one row here, one line in ``tests/test_ops_table.py``.
+To add an operator: one row here, one line in ``tests/ops/test_table.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from toolchain.ops.cells import (
     Absorbed,
     Channels,
     Contracted,
-    Cost,
+    CountMacs,
     Dynamic,
     Elementwise,
     Expanded,
@@ -60,130 +59,147 @@ class OpRule:
 
     channels: Channels
     int8: Int8
-    cost: Cost
+    cost: CountMacs
 
 
+NO_ROW = "its operator is not in the table"
+
+# channels: reasons why an axis keeps its size
+DEVIATION = "removing a channel changes the mean and deviation"
+MEAN_SQUARE = "removing a channel changes the mean square"
+NEIGHBOURS = "neighbouring channels divide it"
+ENTERS_ALL = "every channel enters every output"
+RUNNING_SUM = "every position enters all that follow"
+NUMBERED = "its positions are numbered"
+TRIANGLE = "which of its positions are kept follows from their numbers"
+SIZES_READ = "its sizes are read as data"
+COUNTS_UP = "its output counts up"
+
+# int8: cells of several words, and reasons why an operator stays float
+GEMM_KERNEL = Kernel(float_output=True)
+MATMUL_KERNEL = Kernel(bias=None, float_output=True)
+DYNAMIC_LSTM = Dynamic("DynamicQuantizeLSTM", weights=(1, 2))
+UNIT = (0.0, 1.0)
 NO_KERNEL = Float("onnxruntime's CPU provider has no fused int8 kernel for it")
 FLOAT_NORM = Float("normalization divides by a computed deviation; int8 has no kernel and loses accuracy")
 FLOAT_SOFTMAX = Float("int8 Softmax loses small probabilities and wrapped around on older runtimes (onnxruntime#29727)")
 BEFORE_BN = Float("folded into its convolution where possible; there is no int8 kernel for what remains")
 INTEGERS = Float("computes shapes or indices, not activations")
-TRUTHS = Float("computes truth values, not activations")
+BOOLEANS = Float("computes true or false, not activations")
 ALREADY = Float("is quantized already")
 
 TABLE: Mapping[str, OpRule] = {
-    # op                    channels (pruning)                       int8 (quantization)            cost
-    "Conv":                  OpRule(Weighted(out=0, in_=1),          Kernel(),                      conv_macs),
-    "ConvTranspose":         OpRule(Weighted(out=1, in_=0),          NO_KERNEL,                     conv_transpose_macs),
-    "Gemm":                  OpRule(Contracted(bias=2),              Kernel(float_output=True),     matmul_macs),
-    "MatMul":                OpRule(Contracted(),                    Kernel(bias=None, float_output=True), matmul_macs),
-    "LSTM":                  OpRule(Recurrent(gates=4), Dynamic("DynamicQuantizeLSTM", (1, 2)),     recurrent_macs),
-    "GRU":                   OpRule(Recurrent(gates=3),              NO_KERNEL,                     recurrent_macs),
+    # op                             channels (pruning)            int8 (quantization)          cost
+    "Conv":                   OpRule(Weighted(out=0, in_=1),       Kernel(),                    conv_macs),
+    "ConvTranspose":          OpRule(Weighted(out=1, in_=0),       NO_KERNEL,                   conv_transpose_macs),
+    "Gemm":                   OpRule(Contracted(bias=2),           GEMM_KERNEL,                 matmul_macs),
+    "MatMul":                 OpRule(Contracted(),                 MATMUL_KERNEL,               matmul_macs),
+    "LSTM":                   OpRule(Recurrent(gates=4),           DYNAMIC_LSTM,                recurrent_macs),
+    "GRU":                    OpRule(Recurrent(gates=3),           NO_KERNEL,                   recurrent_macs),
     # normalization
-    "BatchNormalization":    OpRule(PerChannel(1, (1, 2, 3, 4)),     BEFORE_BN,                     per_output(2)),
-    "LayerNormalization":    OpRule(Pinned("removing a channel changes the mean and deviation", -1), FLOAT_NORM, per_output(8)),
-    "InstanceNormalization": OpRule(GroupedNorm(groups=0),           FLOAT_NORM,                    per_output(8)),
-    "GroupNormalization":    OpRule(GroupedNorm(),                   FLOAT_NORM,                    per_output(8)),
-    "RMSNormalization":      OpRule(Pinned("removing a channel changes the mean square", -1),FLOAT_NORM,                    per_output(6)),
-    "LRN":                   OpRule(Pinned("neighbouring channels divide it", 1),FLOAT_NORM,                    per_output(8)),
+    "BatchNormalization":     OpRule(PerChannel(1, (1, 2, 3, 4)),  BEFORE_BN,                   per_output(2)),
+    "LayerNormalization":     OpRule(Pinned(DEVIATION, axis=-1),   FLOAT_NORM,                  per_output(8)),
+    "InstanceNormalization":  OpRule(GroupedNorm(groups=0),        FLOAT_NORM,                  per_output(8)),
+    "GroupNormalization":     OpRule(GroupedNorm(),                FLOAT_NORM,                  per_output(8)),
+    "RMSNormalization":       OpRule(Pinned(MEAN_SQUARE, axis=-1), FLOAT_NORM,                  per_output(6)),
+    "LRN":                    OpRule(Pinned(NEIGHBOURS, axis=1),   FLOAT_NORM,                  per_output(8)),
     # activations
-    "Relu":                  OpRule(Elementwise(),                   Absorbed(),                    per_output(1)),
-    "Clip":                  OpRule(Elementwise(),                   Absorbed(),                    per_output(1)),
-    "LeakyRelu":             OpRule(Elementwise(),                   OwnScale(),                    per_output(1)),
-    "PRelu":                 OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Sigmoid":               OpRule(Elementwise(),                   OwnScale(output_range=(0.0, 1.0)), per_output(4)),
-    "HardSigmoid":           OpRule(Elementwise(),                   NO_KERNEL,                     per_output(2)),
-    "HardSwish":             OpRule(Elementwise(),                   NO_KERNEL,                     per_output(3)),
-    "Tanh":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Gelu":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(8)),
-    "Erf":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(6)),
-    "Elu":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Softplus":              OpRule(Elementwise(),                   NO_KERNEL,                     per_output(6)),
-    "Mish":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(8)),
-    "Softmax":               OpRule(Pinned("every channel enters every output"), FLOAT_SOFTMAX,     per_output(5)),
-    "LogSoftmax":            OpRule(Pinned("every channel enters every output"),NO_KERNEL,                     per_output(5)),
+    "Relu":                   OpRule(Elementwise(),                Absorbed(),                  per_output(1)),
+    "Clip":                   OpRule(Elementwise(),                Absorbed(),                  per_output(1)),
+    "LeakyRelu":              OpRule(Elementwise(),                OwnScale(),                  per_output(1)),
+    "PRelu":                  OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Sigmoid":                OpRule(Elementwise(),                OwnScale(output_range=UNIT), per_output(4)),
+    "HardSigmoid":            OpRule(Elementwise(),                NO_KERNEL,                   per_output(2)),
+    "HardSwish":              OpRule(Elementwise(),                NO_KERNEL,                   per_output(3)),
+    "Tanh":                   OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Gelu":                   OpRule(Elementwise(),                NO_KERNEL,                   per_output(8)),
+    "Erf":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(6)),
+    "Elu":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Softplus":               OpRule(Elementwise(),                NO_KERNEL,                   per_output(6)),
+    "Mish":                   OpRule(Elementwise(),                NO_KERNEL,                   per_output(8)),
+    "Softmax":                OpRule(Pinned(ENTERS_ALL),           FLOAT_SOFTMAX,               per_output(5)),
+    "LogSoftmax":             OpRule(Pinned(ENTERS_ALL),           NO_KERNEL,                   per_output(5)),
     # arithmetic
-    "Add":                   OpRule(Elementwise(),                   OwnScale(inputs=None),         per_output(1)),
-    "Mul":                   OpRule(Elementwise(),                   OwnScale(inputs=None),         per_output(1)),
-    "Sub":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Div":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Pow":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Sqrt":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(2)),
-    "Reciprocal":            OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Exp":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Log":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Sin":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Cos":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(4)),
-    "Neg":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Abs":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Sign":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Floor":                 OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Ceil":                  OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Round":                 OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Min":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Max":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Mod":                   OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Where":                 OpRule(Elementwise(),                   NO_KERNEL,                     per_output(1)),
-    "Equal":                 OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "Greater":               OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "GreaterOrEqual":        OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "Less":                  OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "LessOrEqual":           OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "Not":                   OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "And":                   OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "Or":                    OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
-    "IsNaN":                 OpRule(Elementwise(),                   TRUTHS,                        per_output(1)),
+    "Add":                    OpRule(Elementwise(),                OwnScale(inputs=None),       per_output(1)),
+    "Mul":                    OpRule(Elementwise(),                OwnScale(inputs=None),       per_output(1)),
+    "Sub":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Div":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Pow":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Sqrt":                   OpRule(Elementwise(),                NO_KERNEL,                   per_output(2)),
+    "Reciprocal":             OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Exp":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Log":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Sin":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Cos":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(4)),
+    "Neg":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Abs":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Sign":                   OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Floor":                  OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Ceil":                   OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Round":                  OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Min":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Max":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Mod":                    OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Where":                  OpRule(Elementwise(),                NO_KERNEL,                   per_output(1)),
+    "Equal":                  OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "Greater":                OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "GreaterOrEqual":         OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "Less":                   OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "LessOrEqual":            OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "Not":                    OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "And":                    OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "Or":                     OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
+    "IsNaN":                  OpRule(Elementwise(),                BOOLEANS,                    per_output(1)),
     # shape and layout
-    "Concat":                OpRule(Joined(),                        OwnScale(inputs=None),         free),
-    "Split":                 OpRule(Parted(),                        SameScale(),                   free),
-    "Slice":                 OpRule(Parted(),                        SameScale(),                   free),
-    "Pad":                   OpRule(Parted(),                        NO_KERNEL,                     free),
-    "Reshape":               OpRule(Reshaped(),                      SameScale(),                   free),
-    "Flatten":               OpRule(Reshaped(),                      SameScale(),                   free),
-    "Transpose":             OpRule(Permuted(),                      SameScale(),                   free),
-    "Squeeze":               OpRule(Permuted(),                      SameScale(),                   free),
-    "Unsqueeze":             OpRule(Permuted(),                      SameScale(),                   free),
-    "Expand":                OpRule(Expanded(),                      SameScale(),                   free),
-    "Tile":                  OpRule(Expanded(),                      NO_KERNEL,                     free),
-    "ConstantOfShape":       OpRule(Expanded(),                      NO_KERNEL,                     free),
-    "Gather":                OpRule(Selected(),                      SameScale(table=0),            free),
-    "GatherElements":        OpRule(Pinned("its places are numbered", 0),NO_KERNEL,                     free),
-    "GatherND":              OpRule(Pinned("its places are numbered", 0),NO_KERNEL,                     free),
-    "ScatterElements":       OpRule(Pinned("its places are numbered", 0),NO_KERNEL,                     free),
-    "ScatterND":             OpRule(Pinned("its places are numbered", 0),NO_KERNEL,                     free),
-    "DepthToSpace":          OpRule(Shuffled(),                      NO_KERNEL,                     free),
-    "SpaceToDepth":          OpRule(Shuffled(),                      NO_KERNEL,                     free),
-    "Trilu":                 OpRule(Pinned("which of its places are kept is counted", -2),NO_KERNEL,                     free),
-    "Identity":              OpRule(Elementwise(),                   NO_KERNEL,                     free),
-    "Cast":                  OpRule(Elementwise(),                   INTEGERS,                      free),
-    "Shape":                 OpRule(Pinned("its sizes are read as data"), INTEGERS,                 free),
-    "Size":                  OpRule(Pinned("its sizes are read as data"),INTEGERS,                      free),
-    "Range":                 OpRule(Pinned("it counts"),             INTEGERS,                      free),
+    "Concat":                 OpRule(Joined(),                     OwnScale(inputs=None),       free),
+    "Split":                  OpRule(Parted(),                     SameScale(),                 free),
+    "Slice":                  OpRule(Parted(),                     SameScale(),                 free),
+    "Pad":                    OpRule(Parted(),                     NO_KERNEL,                   free),
+    "Reshape":                OpRule(Reshaped(),                   SameScale(),                 free),
+    "Flatten":                OpRule(Reshaped(),                   SameScale(),                 free),
+    "Transpose":              OpRule(Permuted(),                   SameScale(),                 free),
+    "Squeeze":                OpRule(Permuted(),                   SameScale(),                 free),
+    "Unsqueeze":              OpRule(Permuted(),                   SameScale(),                 free),
+    "Expand":                 OpRule(Expanded(),                   SameScale(),                 free),
+    "Tile":                   OpRule(Expanded(),                   NO_KERNEL,                   free),
+    "ConstantOfShape":        OpRule(Expanded(),                   NO_KERNEL,                   free),
+    "Gather":                 OpRule(Selected(),                   SameScale(table=0),          free),
+    "GatherElements":         OpRule(Pinned(NUMBERED, axis=0),     NO_KERNEL,                   free),
+    "GatherND":               OpRule(Pinned(NUMBERED, axis=0),     NO_KERNEL,                   free),
+    "ScatterElements":        OpRule(Pinned(NUMBERED, axis=0),     NO_KERNEL,                   free),
+    "ScatterND":              OpRule(Pinned(NUMBERED, axis=0),     NO_KERNEL,                   free),
+    "DepthToSpace":           OpRule(Shuffled(),                   NO_KERNEL,                   free),
+    "SpaceToDepth":           OpRule(Shuffled(),                   NO_KERNEL,                   free),
+    "Trilu":                  OpRule(Pinned(TRIANGLE, axis=-2),    NO_KERNEL,                   free),
+    "Identity":               OpRule(Elementwise(),                NO_KERNEL,                   free),
+    "Cast":                   OpRule(Elementwise(),                INTEGERS,                    free),
+    "Shape":                  OpRule(Pinned(SIZES_READ),           INTEGERS,                    free),
+    "Size":                   OpRule(Pinned(SIZES_READ),           INTEGERS,                    free),
+    "Range":                  OpRule(Pinned(COUNTS_UP),            INTEGERS,                    free),
     # pooling and reduction
-    "MaxPool":               OpRule(SpatialOnly(),                   SameScale(),                   pool_macs),
-    "AveragePool":           OpRule(SpatialOnly(),                   OwnScale(),                    pool_macs),
-    "GlobalAveragePool":     OpRule(SpatialOnly(),                   OwnScale(),                    reduced_macs),
-    "GlobalMaxPool":         OpRule(SpatialOnly(),                   NO_KERNEL,                     reduced_macs),
-    "ReduceMean":            OpRule(Reduced(weighs=True),            NO_KERNEL,                     reduced_macs),
-    "ReduceSum":             OpRule(Reduced(weighs=False),           NO_KERNEL,                     reduced_macs),
-    "ReduceL2":              OpRule(Reduced(weighs=False),           NO_KERNEL,                     per_input(1)),
-    "ReduceL1":              OpRule(Reduced(weighs=False),           NO_KERNEL,                     reduced_macs),
-    "ReduceSumSquare":       OpRule(Reduced(weighs=False),           NO_KERNEL,                     per_input(1)),
-    "ReduceMax":             OpRule(Reduced(weighs=True),            NO_KERNEL,                     reduced_macs),
-    "ReduceMin":             OpRule(Reduced(weighs=True),            NO_KERNEL,                     reduced_macs),
-    "ReduceProd":            OpRule(Reduced(weighs=True),            NO_KERNEL,                     reduced_macs),
-    "ArgMax":                OpRule(Pinned("its places are numbered"),INTEGERS,                      reduced_macs),
-    "TopK":                  OpRule(Pinned("its places are numbered"),NO_KERNEL,                     reduced_macs),
-    "CumSum":                OpRule(Pinned("every place enters all that follow"),NO_KERNEL,                     per_output(1)),
-    "Resize":                OpRule(SpatialOnly(),                   SameScale(),                   per_output(4)),
+    "MaxPool":                OpRule(SpatialOnly(),                SameScale(),                 pool_macs),
+    "AveragePool":            OpRule(SpatialOnly(),                OwnScale(),                  pool_macs),
+    "GlobalAveragePool":      OpRule(SpatialOnly(),                OwnScale(),                  reduced_macs),
+    "GlobalMaxPool":          OpRule(SpatialOnly(),                NO_KERNEL,                   reduced_macs),
+    "ReduceMean":             OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
+    "ReduceSum":              OpRule(Reduced(weighs=False),        NO_KERNEL,                   reduced_macs),
+    "ReduceL2":               OpRule(Reduced(weighs=False),        NO_KERNEL,                   per_input(1)),
+    "ReduceL1":               OpRule(Reduced(weighs=False),        NO_KERNEL,                   reduced_macs),
+    "ReduceSumSquare":        OpRule(Reduced(weighs=False),        NO_KERNEL,                   per_input(1)),
+    "ReduceMax":              OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
+    "ReduceMin":              OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
+    "ReduceProd":             OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
+    "ArgMax":                 OpRule(Pinned(NUMBERED),             INTEGERS,                    reduced_macs),
+    "TopK":                   OpRule(Pinned(NUMBERED),             NO_KERNEL,                   reduced_macs),
+    "CumSum":                 OpRule(Pinned(RUNNING_SUM),          NO_KERNEL,                   per_output(1)),
+    "Resize":                 OpRule(SpatialOnly(),                SameScale(),                 per_output(4)),
     # quantized already
-    "QuantizeLinear":        OpRule(PerChannel(1, (1, 2)),           ALREADY,                       per_output(1)),
-    "DequantizeLinear":      OpRule(PerChannel(1, (1, 2)),           ALREADY,                       per_output(1)),
+    "QuantizeLinear":         OpRule(PerChannel(1, (1, 2)),        ALREADY,                     per_output(1)),
+    "DequantizeLinear":       OpRule(PerChannel(1, (1, 2)),        ALREADY,                     per_output(1)),
 }  # fmt: skip
 
-BARRIER = OpRule(
-    Pinned("its operator is not in the table"), Float("its operator is not in the table"), lambda node: None
-)
+BARRIER = OpRule(Pinned(NO_ROW), Float(NO_ROW), lambda node: None)
+"""The row of an operator that has none."""
 
 
 def rule(node: ir.Node) -> OpRule:

@@ -7,7 +7,7 @@
 Each contestant cuts the model to several sizes, each in a fresh process; a seed is a set of calibration samples of its
 own (and of draws, where something is drawn). All files of one model are then timed interleaved, in one run, and scored
 with the model's labelled metric, on data that nobody has seen. In FOLDER: ``prune-MODEL-CPU.md``, the table, and
-``prune-MODEL-CPU.json``, raw timings for `toolchain compare`; in ``docs``: ``prune-MODEL.svg``. With a label, that
+``prune-MODEL-CPU.json.gz``, raw timings for `toolchain compare`; in ``docs``: ``prune-MODEL.svg``. With a label, that
 stands behind MODEL in every name.
 """
 
@@ -99,7 +99,7 @@ def _compare(model: Model, options: argparse.Namespace) -> None:
             cuts += pruners.cut_all(contestant, model, source, samples, Path(scratch))
         rows = _measure(model, source, cuts, options)
     stem = f"prune-{_named(model, options)}-{tables.slug(host)}"
-    Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
+    Results(measurements=tuple(rows)).save(options.output / f"{stem}.json.gz")
     text = _page(model, host, cuts, rows, options)
     write_text(options.output / f"{stem}.md", text)
     print(f"\n{text}", flush=True)
@@ -168,7 +168,7 @@ def _page(
     table: list[tuple[str, ...]] = [(UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_file(base), "")]
     for point in found:
         same = [cut for cut in cuts if (cut.contestant, cut.size) == (point.contestant, point.size)]
-        table.append(_line(point, point in best, base.score.value, measured[_label(same[0])], same))
+        table.append(line(point, point in best, base.score.value, measured[_label(same[0])], same))
     remarks = {f"- {cut.contestant}, {cut.size:g}: {cut.made.error}." for cut in cuts if cut.made.error}
     settings = " ".join([pruners.LEGEND, *(peers.PRUNERS[name].settings for name in options.peers)])
     title = f"{model.KIND}; metric: {model.METRIC}. Seeds: {options.seeds}, of {options.samples} samples each"
@@ -181,7 +181,7 @@ def _named(model: Model, options: argparse.Namespace) -> str:
     return f"{model.NAME}-{options.label}" if options.label else model.NAME
 
 
-def _line(point: Point, best: bool, base: float, row: Measurement, cuts: Sequence[Cut]) -> tuple[str, ...]:
+def line(point: Point, best: bool, base: float, row: Measurement, cuts: Sequence[Cut]) -> tuple[str, ...]:
     seconds = [cut.made.cost.seconds for cut in cuts if cut.made.cost]
     return (
         f"**{point.contestant}**" if best else point.contestant,

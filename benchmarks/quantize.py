@@ -5,7 +5,7 @@
     python -m benchmarks.quantize mobilenet_v2 --peers quantize_static --emulate x86-avx2 --emulate cortex-a53:64
 
 Each quantization is a fresh process, so that its memory is its own; the files of one model are then timed interleaved
-and scored with the model's labelled metric. In FOLDER: ``quantize-CPU.md``, the table; ``quantize-CPU.json``, raw
+and scored with the model's labelled metric. In FOLDER: ``quantize-CPU.md``, the table; ``quantize-CPU.json.gz``, raw
 timings for `toolchain compare`; ``quantize-CPU.costs.json``, what quantizing took.
 
 With `--emulate CPU[:SAMPLES]` nothing is timed: the int8 files are asked on an emulated processor instead, which tells
@@ -90,11 +90,11 @@ def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequ
             made = _quantize_all(model, options, Path(scratch))
             measured, fidelity = _measure(model, made, options)
         rows += measured
-        costs += [_cost(model.NAME, item) for item in made[1:]]
+        costs += [_cost(model.NAME, item, fidelity.get(item.variant)) for item in made[1:]]
         parts.append(_section(model, made, measured, fidelity))
         print(f"\n{parts[-1]}\n", flush=True)
     stem = f"quantize-{tables.slug(host)}"
-    Results(measurements=tuple(rows)).save(options.output / f"{stem}.json")
+    Results(measurements=tuple(rows)).save(options.output / f"{stem}.json.gz")
     write_text(options.output / f"{stem}.costs.json", json.dumps(costs, indent=1) + "\n")
     write_text(options.output / f"{stem}.md", "\n\n".join(parts) + "\n")
 
@@ -199,12 +199,12 @@ def _section(model: Model, made: Sequence[Made], rows: Sequence[Measurement], fi
             remarks.append(f"{item.variant}: {item.error}")
             continue
         remarks += [f"{item.variant}: {note}" for note in (item.cost.returned["notes"] if item.cost else ())]
-        lines.append(_line(item, measured[item.variant], measured["fp32"], fidelity[item.variant]))
+        lines.append(line(item, measured[item.variant], measured["fp32"], fidelity[item.variant]))
     title = f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}."
     return "\n\n".join([title, tables.markdown(HEAD, lines), "\n".join(f"- {remark}." for remark in remarks)]).strip()
 
 
-def _line(item: Made, row: Measurement, base: Measurement, fidelity_db: float) -> tuple[str, ...]:
+def line(item: Made, row: Measurement, base: Measurement, fidelity_db: float) -> tuple[str, ...]:
     assert row.latency
     assert row.score
     assert base.latency
@@ -227,9 +227,10 @@ def _line(item: Made, row: Measurement, base: Measurement, fidelity_db: float) -
     )
 
 
-def _cost(model: str, item: Made) -> dict[str, object]:
+def _cost(model: str, item: Made, fidelity_db: float | None) -> dict[str, object]:
     spent = asdict(item.cost) if item.cost else {}
-    return {"model": model, "variant": item.variant, "qdq_left": item.left, "error": item.error, **spent}
+    row = {"model": model, "variant": item.variant, "qdq_left": item.left, "error": item.error}
+    return row | {"fidelity_db": fidelity_db} | spent
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
@@ -65,6 +66,24 @@ def test_a_good_document_is_read_and_written_back(tmp_path):
     assert car.engine.power_kw == 3.0
     car.save(tmp_path / "car.json")
     assert Car.load(tmp_path / "car.json") == car
+
+
+def test_a_compressed_document_is_the_same_bytes_every_time(tmp_path):
+    car, files = Car.parse(GOOD), [tmp_path / "a.json.gz", tmp_path / "b.json.gz"]
+    for file in files:
+        car.save(file)
+        assert Car.load(file) == car
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert gzip.decompress(files[0].read_bytes()).decode() == car.to_json()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:20] + b"!" * 20, lambda data: b"{}"])
+def test_a_damaged_archive_is_one_sentence(tmp_path, damage):
+    file = tmp_path / "car.json.gz"
+    Car.parse(GOOD).save(file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ConfigError, match="cannot be read as a"):
+        Car.load(file)
 
 
 def test_toml_and_json_say_the_same(tmp_path):

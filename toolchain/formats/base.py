@@ -6,8 +6,10 @@ writes JSON. Its JSON Schema is published in ``docs/schemas`` (``python -m toolc
 
 from __future__ import annotations
 
+import gzip
 import json
 import tomllib
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,7 +17,7 @@ from typing import Any, ClassVar, Self
 import pydantic
 
 from toolchain.core.errors import ConfigError, did_you_mean
-from toolchain.core.files import write_text
+from toolchain.core.files import replacing
 
 
 class Part(pydantic.BaseModel):
@@ -44,19 +46,20 @@ class Document(Part):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a ``.toml`` or ``.json`` file.
+        """Read a ``.toml`` or ``.json`` file, or a ``.json.gz`` one.
 
         Raises:
             ConfigError: missing, not parseable, or not following the schema.
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
+            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
             data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except FileNotFoundError:
             what = f"no such {cls.KIND.removesuffix(' file')} file"
             raise ConfigError(what, where=path, hint="check the path") from None
-        except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        except (ValueError, EOFError, zlib.error, OSError) as error:  # of the parsers, decoders and the file system
             raise ConfigError(f"cannot be read as a {cls.KIND} ({error})", where=path, hint="mend the file") from None
         return cls.parse(data, where=path)
 
@@ -65,8 +68,10 @@ class Document(Part):
         return self.model_dump_json(indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all."""
-        write_text(path, self.to_json())
+        """Write JSON, whole or not at all; compressed if the name ends in ``.gz``, to the same bytes every time."""
+        path, content = Path(path), self.to_json().encode("utf-8")
+        with replacing(path) as folder:
+            (folder / path.name).write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _first_fault(cls: type[Document], error: pydantic.ValidationError, data: Any, where: object) -> ConfigError:

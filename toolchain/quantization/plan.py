@@ -125,7 +125,7 @@ def _activation_grids(
     inexact = align_grids(model, selection, grids) if recipe.exact and not known else {}
     activations = {name: grids[source] for name, source in group.items()}
     if recipe.exact and known:
-        inexact = tie_margins.doubtful(model, selection, activations)
+        inexact = tie_margins.nodes_near_ties(model, selection, activations)
     return activations, inexact
 
 
@@ -149,7 +149,7 @@ def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine])
     capped = [name for name in grids if np.isfinite(ceiling(values[name]))]
     inexact = lattice_scales.align(where, grids, settled, capped)
     aligned = (name for site in where for name in (*site.inputs, site.output))
-    return inexact | tie_margins.settle(nodes, group, output_of, grids, {*settled, *capped, *aligned})
+    return inexact | tie_margins.clear_of_ties(nodes, group, output_of, grids, {*settled, *capped, *aligned})
 
 
 def scale_source(name: str, selection: Selection) -> str:

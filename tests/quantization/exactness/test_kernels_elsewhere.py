@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toolchain.benchmark import emulator
 from toolchain.graph import io, run
 from toolchain.quantization.exactness.certificate import certify
-from toolchain.quantization.exactness.tie_margins import clear, product_margin
+from toolchain.quantization.exactness.tie_margins import nudge_clear, product_margin
 from toolchain.quantization.qdq.fusion_audit import audit, optimized_graph
 from toolchain.quantization.qdq.writer import apply_quantization
 from toolchain.quantization.ranges import Affine
@@ -138,7 +138,7 @@ def test_products_in_doubt_differ_and_cleared_ones_do_not(cpu, tmp_path, monkeyp
         a, b = (Affine(float(np.float32(rng.uniform(0.005, 0.1))), int(rng.integers(256))) for _ in range(2))
         out = Affine(float(np.float32(a.scale * b.scale * rng.uniform(60, 255))), int(rng.integers(256)))
         plain.append((a, b, out))
-        cleared.append((a, b, clear(lambda grid, a=a, b=b: product_margin(a, b, grid), out)))
+        cleared.append((a, b, nudge_clear(lambda grid, a=a, b=b: product_margin(a, b, grid), out)))
     feed, _ = products(tmp_path / "u8.onnx", plain + cleared, signed=False)
     expected = here(tmp_path / "u8.onnx", feed)
     feed, shift = products(tmp_path / "s8.onnx", plain + cleared, signed=True)

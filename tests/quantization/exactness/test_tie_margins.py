@@ -12,7 +12,7 @@ from small_models import proto, weights
 from toolchain.quantization.exactness import tie_margins
 from toolchain.quantization.exactness.tie_margins import (
     average_margin,
-    clear,
+    nudge_clear,
     product_margin,
     sigmoid_margin,
     sum_margin,
@@ -117,7 +117,7 @@ def test_a_scale_clear_of_ties_is_a_trifle_larger():
     for _ in range(60):
         a, b = (Affine(float(F(rng.uniform(0.01, 0.1))), int(rng.integers(256))) for _ in range(2))
         out = Affine(float(F(a.scale * b.scale * rng.uniform(60, 255))), int(rng.integers(256)))
-        found = clear(lambda grid, a=a, b=b: product_margin(a, b, grid), out)
+        found = nudge_clear(lambda grid, a=a, b=b: product_margin(a, b, grid), out)
         assert out.scale <= found.scale <= out.scale * 1.01
         assert found.zero_point == out.zero_point
         u8, s8 = (x86_product(a, b, found, signed) for signed in (False, True))
@@ -127,7 +127,7 @@ def test_a_scale_clear_of_ties_is_a_trifle_larger():
 
 
 def test_where_no_scale_is_clear_none_is_given():
-    assert clear(lambda grid: tie_margins.Margin(0.1, 0.2), Affine(1.0, 0)) is None
+    assert nudge_clear(lambda grid: tie_margins.Margin(0.1, 0.2), Affine(1.0, 0)) is None
 
 
 @given(grids, st.floats(0.5, 4.0), st.integers(0, 255), st.sampled_from([4, 9, 49, 64]))
@@ -195,7 +195,7 @@ def test_nodes_in_doubt_are_told_with_their_distance(net):
     model, grids = net
     tied = {"c": 0.5, "p": 1 / 49, "e": 0.1, "g": 1 / 256, "m": 1 / 128, "s": 0.5}
     grids = {**grids, **{name: Affine(float(F(scale)), 128 if name != "g" else 0) for name, scale in tied.items()}}
-    found = tie_margins.doubtful(model, select(model), grids)
+    found = tie_margins.nodes_near_ties(model, select(model), grids)
     # 0.5 m / 49 over 1/49 is m / 2; c g / 256 · 0.5 · 128 is c g / 4; m / 64 + c has ties where m / 64 has.
     assert set(found) == {"pool", "scale", "sum"}
     assert found["pool"] == "a result is 1.0e-08 steps from a rounding tie, within the kernels' error of 6.1e-05"
@@ -207,7 +207,7 @@ def settled(net, tied, kept=()):
     chosen = select(model).int8_nodes()
     nodes = [node for node in model.graph if node.name in chosen]
     group, output_of = {name: name for name in grids}, {node.name: node.outputs[0].name for node in nodes}
-    before, refused = dict(grids), tie_margins.settle(nodes, group, output_of, grids, kept)
+    before, refused = dict(grids), tie_margins.clear_of_ties(nodes, group, output_of, grids, kept)
     return (
         {name: grid.scale / before[name].scale for name, grid in grids.items() if grid != before[name]},
         refused,
@@ -222,7 +222,7 @@ def test_a_product_is_settled_by_its_result(net):
     grown, refused, grids = settled(net, GATED)
     assert (set(grown), refused) == ({"m"}, {})
     assert 1 < grown["m"] < 1.03
-    assert "scale" not in tie_margins.doubtful(net[0], select(net[0]), grids)
+    assert "scale" not in tie_margins.nodes_near_ties(net[0], select(net[0]), grids)
 
 
 def test_and_by_an_operand_where_the_result_is_kept(net):
@@ -248,5 +248,5 @@ def test_what_an_earlier_node_was_settled_with_stays(net):
 
 def test_what_is_not_quantized_is_in_no_doubt(net):
     model, _ = net
-    assert tie_margins.doubtful(model, select(model), {}) == {}
+    assert tie_margins.nodes_near_ties(model, select(model), {}) == {}
     onnx.checker.check_model(proto(*NET))

@@ -86,7 +86,7 @@ def test_a_file_of_others_is_proven_from_its_integers(tmp_path):
 
 def test_pairs_that_saturate_are_told(tmp_path):
     found = inspect(qdq_models.heavy_conv(tmp_path / "m.onnx", signed=NATIVE)).certificate
-    assert [doubt.reason for doubt in found.doubts] == [certificate.PAIRS]
+    assert [doubt.reason for doubt in found.doubts] == [certificate.PAIR_SATURATION]
     assert not found.overflow_free
     shown = text(found)
     assert "not proven; some int8 operators may give other integers on other processors" in shown
@@ -108,13 +108,13 @@ def test_weights_with_a_zero_point_have_no_proof(tmp_path):
 
 
 def test_float_doubts_do_not_unsettle_int8():
-    proof = Proof(kernel="QGemm", proof=certificate.PRODUCT, nodes=("a", "b"), used=0.125)
+    proof = Proof(kernel="QGemm", proof=certificate.EXACT_PRODUCT, nodes=("a", "b"), used=0.125)
     doubt = Doubt(op="Softmax", kernel=None, reason=certificate.FLOAT, nodes=("s", "t"))
     shown = text(Exactness(activations="u8", overflow_free=True, exceptions=("x",), proofs=(proof,), doubts=(doubt,)))
     assert "int8 gives the same integers on every processor; float operators may differ in the last digits" in shown
     assert "2 × QGemm" in shown
     assert "(at most 12.50% of the allowed range is used)" in shown
-    assert "2 × Softmax float operators" in shown
+    assert "2 × Softmax computed in float" in shown
     assert "(e.g. s)" in shown
 
 

@@ -1,23 +1,24 @@
-"""The exactness certificate: for every node why it computes the same everywhere, or that it may not.
+"""The exactness certificate: for every node a proof that all processors compute the same, or the reason for doubt.
 
-An int8 product (Conv, Gemm, MatMul) is exact on every kernel of onnxruntime's CPU provider when
+An int8 product (Conv, Gemm, MatMul) is exact on every kernel of onnxruntime's CPU provider if
     pairs     adjacent weights a, b satisfy  a⁺ + b⁺ <= 128  and  a⁻ + b⁻ >= -128, so that x86's VPMADDUBSW cannot
-              saturate int16 (`weights`); one odd weight at the end is paired with zero. A depthwise convolution
-              multiplies in int32 and needs no such thing
+              saturate int16 (see `weights`); one odd weight at the end is paired with zero. A depthwise convolution
+              multiplies in int32 and does not need this condition
     extremes  |w| <= 127: ARM's SMULL and SMLAL add two signed products in int16, and 2 · 128 · 127 < 2¹⁵ = 2 · 128²
-    sums      510 Σ|w| + |b| < 2³¹ for every output channel: activations are at most 255, the zero point's share at most
-              as much again, so no partial sum leaves int32 in whatever order it is added
-and its result is then float(sum) · (s_x s_w / s_y), each rounded once by IEEE 754, and rounded to nearest even.
-Sums, averages, products of activations and sigmoids are computed in different ways; `ties` shows that none of their
-results is near enough to a tie to notice. LeakyRelu and Concat are tables of one IEEE operation after the other, and
-other operators pass integers on.
+    sums      510 Σ|w| + |b| < 2³¹ for every output channel: activations are at most 255, and the zero point adds no
+              more than that again, so no partial sum leaves int32 in whatever order it is added
+Its result is then float(sum) · (s_x s_w / s_y), each operation rounded once by IEEE 754, and rounded to nearest even.
+Kernels compute sums, averages, products of activations and sigmoids in different ways; `tie_margins` shows that none of
+their results is near enough to a rounding tie for that to matter. LeakyRelu and Concat are tables of a few IEEE
+operations in a fixed order, and the other operators pass integers on.
 
-Float operators of one IEEE operation an element round alike everywhere. Those that add many terms or compute a
-transcendental function do not; they are what is left to name.
+Float operators of one IEEE operation per element give the same bits everywhere. Those that add many terms or compute a
+transcendental function do not; the certificate names them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -34,44 +35,52 @@ from toolchain.quantization.plan import Plan, ProductQuant, is_depthwise
 from toolchain.quantization.selection import output_point
 from toolchain.quantization.weights import TOP, as_rows, is_overflow_free
 
-INT32 = 2.0**31 - 1
+INT32_MAX = 2.0**31 - 1
 
-ROUNDED_ONCE = frozenset(
+ONE_IEEE_OPERATION = frozenset(
     {
         "Add", "Sub", "Mul", "Div", "Sqrt", "Neg", "Abs", "Floor", "Ceil", "Relu", "Clip", "LeakyRelu", "PRelu", "Max",
         "Min", "MaxPool", "ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "Where", "Equal", "Greater", "GreaterOrEqual",
         "Less", "LessOrEqual", "And", "Or", "Not",
     }
 )  # fmt: skip
-"""Float operators of one IEEE operation an element, or of none."""
+"""Float operators of at most one IEEE operation per element."""
 
-PRODUCT = "products cannot saturate, sums stay inside int32, one multiplication, ties to even"
-DEPTHWISE = "products and sums stay inside int32, one multiplication, ties to even"
-FLOAT_RESULT = "products cannot saturate, sums stay inside int32, one multiplication in float"
-NO_TIE = "no result is as near to a tie as kernels differ"
+# Proofs, as manifests and reports show them.
+EXACT_PRODUCT = "products cannot saturate, sums fit in int32, the result is rounded once, ties to even"
+EXACT_DEPTHWISE = "products and sums fit in int32, the result is rounded once, ties to even"
+EXACT_FLOAT_RESULT = "products cannot saturate, sums fit in int32, the result is one multiplication in float"
+NO_TIE = "no result is closer to a rounding tie than the error of any kernel"
 TABLE_OF_256 = "a table of 256 entries, each a few IEEE operations, ties to even"
-PASSES = "passes integers on"
-VANISHES = "is part of its producer, which saturates at the same place"
-FLOAT = "float operators that every processor rounds its own way in the last place"
-DYNAMIC = "dynamic int8 operators, which round what float gates computed to whole steps"
+PASSES_INTEGERS_ON = "passes integers on unchanged"
+MERGED = "is merged into the operator before it, which saturates at the same limit"
+
+# Reasons for doubt.
+FLOAT = "computed in float, so the last digits may differ between processors"
+DYNAMIC = "computed in dynamic int8, so a difference in a float's last digit can become a whole int8 step"
 UNPROVEN = "there is no proof for its int8 kernel"
+SUM_OVERFLOW = "the int32 sum of an output channel may overflow"
+PAIR_SATURATION = "pairs of products may saturate on x86 without VNNI"
+WEIGHT_OF_MINUS_128 = "a weight of -128 may saturate a pair of products on ARM"
+ARITHMETIC_FAULTS = frozenset({SUM_OVERFLOW, PAIR_SATURATION, WEIGHT_OF_MINUS_128})
 
-OVERFLOW = "the int32 sum of an output channel may overflow"
-PAIRS = "pairs of products may saturate on x86 without VNNI"
-LOWEST = "a weight of -128 may saturate a pair of products on ARM"
-SATURATING = frozenset({OVERFLOW, PAIRS, LOWEST})
-
-PRODUCTS = {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul"}
-BY_DISTANCE = frozenset({"Add", "Mul", "Sigmoid", "AveragePool", "GlobalAveragePool"})
-BY_TABLE = frozenset({"Concat", "LeakyRelu"})
+PRODUCT_KERNELS = {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul"}
+PROVEN_BY_MARGIN = frozenset({"Add", "Mul", "Sigmoid", "AveragePool", "GlobalAveragePool"})
+PROVEN_BY_TABLE = frozenset({"Concat", "LeakyRelu"})
 
 
 @dataclass(frozen=True)
 class NodeCertificate:
-    """Of one node. kernel: onnxruntime's name for what runs; None for a float operator.
+    """The verdict on one node.
 
-    proof: why its numbers are the same on every processor, or None, and then fault says why they may not be.
-    used: the worst part of what the proof allows, below 1: of int32's range, or of the distance to a tie.
+    Attributes:
+        node: its name.
+        op: its operator.
+        kernel: onnxruntime's name for what runs; None for a float operator.
+        proof: why its numbers are the same on every processor; None where there is doubt.
+        used: share, below 1, of what the proof allows that the worst case uses: of int32's range, or the kernels' error
+            over the distance to the nearest tie.
+        fault: the reason for doubt, None where there is a proof.
     """
 
     node: str
@@ -83,40 +92,50 @@ class NodeCertificate:
 
 
 def certify(model: ir.Model, plan: Plan) -> tuple[NodeCertificate, ...]:
-    """A verdict for every int8 node and every float node that may differ, in graph order.
+    """Judge every int8 node, and every float node whose results may differ.
 
     Args:
         model: the float model the plan was made for.
         plan: its integers and grids.
+
+    Returns:
+        The verdicts in graph order.
     """
     chosen = plan.int8_nodes()
-    found: list[NodeCertificate | None] = []
+    verdicts: list[NodeCertificate | None] = []
     for node in model.graph:
         name, op = query.label(node), query.op(node)
         if name in plan.recurrent:
-            found.append(NodeCertificate(name, op, None, None, fault=DYNAMIC))
+            verdicts.append(NodeCertificate(name, op, None, None, fault=DYNAMIC))
         else:
-            found.append(_int8(node, plan, chosen) if name in chosen else _float(name, op))
-    return tuple(verdict for verdict in found if verdict is not None)
+            verdicts.append(_int8_verdict(node, plan, chosen) if name in chosen else _float_verdict(name, op))
+    return tuple(verdict for verdict in verdicts if verdict is not None)
 
 
 def clauses(verdicts: Iterable[NodeCertificate]) -> tuple[str, ...]:
-    """What may differ, a clause for each cause."""
-    causes: dict[str, dict[str, int]] = {}
+    """Say what may differ between processors, one clause for each cause, with the operators and their number."""
+    causes: dict[tuple[str | None, str], Counter[str]] = {}
     for verdict in verdicts:
         if verdict.fault is not None:
-            # What is special to one node stands in the manifest.
-            cause = verdict.fault if verdict.kernel is None else f"int8 operators without a proof ({verdict.kernel})"
-            counts = causes.setdefault(cause, {})
-            counts[verdict.op] = counts.get(verdict.op, 0) + 1
-    return tuple(
-        f"{cause}: " + ", ".join(f"{op} ×{n}" for op, n in sorted(counts.items(), key=lambda item: -item[1]))
-        for cause, counts in causes.items()
-    )
+            # An int8 fault can be special to one node; the manifest has it with the node.
+            cause = (verdict.kernel, verdict.fault if verdict.kernel is None else UNPROVEN)
+            causes.setdefault(cause, Counter())[verdict.op] += 1
+    return tuple(_clause(kernel, fault, operators) for (kernel, fault), operators in causes.items())
+
+
+def _clause(kernel: str | None, fault: str, operators: Counter[str]) -> str:
+    named = ", ".join(f"{count} {op}" for op, count in operators.most_common())
+    one = operators.total() == 1
+    if kernel is not None:
+        return f"{named} ({kernel}) {'has' if one else 'have'} no proof that all processors compute the same integers"
+    run = "runs" if one else "run"
+    if fault == DYNAMIC:
+        return f"{named} {run} in dynamic int8, so a difference in a float's last digit can become a whole int8 step"
+    return f"{named} {run} in float, so {'its' if one else 'their'} last digits may differ between processors"
 
 
 def exactness(model: ir.Model, verdicts: Collection[NodeCertificate], activations: Literal["u8", "s8"]) -> Exactness:
-    """The certificate of `model` as a manifest has it: nodes of one verdict together."""
+    """Make the manifest's record of the certificate: nodes with the same verdict together."""
     proven: dict[tuple[str, str], list[NodeCertificate]] = {}
     doubted: dict[tuple[str, str | None, str], list[str]] = {}
     for verdict in verdicts:
@@ -131,11 +150,11 @@ def exactness(model: ir.Model, verdicts: Collection[NodeCertificate], activation
     return Exactness(
         activations=activations,
         overflow_free=not any(
-            verdict.fault in SATURATING or (verdict.fault == UNPROVEN and verdict.op in PRODUCTS)
+            verdict.fault in ARITHMETIC_FAULTS or (verdict.fault == UNPROVEN and verdict.op in PRODUCT_KERNELS)
             for verdict in verdicts
         ),
         exceptions=clauses(verdicts),
-        steps=_moves_integers(model, verdicts),
+        steps=_reaches_int8(model, verdicts),
         proofs=tuple(proofs),
         doubts=tuple(
             Doubt(op=op, kernel=kernel, reason=reason, nodes=tuple(nodes))
@@ -144,8 +163,8 @@ def exactness(model: ir.Model, verdicts: Collection[NodeCertificate], activation
     )
 
 
-def _moves_integers(model: ir.Model, verdicts: Collection[NodeCertificate]) -> bool:
-    """Whether anything int8 lies behind a node that may differ."""
+def _reaches_int8(model: ir.Model, verdicts: Collection[NodeCertificate]) -> bool:
+    """True where an int8 node reads, directly or not, the result of a node that may differ."""
     doubted = {verdict.node for verdict in verdicts if verdict.fault is not None}
     int8 = {verdict.node for verdict in verdicts if verdict.kernel is not None}
     touched: set[ir.Value] = set()
@@ -158,58 +177,57 @@ def _moves_integers(model: ir.Model, verdicts: Collection[NodeCertificate]) -> b
     return False
 
 
-def _float(name: str, op: str) -> NodeCertificate | None:
+def _float_verdict(name: str, op: str) -> NodeCertificate | None:
     row = TABLE.get(op)
-    if op in ROUNDED_ONCE or (row is not None and row.cost is free):
+    if op in ONE_IEEE_OPERATION or (row is not None and row.cost is free):
         return None
     return NodeCertificate(name, op, None, None, fault=FLOAT)
 
 
-def _int8(node: ir.Node, plan: Plan, chosen: set[str]) -> NodeCertificate:
+def _int8_verdict(node: ir.Node, plan: Plan, chosen: set[str]) -> NodeCertificate:
     name, op = query.label(node), query.op(node)
     cell = rule(node).int8
     if isinstance(cell, Kernel):
-        if name not in plan.products:  # of a file that others wrote, with weights of another kind
-            return NodeCertificate(name, op, PRODUCTS.get(op, op), None, fault=UNPROVEN)
-        return _product(node, plan.products[name], str(output_point(node, chosen).name) not in plan.activations)
+        if name not in plan.products:  # a file that others wrote, with another kind of weights
+            return NodeCertificate(name, op, PRODUCT_KERNELS.get(op, op), None, fault=UNPROVEN)
+        return _product_verdict(node, plan.products[name], str(output_point(node, chosen).name) not in plan.activations)
     if isinstance(cell, SameScale):
-        return NodeCertificate(name, op, op, PASSES)
+        return NodeCertificate(name, op, op, PASSES_INTEGERS_ON)
     if isinstance(cell, Absorbed):
-        return NodeCertificate(name, op, op, VANISHES)
+        return NodeCertificate(name, op, op, MERGED)
     kernel = f"QLinear{op}" if op in TABLE else op  # a file may hold onnxruntime's own operators
-    if op in BY_TABLE:
+    if op in PROVEN_BY_TABLE:
         return NodeCertificate(name, op, kernel, TABLE_OF_256)
-    grids = tie_margins.between(node, chosen, plan.activations)
-    near = tie_margins.margin(node, *grids) if grids is not None and op in BY_DISTANCE else None
-    if near is None:
+    grids = tie_margins.grids_around(node, chosen, plan.activations)
+    margin = tie_margins.tie_margin(node, *grids) if grids is not None and op in PROVEN_BY_MARGIN else None
+    if margin is None:
         return NodeCertificate(name, op, kernel, None, fault=UNPROVEN)
-    if not near.clear:
-        return NodeCertificate(name, op, kernel, None, fault=tie_margins.reason(near))
-    return NodeCertificate(name, op, kernel, NO_TIE, near.error / near.distance)
+    if not margin.clear:
+        return NodeCertificate(name, op, kernel, None, fault=tie_margins.tie_reason(margin))
+    return NodeCertificate(name, op, kernel, NO_TIE, margin.error / margin.distance)
 
 
-def _product(node: ir.Node, quant: ProductQuant, float_result: bool) -> NodeCertificate:
+def _product_verdict(node: ir.Node, quant: ProductQuant, float_result: bool) -> NodeCertificate:
     name, op = query.label(node), query.op(node)
-    kernel = PRODUCTS[op]
+    kernel = PRODUCT_KERNELS[op]
     if op == "MatMul" and float_result:
         kernel = "MatMulIntegerToFloat"
     values, depthwise = quant.weight.values, is_depthwise(node, quant.weight.values.shape)
-    used = worst_sum(quant) / INT32
+    used = worst_sum(quant) / INT32_MAX
     if used >= 1:
-        fault = OVERFLOW
+        fault = SUM_OVERFLOW
     elif int(np.min(values, initial=0)) < -TOP:
-        fault = LOWEST
+        fault = WEIGHT_OF_MINUS_128
     elif not depthwise and not is_overflow_free(np.asarray(as_rows(values, quant.weight.axis), np.int8)):
-        fault = PAIRS
+        fault = PAIR_SATURATION
     else:
-        return NodeCertificate(
-            name, op, kernel, DEPTHWISE if depthwise else FLOAT_RESULT if float_result else PRODUCT, used
-        )
+        proof = EXACT_DEPTHWISE if depthwise else EXACT_FLOAT_RESULT if float_result else EXACT_PRODUCT
+        return NodeCertificate(name, op, kernel, proof, used)
     return NodeCertificate(name, op, kernel, None, used, fault)
 
 
 def worst_sum(quant: ProductQuant) -> float:
-    """The largest magnitude an int32 accumulator can reach on the way: max over channels of 510 Σ|w| + |b|."""
+    """Bound the magnitude that an int32 accumulator can reach on the way: max over channels of 510 Σ|w| + |b|."""
     rows = np.abs(as_rows(quant.weight.values, quant.weight.axis).astype(np.int64)).sum(axis=1)
     bias = 0 if quant.bias is None else np.abs(quant.bias.astype(np.int64))
     return float(np.max(510 * rows + bias, initial=0))

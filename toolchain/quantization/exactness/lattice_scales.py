@@ -1,16 +1,16 @@
-"""Scales on a lattice: additions and averages that round the same on every processor.
+"""Lattice scales: additions and averages that round the same on every processor.
 
-An int8 addition computes  c = round((s_a/s_c) a + (s_b/s_c) b)  with zero points taken off. onnxruntime's x86 kernel
-does it in float and rounds ties to even; its ARM kernel in 22-bit fixed point and rounds ties away from zero, so about
-one element in a million differs by a step, and a step early in a network moves every output behind it.
+An int8 addition computes  c = round((s_a/s_c) a + (s_b/s_c) b)  after the zero points are subtracted. onnxruntime's x86
+kernel computes it in float and rounds ties to even. Its ARM kernel computes in 22-bit fixed point and rounds ties away
+from zero. So about one element in a million differs by a step, and a step early in a network moves every output.
 
 Put the three scales on a lattice of unit g:  s_a = p g,  s_b = q g,  s_c = D g  with integers p, q and an *odd* D of
-about 500. Then c = round((p a + q b) / D), a multiple of 1/D that is never nearer to a tie than 1/(2 D) = 0.001, far
-more than either kernel's error, and both round alike. Scales grow by a fraction of a percent. An average pool over an
-area A is the case of one input with s_a = s_x / A.
+about 500. Then c = round((p a + q b) / D). This is a multiple of 1/D, which is never nearer to a tie than 1/(2 D) =
+0.001. That is far more than the error of either kernel, so both round alike. Scales grow by a fraction of a percent. An
+average pool over an area A is the case of one input with s_a = s_x / A.
 
-The same tensor may enter several such operators, so a scale that was put on one lattice is kept in the next; where two
-inputs were both kept and do not fit one lattice, the addition must stay float, which is exact everywhere.
+A tensor may enter several such operators, so a scale that was put on one lattice is kept in the next. Where two inputs
+were both kept and do not fit one lattice, the addition must stay float, which is exact everywhere.
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ from toolchain.graph import query
 from toolchain.quantization.ranges import Affine
 
 DENOMINATOR = 501
-"""What D is near: odd, small enough that 1/(2 D) exceeds any kernel's error, large enough to leave scales alone."""
+"""The target of D: odd, small enough that 1/(2 D) exceeds any kernel's error, large enough that scales hardly move."""
 
 SCALES_FIXED = "other operators fix its scales, so its int8 sums could differ between processors"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One operator to align: names of the nodes' scale groups, and the area an average divides by (1 for Add)."""
+    """One operator to align.
+
+    Attributes:
+        node: its name.
+        inputs: the scale groups of its inputs.
+        output: the scale group of its result.
+        area: the number of elements that an average divides by, 1 for Add.
+    """
 
     node: str
     inputs: tuple[str, ...]
@@ -41,25 +48,25 @@ class Site:
 
 
 def sites(nodes: Iterable[ir.Node], group: Mapping[str, str], output_of: Mapping[str, str]) -> list[Site]:
-    """The int8 `nodes` that sum, in graph order.
+    """List the int8 `nodes` that sum or average, in graph order.
 
     Args:
         nodes: int8 nodes.
         group: tensor name to the tensor whose scale it has.
         output_of: node name to the tensor its result is quantized at.
     """
-    found = []
+    result = []
     for node in nodes:
         area = _area(node)
         if area is not None:
             name = query.label(node)
             inputs = tuple(group[str(value.name)] for value in node.inputs if value is not None)
-            found.append(Site(name, inputs, group[output_of[name]], area))
-    return found
+            result.append(Site(name, inputs, group[output_of[name]], area))
+    return result
 
 
 def _area(node: ir.Node) -> int | None:
-    """How many elements are averaged, 1 for an addition; None where the operator does not sum or it is unknown."""
+    """Return the number of elements that are averaged, 1 for Add; None for other operators and unknown sizes."""
     if node.op_type == "Add":
         return 1
     if node.op_type == "AveragePool":
@@ -72,13 +79,16 @@ def _area(node: ir.Node) -> int | None:
 def align(
     where: Iterable[Site], grids: MutableMapping[str, Affine], settled: Iterable[str] = (), capped: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Put the scales of every site on a lattice, changing `grids`; returns the nodes that cannot be, with the reason.
+    """Put the scales of every site on a lattice, changing `grids`.
 
     Args:
         where: the sites in graph order.
         grids: scale group to grid.
         settled: groups whose scale must stay as it is.
         capped: groups whose scale must not grow (the grid ends at a Clip's limit); the others must not shrink.
+
+    Returns:
+        The nodes whose scales cannot be put on a lattice, with the reason.
     """
     kept, capped = set(settled), set(capped)
     refused: dict[str, str] = {}
@@ -91,7 +101,7 @@ def align(
         grids[name] = replace(grids[name], scale=float(np.float32(scale)))
 
     for site in where:
-        inputs = sorted(dict.fromkeys(site.inputs), key=lambda name: name not in kept)  # a set has no order
+        inputs = sorted(dict.fromkeys(site.inputs), key=lambda name: name not in kept)  # not a set: the order decides
         if len([name for name in inputs if name in kept]) > 1 or site.output in kept:
             refused[site.node] = SCALES_FIXED
             continue

@@ -1,11 +1,11 @@
-"""How near an int8 operator's results come to a tie, where processors part.
+"""Tie margins: the distance of an int8 operator's results from a rounding tie, where processors differ.
 
-Between its integers an operator computes a real number and rounds it once. Kernels of different processors compute that
-number in different ways, each within an error ε of the exact one, and break ties differently. So the integers are
-the same everywhere as long as no reachable exact result lies within ε of a half-integer. The operands are 8-bit: all
-results can be listed, and the smallest distance d is a fact, not a guess. d > ε is the proof.
+From its integers an operator computes a real number and rounds it once. Kernels of different processors compute that
+number in different ways, each within an error ε of the exact one, and break ties differently. So the integers are the
+same everywhere as long as no reachable exact result lies within ε of a half-integer. The operands are 8-bit: all
+results can be listed, and the smallest distance d is computed, not estimated. d > ε is the proof.
 
-What the kernels compute (r are ratios of scales, u = 2⁻²⁴ the rounding of float32), and ε in steps of the result:
+The kernels compute (r are ratios of scales, u = 2⁻²⁴ is the rounding of float32), with ε in steps of the result:
     sum      x86: ((z_c - r_a z_a - r_b z_b) + r_a a) + r_b b in float, ties to even; ARM: r in 22-bit fixed point,
              shifted right by 21 - ⌊log₂ r⌋, ties away from zero (``qladd.cpp``)
              ε = max( 9 u (255 (r_a + r_b) + 255),  255 (2^-shift + u (r_a + r_b)) )
@@ -32,59 +32,65 @@ from toolchain.graph import query
 from toolchain.quantization.ranges import LEVELS, Affine
 from toolchain.quantization.selection import Selection, data_inputs, output_point
 
-UNIT = 2.0**-24
+FLOAT32_ROUNDING = 2.0**-24
+"""The largest relative error of one rounding to float32."""
 SIGMOID_ERROR = 2e-7
-"""Of onnxruntime's float Sigmoid against the function; measured 1.7e-7 at most."""
-NUDGES = 64
-"""How many scales :func:`clear` tries, each a 1/2048 larger."""
+"""Error of onnxruntime's float Sigmoid against the function; at most 1.7e-7 was measured."""
+MAX_NUDGES = 64
+"""Number of scales :func:`nudge_clear` tries, each larger than the one before by 1/2048 of the first."""
 
 Grids = Mapping[str, Affine]
 
 
 @dataclass(frozen=True)
 class Margin:
-    """In steps of the result. distance: of the nearest reachable result to a tie; error: the kernels' largest."""
+    """Distance and error in steps of the result.
+
+    Attributes:
+        distance: of the nearest reachable result to a tie.
+        error: the largest that any kernel makes.
+    """
 
     distance: float
     error: float
 
     @property
     def clear(self) -> bool:
-        """Whether all kernels round every result alike."""
+        """True where all kernels round every result alike."""
         return self.distance > self.error
 
 
 def sum_margin(a: Affine, b: Affine, out: Affine) -> Margin:
-    """Of QLinearAdd, over all pairs of operands."""
+    """Compute the margin of QLinearAdd, over all pairs of operands."""
     ratios = a.scale / out.scale, b.scale / out.scale
-    real = np.add.outer(_steps(a) * ratios[0], _steps(b) * ratios[1])
-    in_float = 9 * UNIT * (LEVELS * sum(ratios) + LEVELS)
+    real = np.add.outer(_operands(a) * ratios[0], _operands(b) * ratios[1])
+    in_float = 9 * FLOAT32_ROUNDING * (LEVELS * sum(ratios) + LEVELS)
     shift = 21 - np.floor(np.log2(max(ratios)))
-    return Margin(_nearest(real, out), float(max(in_float, LEVELS * (2.0**-shift + UNIT * sum(ratios)))))
+    return Margin(_nearest(real, out), float(max(in_float, LEVELS * (2.0**-shift + FLOAT32_ROUNDING * sum(ratios)))))
 
 
 def average_margin(x: Affine, out: Affine, area: int, *, window: bool) -> Margin:
-    """Of QLinearGlobalAveragePool or, with `window`, QLinearAveragePool, over all sums of `area` elements."""
+    """Compute the margin of QLinearGlobalAveragePool, with `window` of QLinearAveragePool, over all sums."""
     ratio = x.scale / out.scale
     sums = np.arange(LEVELS * area + 1, dtype=np.float64) - area * x.zero_point
-    error = UNIT * (LEVELS * ratio * (area + 1) / 2 + 1024) if window else 4 * UNIT * 256
+    error = FLOAT32_ROUNDING * (LEVELS * ratio * (area + 1) / 2 + 1024) if window else 4 * FLOAT32_ROUNDING * 256
     return Margin(_nearest(sums * (ratio / area), out), float(error))
 
 
 def product_margin(a: Affine, b: Affine, out: Affine) -> Margin:
-    """Of QLinearMul, over all pairs of operands."""
+    """Compute the margin of QLinearMul, over all pairs of operands."""
     ratio = np.float32(np.float32(a.scale) * np.float32(b.scale)) / np.float32(out.scale)  # as the kernels compute it
-    return Margin(_nearest(np.multiply.outer(_steps(a), _steps(b)) * float(ratio), out), 2.0**-16)
+    return Margin(_nearest(np.multiply.outer(_operands(a), _operands(b)) * float(ratio), out), 2.0**-16)
 
 
 def sigmoid_margin(x: Affine, out: Affine) -> Margin:
-    """Of QLinearSigmoid, over its 256 entries."""
-    real = 1.0 / (1.0 + np.exp(-_steps(x) * x.scale)) / out.scale
-    return Margin(_nearest(real, out), SIGMOID_ERROR / out.scale + 2 * UNIT * LEVELS)
+    """Compute the margin of QLinearSigmoid, over its 256 entries."""
+    real = 1.0 / (1.0 + np.exp(-_operands(x) * x.scale)) / out.scale
+    return Margin(_nearest(real, out), SIGMOID_ERROR / out.scale + 2 * FLOAT32_ROUNDING * LEVELS)
 
 
-def margin(node: ir.Node, inputs: list[Affine], out: Affine) -> Margin | None:
-    """Of an int8 node between these grids; None where its kernel cannot differ, or is none of these."""
+def tie_margin(node: ir.Node, inputs: list[Affine], out: Affine) -> Margin | None:
+    """Compute the margin of an int8 node between these grids; None for operators that need no margin."""
     match node.op_type:
         case "Add":
             return sum_margin(inputs[0], inputs[1], out)
@@ -100,46 +106,49 @@ def margin(node: ir.Node, inputs: list[Affine], out: Affine) -> Margin | None:
 
 
 def averaged(node: ir.Node) -> int | None:
-    """How many elements a pool averages; None where its input's size is not known."""
+    """Return the number of elements a pool averages; None where its input's size is not known."""
     if node.op_type == "AveragePool":
         return int(np.prod(query.attribute(node, "kernel_shape", [1])))
     shape = query.sizes(node.inputs[0])
     return None if shape is None else int(np.prod(shape[2:]))
 
 
-def doubtful(model: ir.Model, selection: Selection, activations: Grids) -> dict[str, str]:
-    """Int8 nodes whose results may round differently on different processors, and why; for the planner.
+def nodes_near_ties(model: ir.Model, selection: Selection, activations: Grids) -> dict[str, str]:
+    """Find the int8 nodes whose results may round differently on different processors.
 
     Args:
         model: the float model the selection was made for.
         selection: which nodes are int8.
         activations: the grid of every quantized tensor, by name.
+
+    Returns:
+        Names of the nodes, with the reason.
     """
     chosen = selection.int8_nodes()
     known: dict[tuple[object, ...], Margin | None] = {}
-    found = {}
+    reasons = {}
     for node in model.graph:
         if query.label(node) not in chosen:
             continue
-        grids = between(node, chosen, activations)
+        grids = grids_around(node, chosen, activations)
         if grids is None:
             continue
         key = (node.op_type, *grids[0], grids[1], averaged(node) if "Pool" in node.op_type else None)
         if key not in known:
-            known[key] = margin(node, *grids)
+            known[key] = tie_margin(node, *grids)
         if (near := known[key]) is not None and not near.clear:
-            found[query.label(node)] = reason(near)
-    return found
+            reasons[query.label(node)] = tie_reason(near)
+    return reasons
 
 
-def settle(
+def clear_of_ties(
     nodes: Iterable[ir.Node],
     group: Mapping[str, str],
     output_of: Mapping[str, str],
     grids: MutableMapping[str, Affine],
     kept: Collection[str] = (),
 ) -> dict[str, str]:
-    """Clear products and sigmoids of ties, changing `grids`; returns the nodes that cannot be, with the reason.
+    """Move the scales of products and sigmoids until no result is near a tie, changing `grids`.
 
     Args:
         nodes: int8 nodes in graph order.
@@ -147,6 +156,9 @@ def settle(
         output_of: node name to the tensor its result is quantized at.
         grids: scale group to grid; a scale grows by 3 % at most, mostly by less than a thousandth.
         kept: groups whose scale must stay: those on a lattice, with a stated range, or ending at a Clip's limit.
+
+    Returns:
+        The nodes that stay near a tie, with the reason.
     """
     sites: list[_Site] = []
     refused: dict[str, str] = {}
@@ -160,39 +172,39 @@ def settle(
             continue
         for each in dict.fromkeys((site.output, *site.inputs)):
             touched = [other for other in sites if each in (other.output, *other.inputs)]
-            tried = None if each in kept else clear(partial(_worst, touched, grids, each), grids[each])
+            tried = None if each in kept else nudge_clear(partial(_worst, touched, grids, each), grids[each])
             if tried is not None:
                 grids[each] = tried
                 break
         else:
-            refused[name] = reason(site.margin(grids))
+            refused[name] = tie_reason(site.margin(grids))
             sites.remove(site)
     return refused
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A node to clear of ties, and the scale groups it joins."""
+    """A node to move away from ties, and the scale groups of its inputs and output."""
 
     node: ir.Node
     inputs: tuple[str, ...]
     output: str
 
     def margin(self, grids: Grids) -> Margin:
-        found = margin(self.node, [grids[name] for name in self.inputs], grids[self.output])
-        if found is None:
+        margin = tie_margin(self.node, [grids[name] for name in self.inputs], grids[self.output])
+        if margin is None:
             raise ValueError(f"{query.label(self.node)} has no margin")
-        return found
+        return margin
 
 
 def _worst(sites: Iterable[_Site], grids: Grids, name: str, grid: Affine) -> Margin:
-    """The margin that is nearest to failing with one grid changed."""
+    """Return the margin that is nearest to failing, with one grid changed."""
     changed = {**grids, name: grid}
     return min((site.margin(changed) for site in sites), key=lambda near: near.distance - near.error)
 
 
-def between(node: ir.Node, int8_nodes: set[str], activations: Grids) -> tuple[list[Affine], Affine] | None:
-    """The grids of what an int8 node reads and of what it gives; None where one of them is not quantized."""
+def grids_around(node: ir.Node, int8_nodes: set[str], activations: Grids) -> tuple[list[Affine], Affine] | None:
+    """Return the grids of an int8 node's inputs and of its result; None where one of them is not quantized."""
     names = [str(value.name) for value in data_inputs(node)]
     point = str(output_point(node, int8_nodes).name)
     if point not in activations or any(name not in activations for name in names):
@@ -200,29 +212,29 @@ def between(node: ir.Node, int8_nodes: set[str], activations: Grids) -> tuple[li
     return [activations[name] for name in names], activations[point]
 
 
-def reason(near: Margin) -> str:
-    """Why a node is in doubt."""
+def tie_reason(near: Margin) -> str:
+    """Say why a node may round differently on different processors."""
     return f"a result is {near.distance:.1e} steps from a rounding tie, within the kernels' error of {near.error:.1e}"
 
 
-def clear(margin_of: Callable[[Affine], Margin], grid: Affine) -> Affine | None:
-    """The grid of the least larger scale that is clear of ties, by at most 3 %; None where none is.
+def nudge_clear(margin_of: Callable[[Affine], Margin], grid: Affine) -> Affine | None:
+    """Return the grid with the smallest larger scale, by at most 3 %, that is clear of ties; None where there is none.
 
-    A product's scale, say: ``clear(lambda out: product_margin(a, b, out), out)``.
+    Example, for a product's scale: ``nudge_clear(lambda out: product_margin(a, b, out), out)``.
     """
-    for step in range(NUDGES):
+    for step in range(MAX_NUDGES):
         tried = replace(grid, scale=float(np.float32(grid.scale * (1 + step / 2048))))
         if margin_of(tried).clear:
             return tried
     return None
 
 
-def _steps(grid: Affine) -> F64:
-    """All operands, zero point taken off."""
+def _operands(grid: Affine) -> F64:
+    """List all operands, with the zero point subtracted."""
     return np.arange(LEVELS + 1, dtype=np.float64) - grid.zero_point
 
 
 def _nearest(real: F64, out: Affine) -> float:
-    """Distance of the result nearest to a tie; what lies beyond the ends saturates, however it is rounded."""
+    """Distance of the result nearest to a tie; results beyond the ends saturate, however they are rounded."""
     inside = real[(real > -out.zero_point) & (real < LEVELS - out.zero_point)]
     return float(np.min(np.abs(inside - np.floor(inside) - 0.5), initial=0.5))

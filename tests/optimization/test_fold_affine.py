@@ -25,8 +25,8 @@ def changed(body, outputs=OUT, constants=constants):
     model = small_models.model(body, IMAGE, outputs, constants())
     feed = {"x": np.random.default_rng(1).standard_normal((2, 4, 6, 6)).astype(np.float32)}
     expected = small_models.plain(model, feed)
-    fold_affine.affine_into_conv(model)
-    fold_affine.affine_into_next(model)
+    fold_affine.fold_affine_after_conv(model)
+    fold_affine.fold_affine_before_conv(model)
     edit.remove_unused(model)
     check(model)
     for name, array in small_models.plain(model, feed).items():
@@ -98,7 +98,7 @@ def test_gelu_halves_last_and_stays_bit_for_bit():
     model = small_models.model(GELU, "float[3, 8] x", "float[?, ?] y", numbers)
     feed = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
     expected = small_models.plain(model, feed)["y"]
-    rewrites.halve_last(model)
+    rewrites.gelu_half_last(model)
     edit.remove_unused(model)
     check(model)
     *_, whole, last = model.graph
@@ -111,5 +111,5 @@ def test_another_halving_is_left_alone():
     model = small_models.model(
         "h = Mul(x, half) y = Mul(x, h)", "float[3, 8] x", "float[?, ?] y", {"half": np.float32(0.5)}
     )
-    rewrites.halve_last(model)
+    rewrites.gelu_half_last(model)
     assert [value.name for value in list(model.graph)[1].inputs] == ["x", "h"]

@@ -15,7 +15,7 @@ def changed(body, inputs=X, outputs="float[?, ?, ?] y"):
     names = {name: array for name, array in CONSTANTS.items() if f"{name})" in body or f"{name}," in body}
     model = small_models.model(body, inputs, outputs, names)
     after = model.clone()
-    linear_to_gemm.scale_into_linear(after)
+    linear_to_gemm.fold_scale_into_linear(after)
     linear_to_gemm.linear_to_gemm(after)
     linear_to_gemm.merge_reshapes(after)
     linear_to_gemm.edit.remove_unused(after)

@@ -1,14 +1,18 @@
 """Whole models cleaned up, and the check that their numbers stay."""
 
+import logging
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import small_models
+from hypothesis import given
+from hypothesis import strategies as st
 from small_models import BATCH_NORM, assert_same_results, ops, weights
 
 from toolchain.core.errors import GateError, ModelError
-from toolchain.optimization import passes
+from toolchain.optimization import equivalence, passes
 from toolchain.optimization.passes import optimize
 
 # --- whole models ---
@@ -131,12 +135,69 @@ def breaking(change):
     return (*passes.PASSES, wrong)
 
 
+def scaling_weights(name):
+    """A pass of this name that makes the weights of all convolutions half as large again."""
+
+    def wrong(model):
+        for node in model.graph:
+            if node.op_type == "Conv":
+                value = node.inputs[1]
+                value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.5), name=value.name)
+
+    wrong.__name__ = name
+    return wrong
+
+
 def test_a_pass_that_changes_numbers_is_caught(monkeypatch):
     monkeypatch.setattr(passes, "PASSES", breaking(lambda array: array * np.float32(1.01)))
-    with pytest.raises(GateError, match=r"output 'y': clean-up changed it by \d\.\de-\d\d relative") as caught:
+    with pytest.raises(
+        GateError, match=r"output 'y': clean-up pass `wrong` changed it by \d\.\de-\d\d relative"
+    ) as caught:
         optimize(net())
     assert caught.value.exit_code == 1
     assert optimize(net(), verify=False).max_relative_error is None
+
+
+@pytest.mark.parametrize("place", [0, 1, 7, 12, 20, 30, -6, -1])
+def test_the_pass_that_is_to_blame_is_named(place, monkeypatch):
+    """Wherever it is in the list, and though others follow that change the graph, but not its numbers."""
+    wrong = scaling_weights("scale_weights_wrongly")
+    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:place], wrong, *passes.PASSES[place:]))
+    with pytest.raises(GateError, match=r"output 'y': clean-up pass `scale_weights_wrongly` changed it by"):
+        optimize(net())
+
+
+def test_the_first_of_two_wrong_passes_is_named(monkeypatch):
+    first, second = scaling_weights("first"), scaling_weights("second")
+    monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:9], first, *passes.PASSES[9:], second))
+    with pytest.raises(GateError, match="clean-up pass `first` changed it"):
+        optimize(net())
+
+
+@given(st.data())
+def test_bisection_finds_the_first_wrong_step(data):
+    count = data.draw(st.integers(1, 60))
+    first = data.draw(st.integers(0, count - 1))
+    asked = []
+
+    def is_right(steps):
+        asked.append(steps)
+        return steps <= first
+
+    assert equivalence.first_wrong(count, is_right) == first
+    assert len(asked) <= count.bit_length()
+
+
+def test_every_pass_has_a_name_for_the_error():
+    assert all(passes._name(one).isidentifier() for one in passes.PASSES)
+    assert "apply" not in {passes._name(one) for one in passes.PASSES}
+
+
+def test_what_each_pass_removed_is_logged(caplog):
+    with caplog.at_level(logging.DEBUG, logger="toolchain"):
+        result = optimize(net())
+    assert f"clean-up: {result.nodes_before} nodes became {result.nodes_after}, largest relative" in caplog.text
+    assert "clean-up pass fold_batchnorm_into_conv: " in caplog.text
 
 
 def test_a_pass_that_makes_numbers_nan_is_caught(monkeypatch):
@@ -166,7 +227,7 @@ def test_a_pass_that_leaves_a_graph_that_cannot_run_is_caught(monkeypatch):
 
     source = small_models.model("y = Reshape(x, s)", "float[N, 4] x", "float[A, B, C] y", {"s": np.array([1, 2, -1])})
     monkeypatch.setattr(passes, "PASSES", (*passes.PASSES, wrong))
-    with pytest.raises(GateError, match="cleaned up, it does not run where it did before") as caught:
+    with pytest.raises(GateError, match="after clean-up pass `wrong` it does not run where it did before") as caught:
         optimize(source)
     assert "\n" not in str(caught.value)
 

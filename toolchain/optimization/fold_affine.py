@@ -1,11 +1,11 @@
-"""Constant factors and offsets move into the weights and biases of the products beside them.
+"""Constant factors and offsets are folded into the weights and biases of neighbouring convolutions.
 
-    f · (W x + b) + c  =  (f W) x + (f b + c)                behind a product, f and c one number or one a channel
-    W (f x) + b        =  (f W) x + b                        in front of it, f one number; zeros that pad stay zeros
-    W (x + c) + b      =  W x + (b + c · Σ W)                in front of one that pads nothing, c one number
+    f · (W x + b) + c  =  (f W) x + (f b + c)      after a convolution; f and c are one number, or one per channel
+    W (f x) + b        =  (f W) x + b              before it; f is one number, since padding zeros stay zeros
+    W (x + c) + b      =  W x + (b + c · Σ W)      before one without padding; c is one number
 
-Each saves a pass over a tensor, and as int8 two conversions, since a sum or product with a constant has no kernel.
-A factor also moves on through what is linear or commutes with it, on all ways to the products that read it at last.
+Each saves a pass over a tensor, and in int8 two conversions, since a sum or product with a constant has no kernel.
+A factor also passes operators that are linear or commute with it, on all paths to the convolutions that read it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
 
 LINEAR = frozenset({"GlobalAveragePool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
-"""f · op(x) = op(f · x) for every f."""
+"""Operators with f · op(x) = op(f · x) for every f."""
 
 
-def affine_into_conv(model: ir.Model) -> None:
-    """``Conv`` followed by ``Mul`` or ``Add`` of constants, one or one a channel: weights and bias take them in."""
+def fold_affine_after_conv(model: ir.Model) -> None:
+    """Fold a ``Mul`` or ``Add`` of a constant, one number or one per channel, into the ``Conv`` before it."""
     names = edit.Names(model.graph)
     for node in list(model.graph):
         conv = node.inputs[0].producer() if node.op_type in ("Mul", "Add") and node.inputs[0] is not None else None
@@ -44,8 +44,8 @@ def affine_into_conv(model: ir.Model) -> None:
         edit.bypass(node)
 
 
-def affine_into_next(model: ir.Model) -> None:
-    """``Mul`` and ``Add`` of one constant number in front of convolutions: their weights and biases take it in."""
+def fold_affine_before_conv(model: ir.Model) -> None:
+    """Fold a ``Mul`` or ``Add`` of one constant number into the convolutions after it."""
     names = edit.Names(model.graph)
     for node in list(model.graph):
         number = query.float_array(node.inputs[1]) if node.op_type in ("Mul", "Add") else None
@@ -66,7 +66,7 @@ Changes = list[Callable[[], None]]
 
 
 def _absorb_offset(model: ir.Model, value: ir.Value, number: np.float32, names: edit.Names) -> Changes | None:
-    """What to do so that every reader of `value` computes as if `number` had been added; None if one cannot."""
+    """Changes after which all readers of `value` compute as if `number` had been added to it; None if one cannot."""
     changes: Changes = []
     for node in _readers(value):
         if not _is_constant_conv(node) or node.inputs.count(value) > 1 or _pads(node):
@@ -82,7 +82,7 @@ def _absorb_offset(model: ir.Model, value: ir.Value, number: np.float32, names: 
 
 
 def _absorb_factor(model: ir.Model, value: ir.Value, factor: np.float32, names: edit.Names) -> Changes | None:
-    """What to do so that every reader of `value` computes as if it were `factor` times as large; None if one cannot."""
+    """Changes after which all readers of `value` compute as if it were multiplied by `factor`; None if one cannot."""
     changes: Changes = []
     for node in _readers(value):
         if list(node.inputs).count(value) != 1 or (node.inputs[0] is not value and query.op(node) != "Mul"):
@@ -105,7 +105,7 @@ def _absorb_factor(model: ir.Model, value: ir.Value, factor: np.float32, names: 
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """Of `value`; none where it leaves the graph, or is read inside a branch, which nothing here looks into."""
+    """Readers of `value`; none if it is an output, or if a branch of an If or Loop reads it (not supported)."""
     nodes = query.consumers(value)
     producer = value.producer()
     inside = producer is not None and all(node.graph is producer.graph for node in nodes)
@@ -127,7 +127,7 @@ def _parameters(conv: ir.Node) -> tuple[F32, F32 | None]:
 
 
 def _per_channel(array: F32 | None, weight: F32) -> F32 | None:
-    """One number for each output channel, where the array means that."""
+    """The array as one number per output channel; None if it does not broadcast like that."""
     if array is None or array.ndim > weight.ndim:
         return None
     if array.size == 1:
@@ -149,7 +149,7 @@ def _pads(conv: ir.Node) -> bool:
 
 
 def _set(model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.floating], names: edit.Names) -> None:
-    """Give one node a constant of its own; others may share the old one."""
+    """Give a node its own constant, since others may read the old one."""
     kind = {1: "weight", 2: "bias"}[index]
     name = names.fresh(f"{query.label(node)}_{kind}")
     edit.set_input(node, index, edit.add_constant(model.graph, name, np.asarray(array, np.float32)))

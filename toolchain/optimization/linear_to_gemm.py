@@ -1,10 +1,10 @@
-"""Linear layers over more than two axes, in the form that has an integer kernel with a bias.
+"""Linear layers over more than two axes take the form that has an int8 kernel with a bias.
 
     x W + b  over [..., K]   =   reshape( reshape(x, [-1, K]) W + b )
 
-A ``MatMul`` and an ``Add`` of a vector are two passes, and no int8 kernel takes the bias. Where all sizes are known
-onnxruntime joins them into a float ``Gemm`` before it looks for integers, so that what was planned as an integer
-product runs in float on weights that are dequantized at every run. As a ``Gemm`` from the start it is one int8 kernel.
+A ``MatMul`` and an ``Add`` of a vector are two passes, and no int8 kernel takes the bias. If all sizes are known,
+onnxruntime joins them into a float ``Gemm`` before it looks for integers; a product planned as int8 then runs in float,
+on weights that are dequantized at every run. As a ``Gemm`` from the start it is one int8 kernel.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ROWWISE = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "Gelu"}
     | {"Add", "Sub", "Mul", "Div", "LayerNormalization"}
 )
-"""They compute every row of the last axis for itself, so that they may stand on either side of a reshape."""
+"""Operators that compute every row of the last axis by itself, so that they may move across a reshape."""
 
 
-def scale_into_linear(model: ir.Model) -> None:
-    """``Mul`` of a constant vector behind ``MatMul``, its ``Add`` or ``Gemm``: weight and bias take it in."""
+def fold_scale_into_linear(model: ir.Model) -> None:
+    """Fold a ``Mul`` of a constant vector into the ``MatMul`` (and its ``Add``) or the ``Gemm`` before it."""
     names = edit.Names(model.graph)
     for node in list(model.graph):
         scale = query.float_array(node.inputs[1]) if query.op(node) == "Mul" else None
@@ -51,12 +51,12 @@ def scale_into_linear(model: ir.Model) -> None:
 
 
 def linear_to_gemm(model: ir.Model) -> None:
-    """``MatMul`` and ``Add`` of constants over three axes and more become ``Gemm`` between two ``Reshape``.
+    """Replace ``MatMul`` and ``Add`` of constants over three or more axes by ``Gemm`` between two ``Reshape`` nodes.
 
-    One axis may be open. What computes row by row behind it is done on the matrix too, and only what needs the axes
-    sees the last ``Reshape``: products absorb a Relu, and sums in front of LayerNormalization do not become
-    onnxruntime's ``SkipLayerNormalization``, which takes five times as long (measured: 128 rows of 384, 269 µs against
-    47 for both).
+    One axis may be dynamic. Operators behind it that compute row by row work on the matrix too, and the last
+    ``Reshape`` comes only before a node that needs the axes. So products absorb a Relu, and sums before
+    LayerNormalization do not become onnxruntime's ``SkipLayerNormalization``, which takes five times as long (measured
+    on 128 rows of 384: 269 µs, against 47 µs for both operators).
     """
     rows = _Rows(model)
     for node in list(model.graph):
@@ -72,19 +72,19 @@ def linear_to_gemm(model: ir.Model) -> None:
 
 
 class _Rows:
-    """Tensors as matrices of their last axis, each made once. known: by the tensor with all its axes."""
+    """Tensors reshaped to matrices of rows of their last axis, each once. known: the matrix of a tensor."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph, self.names = model.graph, edit.Names(model.graph)
         self.known: dict[ir.Value, ir.Value] = {}
 
     def gemm(self, add: ir.Node) -> ir.Value | None:
-        """The rows of a sum, computed by a Gemm, where it adds a constant vector to a product with a constant."""
+        """The matrix of a sum, from a Gemm; None unless it adds a constant vector to a product with a constant."""
         product = _sole_producer(add) if query.op(add) == "Add" else None
         if product is None or product.op_type != "MatMul" or product.inputs[0] is None:
             return None
         source, weight = product.inputs[0], query.float_array(product.inputs[1])
-        if weight is None or weight.ndim != 2 or not _is_open_once(source) or not _is_open_once(add.outputs[0]):
+        if weight is None or weight.ndim != 2 or not _can_be_rows(source) or not _can_be_rows(add.outputs[0]):
             return None
         bias = _vector(query.float_array(add.inputs[1]), weight.shape[1], query.rank(source))
         if bias is None:
@@ -95,9 +95,9 @@ class _Rows:
         return self._place(ir.node("Gemm", inputs, name=name), add, weight.shape[1])
 
     def rowwise(self, node: ir.Node) -> ir.Value | None:
-        """The rows of what a node computes row by row, where the rows of something it reads are known."""
+        """The matrix of what a node computes row by row; None unless the matrix of one of its inputs is known."""
         output = node.outputs[0]
-        if query.op(node) not in ROWWISE or len(node.outputs) > 1 or not _is_open_once(output):
+        if query.op(node) not in ROWWISE or len(node.outputs) > 1 or not _can_be_rows(output):
             return None
         data = [value for value in node.inputs if value is not None and query.constant(value) is None]
         small = all(v is None or v in data or (query.rank(v) or 0) < 2 for v in node.inputs)
@@ -124,7 +124,7 @@ class _Rows:
         return self.known[source]
 
     def _place(self, node: ir.Node, before: ir.Node, width: int, name: str | None = None) -> ir.Value:
-        """Insert `node` in front of `before`; its output."""
+        """Insert `node` in front of `before`; returns its output."""
         output = node.outputs[0]
         output.name = self.names.fresh(name or f"{before.outputs[0].name}_rows")
         output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, width])
@@ -133,7 +133,7 @@ class _Rows:
 
 
 def merge_reshapes(model: ir.Model) -> None:
-    """Of two ``Reshape`` in a row only the second counts, where none of its sizes is copied from what it reads."""
+    """Remove the first of two ``Reshape`` nodes in a row, unless the second copies a size from its input."""
     for node in list(model.graph):
         sizes = query.ints(node.inputs[1]) if query.op(node) == "Reshape" else None
         first = node.inputs[0].producer() if sizes and node.inputs[0] is not None else None
@@ -142,14 +142,14 @@ def merge_reshapes(model: ir.Model) -> None:
 
 
 def _sole_producer(node: ir.Node) -> ir.Node | None:
-    """Of the first input, where nothing else reads it."""
+    """The producer of the first input, if nothing else reads that."""
     value = node.inputs[0] if node.inputs else None
     producer = value.producer() if value is not None and query.sole_consumer(value) is node else None
     return producer if producer is not None and producer.domain == "" else None
 
 
 def _vector(array: F32 | None, size: int, rank: int | None) -> F32 | None:
-    """One number for each of `size` columns, where a constant added to or multiplied with `rank` axes means that."""
+    """A constant that broadcasts to `rank` axes as one number for each of `size` columns; None if it does not."""
     if array is None or rank is None or array.ndim > rank or array.size not in (1, size):
         return None
     if array.size == size and array.shape[-1:] not in ((size,), ()):
@@ -157,8 +157,8 @@ def _vector(array: F32 | None, size: int, rank: int | None) -> F32 | None:
     return np.broadcast_to(array.reshape(-1), (size,)).astype(np.float32)
 
 
-def _is_open_once(value: ir.Value) -> bool:
-    """Whether a float tensor has three axes or more, none empty, and a size for all but one, which has a name."""
+def _can_be_rows(value: ir.Value) -> bool:
+    """True for a float tensor of at least three axes, none empty, of which at most one is dynamic and has a name."""
     if value.shape is None or len(value.shape) < 3 or not query.is_float(value):
         return False
     sizes = list(value.shape)
@@ -171,6 +171,6 @@ def _target(value: ir.Value) -> I64:
 
 
 def _set(model: ir.Model, node: ir.Node, index: int, array: F32, names: edit.Names) -> None:
-    """Give one node a constant of its own; others may share the old one."""
+    """Give a node its own constant, since others may read the old one."""
     name = names.fresh(f"{query.label(node)}_scaled")
     edit.set_input(node, index, edit.add_constant(model.graph, name, np.asarray(array, np.float32)))

@@ -1,4 +1,4 @@
-"""Clean-ups of our own, each a function that changes a model in place and none of what it computes."""
+"""Clean-up passes of our own: each changes a model in place, and nothing that it computes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from toolchain.graph import edit, query
 
 
 def drop_identities(model: ir.Model) -> None:
-    """``Identity`` nodes vanish, in branches too, except where a graph's output needs a node of its own.
+    """Remove ``Identity`` nodes, also in branches, except where a graph's output needs a node of its own.
 
-    That is where the value is an input, a constant or another output as well, or where a branch of an If or Loop
-    hands on a value of the graph around it: a branch may only give what it computes (onnx_ir's pass forgets that).
+    It does if the value is also an input, a constant or another output, or if a branch of an If or Loop returns a value
+    of the graph around it: a branch may only return what it computes (onnx_ir's pass does not see to that).
     """
     for node in list(model.graph.all_nodes()):
         source = node.inputs[0] if query.op(node) == "Identity" else None
@@ -27,8 +27,8 @@ def drop_identities(model: ir.Model) -> None:
         edit.bypass(node)
 
 
-def constants_second(model: ir.Model) -> None:
-    """Sums and products read their constant second, where every rule behind this looks for it."""
+def move_constants_second(model: ir.Model) -> None:
+    """Make the constant of an ``Add`` or ``Mul`` its second input, where all later rules look for it."""
     for node in model.graph:
         if node.op_type not in ("Add", "Mul") or len(node.inputs) != 2:
             continue
@@ -39,9 +39,9 @@ def constants_second(model: ir.Model) -> None:
 
 
 def read_known_sizes(model: ir.Model) -> None:
-    """What a ``Gather`` or ``Slice`` takes of a ``Shape`` becomes a constant where those sizes are known.
+    """Replace the sizes that a ``Gather`` or ``Slice`` takes from a ``Shape`` by constants where they are known.
 
-    Constant folding does so only where all sizes are; one dynamic batch hides the width of every reshape behind it.
+    Constant folding does so only if all sizes are known; one dynamic batch would hide the width of every later reshape.
     """
     for shape in [node for node in model.graph if node.op_type == "Shape" and node.inputs[0] is not None]:
         sizes = query.sizes(shape.inputs[0], dynamic=-1)
@@ -54,22 +54,22 @@ def read_known_sizes(model: ir.Model) -> None:
             if any(number is None for number in numbers) or reader.inputs[0] is not shape.outputs[0]:
                 continue
             if reader.op_type == "Gather":
-                found = window[numbers[0]]
+                taken = window[numbers[0]]
             elif reader.op_type == "Slice" and len(numbers) < 4:
-                found = window[int(numbers[0].item()) : int(numbers[1].item())]  # type: ignore[union-attr]
+                taken = window[int(numbers[0].item()) : int(numbers[1].item())]  # type: ignore[union-attr]
             else:
                 continue
-            if found.size and (found >= 0).all() and not reader.outputs[0].is_graph_output():
+            if taken.size and (taken >= 0).all() and not reader.outputs[0].is_graph_output():
                 names = edit.Names(model.graph)
-                known = edit.add_constant(model.graph, names.fresh(f"{reader.outputs[0].name}_known"), found)
+                known = edit.add_constant(model.graph, names.fresh(f"{reader.outputs[0].name}_known"), taken)
                 reader.outputs[0].replace_all_uses_with(known)
     edit.remove_unused(model)
 
 
 def spatial_mean_to_pool(model: ir.Model) -> None:
-    """``ReduceMean`` over all spatial axes becomes ``GlobalAveragePool`` (+ Flatten without keepdims).
+    """Replace ``ReduceMean`` over all spatial axes by ``GlobalAveragePool``, and a ``Flatten`` if it keeps no axes.
 
-    The two compute the same; the pool has an int8 kernel and the reduction has none.
+    Both compute the same; the pool has an int8 kernel, the reduction has none.
     """
     names = edit.Names(model.graph)
     for node in list(model.graph):
@@ -93,10 +93,10 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
 
 
 def batchnorm_to_depthwise(model: ir.Model) -> None:
-    """A batch normalization that could not be folded becomes a depthwise 1x1 convolution.
+    """Replace a batch normalization that could not be folded by a depthwise 1x1 convolution.
 
-    y = γ (x - μ) / sqrt(σ² + ε) + β is one multiplication and one addition a channel. As a convolution it keeps the
-    blocked layout of its neighbours and has an int8 kernel; as BatchNormalization it has neither.
+    y = γ (x - μ) / sqrt(σ² + ε) + β is one multiplication and one addition per channel. A convolution keeps the blocked
+    layout of its neighbours and has an int8 kernel; BatchNormalization has neither.
     """
     names = edit.Names(model.graph)
     for node in list(model.graph):
@@ -118,10 +118,10 @@ def batchnorm_to_depthwise(model: ir.Model) -> None:
         edit.replace_node(node, conv)
 
 
-def relu_before_pool(model: ir.Model) -> None:
-    """``Relu(MaxPool(x))`` becomes ``MaxPool(Relu(x))``, the same number by number; there a product absorbs it.
+def move_relu_before_pool(model: ir.Model) -> None:
+    """Replace ``Relu(MaxPool(x))`` by the equal ``MaxPool(Relu(x))``, in which a product before it absorbs the Relu.
 
-    So it is for a Slice, as behind the padded convolution of a causal network.
+    The same is done for a ``Slice``, which causal networks have behind a padded convolution.
     """
     names = edit.Names(model.graph)
     for node in [node for node in model.graph if node.op_type == "Relu"]:
@@ -140,14 +140,14 @@ def relu_before_pool(model: ir.Model) -> None:
 
 
 def _sole_pool(node: ir.Node) -> ir.Node | None:
-    """The MaxPool or Slice that `node` reads and nothing else does."""
+    """The MaxPool or Slice whose only reader is `node`."""
     value = node.inputs[0]
     pool = value.producer() if value is not None and query.sole_consumer(value) is node else None
     return pool if pool is not None and query.op(pool) in ("MaxPool", "Slice") and len(pool.outputs) == 1 else None
 
 
-def halve_last(model: ir.Model) -> None:
-    """``x * (y * 0.5)`` becomes ``(x * y) * 0.5``, bit for bit the same; so onnxruntime knows a ``Gelu``."""
+def gelu_half_last(model: ir.Model) -> None:
+    """Replace ``x * (y * 0.5)`` by ``(x * y) * 0.5``, equal bit for bit, so that onnxruntime recognizes a ``Gelu``."""
     names = edit.Names(model.graph)
     for node in list(model.graph):
         for index, value in enumerate(node.inputs if query.op(node) == "Mul" else ()):
@@ -169,8 +169,8 @@ def halve_last(model: ir.Model) -> None:
             break
 
 
-def drop_stale_value_info(model: ir.Model) -> None:
-    """Shapes of computed values are forgotten and inferred anew, so that none outlives what it described."""
+def infer_shapes_anew(model: ir.Model) -> None:
+    """Infer the shapes of all computed values anew, so that no shape remains from before a change."""
     for node in model.graph:
         for output in node.outputs:
             if not output.is_graph_output():
@@ -179,7 +179,7 @@ def drop_stale_value_info(model: ir.Model) -> None:
 
 
 def name_everything(model: ir.Model) -> None:
-    """Every node and value gets a name, unique in the graph; given names are kept."""
+    """Give every node and value a name that is unique in the graph; existing names are kept."""
     common.NameFixPass()(model)
     names = edit.Names(model.graph)
     seen: set[str] = set()

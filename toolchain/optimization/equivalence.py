@@ -1,0 +1,86 @@
+"""A cleaned-up model against the model it was made from: both run in onnxruntime on random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from toolchain.core.errors import ModelError, one_line
+from toolchain.graph import io, run
+
+# Folding batch normalization or constants reassociates float32 sums; 24-bit mantissas and a few hundred
+# terms leave relative errors near 1e-6, a hundred layers may add up to 1e-5.
+TOLERANCE = 1e-4
+
+SIZES = (1, 1, 2)
+LARGER_SIZES = (8, 32, 128, 512)
+"""Sizes of dynamic axes. The larger ones are tried until one runs, if none of the others does."""
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The result of a comparison.
+
+    difference: the worst output; None if the original ran on no random input. failure: the message of onnxruntime if
+    the changed model does not run where the original does, else empty.
+    """
+
+    difference: run.Difference | None
+    failure: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """True if nothing was found to be different."""
+        return not self.failure and (self.difference is None or self.difference.error <= TOLERANCE)
+
+
+def compare(before: ir.Model, after: ir.Model) -> Equivalence:
+    """Compare two models on random inputs, up to the first that shows more than :data:`TOLERANCE`.
+
+    Raises:
+        ModelError: onnxruntime does not accept `before`.
+    """
+    original = run.session(before)
+    try:
+        changed = run.session(after)
+    except ModelError as error:
+        return Equivalence(None, error.what)
+    names, specs = [spec.name for spec in io.outputs(before)], io.inputs(before)
+    worst: run.Difference | None = None
+    for seed, size in enumerate((*SIZES, *LARGER_SIZES)):
+        if size in LARGER_SIZES and worst is not None:
+            break
+        feed = run.random_feed(specs, np.random.default_rng(seed), dynamic=size)
+        try:
+            reference = run.run(original, [feed])
+        except run.OrtError:
+            continue  # the original does not run with this size of the dynamic axes
+        try:
+            difference = run.difference(names, reference, run.run(changed, [feed]))
+        except run.OrtError as error:
+            return Equivalence(worst, one_line(error))
+        if worst is None or not difference.error <= worst.error:
+            worst = difference
+        if not Equivalence(worst).holds:
+            break
+    return Equivalence(worst)
+
+
+def first_wrong(count: int, is_right: Callable[[int], bool]) -> int:
+    """The number of the first of `count` steps after which a result is wrong, by bisection.
+
+    Args:
+        count: steps in all; the result is right before the first and wrong after the last.
+        is_right: takes a number of steps, and tells whether the result is right after them.
+    """
+    right, wrong = 0, count
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        if is_right(middle):
+            right = middle
+        else:
+            wrong = middle
+    return wrong - 1

@@ -103,6 +103,19 @@ def test_accuracy_is_held_against_latency():
     assert [(p["ms"], p["score"]) for p in drawn] == [pytest.approx(pair) for pair in expected]
 
 
+def test_labels_of_points_at_the_sides_stay_inside():
+    spec = charts.accuracy(series())
+    aligned = {p["series"]: p["align"] for p in values(spec)[-1]}
+    assert (aligned["int8 for raspberry-pi-zero-2w"], aligned["fp32"]) == ("left", "right")
+    marks = [layer["mark"] for layer in spec["layer"] if layer["mark"]["type"] == "text"]
+    assert {mark["align"] for mark in marks} == set(aligned.values())
+
+
+def test_rounds_are_numbered_once():
+    axis = charts.steadiness(series())["encoding"]["x"]["axis"]
+    assert axis["values"] == [1, 2, 3]
+
+
 def test_the_front_leaves_out_what_is_beaten():
     fast, slow, worse = row("int8", 10.0, score=ACCURACY), row("fp32", 20.0, score=ACCURACY), row("other", 30.0)
     worse = worse.model_copy(update={"score": ACCURACY.model_copy(update={"value": 0.5})})

@@ -39,6 +39,8 @@ STEP_COLOURS = ("var(--int8)", "var(--pruned)", "var(--spare-1)", "var(--spare-2
 CAUSE_COLOURS = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
 MOST_LABELS = 6
 """Points that are labelled; the labels of more would overlap."""
+MOST_TICKS = 10
+"""Rounds that are numbered on the axis."""
 DISTRIBUTION_HEIGHT = 62
 """Pixels of one variant's distribution."""
 
@@ -63,6 +65,8 @@ def accuracy(series: Sequence[Series]) -> Spec | None:
     margin = max(0.25 * (max(scores) - min(scores)), 1.0 if share else 0.05 * max(map(abs, scores)))
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
     pad = max((high / low) ** 0.25, 1.15)
+    for point in points:
+        point["align"] = _label_side(math.log(point["ms"] * pad / low) / math.log(high * pad * pad / low))
     base = alt.Chart(_data(points))
     kind = "log" if high / low > LOG_AXIS_RATIO else "linear"
     along = alt.Scale(domain=[low / pad, high * pad], type=kind, nice=False)
@@ -82,10 +86,17 @@ def accuracy(series: Sequence[Series]) -> Spec | None:
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=along), x2="high:Q", y=y, color=_colour(series)),
         base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=_colour(series), tooltip=tip),
     ]
-    for above in (True, False) if len(points) <= MOST_LABELS else ():
-        text = base.transform_filter(alt.datum.above == above).mark_text(dy=-14 if above else 16, fontSize=12)
+    labels = {(point["above"], point["align"]) for point in ordered} if len(points) <= MOST_LABELS else set()
+    for above, align in sorted(labels):
+        chosen = base.transform_filter((alt.datum.above == above) & (alt.datum.align == align))
+        text = chosen.mark_text(dy=-14 if above else 16, fontSize=12, align=align)
         layers.append(text.encode(x=x, y=y, text="series:N", color=alt.value("currentColor")))
     return _spec(alt.layer(*layers).properties(height=240))
+
+
+def _label_side(place: float) -> str:
+    """Align the label of a point, at 0 (left) to 1 (right) of the chart, so that it stays inside."""
+    return "left" if place < 1 / 3 else "right" if place > 2 / 3 else "center"
 
 
 def distributions(series: Sequence[Series]) -> Spec | None:
@@ -134,11 +145,13 @@ def steadiness(series: Sequence[Series]) -> Spec | None:
     if max((r["round"] for r in records), default=1) < 2:
         return None
     limit = max(0.06, *(abs(r["change"]) * 1.15 for r in records))
+    last = max(r["round"] for r in records)
+    ticks = list(range(1, last + 1, math.ceil(last / MOST_TICKS)))
     chart = (
         alt.Chart(_data(records))
         .mark_line(point=alt.OverlayMarkDef(filled=True, size=40), strokeWidth=2)
         .encode(
-            x=alt.X("round:Q", title="round", axis=alt.Axis(format="d", tickMinStep=1, tickCount=8, grid=False)),
+            x=alt.X("round:Q", title="round", axis=alt.Axis(format="d", values=ticks, grid=False)),
             y=alt.Y(
                 "change:Q", title="change from the median", axis=alt.Axis(format="+.0%", tickCount=5),
                 scale=alt.Scale(domain=[-limit, limit], nice=False),
@@ -219,13 +232,19 @@ def tradeoff(points: Sequence[TradeOff]) -> Spec:
 
     records: Records = [{"operators in float": p.float_nodes, "score": p.score, "speedup": p.speedup} for p in points]
     base = alt.Chart(_data(records)).encode(
-        x=alt.X("speedup:Q", title="speed-up over fp32, 1 thread", scale=alt.Scale(zero=False, padding=16)),
+        x=alt.X(
+            "speedup:Q",
+            title="speed-up over fp32, 1 thread",
+            scale=alt.Scale(zero=False, padding=16),
+            axis=alt.Axis(tickCount=6),
+        ),
         y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(tickCount=5)),
         order="operators in float:Q",
         tooltip=[_tip("operators in float"), _tip("score", ".4~r"), _tip("speedup", ".3~r", "speed-up")],
     )
     line = base.mark_line(color="var(--int8)", point=alt.OverlayMarkDef(size=70, filled=True, color="var(--int8)"))
-    return _spec(line.properties(height=200))
+    numbers = base.mark_text(dy=-12, fontSize=12).encode(text="operators in float:Q", color=alt.value("currentColor"))
+    return _spec(alt.layer(line, numbers).properties(height=200))
 
 
 def training(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]) -> Spec | None:
@@ -253,10 +272,11 @@ def training(steps: Sequence[TrainingStep], measure: Literal["loss", "accuracy"]
     scale = alt.Scale(type="log") if measure == "loss" and positive else alt.Scale(zero=False)
     axis = alt.Axis(format="~g", tickCount=5) if measure == "loss" else alt.Axis(format=".0%", tickCount=5)
     colours = alt.Scale(range=list(STEP_COLOURS))
+    legend = alt.Legend(title=None, orient="top", labelFontSize=12, labelColor="currentColor")
     base = alt.Chart(_data(records)).encode(
-        x=alt.X("at:Q", title="step of the recipe", axis=alt.Axis(tickMinStep=1, tickCount=len(steps) + 1)),
+        x=alt.X("at:Q", title="step of the recipe", axis=alt.Axis(format="d", values=list(range(len(steps) + 1)))),
         y=alt.Y("value:Q", title=measure, scale=scale, axis=axis),
-        color=alt.Color("step:N", scale=colours, legend=alt.Legend(title=None, orient="top") if steps[1:] else None),
+        color=alt.Color("step:N", scale=colours, legend=legend if steps[1:] else None),
         tooltip=[_tip("step"), _tip("value", ".4~r", measure)],
     )
     dots = base.transform_filter(alt.datum.kept).mark_point(filled=True, size=90, opacity=1)

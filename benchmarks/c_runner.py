@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +21,14 @@ from benchmarks import tables, timing
 from benchmarks.models import MODELS, missing
 from toolchain.benchmark import stats
 from toolchain.benchmark.bench import Subject, bench
+from toolchain.benchmark.job import BenchJob, first_line
 from toolchain.benchmark.local import Local, LocalRunner
 from toolchain.benchmark.native.build import build, host_compiler
-from toolchain.benchmark.native.runner import NativeRunner, store_feed
-from toolchain.benchmark.place import Runner, Say
+from toolchain.benchmark.native.runner import NativeRunner, store_feed_npy
+from toolchain.benchmark.place import Runner
 from toolchain.core.files import write_text
-from toolchain.data.tensors import Feed
 from toolchain.formats.recipe import Bench
-from toolchain.formats.results import Host, Measurement, Reading
-from toolchain.formats.target import Target
+from toolchain.formats.results import Measurement
 
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
 SETTINGS = Bench(warmup_s=0.5, rounds=60, min_time_s=6.0, min_runs=360)
@@ -50,42 +48,19 @@ HEAD = (
 
 
 @dataclass(frozen=True)
-class BothRunners:
-    """This machine with both runners: the one in C runs the models that lie in a folder named ``c``."""
+class BothRunners(Local):
+    """This machine with both runners: the one in C runs the models that lie in a folder named ``c``.
+
+    scratch: a folder for the feed of the runner in C.
+    """
 
     scratch: Path
-    name: str = "local"
 
-    @contextmanager
-    def reserve(self, say: Say) -> Iterator[BothRunners]:
-        yield self
-
-    def describe(self) -> Host:
-        return Local().describe()
-
-    def read_conditions(self) -> Reading:
-        return Local().read_conditions()
-
-    def detect(self) -> Target:
-        return Local().detect()
-
-    def open(
-        self,
-        model: Path,
-        *,
-        threads: int,
-        session_options: Mapping[str, str],
-        feed: Feed | None = None,
-        dims: Mapping[str, int] | None = None,
-        arena: bool = True,
-        cpus: str | None = None,
-    ) -> Runner:
-        if model.parent.name != "c" or feed is None:
-            return LocalRunner(model, threads=threads, session_options=session_options, feed=feed, dims=dims)
-        stored = store_feed(feed, self.scratch / "feed")
-        job = {"model": str(model), "threads": threads, "session_options": dict(session_options), "feed": stored}
-        command = [str(build(host_compiler())), str(LIBRARY)]
-        return NativeRunner(command, job | {"dims": {}, "seed": 0}, model=model, library=LIBRARY)
+    def open(self, job: BenchJob) -> Runner:
+        if job.path.parent.name != "c" or job.feed is None:
+            return LocalRunner(job)
+        line = first_line(job, str(job.path), store_feed_npy(job.feed, self.scratch / "feed"))
+        return NativeRunner([str(build(host_compiler())), str(LIBRARY)], job, line, library=LIBRARY)
 
 
 def start(name: str) -> Sequence[Measurement]:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from command import QUANTIZE, content
 
-from toolchain.benchmark.emulator import SETUP
+from toolchain.benchmark.emulator import SETUP_HINT
 from toolchain.devices.catalogue import profile_folder
 
 # --------------------------------------------------------------------------------- profiles and recipes
@@ -192,7 +192,11 @@ def test_a_full_disk(toolchain, workplace, command, output):
         (None, "targets show rk35", "unknown target 'rk35'; did you mean 'rk3588'?"),
         (None, "verify .", ".: is no exported folder, it holds no manifest.json; give a target's folder, as export"),
         (None, "verify gone", "gone: is no exported folder, it holds no manifest.json; give a target's folder, as"),
-        (None, "verify . --on moon", "--on: unknown place 'moon'; give local, emulator:cortex-a76 or adb:SERIAL"),
+        (
+            None,
+            "verify . --on moon",
+            "--on: unknown place 'moon'; give one of: local, ssh:HOST, adb:SERIAL, emulator:CPU",
+        ),
     ],
 )
 def test_other_files(refused, workplace, toolchain, text, line, said):
@@ -215,7 +219,7 @@ def test_a_model_that_cannot_be_timed(refused, workplace):
     said = refused("bench open.onnx")
     assert said.startswith("open.onnx: onnxruntime cannot run it (")
     assert said.endswith(
-        "; its inputs were made up, open axes 1 long: fix those with `toolchain convert --freeze AXIS=SIZE`"
+        "; its inputs were generated, with size 1 for open axes: fix those with `toolchain convert --freeze AXIS=SIZE`"
     )
 
 
@@ -224,7 +228,7 @@ def test_damaged_exports(refused, exported, monkeypatch, tmp_path):
     assert refused("verify out").endswith("holds no manifest.json; give out/host")
     monkeypatch.setenv("TOOLCHAIN_EMULATOR", str(tmp_path))
     said = refused("verify out/host --on emulator:cortex-a76")
-    assert said == f"emulator:cortex-a76: there is no emulator in {tmp_path}; {SETUP}"
+    assert said == f"emulator:cortex-a76: there is no emulator in {tmp_path}; {SETUP_HINT}"
     said = refused("verify out/host --on emulator:cortex-a67")
     assert said == "unknown emulated CPU 'cortex-a67'; did you mean 'cortex-a76'?"
 

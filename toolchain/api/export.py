@@ -172,7 +172,7 @@ def _bench(
     variant = "int8" if files.pruned is None else "pruned+int8"
     subjects.append(Subject(files.int8, name, variant, target="host", feeds=feed, score=scores.int8))
     target = detect_host()
-    found = run_bench(subjects, settings=recipe.bench, target=target, progress=lambda line: progress(line, 0, 0))
+    found = run_bench(subjects, settings=recipe.bench, target=target, progress=progress)
     return found.measurements
 
 

@@ -215,7 +215,7 @@ def _measured(
             file = Path(scratch) / f"{len(subjects)}.onnx"
             io.save_in_place(graph, file)
             subjects.append(Subject(file, name, variant, target="host", feeds=feed, score=scores[-1]))
-        found = run_bench(subjects, settings=settings, target=detect_host(), progress=lambda line: progress(line, 0, 0))
+        found = run_bench(subjects, settings=settings, target=detect_host(), progress=progress)
     steps = tuple(
         stage.record.model_copy(update={"score": score.value}) for stage, score in zip(stages, scores[1:], strict=True)
     )

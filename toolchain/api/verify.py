@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.benchmark import emulator
-from toolchain.benchmark.adb import Adb
 from toolchain.benchmark.find import find_place
-from toolchain.core.errors import DataError, InputError, one_line
+from toolchain.core.errors import DataError, InputError
 from toolchain.core.files import sha256
-from toolchain.data.tensors import Array
+from toolchain.core.progress import silent
 from toolchain.formats.manifest import Manifest
-from toolchain.graph import run
-from toolchain.packaging.golden import Golden, Mismatch, check_golden, load_golden
+from toolchain.packaging.golden import Mismatch, check_golden, load_golden
 from toolchain.packaging.write import MANIFEST
 
 FLOAT_TOLERANCE = 1e-5
@@ -56,10 +53,10 @@ def verify(
         DeviceError: the emulator is not set up, or the device cannot be used.
     """
     folder = Path(folder)
-    place, _, name = on.partition(":")
-    if on != "local" and not (place in ("emulator", "adb") and name):
-        raise InputError(f"unknown place {on!r}", where="--on", hint="give local, emulator:cortex-a76 or adb:SERIAL")
-    there = find_place(on, library=library, ndk=ndk)
+    place = find_place(on, library=library, ndk=ndk)
+    if place.answering is None:
+        hint = "give local, emulator:cortex-a76 or adb:SERIAL"
+        raise InputError(f"models are only timed on {on}, not run on given inputs", where="--on", hint=hint)
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     golden = load_golden(folder / "golden.npz")
@@ -68,13 +65,8 @@ def verify(
         raise DataError("holds no model.onnx or model.ort", where=folder, hint=_AGAIN)
     # Without it x86 would turn signed activations into unsigned ones first, and fuse less.
     options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
-    if isinstance(there, Adb):
-        with there.reserve(lambda line: None) as device:
-            answers = device.answer(model, golden.feeds, session_options=options)
-    elif place == "emulator":
-        answers = emulator.run(name, model, golden.feeds, options=options)
-    else:
-        answers = _run_here(model, golden, options)
+    with place.answering(silent) as device:
+        answers = device.answer(model, golden.feeds, session_options=options)
     outputs = iter(answers)
     tolerance = _tolerance(manifest)
     found = check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
@@ -108,13 +100,3 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise DataError(
                 f"is not the file that was exported (its SHA-256 is not {entry.sha256[:12]}…)", where=path, hint=_AGAIN
             )
-
-
-def _run_here(model: Path, golden: Golden, options: dict[str, str]) -> list[dict[str, Array]]:
-    engine = run.session(model, threads=1, options=options)
-    names = [output.name for output in engine.get_outputs()]
-    try:
-        return [dict(zip(names, engine.run(None, feed), strict=True)) for feed in golden.feeds]
-    except (*run.OrtError, ValueError) as error:  # ValueError: names of inputs
-        what = f"does not run on its golden samples ({one_line(error)})"
-        raise DataError(what, where=model, hint="export the model again") from None

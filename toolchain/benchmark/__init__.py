@@ -1,3 +1,1 @@
-"""Time and memory of model files, in fresh processes taken in turn, here, over SSH, on a phone; or their answers
-under emulation.
-"""
+"""Latency and memory of model files, measured here, over SSH or on a phone; model outputs under emulation."""

@@ -1,11 +1,12 @@
 """The place ``adb:SERIAL``: an Android device on a cable or the network, through the user's own ``adb``.
 
-Android has no Python, so the runner there is the program of ``native/runner.c``, built with the user's NDK, and the
-runtime is the user's ``libonnxruntime.so``. Everything lies below `ROOT`, in folders named by what is in them, and a
-folder is renamed into place when all of it has arrived; so nothing is sent twice and nothing is there by half.
+Android has no Python. The runner there is the program of ``native/runner.c``, built with the user's NDK, and the
+runtime is the user's ``libonnxruntime.so``. All files lie below `DEVICE_FOLDER`, in folders named by the hash of their
+contents. A folder is renamed into place when all of it has arrived, so nothing is sent twice and no folder is
+incomplete.
 
-While a device is ours, ``runner --hold`` keeps a lock there; the end of its stdin, which is also the end of the
-connection, ends every process of ours.
+While a device is reserved, ``runner --hold`` keeps a lock there. The end of its stdin, which is also the end of the
+connection, ends every process of the benchmark.
 """
 
 from __future__ import annotations
@@ -16,33 +17,40 @@ import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from toolchain.benchmark.adb_client import CALL_TIMEOUT_S, Client
-from toolchain.benchmark.android import Facts, parse_conditions, parse_facts, script
-from toolchain.benchmark.local import make_job
+from toolchain.benchmark.adb_client import CALL_TIMEOUT_S, AdbClient
+from toolchain.benchmark.android import AndroidFacts, parse_conditions, parse_facts, script
+from toolchain.benchmark.job import BenchJob, first_line
 from toolchain.benchmark.model_files import model_files
 from toolchain.benchmark.native.build import build, check_library, ndk_compiler
-from toolchain.benchmark.native.runner import NativeRunner, read_answers, store_feed
-from toolchain.benchmark.place import Say
-from toolchain.benchmark.process import Death, LineProcess
+from toolchain.benchmark.native.runner import NativeRunner, read_answers, store_feed_npy
+from toolchain.benchmark.place import ReserveAnswering, ReserveTiming, TargetEvidence, detected_evidence
+from toolchain.benchmark.process import LineProcess, ProcessEnd
 from toolchain.core.errors import InputError, one_line
 from toolchain.core.files import sha256
+from toolchain.core.progress import Progress
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.results import Host, Reading
 from toolchain.formats.target import Architecture, Target
 
-ROOT = "/data/local/tmp/edge-toolchain"
-ABIS: dict[str, Architecture] = {"arm64-v8a": "aarch64", "x86_64": "x86_64"}
-SOURCE = "take it from onnxruntime-android's .aar (Maven Central, com.microsoft.onnxruntime), there in jni"
+DEVICE_FOLDER = "/data/local/tmp/edge-toolchain"
+ABI_ARCHITECTURES: dict[str, Architecture] = {"arm64-v8a": "aarch64", "x86_64": "x86_64"}
+LIBRARY_SOURCE = "take it from onnxruntime-android's .aar (Maven Central, com.microsoft.onnxruntime), there in jni"
+END_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Adb:
-    """A device, named as `adb devices` does. library: the runtime for it; ndk: None looks for an installed one."""
+    """An Android device that models can be timed and run on; see `place.Place`.
+
+    serial: the device's name in ``adb devices``.
+    library: the runtime for it, a ``libonnxruntime.so``; without it only `detect` works.
+    ndk: the Android NDK's folder; None looks for an installed one.
+    """
 
     serial: str
     library: Path | None = None
@@ -53,190 +61,198 @@ class Adb:
         """``adb:SERIAL``."""
         return f"adb:{self.serial}"
 
+    @property
+    def timing(self) -> ReserveTiming:
+        """See `place.Place.timing`."""
+        return self.reserve
+
+    @property
+    def answering(self) -> ReserveAnswering:
+        """See `place.Place.answering`."""
+        return self.reserve
+
+    @property
+    def profiles_operators(self) -> bool:
+        """False: the runner in C makes no profiles."""
+        return False
+
     @contextmanager
-    def reserve(self, say: Say) -> Iterator[Phone]:
-        """As `place.Place.reserve`; the lock is taken when something is to run there, not for `detect`.
+    def reserve(self, progress: Progress) -> Iterator[AdbDevice]:
+        """See `place.Place`; the lock is taken when a process is first started there, not for `detect`.
 
         Raises:
-            InputError: the library is none.
+            InputError: the library is not a shared library.
         """
         if self.library is not None:
             check_library(self.library)
-        say(f"looking for {self.serial}")
-        phone = Phone(self, say)
+        progress(f"looking for {self.serial}")
+        device = AdbDevice(self, progress)
         try:
-            yield phone
+            yield device
         finally:
-            phone.release()
+            device.release()
 
 
-class Phone:
-    """An Android device that is ours for now: place.Device over `adb`.
+class AdbDevice:
+    """A reserved Android device; see `place.TimingDevice` and `place.AnsweringDevice`.
 
     Raises:
         DeviceError: it cannot be reached or used.
     """
 
-    def __init__(self, place: Adb, say: Say) -> None:
-        self._place, self._say = place, say
-        self._client = Client(place.serial)
-        self._guard: LineProcess | None = None
+    def __init__(self, place: Adb, progress: Progress) -> None:
+        self._place, self._progress = place, progress
+        self._client = AdbClient(place.serial)
+        self._lock_holder: LineProcess | None = None
         self._client.check()
 
     def describe(self) -> Host:
-        """As `place.Device.describe`; the runner is built, and it and the runtime are sent, unless they are there.
+        """See `place.Device.describe`; the runner is built and sent, with the runtime, unless they are there already.
 
         Raises:
             InputError: no library was given, or one for another processor.
         """
-        with self._start({"feed": None}, "/", self._given_library()) as runner:
+        job = BenchJob(self._given_library())
+        with self._start(job, {"feed": None}, "/") as runner:
             version = runner.started()["onnxruntime"]
         return self._facts.host(version)
 
-    def read_conditions(self) -> Reading:
-        """As `place.Device.read_conditions`; throttled is 4 where Android's thermal service tells of throttling."""
-        return parse_conditions(self._client.shell(script("conditions")))
-
-    def open(
-        self,
-        model: Path,
-        *,
-        threads: int,
-        session_options: Mapping[str, str],
-        feed: Feed | None = None,
-        dims: Mapping[str, int] | None = None,
-        arena: bool = True,
-        cpus: str | None = None,
-    ) -> NativeRunner:
-        """As `place.Device.open`; files that are not there yet are sent.
-
-        Raises:
-            DeviceError: as every method, or it has no such processors.
-        """
-        if cpus in ("big", "little"):
-            cpus = self._processors(cpus)
-        stored = None if feed is None else self._send_feed(feed)
-        folder = self._send({name: model.parent / name for name in model_files(model)})
-        job = make_job(model.name, threads, session_options, stored, dims)
-        return self._start(job | {"arena": arena, "cpus": cpus}, folder, model)
+    def evidence_for(self, target: Target | None) -> TargetEvidence:
+        """See `place.Device.evidence_for`."""
+        return detected_evidence(self.detect(), target)
 
     def detect(self) -> Target:
-        """As `place.Device.detect`, named after the device's model; nothing of ours runs there for it."""
+        """See `place.TimingDevice.detect`; named after the device's model. It starts no process of ours there."""
         self._architecture()
         return self._facts.target()
 
-    def answer(
-        self, model: Path, feeds: Sequence[Feed], *, session_options: Mapping[str, str] | None = None
-    ) -> list[dict[str, Array]]:
-        """What the model computes there, with one thread: outputs by name, one dictionary a feed.
+    def read_conditions(self) -> Reading:
+        """See `place.TimingDevice.read_conditions`; throttled is 4 where Android's thermal service reports it."""
+        return parse_conditions(self._client.shell(script("conditions")))
+
+    def open(self, job: BenchJob) -> NativeRunner:
+        """See `place.TimingDevice.open`.
 
         Raises:
-            ModelError: the runtime refuses the model or a feed. DeviceError: the device cannot be used any more.
+            DeviceError: it has no such processors, or can no longer be reached.
         """
-        found = []
-        there = f"{ROOT}/answer"
+        if job.cpus in ("big", "little"):
+            job = replace(job, cpus=self._processors(job.cpus))
+        feed = None if job.feed is None else self._send_feed(job.feed)
+        folder = self._send({name: job.path.parent / name for name in model_files(job.path)})
+        return self._start(job, first_line(job, job.path.name, feed), folder)
+
+    def answer(
+        self, model: Path, feeds: Sequence[Feed], *, session_options: Mapping[str, str]
+    ) -> list[dict[str, Array]]:
+        """See `place.AnsweringDevice.answer`."""
+        answers = []
+        there = f"{DEVICE_FOLDER}/answer"
         with (
             tempfile.TemporaryDirectory(prefix="toolchain-bench-") as folder,
-            self.open(model, threads=1, session_options=session_options or {}) as runner,
+            self.open(BenchJob(model, session_options=session_options)) as runner,
         ):
             runner.started()
             runner.ask("load")
             for feed in feeds:
                 names = runner.answer(self._send_feed(feed), there)
                 self._client.pull(there, Path(folder, "answer"))
-                found.append(read_answers(Path(folder, "answer"), names))
+                answers.append(read_answers(Path(folder, "answer"), names))
             self._client.shell(f"rm -f {there}")
-        return found
+        return answers
 
     def release(self) -> None:
-        """Give the device back: nothing of ours runs there any more."""
-        if self._guard is not None:
-            with self._guard as guard:
-                guard.finish(5.0)
+        """Give the lock back, which ends every process of the benchmark there."""
+        if self._lock_holder is not None:
+            with self._lock_holder as holder:
+                holder.finish(END_TIMEOUT_S)
 
     @cached_property
-    def _facts(self) -> Facts:
+    def _facts(self) -> AndroidFacts:
         return parse_facts(self._client.shell(script("facts")))
 
     @cached_property
-    def _program(self) -> str:
-        """The runner's folder there; from now on the device is ours."""
+    def _program_folder(self) -> str:
+        """The runner's folder there, sent on first use; this also takes the lock."""
         library, architecture = self._given_library(), self._architecture()
-        found = check_library(library)
-        if found != architecture:
-            abi = next(abi for abi, name in ABIS.items() if name == architecture)
-            what = f"is for {found}, and {self._place.name} is {architecture}"
-            raise InputError(what, where=library, hint=f"{SOURCE}/{abi}")
+        library_architecture = check_library(library)
+        if library_architecture != architecture:
+            abi = next(abi for abi, name in ABI_ARCHITECTURES.items() if name == architecture)
+            what = f"is for {library_architecture}, and {self._place.name} is {architecture}"
+            raise InputError(what, where=library, hint=f"{LIBRARY_SOURCE}/{abi}")
         folder = self._send({"runner": build(ndk_compiler(architecture, self._place.ndk))})
-        self._hold(folder)
+        self._take_lock(folder)
         return folder
 
     @cached_property
     def _runtime(self) -> str:
-        """The runtime there, sent once the device is ours."""
-        self._program  # noqa: B018 (with it comes the lock)
+        """The runtime's path there, sent on first use after the lock is taken."""
+        self._program_folder  # noqa: B018 (takes the lock)
         return f"{self._send({'libonnxruntime.so': self._given_library()})}/libonnxruntime.so"
 
     def _given_library(self) -> Path:
         if self._place.library is None:
-            raise InputError(f"is missing for {self._place.name}", where="--library", hint=f"{SOURCE}/arm64-v8a")
+            raise InputError(
+                f"is missing for {self._place.name}", where="--library", hint=f"{LIBRARY_SOURCE}/arm64-v8a"
+            )
         return self._place.library
 
     def _architecture(self) -> Architecture:
         abis = self._facts.abis
-        known = next((ABIS[abi] for abi in abis if abi in ABIS), None)
+        known = next((ABI_ARCHITECTURES[abi] for abi in abis if abi in ABI_ARCHITECTURES), None)
         if known is None:
-            what = f"runs no 64-bit programs ({', '.join(abis) or 'it tells no ABI'})"
+            what = f"runs no 64-bit programs ({', '.join(abis) or 'it reports no ABI'})"
             raise self._client.error(what, "use another device")
         return known
 
     def _processors(self, kind: str) -> str:
-        """The list of its fastest or slowest processors."""
-        found = self._facts.processors(kind)
-        if found is None:
-            raise self._client.error("has one kind of core only, or tells no clocks", "give their numbers, such as 0-3")
-        return ",".join(map(str, found))
+        """The list of its fastest (big) or slowest (little) processors."""
+        numbers = self._facts.processors(kind)
+        if numbers is None:
+            what = "has one kind of core only, or reports no clocks"
+            raise self._client.error(what, "give the processors' numbers, such as 0-3")
+        return ",".join(map(str, numbers))
 
-    def _hold(self, folder: str) -> None:
-        guard = LineProcess(self._client.start(f"exec {folder}/runner --hold {ROOT}/lock"))
-        answer = guard.receive(CALL_TIMEOUT_S)
-        if not isinstance(answer, Death) and "busy" not in answer:
-            self._guard = guard
-            self._client.shell(f"rm -rf {ROOT}/files/*.part")  # of transfers that were cut off
+    def _take_lock(self, folder: str) -> None:
+        holder = LineProcess(self._client.start(f"exec {folder}/runner --hold {DEVICE_FOLDER}/lock"))
+        answer = holder.receive(CALL_TIMEOUT_S)
+        if not isinstance(answer, ProcessEnd) and "busy" not in answer:
+            self._lock_holder = holder
+            self._client.shell(f"rm -rf {DEVICE_FOLDER}/files/*.part")  # left by interrupted transfers
             return
-        with guard:
-            if isinstance(answer, Death):
-                said = one_line(answer.said or f"exit code {answer.code}")
+        with holder:
+            if isinstance(answer, ProcessEnd):
+                said = one_line(answer.last_line or f"exit code {answer.code}")
                 error = self._client.error(f"cannot run the benchmark ({said})", "check the NDK's version")
                 raise self._client.lost() or error
             raise self._client.error(f"busy: it is running another benchmark ({answer['busy']})", "wait for its end")
 
-    def _start(self, job: Mapping[str, Any], folder: str, model: Path) -> NativeRunner:
-        command = f"cd {shlex.quote(folder)} && exec {self._program}/runner {self._runtime}"
+    def _start(self, job: BenchJob, line: Mapping[str, Any], folder: str) -> NativeRunner:
+        command = f"cd {shlex.quote(folder)} && exec {self._program_folder}/runner {self._runtime}"
         return NativeRunner(
             self._client.start(command),
             job,
-            model=model,
+            line,
             library=self._given_library(),
-            why=lambda death: None if death.timed_out else self._client.lost(),
+            outside_cause=lambda end: None if end.timed_out_s is not None else self._client.lost(),
         )
 
     def _send_feed(self, feed: Feed) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="toolchain-bench-") as name:
-            stored = store_feed(feed, Path(name, "feed"))
+            stored = store_feed_npy(feed, Path(name, "feed"))
             return stored | {"path": f"{self._send({'feed': Path(name, 'feed')})}/feed"}
 
     def _send(self, files: Mapping[str, Path]) -> str:
-        """The folder there that holds these files under these names, sent unless it is there."""
+        """Send files, by their names there, unless the device has them, and return the folder that holds them."""
         content = "\n".join(f"{sha256(path)} {name}" for name, path in sorted(files.items()))
-        folder = f"{ROOT}/files/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+        folder = f"{DEVICE_FOLDER}/files/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
         if self._client.shell(f"if [ -d {folder} ]; then echo there; fi").strip() == "there":
             return folder
         part = f"{folder}.{os.getpid()}.part"
         try:
             self._client.shell(f"mkdir -p {shlex.join(sorted({str(PurePosixPath(part, n).parent) for n in files}))}")
             for name, path in files.items():
-                self._say(f"sending {PurePosixPath(name).name} ({path.stat().st_size / 1e6:.1f} MB)")
+                self._progress(f"sending {PurePosixPath(name).name} ({path.stat().st_size / 1e6:.1f} MB)")
                 self._client.push(path, f"{part}/{name}")
             self._client.shell(f"chmod -R 755 {part} && mv {part} {folder}")
         except BaseException:

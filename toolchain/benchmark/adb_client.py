@@ -1,7 +1,8 @@
-"""The user's ``adb`` and one device behind it: calls, copies, and what to say when one fails.
+"""`AdbClient`: the user's ``adb`` and one device behind it; calls, copies, and the errors when one fails.
 
-``adb shell -T`` gives a command no terminal: its stdin, stdout, stderr and exit code are passed on as those of a local
-one (the feature ``shell_v2``, Android 7 on). ``$TOOLCHAIN_ADB`` is the client, ``adb`` where it is not set.
+``adb shell -T`` runs a command without a terminal: its stdin, stdout, stderr and exit code are passed on like those of
+a local command (the feature ``shell_v2``, Android 7 or newer). ``$TOOLCHAIN_ADB`` is the client, ``adb`` where it is
+not set.
 """
 
 from __future__ import annotations
@@ -11,47 +12,50 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.benchmark.process import Death
+from toolchain.benchmark.process import ProcessEnd
 from toolchain.core.errors import DeviceError, one_line
 
 CALL_TIMEOUT_S = 60.0
 COPY_TIMEOUT_S = 1800.0
-FULL = ("No space left on device", "Disk quota exceeded")
-STATES = {
+STORAGE_FULL_MESSAGES = ("No space left on device", "Disk quota exceeded")
+READY_STATE = "device"
+STATE_HINTS = {
     "unauthorized": "unlock it and allow USB debugging from this computer",
     "authorizing": "unlock it and allow USB debugging from this computer",
     "offline": "unplug it and plug it in again, or run `adb reconnect`",
-    "no permissions": "give your user access to its USB device; `adb devices` tells more",
+    "no permissions": "give your user access to its USB device; `adb devices` shows more",
 }
-READY = "device"
 
 
 @dataclass(frozen=True)
-class Client:
-    """``adb -s SERIAL``. Everything raises DeviceError where the client or the device fails."""
+class AdbClient:
+    """``adb -s SERIAL``. Every method raises DeviceError where the client or the device fails.
+
+    serial: the device's name in ``adb devices``.
+    """
 
     serial: str
 
     def check(self) -> None:
-        """Raise unless the device is there, trusts us and is new enough."""
+        """Raise DeviceError unless the device is connected, trusts this computer and is new enough."""
         devices = self._devices()
         state = devices.get(self.serial)
         if state is None:
             shown = ", ".join(f"{serial} ({state})" for serial, state in devices.items()) or "none"
             hint = "connect it and turn on USB debugging in its developer options"
             raise self.error(f"no such device; `adb devices` shows {shown}", hint)
-        if state != READY:
-            hint = next((hint for sign, hint in STATES.items() if state.startswith(sign)), "start Android on it")
+        if state != READY_STATE:
+            hint = next((hint for start, hint in STATE_HINTS.items() if state.startswith(start)), "start Android on it")
             raise self.error(f"is not ready: `adb devices` shows it as {state}", hint)
         if "shell_v2" not in self._run("features").split():
             raise self.error("is too old to tell whether a command worked", "use a device with Android 7 or newer")
 
     def start(self, command: str) -> list[str]:
-        """What runs a command of the device's shell, as one here."""
+        """Return the local command that runs a command in the device's shell."""
         return [*self._command(), "shell", "-T", command]
 
     def shell(self, command: str) -> str:
-        """Run it; what it printed."""
+        """Run a command in the device's shell and return its stdout."""
         return self._run("shell", "-T", command)
 
     def push(self, path: Path, there: str) -> None:
@@ -63,18 +67,18 @@ class Client:
         self._run("pull", there, str(path), timeout_s=COPY_TIMEOUT_S)
 
     def lost(self) -> DeviceError | None:
-        """The error for a device that is not there any more, None where it is."""
+        """Return the error for a device that is no longer connected; None where it still is."""
         state = self._devices().get(self.serial)
-        if state == READY:
+        if state == READY_STATE:
             return None
         return self.error(f"the connection was lost, it is {state or 'gone'}", "check the cable, then try again")
 
     def error(self, what: str, hint: str) -> DeviceError:
-        """A sentence about this device."""
+        """Return an error about this device."""
         return DeviceError(what, where=f"adb:{self.serial}", hint=hint)
 
     def call(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-        """One call, whatever comes of it."""
+        """Run ``adb`` once; the caller looks at the exit code."""
         command = [*self._command(), *arguments]
         try:
             return subprocess.run(
@@ -98,15 +102,15 @@ class Client:
         if done.returncode == 0:
             return done.stdout
         said = f"{done.stdout}\n{done.stderr}"
-        full = next((sign for sign in FULL if sign in said), None)
+        full = next((message for message in STORAGE_FULL_MESSAGES if message in said), None)
         if full is not None:
             raise self.error(f"its storage is full ({full})", "free some space there")
-        last = one_line(Death(done.returncode, said).said or f"exit code {done.returncode}")
+        last = one_line(ProcessEnd(done.returncode, said).last_line or f"exit code {done.returncode}")
         what = f"adb {arguments[0]} failed ({last})"
         raise self.lost() or self.error(what, f"see whether `adb -s {self.serial} shell` works")
 
     def _devices(self) -> dict[str, str]:
-        """State by serial number, as `adb devices` shows them."""
+        """The state of each device by serial number, as ``adb devices`` shows them."""
         done = self.call("devices")
         lines = done.stdout.splitlines()
         return {serial: state.strip() for serial, tab, state in (line.partition("\t") for line in lines) if tab}

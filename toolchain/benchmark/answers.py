@@ -1,13 +1,13 @@
-"""Runs a model on given inputs and writes its outputs: what a model computes, not how fast.
+"""Run a model on given inputs and write its outputs; nothing is timed.
 
-One file of standard library, numpy and onnxruntime, so that it runs wherever those run:
+It needs only the standard library, numpy and onnxruntime, so it runs wherever those run:
 
     python answers.py FOLDER
 
 reads ``request.json`` and ``feeds.npz`` in FOLDER and writes ``outputs.npz`` and, last, ``answer.json`` there.
 
-    request.json   model: path; inputs: names; feeds: count; options: session configuration entries;
-                   optimized: null, or where onnxruntime writes the graph it really runs
+    request.json   model: path; inputs: names; feeds: number of feeds; options: configuration entries of the session;
+                   optimized: null, or the file to which onnxruntime writes the graph that it really runs
     feeds.npz      ``i/j``: input j of feed i
     answer.json    outputs: names; onnxruntime: its version; machine: e.g. aarch64
     outputs.npz    ``i/j``: output j for feed i
@@ -28,7 +28,7 @@ import onnxruntime as ort
 
 
 def answer(folder: Path) -> None:
-    """Do what ``request.json`` asks; onnxruntime's own exceptions end the program with its message."""
+    """Run the request in `folder`. An exception of onnxruntime ends the program with its message."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
@@ -46,12 +46,12 @@ def answer(folder: Path) -> None:
             feed = {name: feeds[f"{i}/{j}"] for j, name in enumerate(request["inputs"])}
             outputs.update({f"{i}/{j}": array for j, array in enumerate(session.run(None, feed))})
     np.savez(folder / "outputs.npz", **outputs)
-    said = {
+    reply = {
         "outputs": [output.name for output in session.get_outputs()],
         "onnxruntime": ort.__version__,
         "machine": platform.machine(),
     }
-    (folder / "answer.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "answer.json").write_text(json.dumps(reply), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,42 +1,46 @@
-"""Latency and memory of models in one place, in fresh processes, interleaved round by round (``rounds``).
+"""Latency and memory of models in one place, in fresh processes, interleaved round by round (see `rounds`).
 
-Every sample is kept; statistics are derived from them (``stats``).
+Every sample is kept; statistics are derived from them (see `stats`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from toolchain.benchmark.emulated import Emulated
-from toolchain.benchmark.host import describe_host
+from toolchain.benchmark.comparison import compare_answers
+from toolchain.benchmark.job import BenchJob
 from toolchain.benchmark.local import Local
 from toolchain.benchmark.model_files import model_bytes
-from toolchain.benchmark.place import Device, Place
-from toolchain.benchmark.rounds import BenchJob, Extras, Found, measure
-from toolchain.core.errors import InputError, ModelError
+from toolchain.benchmark.place import Place, ReserveAnswering, ReserveTiming, TargetEvidence, host_evidence
+from toolchain.benchmark.rounds import Extras, JobMeasurement, measure
+from toolchain.core.errors import DeviceError, InputError, ModelError
 from toolchain.core.files import sha256
+from toolchain.core.progress import Progress, silent
 from toolchain.data.tensors import Feed
 from toolchain.formats.recipe import Bench
-from toolchain.formats.results import Conditions, Evidence, Measurement, Results, Score
+from toolchain.formats.results import Conditions, Evidence, Host, Measurement, Results, Score
 from toolchain.formats.target import Target
-
-__all__ = ["Extras", "Subject", "bench", "describe_host", "model_bytes"]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model file to be timed and the row it becomes.
+    """A model file to be timed, and the names of its row in the results.
 
-    path: ``.onnx`` or ``.ort``. model, variant, target: the row's names, e.g. ``mobilenetv2``, ``int8``,
-        ``raspberry-pi-5``; target None takes the one given to `bench`.
-    evidence: None derives it: `measured` for this machine, `host` for any other target.
-    feeds: the inputs of every inference; None makes them up (seeded; integers are 0).
-    dims: sizes of named axes for a made-up feed; others are 1.
-    threads: None takes those of `bench`. arena: whether the runtime keeps freed memory for itself, as it does by
-        default.
+    Attributes:
+        path: ``.onnx`` or ``.ort``.
+        model: the row's model, e.g. ``mobilenetv2``.
+        variant: the row's variant, e.g. ``int8``.
+        target: the row's target, e.g. ``raspberry-pi-5``; None is the target given to `bench`.
+        evidence: None derives it: `measured` for this machine, `host` for any other target.
+        feeds: inputs of every inference; None generates them (seeded noise for floats, 0 for integers).
+        dims: sizes of named axes of a generated feed; axes not listed have size 1.
+        score: an accuracy to show in the row.
+        note: a remark to show in the row.
+        threads: None is the number given to `bench`.
+        arena: True lets the runtime keep freed memory for itself, which is its default.
     """
 
     path: Path
@@ -51,6 +55,45 @@ class Subject:
     threads: int | None = None
     arena: bool = True
 
+    def job(self, session_options: Mapping[str, str], threads: int = 1, cpus: str | None = None) -> BenchJob:
+        """Return the way this file is run; `threads` applies where the subject names no number of its own."""
+        return BenchJob(
+            path=self.path,
+            threads=self.threads or threads,
+            session_options=session_options,
+            feed=self.feeds,
+            dims=self.dims,
+            arena=self.arena,
+            cpus=cpus,
+        )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of `bench` that all subjects share."""
+
+    bench: Bench
+    target: Target | None
+    threads: int | None
+    cpus: str | None
+    extras: Extras
+    progress: Progress
+
+    @property
+    def session_options(self) -> Mapping[str, str]:
+        return self.target.runtime.session_options if self.target else {}
+
+
+@dataclass(frozen=True)
+class _PlaceResults:
+    """What one place gave: measurements of the subjects in order (None for each where nothing is timed there)."""
+
+    host: Host
+    about: TargetEvidence
+    measurements: Sequence[JobMeasurement | None]
+    notes: Sequence[str | None]
+    conditions: Conditions
+
 
 def bench(
     subjects: Sequence[Subject],
@@ -61,106 +104,94 @@ def bench(
     place: Place | None = None,
     cpus: str | None = None,
     extras: Extras | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> Results:
     """Time the subjects in one place, all with the same session options.
+
+    Where the place has no latency (an emulated CPU), each model is run once there and once here, and the row's note
+    says how far the outputs differ.
 
     Args:
         subjects: in the order of the results.
         settings: warm-up, rounds and least times; the rounds share `min_time_s` and `min_runs`.
-        target: whose session options, and threads as far as the place has cores, are used.
-        threads: overrides those of the settings, which override the target's.
-        place: as `find_place` gives it; None is this machine.
-        cpus: the processors to be bound to: a list like ``0-3,6``, or ``big`` or ``little``; None is all.
-        extras: what else is measured, behind the rounds; None is nothing.
-        progress: called with one short line before every step.
+        target: its session options are used, and its number of threads as far as the place has cores.
+        threads: overrides the number of the settings, which overrides the target's.
+        place: a place as `find_place` returns it; None is this machine.
+        cpus: processors to run on: a list such as ``0-3,6``, or ``big`` or ``little``; None is all.
+        extras: measurements to take after the rounds; None is none.
+        progress: counts rounds x models while timing.
 
     Raises:
         InputError: no subject, or several for a sustained run.
         ModelError: a file is missing, or onnxruntime refuses it or its feed.
         DeviceError: the place cannot be reached or used, is busy or has no such processors, or a process was killed
-            or hung.
+            or did not answer.
     """
+    extras = extras or Extras()
+    _check(subjects, extras)
+    place = place or Local()
+    shared = _Settings(settings, target, threads, cpus, extras, progress)
+    if place.timing is not None:
+        results = _time(place.timing, subjects, shared)
+    elif place.answering is not None:
+        results = _compare(place.answering, place.name, subjects, shared)
+    else:
+        raise DeviceError("can neither time nor run models", where=place.name, hint="use another place")
+    when = datetime.now(UTC).isoformat(timespec="milliseconds")
+    rows = zip(subjects, results.measurements, results.notes, strict=True)
+    return Results(measurements=tuple(_row(s, results, measured, note, when) for s, measured, note in rows))
+
+
+def _check(subjects: Sequence[Subject], extras: Extras) -> None:
     if not subjects:
         raise InputError("no model to bench", hint="give at least one")
-    extras = extras or Extras()
     if extras.sustained_s and len(subjects) > 1:
         what = f"a sustained run is of one model, and these are {len(subjects)}"
         raise InputError(what, hint="the second would start on a device that the first has heated: run one at a time")
     for subject in subjects:
         if not subject.path.is_file():
             raise ModelError("no such model file", where=subject.path, hint="check the path")
-    place, say = place or Local(), progress or (lambda line: None)
-    options = target.runtime.session_options if target else {}
-    with place.reserve(say) as device:
-        host = device.describe()
-        name, evidence = _standing(device, target)
-        measured: Sequence[Found | None]
-        notes: Sequence[str | None] = [subject.note for subject in subjects]
-        if isinstance(device, Emulated):
-            measured, around = [None] * len(subjects), Conditions()
-            notes = [_compare(device, subject, options, say) for subject in subjects]
-        else:
-            wanted = (target or device.detect()).runtime.threads
-            threads = threads or settings.threads or max(1, min(wanted, host.cores))
-            jobs = [_job(subject, threads, options, cpus) for subject in subjects]
-            measured, around = measure(device, jobs, settings, extras, say)
-    when = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Results(
-        measurements=tuple(
-            Measurement(
-                model=subject.model,
-                variant=subject.variant,
-                sha256=sha256(subject.path),
-                size_bytes=model_bytes(subject.path),
-                target=subject.target or name,
-                evidence=subject.evidence or (_evidence(subject.target) if subject.target else evidence),
-                host=host,
-                latency=found.latency if found else None,
-                memory=found.memory if found else None,
-                conditions=around,
-                sustained=found.sustained if found else (),
-                operators=found.operators if found else (),
-                score=subject.score,
-                note=note,
-                when=when,
-            )
-            for subject, found, note in zip(subjects, measured, notes, strict=True)
-        )
+
+
+def _time(reserve: ReserveTiming, subjects: Sequence[Subject], shared: _Settings) -> _PlaceResults:
+    with reserve(shared.progress) as device:
+        host, about = device.describe(), device.evidence_for(shared.target)
+        target_threads = (shared.target or device.detect()).runtime.threads
+        threads = shared.threads or shared.bench.threads or max(1, min(target_threads, host.cores))
+        jobs = [subject.job(shared.session_options, threads, shared.cpus) for subject in subjects]
+        measurements, conditions = measure(device, jobs, shared.bench, shared.extras, shared.progress)
+    return _PlaceResults(host, about, measurements, [subject.note for subject in subjects], conditions)
+
+
+def _compare(reserve: ReserveAnswering, name: str, subjects: Sequence[Subject], shared: _Settings) -> _PlaceResults:
+    notes = []
+    with reserve(shared.progress) as device:
+        host, about = device.describe(), device.evidence_for(shared.target)
+        for number, subject in enumerate(subjects):
+            shared.progress(f"running each model here and on {name}", number, len(subjects))
+            note = compare_answers(device, subject.job(shared.session_options))
+            notes.append(f"{subject.note}; {note}" if subject.note else note)
+    return _PlaceResults(host, about, [None] * len(subjects), notes, Conditions())
+
+
+def _row(
+    subject: Subject, results: _PlaceResults, measured: JobMeasurement | None, note: str | None, when: str
+) -> Measurement:
+    about = host_evidence(subject.target) if subject.target else results.about
+    return Measurement(
+        model=subject.model,
+        variant=subject.variant,
+        sha256=sha256(subject.path),
+        size_bytes=model_bytes(subject.path),
+        target=about.target,
+        evidence=subject.evidence or about.evidence,
+        host=results.host,
+        latency=measured.latency if measured else None,
+        memory=measured.memory if measured else None,
+        conditions=results.conditions,
+        sustained=measured.sustained if measured else (),
+        operators=measured.operators if measured else (),
+        score=subject.score,
+        note=note,
+        when=when,
     )
-
-
-def _job(subject: Subject, threads: int, options: Mapping[str, str], cpus: str | None) -> BenchJob:
-    return BenchJob(
-        name=f"{subject.model} {subject.variant}",
-        path=subject.path,
-        threads=subject.threads or threads,
-        session_options=options,
-        arena=subject.arena,
-        cpus=cpus,
-        feed=subject.feeds,
-        dims=subject.dims,
-    )
-
-
-def _compare(device: Emulated, subject: Subject, options: Mapping[str, str], say: Callable[[str], None]) -> str:
-    say(f"{subject.model} {subject.variant}: answering here and on {device.name}")
-    found = device.compare(subject.path, session_options=options, feed=subject.feeds, dims=subject.dims)
-    return f"{subject.note}; {found}" if subject.note else found
-
-
-def _standing(device: Device, target: Target | None) -> tuple[str | None, Evidence]:
-    """The name of the rows' target, and whether the device is that target."""
-    if isinstance(device, Emulated):
-        return target.name if target else device.cpu, "emulated"
-    if isinstance(device, Local):
-        return target.name if target else None, _evidence(target.name if target else None)
-    here = device.detect()
-    if target is None:
-        return here.name, "measured"
-    alike = target.architecture == here.architecture and {c.core for c in target.cores} == {c.core for c in here.cores}
-    return target.name, "measured" if alike else "host"
-
-
-def _evidence(target: str | None) -> Evidence:
-    return "measured" if target in (None, "host") else "host"

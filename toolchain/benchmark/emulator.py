@@ -1,9 +1,9 @@
-"""Emulated CPUs: what a model computes on another processor, never how fast.
+"""Emulated CPUs: the outputs that a model has on another processor, without any latency.
 
-qemu's user mode translates the instructions of one program. ARM CPUs run the real aarch64 wheel of
-onnxruntime in a small arm64 root; x86 CPUs run this machine's own Python and onnxruntime and lack what the
-emulated CPU lacks. onnxruntime asks the CPU for its features and picks its kernels by them, so the integer
-kernels of each core are the ones really used there. ``scripts/emulator-setup.sh`` sets it up.
+qemu's user mode translates the instructions of one program. Emulated ARM CPUs run onnxruntime's real aarch64 wheel in
+a small arm64 root. Emulated x86 CPUs run this machine's own Python and onnxruntime, without the features that the
+emulated CPU lacks. onnxruntime asks the CPU for its features and chooses its kernels by them, so each emulated CPU uses
+the integer kernels that the real one uses. ``scripts/emulator-setup.sh`` installs the emulator.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,15 +26,21 @@ import numpy as np
 
 from toolchain.core.cache import cache_dir
 from toolchain.core.errors import DeviceError, InputError, did_you_mean
+from toolchain.core.progress import Progress, silent
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.target import Architecture
 
-SETUP = "run `toolchain emulator setup`"
+SETUP_HINT = "run `toolchain emulator setup`"
 
 
 @dataclass(frozen=True)
 class EmulatedCpu:
-    """An emulated processor. qemu: its name for it. int8: what onnxruntime's integer kernels use on it."""
+    """An emulated processor.
+
+    architecture: its instruction set.
+    qemu: qemu's name for it.
+    int8: the instructions that onnxruntime's integer kernels use on it.
+    """
 
     architecture: Architecture
     qemu: str
@@ -54,13 +60,13 @@ CPUS: dict[str, EmulatedCpu] = {
 
 
 def folder() -> Path:
-    """Where the emulator lies: ``$TOOLCHAIN_EMULATOR``, else ``emulator`` in the cache."""
+    """Return the emulator's folder: ``$TOOLCHAIN_EMULATOR``, else ``emulator`` in the cache."""
     chosen = os.environ.get("TOOLCHAIN_EMULATOR")
     return Path(chosen) if chosen else cache_dir() / "emulator"
 
 
 def unavailable(cpu: str = "cortex-a76") -> str | None:
-    """Why `cpu` cannot be emulated here, or None when it can.
+    """Return the reason why `cpu` cannot be emulated here, or None where it can.
 
     Raises:
         DeviceError: no such CPU.
@@ -77,23 +83,27 @@ def unavailable(cpu: str = "cortex-a76") -> str | None:
     return None
 
 
-def script() -> Path:
-    """The set-up's script: inside the package when installed, else the checkout's."""
+def setup_script() -> Path:
+    """Return the set-up script: the package's own when installed, else the checkout's."""
     packaged = Path(__file__).parents[1] / "_scripts" / "emulator-setup.sh"
     return packaged if packaged.is_file() else Path(__file__).parents[2] / "scripts" / "emulator-setup.sh"
 
 
-def set_up(say: Callable[[str], None]) -> Path:
-    """Fetch and lay out the emulator in :func:`folder`, which is returned; nothing is done where it is complete.
+def set_up(progress: Progress = silent, *, script: Path | None = None) -> Path:
+    """Download and install the emulator in `folder`; nothing is done where it is complete.
 
     Args:
-        say: called with every line of the script.
+        progress: told each line that the script prints.
+        script: the script to run; None is `setup_script`.
+
+    Returns:
+        The emulator's folder.
 
     Raises:
         DeviceError: it cannot be set up here.
     """
     process = subprocess.Popen(
-        ["bash", str(script()), str(folder())],
+        ["bash", str(script or setup_script()), str(folder())],
         env={**os.environ, "PYTHON": sys.executable},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -106,9 +116,9 @@ def set_up(say: Callable[[str], None]) -> Path:
     try:
         for line in process.stdout:
             last = line.strip().removeprefix("emulator-setup: ")
-            say(last)
-    except BaseException:  # an interrupt: the script's own trap removes what is half done
-        while process.poll() is None:  # a shell between two commands may begin the next one all the same
+            progress(last)
+    except BaseException:  # an interrupt: the script's own trap removes incomplete files
+        while process.poll() is None:  # a shell between two commands may still start the next one
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)
@@ -117,7 +127,7 @@ def set_up(say: Callable[[str], None]) -> Path:
         process.stdout.close()
         process.wait()
     if process.returncode:
-        raise DeviceError(f"cannot be set up ({last})", where="the emulator", hint="mend that and run it again")
+        raise DeviceError(f"cannot be set up ({last})", where="the emulator", hint="correct that and run it again")
     return folder()
 
 
@@ -129,40 +139,44 @@ def run(
     options: Mapping[str, str] | None = None,
     timeout_s: float = 900.0,
 ) -> list[dict[str, Array]]:
-    """Outputs of `model` (``.onnx`` or ``.ort``) on an emulated CPU, by name, one dictionary a feed.
+    """Run a model on an emulated CPU.
 
-    All feeds run in one process, with one thread. Starting takes about two seconds, an inference 50 to
-    100 times as long as on this machine.
+    All feeds run in one process, with one thread. Starting takes about two seconds, and an inference 50 to 100 times
+    as long as on this machine.
 
     Args:
-        cpu: a name of :data:`CPUS`.
-        model: the file; external data is found beside it.
+        cpu: a name of `CPUS`.
+        model: ``.onnx`` or ``.ort``; external data is found beside it.
         feeds: arrays by input name, the same names in every feed.
-        options: session configuration entries.
-        timeout_s: of the whole process.
+        options: configuration entries of the session.
+        timeout_s: longest time for the whole process.
+
+    Returns:
+        Outputs by name, one dictionary for each feed.
 
     Raises:
         InputError: no such file.
-        DeviceError: unknown CPU, emulator not set up, the run failed or took too long.
+        DeviceError: unknown CPU, emulator not set up, or the run failed or took too long.
     """
     return _answers(cpu, model, feeds, options=options, graph=None, timeout_s=timeout_s)
 
 
 def optimized(cpu: str, model: Path, output: Path, *, timeout_s: float = 900.0) -> Path:
-    """Write to `output` the graph that onnxruntime really runs for `model` on an emulated CPU.
+    """Write the graph that onnxruntime really runs for `model` on an emulated CPU, and return its path.
 
     Raises:
-        InputError, DeviceError: as :func:`run`.
+        InputError: as for `run`.
+        DeviceError: as for `run`.
     """
     _answers(cpu, model, [], options=None, graph=output, timeout_s=timeout_s)
     return output
 
 
 def find_cpu(name: str) -> EmulatedCpu:
-    """The emulated CPU of that name.
+    """Return the emulated CPU of that name.
 
     Raises:
-        DeviceError: there is none; with a near match.
+        DeviceError: there is none; the message names a similar one.
     """
     if name not in CPUS:
         raise DeviceError(f"unknown emulated CPU {name!r}", hint=did_you_mean(name, CPUS))
@@ -180,7 +194,7 @@ def _answers(
 ) -> list[dict[str, Array]]:
     reason = unavailable(cpu)
     if reason is not None:
-        raise DeviceError(reason, where=f"emulator:{cpu}", hint=SETUP)
+        raise DeviceError(reason, where=f"emulator:{cpu}", hint=SETUP_HINT)
     if not model.is_file():
         raise InputError("no such file", where=model, hint="check the path")
     inputs = list(feeds[0]) if feeds else []
@@ -222,7 +236,7 @@ def _execute(cpu: str, arguments: list[str], timeout_s: float) -> None:
             f"gave no answer within {timeout_s:g} s", where=f"emulator:{cpu}", hint="send fewer or smaller inputs"
         ) from None
     except OSError as error:
-        raise DeviceError(f"cannot be started ({error})", where=f"emulator:{cpu}", hint=SETUP) from None
+        raise DeviceError(f"cannot be started ({error})", where=f"emulator:{cpu}", hint=SETUP_HINT) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise DeviceError(
@@ -231,7 +245,7 @@ def _execute(cpu: str, arguments: list[str], timeout_s: float) -> None:
 
 
 def _python(cpu: EmulatedCpu) -> tuple[list[str], dict[str, str]]:
-    """The command that starts Python on `cpu`, and its environment."""
+    """The command that starts Python on `cpu`, and the environment for it."""
     base = folder().resolve()
     if cpu.architecture == "x86_64":
         return [str(base / "bin/qemu-x86_64"), "-cpu", cpu.qemu, sys.executable], dict(os.environ)
@@ -245,5 +259,5 @@ def _python(cpu: EmulatedCpu) -> tuple[list[str], dict[str, str]]:
         str(root / "usr/bin/python3.11"),
         "-s",
     ]
-    # Nothing of this machine's Python: its PYTHONHOME, preloads and library paths are for another processor.
+    # This machine's PYTHONHOME, preloads and library paths are for another processor.
     return command, {"PYTHONPATH": str(base / "site"), "PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"}

@@ -1,4 +1,4 @@
-"""What the machine is (`describe_host`) and what it is doing (`read_conditions`)."""
+"""This machine: its description (`describe_host`) and its current conditions (`read_conditions`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from toolchain.benchmark import agent
 from toolchain.devices.cpuinfo import read_cpu
 from toolchain.formats.results import Host, Reading
 
-__all__ = ["Reading", "describe_host", "read_conditions", "root_of"]
-
 
 def describe_host() -> Host:
-    """This machine and the onnxruntime it imports. What cannot be read is empty or None."""
+    """Return this machine and the onnxruntime it imports; fields that cannot be read are empty or None."""
     cpu = read_cpu()
     return Host(
         name=socket.gethostname(),
@@ -37,13 +35,21 @@ def describe_host() -> Host:
 
 
 def read_conditions(root: Path = Path("/")) -> Reading:
-    """What `agent.read_conditions` tells of this machine. root: where ``sys`` lies."""
+    """Return the current conditions of this machine; see `agent.read_conditions`.
+
+    Args:
+        root: the folder that holds ``sys``.
+    """
     return Reading(**agent.read_conditions(root))
 
 
 @contextmanager
 def root_of(files: Mapping[str, str]) -> Iterator[Path]:
-    """A folder with the files of a machine elsewhere, for what reads ``proc`` and ``sys``."""
+    """Yield a temporary folder with another machine's files, for functions that read ``proc`` and ``sys``.
+
+    Args:
+        files: contents by path below ``/``.
+    """
     with tempfile.TemporaryDirectory(prefix="toolchain-host-") as name:
         for path, content in files.items():
             target = Path(name, path)

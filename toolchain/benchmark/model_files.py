@@ -1,4 +1,4 @@
-"""What belongs to a model file: itself, and the files beside it that hold its weights."""
+"""Files that belong to a model: the model file, and the files beside it that hold its weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from toolchain.core.errors import ModelError
 
 
 def model_files(path: Path) -> list[str]:
-    """Names below the model's folder, the model's own first.
+    """Return the names of a model's files below its folder, the model file's own name first.
 
     Raises:
-        ModelError: it is no ONNX model, or has its weights outside its folder.
+        ModelError: the file is not an ONNX model, or its weights are missing or lie outside its folder.
     """
     if path.suffix != ".onnx" or path.stat().st_size == 0:
         return [path.name]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b"location") < 0:
-            return [path.name]  # External data has such a key; without it the slow import and parse are needless.
+            return [path.name]  # External data has this key; without it, the slow import and parse are not needed.
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -36,9 +36,9 @@ def model_files(path: Path) -> list[str]:
 
 
 def model_bytes(path: Path) -> int:
-    """Size of a model file and of the external data files beside it.
+    """Return the size of a model file together with its external data files.
 
     Raises:
-        ModelError: as `model_files`.
+        ModelError: as for `model_files`.
     """
     return sum((path.parent / name).stat().st_size for name in model_files(path))

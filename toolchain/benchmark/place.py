@@ -1,93 +1,154 @@
-"""Places where a benchmark runs: this machine, one reached over SSH, an emulated CPU.
+"""Places where models are run: this machine, one reached over SSH, an Android device, an emulated CPU.
 
-A `Place` is a name; reserving it gives the `Device`, which nobody else can have meanwhile. All that differs between
-places is how the runner is started there and how its files get there: its answers are the same lines everywhere.
+A `Place` is a name and what can be done there. Reserving it gives a device, which no other benchmark can use meanwhile.
+There are two kinds of devices, because an emulated CPU has no meaningful latency:
+
+- a `TimingDevice` starts runner processes, which load a model and time its inferences;
+- an `AnsweringDevice` runs a model on given inputs and returns its outputs.
+
+A place can offer both. Places differ in how a runner is started and how files get there; the lines that a runner reads
+and writes are the same everywhere (``runner.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
-from toolchain.data.tensors import Feed
-from toolchain.formats.results import Host, Reading
+from toolchain.benchmark.job import BenchJob
+from toolchain.core.progress import Progress
+from toolchain.data.tensors import Array, Feed
+from toolchain.formats.results import Evidence, Host, Reading
 from toolchain.formats.target import Target
 
-Say = Callable[[str], None]
-"""Called with one short line before every slow step."""
+
+@dataclass(frozen=True)
+class TargetEvidence:
+    """The target that rows from a device are about, and the kind of evidence they are.
+
+    target: name of the target; None where nothing but this machine is meant.
+    """
+
+    target: str | None
+    evidence: Evidence
 
 
 class Runner(Protocol):
-    """A process that holds one model; the end of its ``with`` block ends it, whatever happened."""
+    """A process that holds one model. The end of its ``with`` block ends the process, also after an exception."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *raised: object) -> None: ...
 
     def started(self) -> dict[str, Any]:
-        """Wait for the process's first line: the runtime's version and the memory it takes by itself.
+        """Wait for the first line of the process: the runtime's version, and the memory in use before the model.
 
         Raises:
             DeviceError: it did not start.
         """
 
     def ask(self, do: str, numbers: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """Send one command (listed in ``runner.py``) with its numbers and wait for the answer.
+        """Send one command (listed in ``runner.py``) with its numbers, and wait for the answer.
 
         Raises:
             ModelError: the runtime refuses the model or the feed.
-            DeviceError: the process was killed, did not answer in time, or the device cannot be reached any more.
+            DeviceError: the process was killed or did not answer in time, or the connection to the device was lost.
         """
 
 
 class Device(Protocol):
-    """A place while it is ours. Every method raises DeviceError when it cannot be reached any more."""
+    """A reserved place. Every method raises DeviceError when the device can no longer be reached."""
 
     def describe(self) -> Host:
-        """The machine and the onnxruntime that the runners will use there."""
+        """Return the machine, and the onnxruntime that runs models there."""
 
-    def read_conditions(self) -> Reading:
-        """What it is doing now."""
-
-    def open(
-        self,
-        model: Path,
-        *,
-        threads: int,
-        session_options: Mapping[str, str],
-        feed: Feed | None = None,
-        dims: Mapping[str, int] | None = None,
-        arena: bool = True,
-        cpus: str | None = None,
-    ) -> Runner:
-        """A new process for a model file of this machine.
+    def evidence_for(self, target: Target | None) -> TargetEvidence:
+        """Return which target the rows are about, and what evidence they are for it.
 
         Args:
-            model: ``.onnx`` or ``.ort``; external data lies beside it.
-            threads: of the runtime's operators.
-            session_options: the runtime's configuration entries.
-            feed: the inputs of every inference; made up from the model's inputs where None.
-            dims: sizes of named axes for a made-up feed; others are 1.
-            arena: whether the runtime keeps freed memory for itself.
-            cpus: the processors it is bound to: a list like ``0-3,6``, or ``big`` or ``little``; None is all.
+            target: the target that the user asked for; None is the device itself.
         """
 
+
+class TimingDevice(Device, Protocol):
+    """A device on which models can be timed."""
+
     def detect(self) -> Target:
-        """Its profile, read from its kernel."""
+        """Return the device's profile, read from its kernel."""
+
+    def read_conditions(self) -> Reading:
+        """Return the device's current load, clock, temperature and throttling."""
+
+    def open(self, job: BenchJob) -> Runner:
+        """Start a new process for one model; files that are not on the device yet are sent first."""
+
+
+class AnsweringDevice(Device, Protocol):
+    """A device on which a model can be run on given inputs."""
+
+    def answer(
+        self, model: Path, feeds: Sequence[Feed], *, session_options: Mapping[str, str]
+    ) -> list[dict[str, Array]]:
+        """Run the model with one thread on each feed.
+
+        Args:
+            model: ``.onnx`` or ``.ort`` on this machine; external data lies beside it.
+            feeds: arrays by input name.
+            session_options: configuration entries of the onnxruntime session.
+
+        Returns:
+            Outputs by name, one dictionary for each feed.
+
+        Raises:
+            ModelError: the runtime refuses the model or a feed.
+        """
+
+
+ReserveTiming: TypeAlias = Callable[[Progress], AbstractContextManager[TimingDevice]]
+ReserveAnswering: TypeAlias = Callable[[Progress], AbstractContextManager[AnsweringDevice]]
 
 
 class Place(Protocol):
-    """Where a benchmark can run."""
+    """A place by its name, and what can be done there.
+
+    Reserving it gives the device until the end of the ``with`` block; after that, no process of the benchmark runs
+    there any more. It raises DeviceError where the place cannot be reached or used, or is busy with another benchmark.
+    """
 
     @property
     def name(self) -> str:
-        """As the user gave it, such as ``ssh:pi``."""
+        """The name that the user gave, such as ``ssh:pi``."""
 
-    def reserve(self, say: Say) -> AbstractContextManager[Device]:
-        """The device, until the end of the block; then nothing of ours runs there any more.
+    @property
+    def timing(self) -> ReserveTiming | None:
+        """Reserve the device to time models there; None where latency has no meaning."""
 
-        Raises:
-            DeviceError: it cannot be reached or used, or somebody else has it (``busy: ...``).
-        """
+    @property
+    def answering(self) -> ReserveAnswering | None:
+        """Reserve the device to run models on given inputs there; None where that is not supported."""
+
+    @property
+    def profiles_operators(self) -> bool:
+        """True where runners can time single operators."""
+
+
+def host_evidence(target: str | None) -> TargetEvidence:
+    """Return the evidence that a time of this machine is: ``measured`` for itself, ``host`` for any other target."""
+    return TargetEvidence(target, "measured" if target in (None, "host") else "host")
+
+
+def detected_evidence(detected: Target, target: Target | None) -> TargetEvidence:
+    """Return the evidence that a time of another device is: ``measured`` where its cores are those of the target.
+
+    Args:
+        detected: the device's own profile.
+        target: the target that the user asked for; None is the device itself.
+    """
+    if target is None:
+        return TargetEvidence(detected.name, "measured")
+    same_cores = {core.core for core in target.cores} == {core.core for core in detected.cores}
+    same = same_cores and target.architecture == detected.architecture
+    return TargetEvidence(target.name, "measured" if same else "host")

@@ -1,4 +1,4 @@
-"""A process that answers lines of JSON, and what to say when it did not."""
+"""`LineProcess`: a process that answers lines of JSON; `explain`: the error for one that did not answer."""
 
 from __future__ import annotations
 
@@ -13,30 +13,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from toolchain.benchmark.job import BenchJob
 from toolchain.core.errors import DeviceError, ModelError, ToolchainError, one_line
 
 REPLY_TIMEOUT_S = 600.0
+"""Longest time to wait for a runner's answer."""
 
 
 @dataclass(frozen=True)
-class Death:
-    """How a process ended. code: negative for a signal; stderr: all it said there; timed_out: we ended it."""
+class ProcessEnd:
+    """The end of a process.
+
+    code: the exit code, negative for a signal.
+    stderr: everything it wrote there.
+    timed_out_s: seconds that an answer was waited for before we killed it; None where it ended by itself.
+    """
 
     code: int
     stderr: str = ""
-    timed_out: bool = False
+    timed_out_s: float | None = None
 
     @property
-    def said(self) -> str:
-        """The last line that is not blank."""
+    def last_line(self) -> str:
+        """The last line of stderr that is not blank; empty where there is none."""
         return next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
 
 
 class LineProcess:
-    """A running command. Use it in a ``with`` block: its end kills and reaps the process, whatever happened."""
+    """A running command that answers lines of JSON. The end of its ``with`` block kills and reaps the process.
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
-        self._timed_out = False
+    Args:
+        command: the program and its arguments.
+        env: its environment; None is ours.
+        reply_timeout_s: longest time that `receive` waits, unless it is given another one.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S
+    ) -> None:
+        self._reply_timeout_s = reply_timeout_s
+        self._timed_out_s: float | None = None
         self._stderr = tempfile.TemporaryFile(prefix="toolchain-bench-")  # noqa: SIM115 (closed by __exit__)
         try:
             self._process = subprocess.Popen(
@@ -45,7 +61,7 @@ class LineProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 env=env,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end the process.
+                start_new_session=True,  # Ctrl-C reaches only this program, which then ends the process.
             )
         except OSError:
             self._stderr.close()
@@ -53,14 +69,14 @@ class LineProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process on this machine."""
+        """The process's number on this machine."""
         return self._process.pid
 
     def __enter__(self) -> Self:
         return self
 
     def finish(self, timeout_s: float) -> None:
-        """Close its stdin and give it so long to end by itself."""
+        """Close its stdin, and wait up to `timeout_s` seconds for the process to end by itself."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -71,12 +87,12 @@ class LineProcess:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
-            with contextlib.suppress(BrokenPipeError):  # closing flushes what the process no longer read
+            with contextlib.suppress(BrokenPipeError):  # closing flushes bytes that the process did not read
                 if pipe is not None:
                     pipe.close()
 
     def send(self, line: Mapping[str, Any], content: Path | None = None) -> None:
-        """Send one line, and behind it the bytes of a file. A process that is gone is noticed by `receive`."""
+        """Send one line, then the bytes of a file if one is given. `receive` reports a process that has ended."""
         self.send_bytes(json.dumps(line).encode() + b"\n")
         if content is not None:
             with content.open("rb") as file:
@@ -84,59 +100,68 @@ class LineProcess:
                     self.send_bytes(chunk)
 
     def send_bytes(self, content: bytes) -> None:
-        """Send what is no line of JSON."""
+        """Send bytes that are not a line of JSON."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(content)
             self._process.stdin.flush()
 
-    def receive(self, timeout_s: float | None = None) -> dict[str, Any] | Death:
-        """The next line of JSON. timeout_s: after so long the process is killed; None is `REPLY_TIMEOUT_S`."""
+    def receive(self, timeout_s: float | None = None) -> dict[str, Any] | ProcessEnd:
+        """Wait for the next line of JSON.
+
+        Args:
+            timeout_s: seconds after which the process is killed; None is the process's own `reply_timeout_s`.
+
+        Returns:
+            The line, or the end of the process where it ended without one.
+        """
         assert self._process.stdout is not None
-        watchdog = threading.Timer(timeout_s or REPLY_TIMEOUT_S, self._time_out)
+        seconds = timeout_s or self._reply_timeout_s
+        watchdog = threading.Timer(seconds, self._time_out, [seconds])
         watchdog.daemon = True
         watchdog.start()
         try:
             line = self._process.stdout.readline()
-            while line and not line.startswith(b"{"):  # what a shell says before the command it was given
+            while line and not line.startswith(b"{"):  # a greeting of the shell before the command's own output
                 line = self._process.stdout.readline()
         finally:
             watchdog.cancel()
-        if not line.endswith(b"\n"):  # the rest of a line is the end of a process, too
+        if not line.endswith(b"\n"):  # an incomplete line is the end of a process, too
             self._stderr.seek(0)
-            said = self._stderr.read().decode("utf-8", "replace")
-            return Death(self._process.wait(), said, self._timed_out)
+            stderr = self._stderr.read().decode("utf-8", "replace")
+            return ProcessEnd(self._process.wait(), stderr, self._timed_out_s)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _time_out(self) -> None:
-        self._timed_out = True
+    def _time_out(self, after_s: float) -> None:
+        self._timed_out_s = after_s
         self._process.kill()
 
 
-def explain(death: Death, doing: str, *, model: Path, runtime: object, fed: bool) -> ToolchainError:
-    """The sentence for a runner that gave no answer.
+def explain(end: ProcessEnd, command: str, *, job: BenchJob, runtime: object) -> ToolchainError:
+    """Return the error for a runner that gave no answer.
 
     Args:
-        death: how it ended.
-        doing: the command it was to answer, or ``start``.
-        model: the file it was given.
-        runtime: where numpy and onnxruntime were looked for.
-        fed: whether its feed was given, not made up.
+        end: how it ended.
+        command: the command it was to answer, or ``start``.
+        job: the model it was given, and the feed if there was one.
+        runtime: the interpreter or library that was to load onnxruntime.
     """
-    said = f" ({one_line(death.said)})" if death.said else ""
-    if death.timed_out:
-        what = f"the benchmark process gave no answer to {doing!r} within {REPLY_TIMEOUT_S:g} s"
+    said = f" ({one_line(end.last_line)})" if end.last_line else ""
+    model = job.path
+    if end.timed_out_s is not None:
+        what = f"the benchmark process gave no answer to {command!r} within {end.timed_out_s:g} s"
         return DeviceError(what, where=model, hint="use a smaller model or input, or an idle machine")
-    if death.code < 0:
-        what = f"the benchmark process was killed by {signal.Signals(-death.code).name} during {doing!r}{said}"
+    if end.code < 0:
+        what = f"the benchmark process was killed by {signal.Signals(-end.code).name} during {command!r}{said}"
         return DeviceError(what, where=model, hint="check free memory and the onnxruntime version")
-    if doing == "start":
+    if command == "start":
         what = f"the benchmark process did not start{said}"
         return DeviceError(what, where=runtime, hint="check that numpy and onnxruntime can be imported")
-    if doing == "load":
+    if command == "load":
         return ModelError(f"onnxruntime cannot load it{said}", where=model, hint="check the file")
     hint = "give a feed with the right names, shapes and dtypes"
-    if not fed:
-        hint = "its inputs were made up, open axes 1 long: fix those with `toolchain convert --freeze AXIS=SIZE`"
+    if job.feed is None:
+        hint = "its inputs were generated, with size 1 for open axes: fix those with"
+        hint += " `toolchain convert --freeze AXIS=SIZE`"
     return ModelError(f"onnxruntime cannot run it{said}", where=model, hint=hint)

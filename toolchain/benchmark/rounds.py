@@ -1,53 +1,46 @@
-"""The measuring: rounds of all models in turn, in fresh processes, and what comes of it.
+"""`measure`: time all models in turn, round by round, in fresh processes.
 
-Rounds go A B, B A, A B and so on: what drifts (clock, temperature, neighbours) drifts for all alike, and coming first
-is shared. Where a process's memory happens to lie moves its speed by about 1 % for all of its life, so a few fresh
-processes take the rounds one after the other.
+Rounds go A B, B A, A B and so on. Slow changes of the machine (clock, temperature, other users) then affect all models
+alike, and so does the position in a round. The position of a process in memory changes its speed by about 1 % for its
+whole life, so several fresh processes share the rounds, one after the other.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from toolchain.benchmark.place import Device, Runner
+from toolchain.benchmark.job import BenchJob
+from toolchain.benchmark.place import Runner, TimingDevice
 from toolchain.core.errors import DeviceError
-from toolchain.data.tensors import Feed
+from toolchain.core.progress import Progress, silent
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Conditions, Latency, Memory, OperatorTime, Reading, Window
 
-LOOK_S = 1.0  # least time between two looks at the machine
-WINDOW_S = 5.0  # of a sustained run
-_WINDOWS = 12  # at least, of a short one
+READING_INTERVAL_S = 1.0
+"""Least time between two readings of the machine's conditions."""
 
+SUSTAINED_WINDOW_S = 5.0
+"""Longest window of a sustained run."""
 
-@dataclass(frozen=True)
-class BenchJob:
-    """A model file and how it is run; see `place.Device.open`. name: for messages."""
-
-    name: str
-    path: Path
-    threads: int
-    session_options: Mapping[str, str]
-    arena: bool = True
-    cpus: str | None = None
-    feed: Feed | None = None
-    dims: Mapping[str, int] = field(default_factory=dict)
+MIN_SUSTAINED_WINDOWS = 12
+"""Number of windows that a short sustained run is divided into."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What is measured after the rounds. profile_runs: inferences under the runtime's profiler; sustained_s: length of
-    a run without a pause; 0 is none.
+    """Measurements to take after the rounds.
+
+    profile_runs: number of inferences under the runtime's profiler; 0 makes no profile.
+    sustained_s: length of a run without a pause, in seconds; 0 makes none.
     """
 
     profile_runs: int = 0
@@ -55,8 +48,8 @@ class Extras:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was measured of one job."""
+class JobMeasurement:
+    """The measurements of one job."""
 
     latency: Latency
     memory: Memory
@@ -64,120 +57,138 @@ class Found:
     sustained: tuple[Window, ...]
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """The runners' answers for one job: of each process's start and end, and of each round."""
+
+    processes: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+
 def measure(
-    device: Device, jobs: Sequence[BenchJob], settings: Bench, extras: Extras, say: Callable[[str], None]
-) -> tuple[list[Found], Conditions]:
-    """Run all jobs, one at a time; the others wait without using the processor.
+    device: TimingDevice,
+    jobs: Sequence[BenchJob],
+    settings: Bench,
+    extras: Extras,
+    progress: Progress = silent,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[list[JobMeasurement], Conditions]:
+    """Time all jobs. One runs at a time; the others wait without using the processor.
+
+    Args:
+        device: where the processes run.
+        jobs: the models.
+        settings: warm-up, rounds and least times; the rounds share `min_time_s` and `min_runs`.
+        extras: measurements to take after the rounds.
+        progress: counts rounds x models while timing, seconds during a sustained run.
+        clock: time in seconds, for the readings of the conditions and the length of a sustained run.
 
     Raises:
         ModelError: the runtime refuses a model or its feed.
-        DeviceError: a process was killed or hung, or the device has no such processors.
+        DeviceError: a process was killed or did not answer, or the device has no such processors.
     """
     share = {"seconds": settings.min_time_s / settings.rounds, "runs": math.ceil(settings.min_runs / settings.rounds)}
-    starts: list[list[dict[str, Any]]] = [[] for _ in jobs]
-    rounds: list[list[dict[str, Any]]] = [[] for _ in jobs]
-    during: list[Reading] = []
-    profiles: list[tuple[OperatorTime, ...]] = []
-    curves: list[tuple[Window, ...]] = []
-    began, before = time.monotonic(), device.read_conditions()
+    answers = [_Answers() for _ in jobs]
+    operators: list[tuple[OperatorTime, ...]] = []
+    sustained: list[tuple[Window, ...]] = []
+    done, total = 0, settings.rounds * len(jobs)
+    readings: list[Reading] = []
+    start_s, before = clock(), device.read_conditions()
     for turns in np.array_split(np.arange(settings.rounds), min(settings.processes, settings.rounds)):
         with ExitStack() as stack:
-            say(f"starting {len(jobs)} benchmark processes")
-            runners = [stack.enter_context(_open(device, job)) for job in jobs]
-            for job, runner, answers in zip(jobs, runners, starts, strict=True):
-                answers.append(_start(job, runner, settings.warmup_s, say))
-            during.append(_look(device, began))
+            runners = [stack.enter_context(device.open(job)) for job in jobs]
+            for number, (job, runner) in enumerate(zip(jobs, runners, strict=True)):
+                if not done:  # later processes start while the bar counts the rounds
+                    progress("loading and warming up", number, len(jobs))
+                answers[number].processes.append(_start(job, runner, settings.warmup_s))
+            readings.append(_read(device, clock, start_s))
+            progress("timing", done, total)
             for turn in turns.tolist():
-                order = range(len(jobs)) if turn % 2 == 0 else reversed(range(len(jobs)))
-                for i in order:
-                    say(f"{jobs[i].name}: round {turn + 1} of {settings.rounds}")
-                    rounds[i].append(runners[i].ask("round", share))
-                if turn == turns[-1] or time.monotonic() - began - during[-1].at_s > LOOK_S:
-                    during.append(_look(device, began))
-            for runner, answers in zip(runners, starts, strict=True):
-                answers[-1] |= runner.ask("memory")
-            if turns[-1] == settings.rounds - 1:
-                pairs = list(zip(jobs, runners, strict=True))
-                profiles = [_profile(job, runner, extras.profile_runs, say) for job, runner in pairs]
-                curves = [_sustain(device, job, runner, extras.sustained_s, say) for job, runner in pairs]
-    found = [
-        Found(_latency(job, answers, told), _memory(job, answers[0]), operators, curve)
-        for job, answers, told, operators, curve in zip(jobs, starts, rounds, profiles, curves, strict=True)
+                for i in range(len(jobs)) if turn % 2 == 0 else reversed(range(len(jobs))):
+                    answers[i].rounds.append(runners[i].ask("round", share))
+                    done += 1
+                    progress("timing", done, total)
+                if turn == turns[-1] or clock() - start_s - readings[-1].at_s > READING_INTERVAL_S:
+                    readings.append(_read(device, clock, start_s))
+            for answer, runner in zip(answers, runners, strict=True):
+                answer.processes[-1] |= runner.ask("memory")
+            if done == total:
+                operators = _profile(runners, extras.profile_runs, progress)
+                sustained = [_sustain(device, runner, extras.sustained_s, progress, clock) for runner in runners]
+    measurements = [
+        JobMeasurement(_latency(job, answer), _memory(job, answer.processes[0]), times, windows)
+        for job, answer, times, windows in zip(jobs, answers, operators, sustained, strict=True)
     ]
-    return found, _conditions(before, during)
+    return measurements, _conditions(before, readings)
 
 
-def _open(device: Device, job: BenchJob) -> Runner:
-    return device.open(
-        job.path,
-        threads=job.threads,
-        session_options=job.session_options,
-        feed=job.feed,
-        dims=job.dims,
-        arena=job.arena,
-        cpus=job.cpus,
-    )
+def _read(device: TimingDevice, clock: Callable[[], float], start_s: float) -> Reading:
+    reading = device.read_conditions()
+    return reading.model_copy(update={"at_s": round(clock() - start_s, 3)})
 
 
-def _start(job: BenchJob, runner: Runner, warmup_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+def _start(job: BenchJob, runner: Runner, warmup_s: float) -> dict[str, Any]:
     answer = runner.started()
     if job.cpus and not answer.get("cpus"):
         what = answer.get("refused", "the runner there cannot be bound to processors")
-        raise DeviceError(what, where=f"processors {job.cpus}", hint="give numbers like 0-3, big or little, or none")
-    say(f"{job.name}: loading and warming up")
+        hint = "give numbers like 0-3, big or little, or leave the option out"
+        raise DeviceError(what, where=f"processors {job.cpus}", hint=hint)
     return answer | runner.ask("load") | runner.ask("warmup", {"seconds": warmup_s})
 
 
-def _look(device: Device, began: float) -> Reading:
-    return device.read_conditions().model_copy(update={"at_s": round(time.monotonic() - began, 3)})
-
-
-def _profile(job: BenchJob, runner: Runner, runs: int, say: Callable[[str], None]) -> tuple[OperatorTime, ...]:
+def _profile(runners: Sequence[Runner], runs: int, progress: Progress) -> list[tuple[OperatorTime, ...]]:
     if not runs:
-        return ()
-    say(f"{job.name}: profiling")
-    found = runner.ask("profile", {"runs": runs})["operators"]
-    return tuple(OperatorTime(**operator) for operator in found)
+        return [()] * len(runners)
+    profiles = []
+    for number, runner in enumerate(runners):
+        progress("profiling operators", number, len(runners))
+        operators = runner.ask("profile", {"runs": runs})["operators"]
+        profiles.append(tuple(OperatorTime(**operator) for operator in operators))
+    return profiles
 
 
 def _sustain(
-    device: Device, job: BenchJob, runner: Runner, seconds: float, say: Callable[[str], None]
+    device: TimingDevice, runner: Runner, seconds: float, progress: Progress, clock: Callable[[], float]
 ) -> tuple[Window, ...]:
+    """Run without a pause; the progress counts whole seconds."""
     windows: list[Window] = []
-    began, now = time.monotonic(), 0.0
-    while now < seconds:
-        say(f"{job.name}: sustained, {now / 60:.1f} of {seconds / 60:g} minutes")
-        length = {"seconds": min(WINDOW_S, seconds / _WINDOWS), "runs": 1}
-        samples = runner.ask("round", length)["samples_ms"]
-        look = _look(device, began)
+    start_s, now_s = clock(), 0.0
+    window = {"seconds": min(SUSTAINED_WINDOW_S, seconds / MIN_SUSTAINED_WINDOWS), "runs": 1}
+    while now_s < seconds:
+        progress("sustained run", math.floor(now_s), math.ceil(seconds))
+        samples = runner.ask("round", window)["samples_ms"]
+        reading = _read(device, clock, start_s)
+        now_s = reading.at_s
         windows.append(
             Window(
-                at_s=(now := look.at_s),
+                at_s=now_s,
                 p50_ms=median(samples),
                 runs=len(samples),
-                clock_mhz=look.clock_mhz,
-                temperature_c=look.temperature_c,
-                throttled=look.throttled,
+                clock_mhz=reading.clock_mhz,
+                temperature_c=reading.temperature_c,
+                throttled=reading.throttled,
             )
         )
     return tuple(windows)
 
 
-def _latency(job: BenchJob, starts: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]]) -> Latency:
-    samples = [answer["samples_ms"] for answer in rounds]
-    computed = [answer.get("cpu_ms", []) for answer in rounds]
+def _latency(job: BenchJob, answers: _Answers) -> Latency:
+    samples = [answer["samples_ms"] for answer in answers.rounds]
+    computed = [answer.get("cpu_ms", []) for answer in answers.rounds]
+    processes = answers.processes
     return Latency(
         samples_ms=tuple(sample for part in samples for sample in part),
         rounds=tuple(accumulate((len(part) for part in samples[:-1]), initial=0)),
-        load_ms=median(answer["load_ms"] for answer in starts),
-        first_ms=median(answer["first_ms"] for answer in starts),
-        warmup_runs=sum(answer["runs"] for answer in starts),
-        settled=all(answer["settled"] for answer in starts),
+        load_ms=median(answer["load_ms"] for answer in processes),
+        first_ms=median(answer["first_ms"] for answer in processes),
+        warmup_runs=sum(answer["runs"] for answer in processes),
+        settled=all(answer["settled"] for answer in processes),
         threads=job.threads,
         session_options=dict(job.session_options),
         cpu_ms=tuple(sample for part in computed for sample in part) if all(computed) else (),
-        processes=len(starts),
-        cpus=tuple(starts[0].get("cpus") or ()),
+        processes=len(processes),
+        cpus=tuple(processes[0].get("cpus") or ()),
     )
 
 

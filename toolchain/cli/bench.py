@@ -56,7 +56,7 @@ def bench(
 
     check_format(format)
     place = find_place(on, python=python, library=library, ndk=ndk)
-    if profile and not on.startswith(("local", "ssh:")):
+    if profile and not place.profiles_operators:
         raise InputError(f"has no meaning for {on}", where="--profile", hint="profile the model here or over SSH")
     if output is not None:
         check_output(output)
@@ -76,7 +76,7 @@ def bench(
                 place=place,
                 cpus=cpus,
                 extras=extras,
-                progress=lambda line: report(line, 0, 0),
+                progress=report,
             )
             for group in groups
         ]
@@ -92,10 +92,10 @@ def bench(
         show(render(compared, format))
         if profile and format == "table":
             show(operators.render(found))
-    if on.startswith("emulator:") and not as_json:
-        from toolchain.benchmark.emulated import NO_TIME
+    if place.timing is None and not as_json:
+        from toolchain.benchmark.emulated import NO_LATENCY
 
-        say(f"no latency: {NO_TIME}")
+        say(f"no latency: {NO_LATENCY}")
     if compared.regressions:
         raise typer.Exit(GateError.exit_code)
 

@@ -21,7 +21,7 @@ def emulator_setup(as_json: options.AsJson = False) -> None:
     from toolchain.benchmark import emulator
 
     with working() as report:
-        folder = emulator.set_up(lambda line: report(line, 0, 0))
+        folder = emulator.set_up(report)
     if as_json:
         show_json({"folder": str(folder)})
         return
@@ -42,4 +42,4 @@ def emulator_list(as_json: options.AsJson = False) -> None:
     width = max(len(name) for name in emulator.CPUS)
     show("\n".join(f"{name:{width}}  {cpu.architecture:7}  int8: {cpu.int8}" for name, cpu in emulator.CPUS.items()))
     for reason in dict.fromkeys(str(row["unavailable"]) for row in found if row["unavailable"]):
-        say(f"not ready: {reason}; {emulator.SETUP}")
+        say(f"not ready: {reason}; {emulator.SETUP_HINT}")

@@ -6,6 +6,7 @@ import typer
 
 from toolchain.cli import options
 from toolchain.cli.terminal import say, show, show_json, working
+from toolchain.core.errors import InputError
 from toolchain.core.files import check_output, write_text
 
 app = typer.Typer(help="List, show, detect and check device profiles.", no_args_is_help=True)
@@ -49,9 +50,11 @@ def targets_detect(
     from toolchain.report.profiles import show_target
 
     place = find_place(on, python=python)
+    if place.timing is None:
+        raise InputError(f"{on} is no device to describe", where="--on", hint="see `toolchain targets list`")
     if output is not None:
         check_output(output)
-    with working() as report, place.reserve(lambda line: report(line, 0, 0)) as device:
+    with working() as report, place.timing(report) as device:
         found = device.detect()
     if output is not None:
         found = found.renamed(output.stem)

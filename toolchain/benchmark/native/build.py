@@ -1,7 +1,7 @@
-"""`build`: the program of ``runner.c`` for a processor, made once by a compiler of the user's and kept.
+"""`build`: compile ``runner.c`` for a processor with a compiler of the user's, once, and keep the program.
 
-For Android that is the NDK's clang, for this machine or another Linux its ``gcc``. The file is kept under a hash of the
-sources, of the command and of what the compiler says of its version.
+For Android the compiler is the NDK's clang, for this machine or another Linux ``gcc``. The program is kept under a hash
+of the sources, the command and the compiler's version.
 """
 
 from __future__ import annotations
@@ -19,51 +19,56 @@ from toolchain.core.errors import DeviceError, InputError, one_line
 from toolchain.core.files import replacing
 from toolchain.formats.target import Architecture
 
-HERE = Path(__file__).parent
-FLAGS = ("-std=c11", "-O2")
-LIBRARIES = ("-ldl", "-lm")
-ANDROID_API = 24  # Android 7, the first whose adb passes stdin, stderr and exit codes on
+SOURCE_FOLDER = Path(__file__).parent
+COMPILER_FLAGS = ("-std=c11", "-O2")
+LINKED_LIBRARIES = ("-ldl", "-lm")
+MIN_ANDROID_API = 24  # Android 7, the first whose adb passes stdin, stderr and exit codes on
 NDK_VARIABLES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT")
 SDK_VARIABLES = ("ANDROID_HOME", "ANDROID_SDK_ROOT")
-MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64"}  # e_machine of the ELF header, elf(5)
-SHARED_OBJECT = 3  # e_type
+ELF_MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64"}  # e_machine of the ELF header, elf(5)
+ELF_SHARED_OBJECT = 3  # e_type of the ELF header
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C compiler and what it makes programs for. command: it and its own options."""
+    """A C compiler.
+
+    command: the compiler and options of its own.
+    architecture: the processors that it makes programs for.
+    """
 
     command: tuple[str, ...]
     architecture: str
 
 
 def host_compiler() -> Compiler:
-    """``$CC`` or ``cc``, for this machine.
+    """Return ``$CC`` or ``cc``, for this machine.
 
     Raises:
-        DeviceError: there is none.
+        DeviceError: it is not installed.
     """
-    return _found(os.environ.get("CC", "cc"), platform.machine(), "install a C compiler, or set CC")
+    return _installed(os.environ.get("CC", "cc"), platform.machine(), "install a C compiler, or set CC")
 
 
 def cross_compiler(architecture: Architecture) -> Compiler:
-    """GCC for another Linux.
+    """Return the GCC that makes programs for Linux on another processor.
 
     Raises:
-        DeviceError: there is none.
+        DeviceError: it is not installed.
     """
-    return _found(f"{architecture}-linux-gnu-gcc", architecture, f"install Debian's gcc-{architecture}-linux-gnu")
+    return _installed(f"{architecture}-linux-gnu-gcc", architecture, f"install Debian's gcc-{architecture}-linux-gnu")
 
 
 def ndk_compiler(architecture: Architecture, ndk: Path | None) -> Compiler:
-    """The clang of an Android NDK, for the oldest Android it can that we can.
+    """Return the clang of an Android NDK for the oldest Android that both the NDK and the runner support.
 
     Args:
-        architecture: of the device.
-        ndk: the NDK's folder; None looks where the environment says, then in the SDK for the newest.
+        architecture: the device's.
+        ndk: the NDK's folder; None looks where the environment says, then for the newest one in the SDK.
 
     Raises:
-        InputError: `ndk` is none. DeviceError: none was found.
+        InputError: `ndk` is not an NDK.
+        DeviceError: no NDK is installed.
     """
     folder = ndk or _known_ndk()
     if folder is None:
@@ -74,34 +79,39 @@ def ndk_compiler(architecture: Architecture, ndk: Path | None) -> Compiler:
         for path in folder.glob(f"toolchains/llvm/prebuilt/*/bin/{architecture}-linux-android*-clang")
         if (level := path.name.removesuffix("-clang").rpartition("android")[2]).isdigit()
     }
-    levels = sorted(level for level in compilers if level >= ANDROID_API)
+    levels = sorted(level for level in compilers if level >= MIN_ANDROID_API)
     if not levels:
-        what = f"is no Android NDK with a compiler for {architecture} and Android API level {ANDROID_API} or higher"
+        what = f"is no Android NDK with a compiler for {architecture} and Android API level {MIN_ANDROID_API} or higher"
         raise InputError(what, where=folder, hint="give the folder that holds toolchains/llvm, of NDK r21 or newer")
     return Compiler((str(compilers[levels[0]]),), architecture)
 
 
-def build(compiler: Compiler) -> Path:
-    """The program, built if it is not there yet.
+def build(compiler: Compiler, sources: Path = SOURCE_FOLDER) -> Path:
+    """Return the runner's program; it is compiled unless that was done before.
+
+    Args:
+        compiler: the compiler to use.
+        sources: the folder with ``runner.c`` and its headers.
 
     Raises:
         DeviceError: the compiler cannot be run, or refuses the source.
     """
     version = _run([*compiler.command, "--version"])
-    sources = [source.read_bytes() for source in (HERE / "runner.c", *sorted(HERE.glob("*.h")))]
-    program = cache_path("runner", compiler.command, FLAGS, version, *sources, suffix=f"-{compiler.architecture}")
+    contents = [path.read_bytes() for path in (sources / "runner.c", *sorted(sources.glob("*.h")))]
+    name = f"-{compiler.architecture}"
+    program = cache_path("runner", compiler.command, COMPILER_FLAGS, version, *contents, suffix=name)
     if not program.is_file():
         with replacing(program) as folder:
-            output = folder / program.name
-            _run([*compiler.command, *FLAGS, "-o", str(output), str(HERE / "runner.c"), *LIBRARIES])
+            output = str(folder / program.name)
+            _run([*compiler.command, *COMPILER_FLAGS, "-o", output, str(sources / "runner.c"), *LINKED_LIBRARIES])
     return program
 
 
 def check_library(path: Path) -> str:
-    """The architecture that a shared library is for, such as ``aarch64``.
+    """Return the architecture that a shared library is for, such as ``aarch64``.
 
     Raises:
-        InputError: no such file, or no shared library for Linux or Android.
+        InputError: there is no such file, or it is not a shared library for Linux or Android.
     """
     if not path.is_file():
         raise InputError("no such file", where=path, hint="give the libonnxruntime.so of the device's runtime")
@@ -111,29 +121,31 @@ def check_library(path: Path) -> str:
         hint = "give a libonnxruntime.so, not an archive that holds one"
         raise InputError("is no shared library for Linux or Android", where=path, hint=hint)
     kind, machine = struct.unpack("<HH" if header[5] == 1 else ">HH", header[16:20])
-    if kind != SHARED_OBJECT:
+    if kind != ELF_SHARED_OBJECT:
         raise InputError("is no shared library", where=path, hint="give the runtime's libonnxruntime.so")
-    return MACHINES.get(machine, f"machine {machine}")
+    return ELF_MACHINES.get(machine, f"machine {machine}")
 
 
 def _known_ndk() -> Path | None:
+    """The NDK that the environment names, else the newest one in the SDK that it names."""
     named = [Path(os.environ[name]) for name in NDK_VARIABLES if os.environ.get(name)]
-    kits = [Path(os.environ[name], "ndk") for name in SDK_VARIABLES if os.environ.get(name)]
-    return next(iter([*named, *(newest for kit in kits if (newest := _newest(kit)))]), None)
+    folders = [Path(os.environ[name], "ndk") for name in SDK_VARIABLES if os.environ.get(name)]
+    return next(iter([*named, *(newest for folder in folders if (newest := _newest_version(folder)))]), None)
 
 
-def _newest(kit: Path) -> Path | None:
-    versions = [path for path in kit.glob("*") if all(part.isdigit() for part in path.name.split("."))]
+def _newest_version(folder: Path) -> Path | None:
+    versions = [path for path in folder.glob("*") if all(part.isdigit() for part in path.name.split("."))]
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
-def _found(name: str, architecture: str, hint: str) -> Compiler:
+def _installed(name: str, architecture: str, hint: str) -> Compiler:
     if shutil.which(name) is None:
         raise DeviceError(f"there is no compiler {name}", hint=hint)
     return Compiler((name,), architecture)
 
 
 def _run(command: list[str]) -> str:
+    """Run a compiler and return its stdout."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False

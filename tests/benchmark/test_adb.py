@@ -6,7 +6,6 @@ import contextlib
 import signal
 import struct
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,15 @@ import psutil
 import pytest
 import qdq_models
 from phone import LIBRARY, SERIAL, needs_cc
+from recorded import ProgressLog, RecordedPlace
+from waiting import eventually
 
 from toolchain.benchmark import adb
 from toolchain.benchmark.bench import Subject, bench
 from toolchain.benchmark.find import find_place
+from toolchain.benchmark.job import BenchJob
 from toolchain.core.errors import DeviceError, InputError, ModelError
+from toolchain.core.progress import silent
 from toolchain.formats.recipe import Bench
 
 QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2)
@@ -39,7 +42,7 @@ def model(tmp_path):
     return qdq_models.residual(tmp_path / "model.onnx", signed=False)
 
 
-def run(place, *models, progress=None):
+def run(place, *models, progress=silent):
     subjects = [Subject(path, path.stem, "int8") for path in models]
     return bench(subjects, settings=QUICK, threads=1, place=place, progress=progress).measurements
 
@@ -142,7 +145,7 @@ def test_no_ndk(phone, model, monkeypatch):
 
 
 def test_detecting_needs_neither_library_nor_ndk(phone):
-    with adb.Adb(SERIAL).reserve(lambda line: None) as device:
+    with adb.Adb(SERIAL).reserve(silent) as device:
         found = device.detect()
     assert (found.name, found.title.split(",")[0]) == ("phone-5", "Phone 5")
     assert phone.calls("push") == []
@@ -154,14 +157,15 @@ def test_detecting_needs_neither_library_nor_ndk(phone):
 @pytest.mark.slow
 @needs_cc
 def test_a_benchmark_and_the_second_sends_nothing(phone, model):
-    lines: list[str] = []
-    (first,) = run(phone.place, model, progress=lines.append)
+    log = ProgressLog()
+    (first,) = run(phone.place, model, progress=log)
     assert (first.host.name, first.target, first.evidence) == ("Phone 5", "phone-5", "measured")
     assert first.host.os.startswith("Android 14 (Linux")
     assert first.host.onnxruntime == ort.__version__
     assert len(first.latency.samples_ms) >= 6
     assert first.memory.peak_run_bytes > first.memory.baseline_bytes > 2**20
-    assert [line.split()[1] for line in lines if line.startswith("sending")] != []
+    sent = [what.split()[1] for what in log.stages if what.startswith("sending")]
+    assert sent == ["runner", "libonnxruntime.so", "model.onnx"]
     pushed = len(phone.calls("push"))
     assert pushed == 3  # the runner, the runtime, the model
     run(phone.place, model)
@@ -174,13 +178,9 @@ def test_several_models_take_turns_and_see_their_feeds(phone, model, tmp_path):
     other = qdq_models.heavy_conv(tmp_path / "other.onnx", signed=False)
     feeds = [qdq_models.feed((1, 16, 8, 8), 0), qdq_models.feed((1, 64, 4, 4), 0)]
     subjects = [Subject(p, p.stem, "int8", feeds=f) for p, f in zip((model, other), feeds, strict=True)]
-    lines: list[str] = []
-    bench(subjects, settings=QUICK, threads=1, place=phone.place, progress=lines.append)
-    rounds = [line.split(":")[0] for line in lines if "round" in line]
-    assert rounds
-    assert {frozenset(pair) for pair in zip(rounds[::2], rounds[1::2], strict=True)} == {
-        frozenset({"model int8", "other int8"})
-    }
+    place = RecordedPlace(phone.place)
+    bench(subjects, settings=QUICK, threads=1, place=place)
+    assert place.order("round") == ["model", "other", "other", "model"]
 
 
 @pytest.mark.slow
@@ -188,8 +188,8 @@ def test_several_models_take_turns_and_see_their_feeds(phone, model, tmp_path):
 def test_answers_are_those_of_here(phone, model):
     feeds = [qdq_models.feed((1, 16, 8, 8), seed) for seed in range(2)]
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    with phone.place.reserve(lambda line: None) as device:
-        answers = device.answer(model, feeds)
+    with phone.place.reserve(silent) as device:
+        answers = device.answer(model, feeds, session_options={})
     for feed, found in zip(feeds, answers, strict=True):
         np.testing.assert_array_equal(found["y_dq"], session.run(None, feed)[0])
     assert not (phone.root / "answer").exists()
@@ -198,15 +198,17 @@ def test_answers_are_those_of_here(phone, model):
 @pytest.mark.slow
 @needs_cc
 def test_processors(phone, model):
-    with phone.place.reserve(lambda line: None) as device:
-        with device.open(model, threads=1, session_options={}, cpus="0") as runner:
+    with phone.place.reserve(silent) as device:
+        with device.open(BenchJob(model, cpus="0")) as runner:
             assert runner.started()["cpus"] == [0]
         if (
             len({path.read_text() for path in Path("/sys").glob("devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq")})
             < 2
         ):
-            with pytest.raises(DeviceError, match="has one kind of core only, or tells no clocks; give their numbers"):
-                device.open(model, threads=1, session_options={}, cpus="big")
+            with pytest.raises(
+                DeviceError, match="has one kind of core only, or reports no clocks; give the processors"
+            ):
+                device.open(BenchJob(model, cpus="big"))
 
 
 @pytest.mark.slow
@@ -224,13 +226,11 @@ def test_external_weights_go_with_their_model(phone, model, tmp_path):
 @pytest.mark.slow
 @needs_cc
 def test_busy(phone, model):
-    with phone.place.reserve(lambda line: None) as device:
+    with phone.place.reserve(silent) as device:
         device.describe()
         with pytest.raises(DeviceError, match=r"busy: it is running another benchmark \(process \d+ since .*\); wait"):
             run(phone.place, model)
-        end = time.monotonic() + 30
-        while len(phone.processes()) > 1 and time.monotonic() < end:
-            time.sleep(0.05)  # the refused one's shell is still ending
+        assert eventually(lambda: len(phone.processes()) <= 1)  # the refused one's shell takes a moment to end
         assert len(phone.processes()) == 1  # the first one's lock outlives the refusal
     assert run(phone.place, model)
 
@@ -259,8 +259,8 @@ def test_what_a_cut_off_transfer_left_goes(phone, model):
 @needs_cc
 @pytest.mark.parametrize("shown", [(), (f"{SERIAL}\toffline",)])
 def test_the_connection_is_lost(phone, model, shown):
-    def cut(line):
-        if "round 2" in line:
+    def cut(what, done=0, total=0):
+        if (what, done) == ("timing", 1):
             phone.show(*shown)
             for client in psutil.Process().children():
                 with contextlib.suppress(psutil.NoSuchProcess):  # some end while they are looked at
@@ -270,27 +270,27 @@ def test_the_connection_is_lost(phone, model, shown):
     state = shown[0].split("\t")[1] if shown else "gone"
     with pytest.raises(DeviceError, match=f"the connection was lost, it is {state}; check the cable"):
         run(phone.place, model, progress=cut)
-    wait_for_nothing(phone)
+    assert eventually(lambda: not phone.processes())  # the device notices the end of the connection after a moment
 
 
 @pytest.mark.slow
 @needs_cc
 def test_an_interrupt_leaves_nothing(phone, model):
-    def interrupt(line):
-        if "round 2" in line:
+    def interrupt(what, done=0, total=0):
+        if (what, done) == ("timing", 1):
             assert len(phone.processes()) == 2  # the lock and the runner
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(phone.place, model, progress=interrupt)
-    wait_for_nothing(phone)
+    assert eventually(lambda: not phone.processes())  # the device notices the end of the connection after a moment
 
 
 @pytest.mark.slow
 @needs_cc
 def test_a_runner_killed_there(phone, model):
-    def kill(line):
-        if "round 2" in line:
+    def kill(what, done=0, total=0):
+        if (what, done) == ("timing", 1):
             (runner,) = (p for p in phone.processes() if "--hold" not in p.cmdline())
             runner.send_signal(signal.SIGKILL)
 
@@ -348,11 +348,3 @@ def test_on_the_command_line(phone, model, toolchain):
     assert done.code == 0, done.err
     assert "Phone 5: Maker X1" in done.out
     assert "measured" in done.out
-
-
-def wait_for_nothing(phone, seconds=5.0):
-    """A device ends our processes when it notices; that takes it a moment."""
-    end = time.monotonic() + seconds
-    while phone.processes() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert phone.processes() == []

@@ -17,12 +17,15 @@ import onnxruntime
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from recorded import ProgressLog, RecordedPlace
 from timed_models import matmul
 
-from toolchain.benchmark import local, process
+from toolchain.benchmark import local
 from toolchain.benchmark.bench import Subject, bench
 from toolchain.benchmark.host import describe_host, read_conditions
+from toolchain.benchmark.job import BenchJob, first_line
 from toolchain.benchmark.model_files import model_bytes
+from toolchain.benchmark.rounds import Extras
 from toolchain.core.errors import DeviceError, InputError, ModelError
 from toolchain.devices.catalogue import load_target
 from toolchain.formats.recipe import Bench
@@ -43,19 +46,14 @@ def alive_runners() -> list[psutil.Process]:
 
 def test_bigger_is_slower_and_order_is_a_b_b_a(tmp_path):
     small, big = matmul(tmp_path / "small.onnx", 64), matmul(tmp_path / "big.onnx", 1024)
-    lines: list[str] = []
+    place, log = RecordedPlace(local.Local()), ProgressLog()
     dims = {"rows": 16}
     subjects = [Subject(small, "small", "fp32", dims=dims), Subject(big, "big", "fp32", dims=dims)]
-    results = bench(subjects, settings=QUICK, threads=1, progress=lines.append)
+    results = bench(subjects, settings=QUICK, threads=1, place=place, progress=log)
     a, b = results.measurements
     assert b.latency.p50_ms > 3 * a.latency.p50_ms
-    assert [line.split(":")[0] for line in lines if "round" in line] == [
-        "small fp32",
-        "big fp32",
-        "big fp32",
-        "small fp32",
-    ]
-    assert [line.split("round ")[1] for line in lines if "round" in line] == ["1 of 2"] * 2 + ["2 of 2"] * 2
+    assert place.order("round") == ["small", "big", "big", "small"]
+    assert log.counts("timing") == [(done, 4) for done in range(5)]
     assert a.when == b.when
     assert (a.evidence, a.target, a.latency.threads) == ("measured", None, 1)
     assert len(a.latency.rounds) == 2
@@ -123,12 +121,16 @@ def test_targets_and_evidence(model):
     assert rows[0].latency.threads == min(target.runtime.threads, describe_host().cores)
 
 
-def test_refusals_come_before_any_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "LocalRunner", None)
+def test_refusals_come_before_any_process(tmp_path, model):
+    place, log = RecordedPlace(local.Local()), ProgressLog()
+    missing, there = (Subject(path, "m", "fp32") for path in (tmp_path / "gone.onnx", model))
     with pytest.raises(InputError, match="no model"):
-        bench([], settings=QUICK)
+        bench([], settings=QUICK, place=place, progress=log)
     with pytest.raises(ModelError, match=r"gone\.onnx: no such model file; check the path"):
-        bench([Subject(tmp_path / "gone.onnx", "m", "fp32")], settings=QUICK)
+        bench([there, missing], settings=QUICK, place=place, progress=log)
+    with pytest.raises(InputError, match="a sustained run is of one model, and these are 2"):
+        bench([there, there], settings=QUICK, place=place, progress=log, extras=Extras(sustained_s=1))
+    assert (place.commands, log.reports) == ([], [])
 
 
 def test_not_a_model_is_one_sentence(tmp_path, model):
@@ -141,7 +143,7 @@ def test_not_a_model_is_one_sentence(tmp_path, model):
 
 
 def test_killed_runner_is_one_sentence(model):
-    with local.LocalRunner(model, threads=1, session_options={}) as runner:
+    with local.LocalRunner(BenchJob(model)) as runner:
         runner.started()
         runner.ask("load")
         os.kill(runner.pid, signal.SIGKILL)
@@ -150,9 +152,8 @@ def test_killed_runner_is_one_sentence(model):
     assert alive_runners() == []
 
 
-def test_hung_runner_is_one_sentence(model, monkeypatch):
-    monkeypatch.setattr(process, "REPLY_TIMEOUT_S", 0.5)
-    with local.LocalRunner(model, threads=1, session_options={}) as runner:
+def test_hung_runner_is_one_sentence(model):
+    with local.LocalRunner(BenchJob(model), reply_timeout_s=0.5) as runner:
         os.kill(runner.pid, signal.SIGSTOP)
         with pytest.raises(DeviceError, match=r"no answer to 'start' within 0\.5 s"):
             runner.started()
@@ -163,7 +164,7 @@ def test_a_runtime_that_cannot_be_imported_is_one_sentence(model, monkeypatch, t
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('no such wheel')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
-        local.LocalRunner(model, threads=1, session_options={}) as runner,
+        local.LocalRunner(BenchJob(model)) as runner,
         pytest.raises(
             DeviceError, match=r"did not start \(ImportError: no such wheel\); check that numpy and onnxruntime"
         ),
@@ -172,8 +173,8 @@ def test_a_runtime_that_cannot_be_imported_is_one_sentence(model, monkeypatch, t
 
 
 def test_interrupt_leaves_no_process(model):
-    def interrupt(line: str) -> None:
-        if "round" in line:
+    def interrupt(what: str, done: int = 0, total: int = 0) -> None:
+        if what == "timing":
             assert alive_runners()
             raise KeyboardInterrupt
 
@@ -183,7 +184,7 @@ def test_interrupt_leaves_no_process(model):
 
 
 def test_waiting_runners_use_no_processor(model):
-    with local.LocalRunner(model, threads=2, session_options={}) as runner:
+    with local.LocalRunner(BenchJob(model, threads=2)) as runner:
         runner.started()
         runner.ask("load")
         runner.ask("warmup", {"seconds": 0.05})
@@ -195,15 +196,15 @@ def test_waiting_runners_use_no_processor(model):
 
 def test_runner_ends_with_its_parent(model):
     """End of input is the end of the process, so a parent that dies leaves nothing behind."""
-    job = {"model": str(model), "threads": 1, "session_options": {}, "seed": 0, "dims": {}, "feed": None}
-    command, line = [sys.executable, str(local.SCRIPT)], json.dumps(job) + "\n"
+    command = [sys.executable, str(local.RUNNER_SCRIPT)]
+    line = json.dumps(first_line(BenchJob(model), str(model), None)) + "\n"
     done = subprocess.run(command, input=line, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["onnxruntime"] == onnxruntime.__version__
 
 
 def test_runner_is_self_contained_and_old_enough():
-    source = local.SCRIPT.read_text()
+    source = local.RUNNER_SCRIPT.read_text()
     tree = ast.parse(source, feature_version=(3, 9))
     modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     modules |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

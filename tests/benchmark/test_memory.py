@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.models import MODELS, missing
-from toolchain.benchmark.local import SCRIPT, LocalRunner, make_job
+from toolchain.benchmark.job import BenchJob, first_line
+from toolchain.benchmark.local import RUNNER_SCRIPT, LocalRunner
 
 REAP = """
 import os, sys
@@ -64,13 +65,13 @@ def rollup(pid: int, name: str) -> int:
 
 def lines(model: Path, arena: bool) -> list[dict]:
     """What the runner is told, from the job on."""
-    job = make_job(str(model), 1, {}, None, None, arena)
-    return [job, {"do": "load"}, {"do": "warmup", "seconds": 0.1}, {"do": "round", "seconds": 0.2, "runs": 20}]
+    line = first_line(BenchJob(model, arena=arena), str(model), None)
+    return [line, {"do": "load"}, {"do": "warmup", "seconds": 0.1}, {"do": "round", "seconds": 0.2, "runs": 20}]
 
 
 def peaks(model: Path, arena: bool) -> tuple[int, int]:
     """Of loading and of running, as the runner tells them."""
-    with LocalRunner(model, threads=1, session_options={}, arena=arena) as runner:
+    with LocalRunner(BenchJob(model, arena=arena)) as runner:
         answer = runner.started()
         for line in lines(model, arena)[1:]:
             answer |= runner.ask(line.pop("do"), line)
@@ -88,7 +89,7 @@ def test_peaks_are_the_kernels_seen_from_outside(name, arena):
     if reason := missing(name):
         pytest.skip(reason)
     model = MODELS[name].onnx_path()
-    with LocalRunner(model, threads=1, session_options={}, arena=arena) as runner:
+    with LocalRunner(BenchJob(model, arena=arena)) as runner:
         answer = runner.started()
         for line in lines(model, arena)[1:]:
             answer |= runner.ask(line.pop("do"), line)
@@ -129,7 +130,7 @@ def test_the_peak_is_the_kernels_own_count_of_the_runner(name, arena):
         pytest.skip(reason)
     text = "".join(json.dumps(line) + "\n" for line in [*lines(MODELS[name].onnx_path(), arena), {"do": "memory"}])
     time = shutil.which("time")
-    command = [*([time, "-v"] if time else [sys.executable, "-S", "-c", REAP]), sys.executable, str(SCRIPT)]
+    command = [*([time, "-v"] if time else [sys.executable, "-S", "-c", REAP]), sys.executable, str(RUNNER_SCRIPT)]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])["peak_run_bytes"]
     assert told == pytest.approx(maximum(done.stderr), rel=0.03)

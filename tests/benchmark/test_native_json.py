@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phone import WARNINGS, needs_cc
 
-from toolchain.benchmark.native.build import FLAGS, HERE
+from toolchain.benchmark.native.build import COMPILER_FLAGS, SOURCE_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def reader(tmp_path_factory):
     program = tmp_path_factory.mktemp("json") / "echo"
     checks = [*WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     source = Path(__file__).with_name("json_echo.c")
-    subprocess.run(["cc", *FLAGS, *checks, f"-I{HERE}", "-o", str(program), str(source)], check=True)
+    subprocess.run(["cc", *COMPILER_FLAGS, *checks, f"-I{SOURCE_FOLDER}", "-o", str(program), str(source)], check=True)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
 
         def ask(line: bytes) -> str:

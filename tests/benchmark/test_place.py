@@ -1,25 +1,33 @@
-"""Places by name, and emulated ones: answers and no time."""
+"""Places by name and what each can do; emulated ones, which give answers and no latency."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
 import sys
-import time
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
+import psutil
 import pytest
 import qdq_models
+from recorded import ProgressLog
 
 from toolchain.benchmark import emulator
+from toolchain.benchmark.adb import Adb
 from toolchain.benchmark.bench import Subject, bench
-from toolchain.benchmark.emulated import Emulated, difference
+from toolchain.benchmark.comparison import describe_difference
+from toolchain.benchmark.emulated import Emulated
 from toolchain.benchmark.find import find_place
 from toolchain.benchmark.local import Local
-from toolchain.benchmark.ssh import Ssh, _quoted
+from toolchain.benchmark.place import TargetEvidence, detected_evidence
+from toolchain.benchmark.ssh import Ssh, shell_path
 from toolchain.core.errors import DeviceError, InputError, ModelError
+from toolchain.core.progress import silent
 from toolchain.devices.catalogue import load_target
 from toolchain.formats.recipe import Bench
 
@@ -63,7 +71,7 @@ def test_an_interpreter_is_for_ssh_alone():
 def test_a_path_means_there_what_it_means_here(tmp_path):
     for given, meant in [("~/env/bin/python", f"{tmp_path}/env/bin/python"), ("/a b/$x'y", "/a b/$x'y")]:
         done = subprocess.run(
-            ["sh", "-c", f"echo {_quoted(given)}"],
+            ["sh", "-c", f"echo {shell_path(given)}"],
             env={"HOME": str(tmp_path)},
             capture_output=True,
             text=True,
@@ -86,24 +94,70 @@ def pretended(tmp_path, monkeypatch):
 
 def test_emulation_answers_and_has_no_time(pretended, tmp_path):
     model = qdq_models.residual(tmp_path / "m.onnx", signed=False)
-    lines: list[str] = []
-    place = find_place("emulator:x86-avx2")
-    (row,) = bench([Subject(model, "m", "int8")], settings=QUICK, place=place, progress=lines.append).measurements
+    log, place = ProgressLog(), find_place("emulator:x86-avx2")
+    (row,) = bench([Subject(model, "m", "int8")], settings=QUICK, place=place, progress=log).measurements
     assert (row.evidence, row.target, row.latency, row.memory) == ("emulated", "x86-avx2", None, None)
     assert re.fullmatch(r"answers identical to those of this \w+ machine, bit for bit", row.note)
-    assert lines == ["m int8: answering here and on emulator:x86-avx2"]
+    assert log.reports == [("running each model here and on emulator:x86-avx2", 0, 1)]
     given = Subject(model, "m", "int8", feeds=qdq_models.feed((1, 16, 8, 8)), note="kept")
     target = load_target("x86-avx2")
     (row,) = bench([given], settings=QUICK, target=target, place=place).measurements
     assert (row.target, row.note[:6]) == ("x86-avx2", "kept; ")
 
 
-def test_who_asks_for_its_time_is_told_why_there_is_none(pretended, tmp_path):
-    with Emulated("x86-avx2").reserve(lambda line: None) as device:
-        with pytest.raises(DeviceError, match="computes, never how long it takes; time it on the device"):
-            device.open(tmp_path / "m.onnx", threads=1, session_options={})
-        with pytest.raises(DeviceError, match="no device to describe"):
-            device.detect()
+@pytest.mark.parametrize(
+    ("place", "times", "answers", "profiles"),
+    [
+        (Local(), True, True, True),
+        (Ssh("pi"), True, False, True),
+        (Adb("X1"), True, True, False),
+        (Emulated("x86-avx2"), False, True, False),
+    ],
+)
+def test_what_each_place_can_do(place, times, answers, profiles):
+    assert (place.timing is not None, place.answering is not None) == (times, answers)
+    assert place.profiles_operators == profiles
+
+
+def test_an_emulated_cpu_has_nothing_that_could_be_timed(pretended):
+    with Emulated("x86-avx2").answering(silent) as device:
+        assert not {"open", "detect", "read_conditions"} & set(dir(device))
+
+
+def test_evidence_of_a_row():
+    pi, rk3588 = load_target("raspberry-pi-5"), load_target("rk3588")
+    assert Emulated("max").evidence_for(None) == TargetEvidence("max", "emulated")
+    assert Emulated("max").evidence_for(pi) == TargetEvidence("raspberry-pi-5", "emulated")
+    assert Local().evidence_for(None) == TargetEvidence(None, "measured")
+    assert Local().evidence_for(load_target("host")) == TargetEvidence("host", "measured")
+    assert Local().evidence_for(pi) == TargetEvidence("raspberry-pi-5", "host")
+    assert detected_evidence(pi.renamed("mine"), None) == TargetEvidence("mine", "measured")
+    assert detected_evidence(pi.renamed("mine"), pi) == TargetEvidence("raspberry-pi-5", "measured")
+    assert detected_evidence(rk3588, pi) == TargetEvidence("raspberry-pi-5", "host")
+
+
+def test_an_emulated_cpu_is_no_device_to_describe(toolchain):
+    done = toolchain("targets detect --on emulator:cortex-a72")
+    assert done.code == 2
+    assert done.sentence == "--on: emulator:cortex-a72 is no device to describe; see `toolchain targets list`"
+
+
+def test_a_place_that_only_times_models_is_not_verified_on(toolchain):
+    done = toolchain("verify . --on ssh:pi")
+    assert done.code == 2
+    assert done.sentence.startswith("--on: models are only timed on ssh:pi, not run on given inputs; give local, emu")
+
+
+def test_answers_of_this_machine(tmp_path):
+    model = qdq_models.residual(tmp_path / "m.onnx", signed=False)
+    feeds = [qdq_models.feed((1, 16, 8, 8), seed) for seed in range(3)]
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    with Local().answering(silent) as device:
+        answers = device.answer(model, feeds, session_options={})
+        with pytest.raises(ModelError, match=r"m\.onnx: onnxruntime cannot run it \(.*; check the names, shapes"):
+            device.answer(model, [{"nothing": np.ones(1)}], session_options={})
+    for feed, answer in zip(feeds, answers, strict=True):
+        np.testing.assert_array_equal(answer["y_dq"], session.run(None, feed)[0])
 
 
 def test_an_emulator_that_is_not_set_up(tmp_path, monkeypatch):
@@ -135,7 +189,7 @@ def test_a_model_or_feed_that_is_refused_here(pretended, tmp_path):
 def test_differences_in_words(there, words):
     same = np.zeros(3, np.int64)
     here = {"a": same, "b": np.array([1.0, 2.0])}
-    assert re.search(words, difference(here, {"a": same, "b": np.array(there)}))
+    assert re.search(words, describe_difference(here, {"a": same, "b": np.array(there)}))
 
 
 @pytest.mark.slow
@@ -152,46 +206,67 @@ def test_the_command_answers_for_a_cortex_a72(toolchain, workplace):
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
-    """Another set-up script."""
+def script(tmp_path):
+    """Writes another set-up script."""
+
+    def write(text: str) -> Path:
+        (tmp_path / "setup.sh").write_text(text)
+        return tmp_path / "setup.sh"
+
+    return write
+
+
+@pytest.fixture
+def bash(tmp_path, monkeypatch):
+    """A program called bash, found before the real one, that runs the given text in place of the set-up script."""
 
     def write(text: str) -> None:
-        (tmp_path / "setup.sh").write_text(text)
-        monkeypatch.setattr(emulator, "script", lambda: tmp_path / "setup.sh")
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "bash").write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/asked; shift\n{text}\n')
+        (tmp_path / "bin" / "bash").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
 
     return write
 
 
 def test_the_script_of_the_checkout_is_found():
-    assert emulator.script().is_file()
+    assert emulator.setup_script().is_file()
 
 
-def test_setting_up_tells_its_steps(script, toolchain):
-    script('echo "emulator-setup: fetching"; echo "$1 $PYTHON"')
-    lines: list[str] = []
-    assert emulator.set_up(lines.append) == emulator.folder()
-    assert lines == ["fetching", f"{emulator.folder()} {sys.executable}"]
+def test_setting_up_tells_its_steps(script):
+    log, steps = ProgressLog(), script('echo "emulator-setup: fetching"; echo "$1 $PYTHON"')
+    assert emulator.set_up(log, script=steps) == emulator.folder()
+    assert log.stages == ["fetching", f"{emulator.folder()} {sys.executable}"]
+
+
+def test_the_command_sets_up(bash, toolchain, tmp_path):
+    bash(f'echo "$1 $PYTHON" > {tmp_path}/given')
     assert toolchain("emulator setup --json").result == {"folder": str(emulator.folder())}
+    assert (tmp_path / "asked").read_text().strip() == str(emulator.setup_script())
+    assert (tmp_path / "given").read_text().strip() == f"{emulator.folder()} {sys.executable}"
 
 
-def test_a_failed_set_up_is_one_sentence(script, toolchain):
-    script('echo "some words"; echo "emulator-setup: apt-get is missing; run this on Debian" >&2; exit 2')
+def test_a_failed_set_up_is_one_sentence(bash, toolchain):
+    bash('echo "some words"; echo "emulator-setup: apt-get is missing; run this on Debian" >&2; exit 2')
     done = toolchain("emulator setup")
     assert done.code == 2
     assert done.sentence.startswith("the emulator: cannot be set up (apt-get is missing; run this on Debian)")
 
 
 def test_an_interrupted_set_up_cleans_up(script, tmp_path):
-    script(f"trap 'rm -f {tmp_path}/half' EXIT; touch {tmp_path}/half; echo begun; sleep 60")
+    steps = f"trap 'rm -f {tmp_path}/half' EXIT; touch {tmp_path}/half; echo $$; sleep 600; touch {tmp_path}/slept"
+    pids: list[int] = []
 
-    def interrupt(line: str) -> None:
+    def interrupt(what: str, done: int = 0, total: int = 0) -> None:
+        assert (tmp_path / "half").exists()
+        pids.append(int(what))
         raise KeyboardInterrupt
 
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        emulator.set_up(interrupt)
-    assert time.monotonic() - start < 20
+        emulator.set_up(interrupt, script=script(steps))
+    assert not psutil.pid_exists(pids[0])
     assert not (tmp_path / "half").exists()
+    assert not (tmp_path / "slept").exists()
 
 
 def test_emulated_cpus_are_listed(toolchain):

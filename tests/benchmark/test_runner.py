@@ -1,4 +1,4 @@
-"""The runner's own parts: which processors, its median, its profile; and rounds of processes on a device made up."""
+"""The runner's own parts (processors, median), and rounds of processes on a scripted device."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import ProgressLog
 
 from toolchain.benchmark import runner
-from toolchain.benchmark.rounds import BenchJob, Extras, measure
+from toolchain.benchmark.job import BenchJob
+from toolchain.benchmark.rounds import MIN_SUSTAINED_WINDOWS, Extras, measure
 from toolchain.core.errors import DeviceError
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Reading
@@ -65,13 +67,13 @@ def test_the_median(values):
     assert runner.middle(values) == statistics.median(values)
 
 
-class Runner:
-    """Answers as a runner does; what it is asked is written down."""
+class ScriptedRunner:
+    """Gives fixed answers, and keeps a list of its commands; an inference takes `run_s` on the device's clock."""
 
-    def __init__(self, asked: list[str], name: str, cpus: list[int]) -> None:
-        self.asked, self.name, self.cpus = asked, name, cpus
+    def __init__(self, device: ScriptedDevice, name: str) -> None:
+        self.device, self.asked, self.name, self.cpus = device, device.asked, name, device.cpus
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> ScriptedRunner:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -84,6 +86,7 @@ class Runner:
     def ask(self, do: str, numbers: dict[str, float] | None = None) -> dict[str, Any]:
         if do == "round":
             self.asked.append(self.name)
+            self.device.now_s += max(self.device.run_s, numbers["seconds"] if self.device.run_s else 0.0)
         return {
             "load": {"load_ms": 1.0, "peak_load_bytes": 2, "peak_reset": True},
             "warmup": {"first_ms": 1.0, "runs": 1, "settled": True},
@@ -93,29 +96,35 @@ class Runner:
         }[do]
 
 
-class Device:
-    """Gives made-up runners, and the clocks it is told, one after the other."""
+class ScriptedDevice:
+    """Opens scripted runners, and reads the given clocks, one after the other.
 
-    def __init__(self, cpus: list[int], clocks: list[float]) -> None:
+    run_s: the time that a runner takes for one inference; 0 lets the clock stand still.
+    """
+
+    def __init__(self, cpus: list[int], clocks: list[float], run_s: float = 0.0) -> None:
         self.asked: list[str] = []
         self.cpus, self.clocks = cpus, clocks
+        self.run_s, self.now_s = run_s, 100.0
+
+    def clock(self) -> float:
+        return self.now_s
 
     def read_conditions(self) -> Reading:
         return Reading(clock_mhz=self.clocks.pop(0) if self.clocks else None, governor="performance", throttled=0)
 
-    def open(self, model: Path, **how: Any) -> Runner:
-        assert set(how) == {"threads", "session_options", "feed", "dims", "arena", "cpus"}
-        return Runner(self.asked, model.stem, self.cpus)
+    def open(self, job: BenchJob) -> ScriptedRunner:
+        return ScriptedRunner(self, job.path.stem)
 
 
 def jobs(cpus: str | None = None) -> list[BenchJob]:
-    return [BenchJob(name, Path(f"{name}.onnx"), 1, {}, cpus=cpus) for name in "ab"]
+    return [BenchJob(Path(f"{name}.onnx"), cpus=cpus) for name in "ab"]
 
 
 def test_rounds_go_there_and_back_in_fresh_processes():
-    device = Device([], [1000.0, 1800.0, 1700.0])
+    device = ScriptedDevice([], [1000.0, 1800.0, 1700.0])
     settings = Bench(warmup_s=0, min_time_s=0, min_runs=5, rounds=5, processes=2)
-    found, around = measure(device, jobs(), settings, Extras(profile_runs=1), lambda line: None)
+    found, around = measure(device, jobs(), settings, Extras(profile_runs=1), clock=device.clock)
     assert [said for said in device.asked if "start" not in said] == [
         *"abbaab", "end b", "end a", *"baab", "end b", "end a",
     ]  # fmt: skip
@@ -130,7 +139,41 @@ def test_rounds_go_there_and_back_in_fresh_processes():
 
 def test_a_runner_that_cannot_be_bound_is_refused():
     with pytest.raises(DeviceError, match="processors big: the runner there cannot be bound to processors"):
-        measure(Device([], []), jobs("big"), Bench(), Extras(), lambda line: None)
+        measure(ScriptedDevice([], []), jobs("big"), Bench(), Extras())
     settings = Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=1)
-    found, _ = measure(Device([2, 3], []), jobs("2-3"), settings, Extras(), lambda line: None)
+    found, _ = measure(ScriptedDevice([2, 3], []), jobs("2-3"), settings, Extras())
     assert found[0].latency.cpus == (2, 3)
+
+
+def test_the_bar_counts_rounds_times_models():
+    device, log = ScriptedDevice([], []), ProgressLog()
+    settings = Bench(warmup_s=0, min_time_s=0, min_runs=5, rounds=5, processes=2)
+    measure(device, jobs(), settings, Extras(profile_runs=1), log)
+    assert log.counts("loading and warming up") == [(0, 2), (1, 2)]
+    # Reported after each round, and again when the second batch of processes has started.
+    assert [done for done, _ in log.counts("timing")] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10]
+    assert {total for _, total in log.counts("timing")} == {10}
+    assert log.counts("profiling operators") == [(0, 2), (1, 2)]
+    assert log.stages.index("profiling operators") > log.stages.index("timing")
+
+
+def test_conditions_are_read_once_a_second():
+    settings = Bench(warmup_s=0, min_time_s=0, min_runs=10, rounds=10, processes=1)
+    device = ScriptedDevice([], [], run_s=0.3)
+    _, around = measure(device, jobs()[:1], settings, Extras(), clock=device.clock)
+    assert [reading.at_s for reading in around.during] == pytest.approx([0.0, 1.2, 2.4, 3.0])
+
+
+@pytest.mark.parametrize(("seconds", "window_s"), [(6.0, 0.5), (120.0, 5.0)])
+def test_a_sustained_run_is_cut_into_windows_and_counts_seconds(seconds, window_s):
+    settings = Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=1)
+    device, log = ScriptedDevice([], [], run_s=0.001), ProgressLog()
+    extras = Extras(sustained_s=seconds)
+    ((measured,), _) = measure(device, jobs()[:1], settings, extras, log, clock=device.clock)
+    ends = [window.at_s for window in measured.sustained]
+    assert len(ends) >= MIN_SUSTAINED_WINDOWS
+    assert ends == pytest.approx([window_s * (i + 1) for i in range(len(ends))])
+    assert ends[-1] == seconds
+    assert [window.p50_ms for window in measured.sustained] == [1.5] * len(ends)
+    counts = log.counts("sustained run")
+    assert counts == [(int(window_s * i), seconds) for i in range(len(ends))]

@@ -1,4 +1,4 @@
-"""A phone made of this machine: a scripted adb, a folder for its files, an NDK whose clang is our own compiler."""
+"""A simulated phone on this machine: a scripted adb, a folder for its files, an NDK whose clang is the local cc."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C 
 
 @dataclass
 class Phone:
-    """home: of the scripted client. root: what adb.ROOT is."""
+    """home: folder of the scripted client. root: the folder that `adb.DEVICE_FOLDER` names."""
 
     home: Path
     root: Path
@@ -75,7 +75,7 @@ def make(folder: Path, monkeypatch) -> Phone:
     program(clang, 'exec cc "$@"\n')
     monkeypatch.setenv("FAKE_ADB", str(phone.home))
     monkeypatch.setenv("TOOLCHAIN_ADB", str(CLIENT))
-    monkeypatch.setattr(adb, "ROOT", str(phone.root))
+    monkeypatch.setattr(adb, "DEVICE_FOLDER", str(phone.root))
     return phone
 
 

@@ -1,7 +1,7 @@
-"""A real sshd on the loopback interface that stands for a board on the network, and the client's side of it.
+"""A real sshd on the loopback interface in the role of a board on the network, and the client's configuration.
 
-The board is this machine with another cache folder. What a board can lack is taken away in a mount namespace of the
-session's own (unshare(1)), or by a program that stands in front of it in PATH.
+The board is this machine with another cache folder. To simulate a board that lacks something, the session hides it in
+a mount namespace of its own (unshare(1)), or a program with the same name is found before it in PATH.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from waiting import eventually
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def unavailable() -> str | None:
-    """Why there can be no server here."""
+    """The reason why no server can run here; None where it can."""
     if SSHD is None or not shutil.which("ssh") or not shutil.which("ssh-keygen"):
         return "there is no sshd; scripts/install-sshd.sh installs it"
     return None
 
 
 def namespaces() -> bool:
-    """Whether a session may have mounts of its own."""
+    """True where a session may have mounts of its own."""
     return subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode == 0
 
 
 @dataclass
 class Board:
-    """folder: everything of both sides. pid: of the listening sshd."""
+    """folder: all files of both sides. process: the listening sshd."""
 
     folder: Path
     port: int
@@ -41,7 +41,7 @@ class Board:
 
     @property
     def cache(self) -> Path:
-        """What the toolchain keeps on the board."""
+        """The toolchain's folder on the board."""
         return self.folder / "cache" / "edge-toolchain"
 
     @property
@@ -54,29 +54,24 @@ class Board:
         return psutil.Process(self.process.pid).children()
 
     def running(self, what: str = "") -> list[psutil.Process]:
-        """Whatever runs on the board for a session, wherever it was moved to: told by its environment.
+        """Processes that run on the board for a session, recognized by their environment.
 
-        what: part of a word of its command.
+        what: part of a word of the command.
         """
-        found = []
+        processes = []
         for process in psutil.process_iter():
             try:
                 there = process.environ().get("XDG_CACHE_HOME") == str(self.folder / "cache")
                 named = any(what in word for word in process.cmdline())
                 if there and named and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    processes.append(process)
             except psutil.Error:
                 pass
-        return found
+        return processes
 
-    def quiet(self, timeout_s: float = 10.0) -> bool:
-        """Whether nothing runs on the board any more, at the latest after so long."""
-        end = time.monotonic() + timeout_s
-        while self.running() or self.sessions():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        return True
+    def quiet(self) -> bool:
+        """True as soon as nothing runs on the board any more."""
+        return eventually(lambda: not (self.running() or self.sessions()))
 
 
 def start(folder: Path, *, command: str = "", environment: str = "") -> Board:
@@ -101,21 +96,23 @@ def start(folder: Path, *, command: str = "", environment: str = "") -> Board:
         f"  IdentityAgent none\n  UserKnownHostsFile {folder}/known\n  GlobalKnownHostsFile /dev/null\n"
     )
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd locks up its unprivileged half
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the folder that sshd confines its unprivileged process to
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [SSHD, "-D", "-e", "-f", folder / "sshd_config"], stdin=subprocess.DEVNULL, stderr=log
         )
-    end = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return Board(folder, port, process)
-        except OSError:
-            if process.poll() is not None or time.monotonic() > end:
-                stop(process)
-                raise RuntimeError((folder / "log").read_text()) from None
-            time.sleep(0.02)
+    if not eventually(lambda: process.poll() is not None or listens(port)) or process.poll() is not None:
+        stop(process)
+        raise RuntimeError((folder / "log").read_text())
+    return Board(folder, port, process)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

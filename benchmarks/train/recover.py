@@ -38,7 +38,7 @@ from toolchain.formats.results import Measurement
 from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io, run
 from toolchain.pruning.goal import prune_model
-from toolchain.training.runner import run_chain
+from toolchain.training.runner import run_training
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _teach(case: Case, file: Path, student: Path, minutes: float, output: Path) 
     recipe = TrainingRecipe.parse({"schema_version": 1, "steps": [step]})
     learnt, held = open_data(case.samples, io.inputs(model)).split(8, 128)
     with tempfile.TemporaryDirectory(prefix="toolchain-recover-") as work:
-        (stage,) = run_chain(model, recipe, learnt, held, folder=Path(work))
+        (stage,) = run_training(model, recipe, learnt, held, folder=Path(work))
     io.save(stage.model, output)
 
 

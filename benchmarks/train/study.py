@@ -34,7 +34,7 @@ from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io, run
 from toolchain.graph.sizes import sizes
-from toolchain.training.runner import run_chain
+from toolchain.training.runner import run_training
 
 EPOCHS = 4
 PRUNE = {"technique": "prune", "epochs": EPOCHS}
@@ -125,7 +125,7 @@ def _make(name: str, steps: Sequence[dict[str, object]], seed: int) -> Path:
     labels = TensorSpec("labels", np.dtype(np.int64), ("batch",))
     learnt, held = open_data(digits.data(), [*io.inputs(model), labels]).split(16, 256)
     with tempfile.TemporaryDirectory(prefix="toolchain-study-") as folder:
-        stages = run_chain(model, recipe, learnt, held, folder=Path(folder))
+        stages = run_training(model, recipe, learnt, held, folder=Path(folder))
         io.save(stages[-1].model, file)
     _note(file, [stage.record for stage in stages])
     print(f"{name}, seed {seed}: {_score(file):.4f}", flush=True)

@@ -25,7 +25,7 @@ from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.formats.training_recipe import TrainingRecipe
 from toolchain.graph import io
 from toolchain.optimization.passes import optimize
-from toolchain.training.runner import run_chain
+from toolchain.training.runner import run_training
 
 NET = """
     a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w1, b1)
@@ -66,7 +66,7 @@ def opened(labels=True):
 def chain(folder, *steps, labels=True, **more):
     folder.mkdir(exist_ok=True)
     recipe = TrainingRecipe.parse({"schema_version": 1, "threads": 1, "steps": list(steps)} | more)
-    return run_chain(net(), recipe, *opened(labels), folder=folder)
+    return run_training(net(), recipe, *opened(labels), folder=folder)
 
 
 def tensors(graph):
@@ -99,7 +99,7 @@ def test_weights_are_zero_and_stay_so(tmp_path, schedule, criterion):
     assert stage.record.zeros == pytest.approx(0.75, abs=0.01)
     products = [t for t in tensors(stage.model) if t.ndim > 1]
     assert np.mean(np.concatenate([t.reshape(-1) == 0 for t in products])) == pytest.approx(0.75, abs=0.01)
-    assert "no faster" in stage.record.notes[0]
+    assert "Not faster" in stage.record.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_round_that_loses_too_much_is_taken_back(tmp_path):
     harsh = {**step, "criterion": "random", "max_drop": 0.15, **LEARN, "rate": 1e-5}
     _, stage = chain(tmp_path / "some", learnt, harsh)
     assert 0.1 < stage.record.zeros < 0.97
-    assert "taken back" in stage.record.notes[-1]
+    assert "was undone" in stage.record.notes[-1]
     with pytest.raises(ModelError, match="first round"):
         chain(tmp_path / "all", learnt, {**harsh, "rounds": 1, "max_drop": 0.0})
 
@@ -157,9 +157,9 @@ def test_int8_that_was_ended_goes_on_to_the_same_bits(tmp_path):
 
     (tmp_path / "ended").mkdir()
     with pytest.raises(InterruptedError):
-        run_chain(net(), recipe, *opened(), folder=tmp_path / "ended", progress=ended)
+        run_training(net(), recipe, *opened(), folder=tmp_path / "ended", progress=ended)
     (tmp_path / "whole").mkdir()
-    again, whole = (run_chain(net(), recipe, *opened(), folder=tmp_path / at)[0] for at in ("ended", "whole"))
+    again, whole = (run_training(net(), recipe, *opened(), folder=tmp_path / at)[0] for at in ("ended", "whole"))
     assert again.record.checkpoints == whole.record.checkpoints
     for a, b in zip(tensors(again.model), tensors(whole.model), strict=True):
         assert np.array_equal(a, b)
@@ -170,7 +170,7 @@ def test_training_that_gives_nothing_better_leaves_what_was_there_and_says_so(tm
     learn = {**LEARN, "epochs": 1, "rate": 1.0, "labels": 0.0}
     (stage,) = chain(tmp_path, {"technique": technique, **learn}, labels=False)
     assert stage.record.kept == 0
-    assert "nothing better" in stage.record.notes[-1]
+    assert "did not improve the model" in stage.record.notes[-1]
 
 
 def test_training_that_helps_says_nothing(tmp_path):
@@ -204,7 +204,7 @@ def test_codes_are_unpacked_by_onnxruntime_and_for_the_next_step(tmp_path, step,
     assert np.array_equal(plain(coded.model, feed)["y"], plain(dense, feed)["y"])
     assert coded.record.parameters == sum(t.size for t in tensors(net()) if t.ndim > 1) + 16 + 16 + 4
     assert coded.record.bytes < taught.record.bytes
-    assert "no faster" in coded.record.notes[0]
+    assert "Not faster" in coded.record.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def killed(command, folder, file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["step-0.pt", "step-1.pt"])
+@pytest.mark.parametrize("file", ["step-0-state.pt", "step-1-state.pt"])
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, toolchain, file):
     command = given_files(tmp_path, epochs=60)
     out = tmp_path / "killed"
@@ -377,7 +377,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, toolchain, file):
 def test_another_recipe_is_no_continuation(tmp_path, toolchain):
     command = given_files(tmp_path, epochs=60)
     out = tmp_path / "out"
-    killed([*map(str, command), "-o", str(out)], out / "unfinished", "step-0.pt")
+    killed([*map(str, command), "-o", str(out)], out / "unfinished", "step-0-state.pt")
     given_files(tmp_path, epochs=3)
     done = toolchain(*command, "-o", str(out), "--resume")
     assert done.code == 2

@@ -37,7 +37,8 @@ from toolchain.report.compare import compare
 from toolchain.report.html import page
 from toolchain.training.engine.distil import require_trainable
 from toolchain.training.engine.samples import LABELS
-from toolchain.training.runner import Stage, encoded, read_students, run_chain
+from toolchain.training.runner import encoded_path, read_students, run_training
+from toolchain.training.step import StepResult
 
 UNFINISHED = "unfinished"
 """The folder, below the output's, that keeps what is done of a run that has not ended."""
@@ -105,12 +106,12 @@ def train(
     samples = open_data(data, specs, preprocess=preprocess, samples=recipe.samples)
     learnt, held = samples.split(max(HELD_OF, len(samples) // recipe.held), recipe.held)
     folder = _unfinished(output, model, samples, recipe, resume)
-    stages = run_chain(model, recipe, learnt, held, folder=folder, students=students, progress=progress)
+    stages = run_training(model, recipe, learnt, held, folder=folder, students=students, progress=progress)
     name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
     judge = _Judge(model, held, scorer, name)
     results, steps = _measured(model, stages, judge, model_name(source), recipe.bench, progress)
     progress("writing", 0, 0)
-    int8 = encoded(folder, profile.int8.activations)
+    int8 = encoded_path(folder, profile.int8.activations)
     io.save(io.load(int8) if int8.exists() else stages[-1].model, output / "model.onnx")
     results.save(output / "results.json")
     Findings(when=results.measurements[0].when, training=steps).save(output / "findings.json")
@@ -201,7 +202,7 @@ def _fed(feed: Feed) -> dict[str, Array]:
 
 
 def _measured(
-    model: ir.Model, stages: Sequence[Stage], judge: _Judge, name: str, settings: Bench, progress: Progress
+    model: ir.Model, stages: Sequence[StepResult], judge: _Judge, name: str, settings: Bench, progress: Progress
 ) -> tuple[Results, tuple[TrainingStep, ...]]:
     """Scores, and times interleaved; the steps with their scores."""
     names = _variants(stages)
@@ -222,7 +223,7 @@ def _measured(
     return found, steps
 
 
-def _variants(stages: Sequence[Stage]) -> list[str]:
+def _variants(stages: Sequence[StepResult]) -> list[str]:
     """What the steps are called in tables: their technique, with a number from the second of a kind on."""
     names: list[str] = []
     for stage in stages:

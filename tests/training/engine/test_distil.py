@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 from taught import net, samples
 
 from toolchain.training.engine.augment import augmented, is_image
+from toolchain.training.engine.comparison import changed_tensors
 from toolchain.training.engine.distil import distil
-from toolchain.training.engine.objective import matched
 
 
 def arrays(trained):
@@ -86,20 +86,20 @@ def test_the_student_and_the_teacher_are_not_changed():
     assert same(student, net(6))
 
 
-def test_what_is_behind_a_change_is_matched():
-    assert matched(net(6), net()) == ["c"]
-    assert matched(net(), net()) == []
+def test_what_is_behind_a_change_is_changed_tensors():
+    assert changed_tensors(net(6), net()) == ["c"]
+    assert changed_tensors(net(), net()) == []
 
 
 BRANCH = "a = Gemm (x, v) p = Relu (a) s = Add (x, p) q = Gemm (s, w) y = Relu (q)"
 WITHOUT = "q = Gemm (x, w) y = Relu (q)"
 
 
-def test_behind_a_branch_that_is_gone_its_reader_is_matched():
+def test_behind_a_branch_that_is_gone_its_reader_is_changed_tensors():
     constants = weights(v=(8, 8), w=(8, 8))
     whole = model(BRANCH, "float[n,8] x", "float[n,8] y", constants)
     rest = model(WITHOUT, "float[n,8] x", "float[n,8] y", {"w": constants["w"]})
-    assert matched(rest, whole) == ["q"]
+    assert changed_tensors(rest, whole) == ["q"]
 
 
 def test_integer_inputs_and_fixed_reshapes():

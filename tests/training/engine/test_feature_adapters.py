@@ -14,9 +14,10 @@ from toolchain.graph import run, tap
 
 torch = pytest.importorskip("torch")
 
-from toolchain.training.engine.feature_adapters import RIDGE, Features, feature_pairs
+from toolchain.training.engine.feature_adapters import ADAPTER_RIDGE, FeatureAdapters, feature_pairs
 from toolchain.training.engine.loop import Schedule, fit
-from toolchain.training.engine.objective import LossConfig, Objective
+from toolchain.training.engine.objective import LossConfig
+from toolchain.training.engine.objective_builder import build_objective
 
 OTHER = """
     a0 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, v0)
@@ -39,7 +40,7 @@ def other():
     return model(OTHER, "float[n,3,32,32] x", "float[n,5] y", {**arrays, "v3": arrays["v3"] / 10})
 
 
-def aims(features):
+def config(features):
     return LossConfig(inner=False, augment=False, features=features, batch=8)
 
 
@@ -48,12 +49,12 @@ def shown():
     return run.session(tap.expose(net(), ["s"]))
 
 
-def distance(lesson, features, data):
+def distance(objective, features, data):
     """What the student sees, through adapters, relative to what the teacher does; a mean over samples."""
     session, found = shown(), []
     with torch.no_grad():
         for feed in data:
-            got = lesson.graph({"x": torch.from_numpy(feed["x"]), **lesson.weights()}, ["a4"])["a4"]
+            got = objective.graph({"x": torch.from_numpy(feed["x"]), **objective.weights.dense()}, ["a4"])["a4"]
             (goal,) = session.run(None, dict(feed))
             found.append(run.relative_error(goal, features.adapted("a4", got).numpy()))
     return float(np.mean(found))
@@ -65,12 +66,12 @@ def test_what_a_student_sees_gets_nearer(wanted):
     held = samples(net(), 8, seed=6)
     errors = {}
     for asked in (wanted, None):
-        lesson = Objective(other(), net(), samples(net()), aims=aims(asked))
-        fit(lesson, held, Schedule(minutes=1, steps=60, rate=0.03))
-        again = Objective(other(), net(), samples(net()), aims=aims(wanted))
-        before = distance(again, again.features, held)
-        features = lesson.features if asked else again.features
-        errors[asked is not None] = distance(lesson, features, held) / before
+        objective = build_objective(other(), net(), samples(net()), config=config(asked))
+        fit(objective, held, Schedule(minutes=1, steps=60, rate=0.03))
+        again = build_objective(other(), net(), samples(net()), config=config(wanted))
+        before = distance(again, again.adapters, held)
+        features = objective.adapters if asked else again.adapters
+        errors[asked is not None] = distance(objective, features, held) / before
     assert errors[True] < 0.95
     assert errors[True] < errors[False] - 0.03
 
@@ -79,10 +80,10 @@ def test_adapters_begin_as_least_squares():
     rng = np.random.default_rng(0)
     x, mixing = rng.standard_normal((6, 4, 3, 3)), rng.standard_normal((4, 7))
     t = np.einsum("nchw,cd->ndhw", x, mixing)
-    features = Features({"a": torch.tensor(x, dtype=torch.float32)}, {"a": torch.tensor(t, dtype=torch.float32)})
+    features = FeatureAdapters({"a": torch.tensor(x, dtype=torch.float32)}, {"a": torch.tensor(t, dtype=torch.float32)})
     rows = x.transpose(0, 2, 3, 1).reshape(-1, 4)
     gram = rows.T @ rows
-    ridge = RIDGE * np.mean(np.diag(gram)) * np.eye(4)
+    ridge = ADAPTER_RIDGE * np.mean(np.diag(gram)) * np.eye(4)
     matrix = np.linalg.solve(gram + ridge, rows.T @ t.transpose(0, 2, 3, 1).reshape(-1, 7))
     with torch.no_grad():
         ours = features.adapted("a", torch.tensor(x, dtype=torch.float32)).numpy()
@@ -104,15 +105,15 @@ def test_stages_are_the_last_of_each_resolution():
 )
 def test_what_cannot_be_compared_is_said(wanted, sentence):
     with pytest.raises(InputError, match=sentence):
-        Objective(other(), net(), samples(net()), aims=LossConfig(features=wanted))
+        build_objective(other(), net(), samples(net()), config=LossConfig(features=wanted))
 
 
 def test_threads_do_not_change_adapters():
     found = []
     for threads in (1, 2):
-        lesson = Objective(other(), net(), samples(net()), aims=aims("stages"))
+        objective = build_objective(other(), net(), samples(net()), config=config("stages"))
         with ThreadPoolExecutor(threads) as pool:
-            lesson.gradients(0, pool)
-        found.append([move.grad.clone() for move in lesson.features.moves.values()])
+            objective.gradients(0, pool)
+        found.append([move.grad.clone() for move in objective.adapters.moves.values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert any(bool(gradient.any()) for gradient in found[0])

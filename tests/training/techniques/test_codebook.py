@@ -22,11 +22,11 @@ torch = pytest.importorskip("torch")
 from toolchain.training.engine.torch_graph import TorchGraph
 from toolchain.training.techniques.codebook import Codebook, coded_products, products, squared_gradients
 from toolchain.training.techniques.codebook_weights import (
-    CLIP,
+    GRADIENT_CLIP,
     BinaryWeights,
-    CodedTensor,
     PowerOfTwoWeights,
     SharedWeights,
+    TensorToCode,
 )
 
 ALL = {
@@ -55,9 +55,9 @@ def net(constants=CONSTANTS):
 class Loop:
     """SGD or Adam over a graph's weights and a technique's own, towards fixed numbers."""
 
-    def __init__(self, source, letters, *, adam=True, keep="none"):
+    def __init__(self, source, kind, *, adam=True, keep="none"):
         self.graph = TorchGraph(source)
-        self.technique = Codebook(source, letters, keep)
+        self.technique = Codebook(source, kind, keep)
         self.leaves = {**self.graph.parameters, **self.technique.parameters()}
         make = torch.optim.Adam if adam else torch.optim.SGD
         self.optimizer = make(list(self.leaves.values()), lr=0.01)
@@ -66,7 +66,7 @@ class Loop:
         self.technique.advance(self.graph.parameters, 0.0)
 
     def loss(self):
-        return (self.graph({"x": self.x}, ["y"], self.technique.through())["y"] - self.goal).square().mean()
+        return (self.graph({"x": self.x}, ["y"], self.technique.transforms())["y"] - self.goal).square().mean()
 
     def run(self, steps, total):
         losses = []
@@ -82,7 +82,9 @@ class Loop:
     def seen(self):
         """What readers see now, by name."""
         with torch.no_grad():
-            return {name: read(self.graph.parameters[name]).numpy() for name, read in self.technique.through().items()}
+            return {
+                name: read(self.graph.parameters[name]).numpy() for name, read in self.technique.transforms().items()
+            }
 
     def save(self):
         leaves = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
@@ -113,27 +115,27 @@ def channels(name, array):
 # ------------------------------------------------------------------------------------------ every alphabet
 
 
-@pytest.mark.parametrize("letters", ALL.values(), ids=ALL)
-def test_it_learns_and_the_file_computes_what_readers_saw(letters):
-    loop = Loop(net(), letters)
+@pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
+def test_it_learns_and_the_file_computes_what_readers_saw(kind):
+    loop = Loop(net(), kind)
     losses = loop.run(range(30), 30)
     assert losses[-1] < 0.9 * max(losses[:5])
     finished = loop.technique.finish(loop.graph.write_back())
     for name, array in loop.seen().items():
         np.testing.assert_array_equal(hard(finished)[name], array)
     with torch.no_grad():
-        expected = loop.graph({"x": loop.x}, ["y"], loop.technique.through())["y"].numpy()
+        expected = loop.graph({"x": loop.x}, ["y"], loop.technique.transforms())["y"].numpy()
     np.testing.assert_allclose(plain(finished, {"x": loop.x.numpy()})["y"], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("letters", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("adam", [False, True])
-def test_a_run_that_is_cut_resumes_to_the_same_bits(letters, adam):
-    whole = Loop(net(), letters, adam=adam)
+def test_a_run_that_is_cut_resumes_to_the_same_bits(kind, adam):
+    whole = Loop(net(), kind, adam=adam)
     whole.run(range(7), 12)
     saved = whole.save()
     first = whole.run(range(7, 12), 12)
-    resumed = Loop(net(), letters, adam=adam)
+    resumed = Loop(net(), kind, adam=adam)
     resumed.load(saved)
     assert resumed.run(range(7, 12), 12) == first
     for name, leaf in whole.leaves.items():
@@ -143,13 +145,13 @@ def test_a_run_that_is_cut_resumes_to_the_same_bits(letters, adam):
         np.testing.assert_array_equal(ends[0][name], ends[1][name])
 
 
-@pytest.mark.parametrize("letters", ALL.values(), ids=ALL)
-def test_without_training_it_is_a_rounding(letters):
+@pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
+def test_without_training_it_is_a_rounding(kind):
     source = net()
-    technique = Codebook(source, letters, "none")
+    technique = Codebook(source, kind, "none")
     technique.advance(TorchGraph(source).parameters, 1.0)
     found = hard(technique.finish(source.clone()))
-    never = Codebook(source, letters, "none")
+    never = Codebook(source, kind, "none")
     at_once = hard(never.finish(source.clone()))
     for name, array in found.items():
         np.testing.assert_array_equal(array, at_once[name])
@@ -159,17 +161,17 @@ def test_without_training_it_is_a_rounding(letters):
 
 @given(st.integers(0, 999), st.sampled_from(list(ALL)), st.integers(1, 6), st.integers(1, 30), st.integers(0, 1))
 @settings(deadline=None, max_examples=60)
-def test_there_are_no_more_values_than_letters(seed, kind, channels, each, axis):
-    letters = ALL[kind]
+def test_there_are_no_more_values_than_the_bits_allow(seed, kind, channels, each, axis):
+    kind = ALL[kind]
     array = weights(seed, w=(channels, each) if axis == 0 else (each, channels))["w"]
-    letter = letters.letter(CodedTensor(array, axis, None))
-    letter.advance(torch.from_numpy(array), 1.0)
-    code = letter.coded(torch.from_numpy(array))
+    weight_code = kind.weight_code(TensorToCode(array, axis, None))
+    weight_code.advance(torch.from_numpy(array), 1.0)
+    code = weight_code.encode(torch.from_numpy(array))
     assert code.codes.shape == array.shape
     rows = code.codes.size // len(code.book)
     moved = np.moveaxis(code.dense(), axis, 0).reshape(-1, rows if code.scale is None else each)
     assert max(len(np.unique(row)) for row in moved) <= 1 << code.bits
-    np.testing.assert_array_equal(letter.read(torch.from_numpy(array)).detach().numpy(), code.dense())
+    np.testing.assert_array_equal(weight_code.decode(torch.from_numpy(array)).detach().numpy(), code.dense())
 
 
 # ------------------------------------------------------------------------------------------ one at a time
@@ -177,44 +179,44 @@ def test_there_are_no_more_values_than_letters(seed, kind, channels, each, axis)
 
 def test_an_entry_learns_by_the_sum_over_its_weights():
     array = weights(w=(6, 10))["w"]
-    letter = SharedWeights(2, assign=0).letter(CodedTensor(array, 0, None))
+    weight_code = SharedWeights(2, assign=0).weight_code(TensorToCode(array, 0, None))
     gradient = weights(1, g=(6, 10))["g"]
-    (letter.read(torch.from_numpy(array)) * torch.from_numpy(gradient)).sum().backward()
-    code = letter.coded(torch.from_numpy(array))
+    (weight_code.decode(torch.from_numpy(array)) * torch.from_numpy(gradient)).sum().backward()
+    code = weight_code.encode(torch.from_numpy(array))
     sums = [gradient[code.codes == j].sum() for j in range(4)]
     unit = np.sqrt(np.mean(array**2))
-    np.testing.assert_allclose(letter.moved.grad.numpy()[0], unit * np.array(sums), rtol=1e-4)
+    np.testing.assert_allclose(weight_code.moves.grad.numpy()[0], unit * np.array(sums), rtol=1e-4)
 
 
 def test_fixed_assignments_pass_nothing_to_the_dense_weights_and_others_everything():
-    for letters, expected in ((SharedWeights(2, assign=0), None), (SharedWeights(2, assign=1), np.ones((3, 4)))):
+    for kind, expected in ((SharedWeights(2, assign=0), None), (SharedWeights(2, assign=1), np.ones((3, 4)))):
         array = weights(w=(3, 4))["w"]
         dense = torch.from_numpy(array).requires_grad_()
-        letters.letter(CodedTensor(array, 0, None)).read(dense).sum().backward()
+        kind.weight_code(TensorToCode(array, 0, None)).decode(dense).sum().backward()
         np.testing.assert_array_equal(dense.grad, expected)
 
 
 def test_weights_choose_the_nearest_entry_anew_at_their_turns():
     array = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
-    letter = SharedWeights(2, assign=2).letter(CodedTensor(array, 0, None))
+    weight_code = SharedWeights(2, assign=2).weight_code(TensorToCode(array, 0, None))
     dense = torch.from_numpy(array)
-    before = letter.coded(dense).codes
+    before = weight_code.encode(dense).codes
     moved = dense.flip(0, 1).contiguous()
     for share, codes in ((0.3, before), (0.4, before[::-1, ::-1]), (0.6, before[::-1, ::-1])):
-        letter.advance(moved, share)
-        np.testing.assert_array_equal(letter.coded(moved).codes, codes)
+        weight_code.advance(moved, share)
+        np.testing.assert_array_equal(weight_code.encode(moved).codes, codes)
         moved = moved if share < 0.4 else dense
-    letter.advance(dense, 0.7)
-    np.testing.assert_array_equal(letter.coded(dense).codes, before)
+    weight_code.advance(dense, 0.7)
+    np.testing.assert_array_equal(weight_code.encode(dense).codes, before)
 
 
 def test_entries_that_overtake_each_other_still_hold_their_nearest():
     array = weights(w=(4, 50))["w"]
-    letter = SharedWeights(2, group=1, assign=1).letter(CodedTensor(array, 0, None))
+    weight_code = SharedWeights(2, group=1, assign=1).weight_code(TensorToCode(array, 0, None))
     with torch.no_grad():
-        letter.moved.copy_(torch.from_numpy(weights(3, m=(4, 4))["m"]) * 2)
-    letter.advance(torch.from_numpy(array), 0.5)
-    code = letter.coded(torch.from_numpy(array))
+        weight_code.moves.copy_(torch.from_numpy(weights(3, m=(4, 4))["m"]) * 2)
+    weight_code.advance(torch.from_numpy(array), 0.5)
+    code = weight_code.encode(torch.from_numpy(array))
     assert (np.diff(code.book) < 0).any()
     np.testing.assert_array_equal(code.codes, np.abs(array[..., None] - code.book[:, None]).argmin(-1))
 
@@ -237,12 +239,12 @@ def test_what_is_frozen_does_not_move_and_is_the_largest():
     assert first[held].mean() > 2 * first[~held].mean()
 
 
-@pytest.mark.parametrize("letters", [x for x in ALL.values() if not isinstance(x, BinaryWeights)], ids=str)
+@pytest.mark.parametrize("kind", [x for x in ALL.values() if not isinstance(x, BinaryWeights)], ids=str)
 @pytest.mark.parametrize("share", [0.6, 0.9])
-def test_what_was_pruned_stays_zero_and_the_rest_has_values(letters, share):
+def test_what_was_pruned_stays_zero_and_the_rest_has_values(kind, share):
     rng = np.random.default_rng(0)
     pruned = {n: array * (rng.random(array.shape) > share * (array.ndim > 1)) for n, array in CONSTANTS.items()}
-    loop = Loop(net(pruned), letters)
+    loop = Loop(net(pruned), kind)
     loop.run(range(40), 40)
     for coded in (loop.seen(), hard(loop.technique.finish(loop.graph.write_back()))):
         for name, array in coded.items():
@@ -263,7 +265,7 @@ def test_frozen_weights_get_no_gradient():
 @pytest.mark.parametrize(("bits", "terms"), [(2, 1), (4, 1), (3, 2), (4, 2)])
 def test_powers_are_powers(bits, terms):
     technique = Codebook(net(), PowerOfTwoWeights(bits, terms), "none")
-    for name, code in technique.coded(net()).items():
+    for name, code in technique.encode(net()).items():
         unscaled = channels(name, code.dense()) / code.scale[:, None]
         magnitudes = [float(np.round(n, 6)) for n in np.unique(np.abs(unscaled))]
         for magnitude in magnitudes:
@@ -287,8 +289,8 @@ def test_the_gradient_of_binary_stops_where_weights_are_large():
     array = np.array([[0.1, -0.1, 0.1, -10], [1, 2, -3, 0]], np.float32)
     dense = torch.from_numpy(array).requires_grad_()
     gradient = torch.from_numpy(weights(g=(2, 4))["g"])
-    (BinaryWeights().letter(CodedTensor(array, 0, None)).read(dense) * gradient).sum().backward()
-    assert CLIP * np.abs(array[0]).mean() < 10
+    (BinaryWeights().weight_code(TensorToCode(array, 0, None)).decode(dense) * gradient).sum().backward()
+    assert GRADIENT_CLIP * np.abs(array[0]).mean() < 10
     expected = gradient.numpy() * [[1, 1, 1, 0], [1, 1, 1, 1]]
     np.testing.assert_array_equal(dense.grad, expected)
 
@@ -306,8 +308,8 @@ def test_what_stays_float():
     assert [p.name for p in coded_products(source, "ends")] == ["c", "d"]
     assert [p.name for p in coded_products(source, "none")] == ["a", "c", "d", "e"]
     assert [p.name for p in coded_products(source, [names[2]])] == ["a", "c", "e"]
-    assert list(Codebook(source, BinaryWeights()).through()) == ["c", "d"]
-    assert list(Codebook(source, SharedWeights()).through()) == ["a", "c", "d", "e"]
+    assert list(Codebook(source, BinaryWeights()).transforms()) == ["c", "d"]
+    assert list(Codebook(source, SharedWeights()).transforms()) == ["a", "c", "d", "e"]
     finished = Codebook(source, BinaryWeights()).finish(source.clone())
     for name in "abe":
         np.testing.assert_array_equal(finished.graph.initializers[name].const_value.numpy(), CONSTANTS[name])
@@ -336,7 +338,10 @@ def test_bad_requests_are_sentences():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="choose"):
             make()
-    for wrong, said in ((np.ones(7), r"has shape \[7\]; give \[8, 3, 3, 3\] or \[3\]"), (-np.ones(3), "below zero")):
+    for wrong, said in (
+        (np.ones(7), r"has shape \[7\]; give \[8, 3, 3, 3\] or \[3\]"),
+        (-np.ones(3), "negative numbers"),
+    ):
         with pytest.raises(InputError, match=said):
             Codebook(source, SharedWeights(), importance={"a": wrong})
 
@@ -345,7 +350,7 @@ def test_bad_requests_are_sentences():
 
 
 def test_importance_makes_the_weighted_error_smaller():
-    letters = SharedWeights(2, start="quantile")
+    kind = SharedWeights(2, start="quantile")
     for name, size in (("a", 3), ("c", 8), ("d", 48), ("e", 20)):
         dense = CONSTANTS[name]
         shape = [1] * dense.ndim
@@ -354,7 +359,7 @@ def test_importance_makes_the_weighted_error_smaller():
         whole = by_channel.reshape(shape) * np.ones_like(dense)
         errors = []
         for given_ in ({}, {name: by_channel}, {name: whole}):
-            rounded = Codebook(net(), letters, importance=given_).coded(net())[name].dense()
+            rounded = Codebook(net(), kind, importance=given_).encode(net())[name].dense()
             errors.append(np.sum(whole * (rounded - dense) ** 2))
         assert errors[1] < 0.9 * errors[0], name
         assert errors[1] == pytest.approx(errors[2])
@@ -368,7 +373,7 @@ def test_importance_of_groups_lies_one_group_after_the_other():
     for channel, place in itertools.product(range(4), range(2)):
         whole[channel, place] = given[2 * (channel // 2) + place]
     found = [
-        Codebook(source, SharedWeights(2), importance={"w": g}).coded(source)["w"].dense()
+        Codebook(source, SharedWeights(2), importance={"w": g}).encode(source)["w"].dense()
         for g in (given, whole, whole * 0 + 1)
     ]
     np.testing.assert_array_equal(found[0], found[1])
@@ -405,8 +410,8 @@ def test_a_real_classifier_bears_few_values_without_training():
     digits = importlib.import_module("benchmarks.models.mnist_cnn")
     source = optimize(run.io.load(digits.onnx_path())).model
     whole = sizes(source)
-    for name, (letters, accuracy, ratio) in UNTRAINED.items():
-        technique = Codebook(source, letters)
+    for name, (kind, accuracy, ratio) in UNTRAINED.items():
+        technique = Codebook(source, kind)
         technique.advance(TorchGraph(source).parameters, 1.0)
         finished = technique.finish(source.clone())
         session = run.session(finished, threads=1)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from toolchain.training.techniques.codebook_levels import (
-    LEAST_SHARE,
+    MIN_RELATIVE_IMPORTANCE,
     best_scales,
     kmeans,
     nearest,
-    powers,
+    power_levels,
     start_centres,
 )
 
@@ -67,7 +67,7 @@ def test_weights_draw_centres_and_nobody_counts_nothing():
     values = np.array([0.0, 1.0, 10.0])
     np.testing.assert_allclose(kmeans(values, np.array([0.0, 10.0]), np.array([1.0, 3.0, 1.0])), [0.75, 10])
     left, right = kmeans(values, np.array([0.0, 10.0]), np.array([0.0, 3.0, 0.0]))
-    assert left == pytest.approx(3 / (3 + LEAST_SHARE))
+    assert left == pytest.approx(3 / (3 + MIN_RELATIVE_IMPORTANCE))
     assert right == pytest.approx(10)
 
 
@@ -89,7 +89,7 @@ def test_starts():
 
 
 def test_nearest_is_the_nearest():
-    levels, values = powers(4, 2), np.random.default_rng(0).standard_normal((20, 30))
+    levels, values = power_levels(4, 2), np.random.default_rng(0).standard_normal((20, 30))
     expected = np.abs(values[..., None] - levels).argmin(-1)
     np.testing.assert_array_equal(nearest(values, levels), expected)
 
@@ -99,13 +99,13 @@ FIRST, SECOND = (0, 1, 2**-2, 2**-4), (0, 2**-1, 2**-3, 2**-5)
 
 
 def test_levels_are_powers_and_sums_of_two():
-    np.testing.assert_array_equal(powers(2, 1), [-1, 0, 1])
-    np.testing.assert_array_equal(powers(3, 1), [-1, -0.5, -0.25, 0, 0.25, 0.5, 1])
+    np.testing.assert_array_equal(power_levels(2, 1), [-1, 0, 1])
+    np.testing.assert_array_equal(power_levels(3, 1), [-1, -0.5, -0.25, 0, 0.25, 0.5, 1])
     sums = sorted(a + b for a in FIRST for b in SECOND)
-    np.testing.assert_array_equal(powers(5, 2)[15:], sums)
+    np.testing.assert_array_equal(power_levels(5, 2)[15:], sums)
     for terms, most in ((1, 6), (2, 8)):
         for bits in range(2, most + 1):
-            levels = powers(bits, terms)
+            levels = power_levels(bits, terms)
             assert len(levels) == 2**bits - 1
             assert (np.diff(levels) > 0).all()
             np.testing.assert_array_equal(levels, -levels[::-1])
@@ -116,7 +116,7 @@ def test_levels_are_powers_and_sums_of_two():
 @pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_scale_is_near_the_best_of_a_fine_search(bits, terms):
-    rng, levels = np.random.default_rng(0), powers(bits, terms)
+    rng, levels = np.random.default_rng(0), power_levels(bits, terms)
     rows, weights = rng.standard_normal((6, 50)) * rng.uniform(1e-3, 10, (6, 1)), rng.uniform(0.1, 2, (6, 50))
 
     def errors(scales):
@@ -129,6 +129,6 @@ def test_a_scale_is_near_the_best_of_a_fine_search(bits, terms):
 
 
 def test_a_row_of_zeros_has_a_scale():
-    scales = best_scales(np.array([[0.0, 0], [2, -2]]), powers(3, 1))
+    scales = best_scales(np.array([[0.0, 0], [2, -2]]), power_levels(3, 1))
     np.testing.assert_allclose(scales[0], 1)
     np.testing.assert_allclose(np.abs(np.log2(scales[1] / 2)) % 1, 0, atol=1e-12)

@@ -16,7 +16,7 @@ from toolchain.quantization.weights import as_rows, is_overflow_free, round_at
 torch = pytest.importorskip("torch")
 
 from toolchain.training.engine.torch_graph import TorchGraph
-from toolchain.training.techniques.fake_quant import FakeQuant, Grid, QuantizedProduct, on_grid
+from toolchain.training.techniques.fake_quant import FakeQuant, Grid, QuantizedProduct, round_to_grid
 
 BODY = "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) y = Conv(r, v)"
 
@@ -25,7 +25,7 @@ def net():
     return model(BODY, "float[n, 3, 6, 6] x", "float[n, 4, 6, 6] y", weights(w=(4, 3, 3, 3), b=4, v=(4, 4, 1, 1)))
 
 
-def technique(aligned=dict, **options):
+def technique(align=dict, **options):
     """Weights of about ten steps, so that rounding matters."""
 
     def product(name, bias, source):
@@ -34,7 +34,7 @@ def technique(aligned=dict, **options):
 
     grids = {"x": Grid(0.03, 128), "r": Grid(0.05, 0), "y": Grid(0.4, 130, learned=False)}
     products = [product("w", "b", "x"), product("v", None, "r")]
-    return FakeQuant({name: name for name in grids}, grids, products, aligned, **options)
+    return FakeQuant({name: name for name in grids}, grids, products, align, **options)
 
 
 def began(**options):
@@ -48,7 +48,7 @@ def image(seed=0, n=2):
 
 
 def output(graph, made, x):
-    return graph({"x": x}, ["y"], made.through())["y"]
+    return graph({"x": x}, ["y"], made.transforms())["y"]
 
 
 def moved(made, size=0.1):
@@ -65,7 +65,7 @@ def test_a_tensor_is_rounded_as_onnx_defines_it(scale, zero, seed):
     x = np.random.default_rng(seed).standard_normal(200).astype(np.float32) * np.float32(100 * scale)
     x[:50] = (np.arange(50) - 24.5).astype(np.float32) * np.float32(scale)  # ties, or nearly
     expected = (np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255) - zero) * np.float32(scale)
-    assert np.array_equal(on_grid(torch.from_numpy(x), scale, zero).numpy(), expected.astype(np.float32))
+    assert np.array_equal(round_to_grid(torch.from_numpy(x), scale, zero).numpy(), expected.astype(np.float32))
 
 
 def test_gradients_of_activations_are_those_of_learned_step_sizes():
@@ -83,7 +83,7 @@ def test_gradients_of_activations_are_those_of_learned_step_sizes():
     (s * levels * goal).sum().backward()
 
     ours, move = x.clone().requires_grad_(), torch.zeros((), dtype=torch.float64, requires_grad=True)
-    (on_grid(ours, scale, zero, move) * goal).sum().backward()
+    (round_to_grid(ours, scale, zero, move) * goal).sum().backward()
     # Between the last step and half of one behind it the written-out form rounds first and clips after, as ours.
     v = x / scale
     sure = ((v > -zero) & (v < 255 - zero)) | (v < -zero - 0.5) | (v > 255 - zero + 0.5)
@@ -95,7 +95,7 @@ def test_gradients_of_activations_are_those_of_learned_step_sizes():
 
 def test_what_does_not_learn_costs_no_gradient():
     x = image().requires_grad_()
-    on_grid(x, 0.1, 0).sum().backward()
+    round_to_grid(x, 0.1, 0).sum().backward()
     assert set(x.grad.unique().tolist()) <= {0.0, 1.0}
 
 
@@ -106,7 +106,7 @@ def test_gradients_of_a_weight_and_its_scales():
         graph.parameters["w"][0, 0, 0, 0] = 20.0  # 127 steps are 12.7
     made.advance(dict(graph.parameters), 0.1)
     w, goal = graph.parameters["w"], torch.from_numpy(weights(g=(4, 3, 3, 3))["g"])
-    (made.through()["w"](w) * goal).sum().backward()
+    (made.transforms()["w"](w) * goal).sum().backward()
     assert torch.equal(w.grad, goal)
     integers, scales = made.integers("w")
     dense, steps = w.detach().numpy(), scales.reshape(-1, 1, 1, 1)
@@ -121,7 +121,7 @@ def test_gradients_of_a_weight_and_its_scales():
 
 def test_readers_get_integers_times_scales():
     graph, made = began()
-    through = made.through()
+    through = made.transforms()
     for name in ("w", "v"):
         integers, scales = made.integers(name)
         assert integers.dtype == np.int8
@@ -147,11 +147,11 @@ def test_no_pair_overflows_whatever_has_been_learnt(seed, size):
 def test_scales_are_asked_for_once_something_has_moved_and_can_be_refused():
     asked = []
 
-    def aligned(scales):
+    def align(scales):
         asked.append(dict(scales))
         return {name: 2 * scale for name, scale in scales.items()} if len(asked) == 1 else None
 
-    graph, made = began(aligned=aligned)
+    graph, made = began(align=align)
     assert not asked
     assert made.grids()["x"] == Grid(0.03, 128)
     moved(made)
@@ -166,7 +166,7 @@ def test_scales_are_asked_for_once_something_has_moved_and_can_be_refused():
 
 
 def test_a_capped_scale_does_not_grow():
-    made = FakeQuant({"x": "x"}, {"x": Grid(0.5, 0, most=0.5)}, [])
+    made = FakeQuant({"x": "x"}, {"x": Grid(0.5, 0, max_scale=0.5)}, [])
     for move, expected in ((0.3, 0.5), (-0.3, float(np.float32(0.5 * np.exp(np.float32(-0.3)))))):
         with torch.no_grad():
             made.parameters()["log scale of x"].fill_(move)
@@ -202,7 +202,7 @@ def test_state_gives_the_same_bits():
 def test_what_is_finished_computes_the_same_without_rounding_weights():
     graph, made = began()
     finished = TorchGraph(made.finish(graph.write_back()))
-    x, through = image(), made.through()
+    x, through = image(), made.transforms()
     only = {name: through[name] for name in ("x", "r", "y")}
     assert torch.equal(finished({"x": x}, ["y"], only)["y"], output(graph, made, x))
 

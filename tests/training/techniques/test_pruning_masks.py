@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from toolchain.channels.cut import apply_cuts, separate
 from toolchain.training.engine.torch_graph import TorchGraph
-from toolchain.training.runner import channels
-from toolchain.training.techniques.pruning_masks import Ask, ChannelGroup, Masked, Slot, lamp
+from toolchain.training.prune_step import channel_groups
+from toolchain.training.techniques.pruning_masks import ChannelGroup, MaskConfig, PruningMasks, WeightAxis, lamp_scores
 
 
 def drawn(*shape, seed=0):
@@ -29,7 +29,7 @@ def kept(technique, tensors, share=1.0):
 @settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 10, width=32)))
 def test_lamp_is_each_over_all_that_are_no_smaller(score):
-    got = lamp(torch.from_numpy(score)).numpy()
+    got = lamp_scores(torch.from_numpy(score)).numpy()
     order = np.argsort(score, kind="stable")
     for place, i in enumerate(order):
         rest = score[order[place:]].astype(np.float64).sum()
@@ -37,18 +37,18 @@ def test_lamp_is_each_over_all_that_are_no_smaller(score):
 
 
 def test_a_schedule_is_zhu_and_guptas():
-    ask = Ask(0.8, begin=0.2, end=0.6)
-    assert ask.now(0.1) == 0
-    assert ask.now(0.4) == pytest.approx(0.8 * (1 - 0.5**3))
-    assert ask.now(0.6) == ask.now(1.0) == 0.8
-    assert Ask(0.5).now(0.0) == 0.5
+    config = MaskConfig(0.8, begin=0.2, end=0.6)
+    assert config.amount_at(0.1) == 0
+    assert config.amount_at(0.4) == pytest.approx(0.8 * (1 - 0.5**3))
+    assert config.amount_at(0.6) == config.amount_at(1.0) == 0.8
+    assert MaskConfig(0.5).amount_at(0.0) == 0.5
 
 
 @pytest.mark.parametrize("amount", [0.1, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "l1", "l2"])
 def test_so_many_weights_go(criterion, amount):
     tensors = {"a": drawn(8, 4, 3, 3), "b": 100 * drawn(6, 8, seed=1)}
-    stay = kept(Masked(["a", "b"], Ask(amount, criterion)), tensors)
+    stay = kept(PruningMasks(["a", "b"], MaskConfig(amount, criterion)), tensors)
     total = sum(mask.size for mask in stay.values())
     assert sum(int(mask.sum()) for mask in stay.values()) == total - round(amount * total)
     assert all(mask.any() for mask in stay.values())  # no tensor dies of its scale
@@ -56,21 +56,21 @@ def test_so_many_weights_go(criterion, amount):
 
 def test_in_one_tensor_the_smallest_go():
     tensors = {"a": drawn(5, 7)}
-    (stay,) = kept(Masked(["a"], Ask(0.6)), tensors).values()
+    (stay,) = kept(PruningMasks(["a"], MaskConfig(0.6)), tensors).values()
     sizes = tensors["a"].abs().numpy()
     assert sizes[~stay].max() <= sizes[stay].min()
 
 
 def test_the_threshold_is_in_root_mean_squares():
     tensors = {"a": drawn(50, 7), "b": 0.01 * drawn(9, 9, seed=1)}
-    for name, stay in kept(Masked(["a", "b"], Ask(0.5, "threshold")), tensors).items():
+    for name, stay in kept(PruningMasks(["a", "b"], MaskConfig(0.5, "threshold")), tensors).items():
         array = tensors[name].numpy()
         assert np.array_equal(stay, np.abs(array) >= 0.5 * np.sqrt((array**2).mean()))
 
 
 def test_of_every_four_two_stay_along_the_summed_axis():
     tensors = {"a": drawn(6, 10, 3)}
-    (stay,) = kept(Masked(["a"], Ask(0.5), pattern=(2, 4), axes={"a": 1}), tensors).values()
+    (stay,) = kept(PruningMasks(["a"], MaskConfig(0.5), pattern=(2, 4), axes={"a": 1}), tensors).values()
     assert (stay[:, :8].reshape(6, 2, 4, 3).sum(2) == 2).all()
     assert stay[:, 8:].all()
     sizes = tensors["a"].abs().numpy()[:, :4]
@@ -80,7 +80,7 @@ def test_of_every_four_two_stay_along_the_summed_axis():
 def test_what_has_gone_stays_gone_unless_it_may_come_back():
     first, second = {"a": torch.tensor([3.0, 1.0, 2.0, 5.0])[None]}, {"a": torch.tensor([3.0, 9.0, 2.0, 5.0])[None]}
     for revive, expected in ((False, [True, False, False, True]), (True, [False, True, False, True])):
-        technique = Masked(["a"], Ask(0.5, begin=0.0, end=0.9, revive=revive))
+        technique = PruningMasks(["a"], MaskConfig(0.5, begin=0.0, end=0.9, revive=revive))
         technique.advance(first, 0.2)  # one of four: the second
         assert kept(technique, second)["a"].tolist() == [expected]
 
@@ -88,9 +88,9 @@ def test_what_has_gone_stays_gone_unless_it_may_come_back():
 def test_gradients_reach_what_may_come_back_only():
     for revive in (False, True):
         weight = torch.tensor([[3.0, 1.0]], requires_grad=True)
-        technique = Masked(["a"], Ask(0.5, revive=revive))
+        technique = PruningMasks(["a"], MaskConfig(0.5, revive=revive))
         technique.advance({"a": weight.detach()}, 0.0)
-        seen = technique.through()["a"](weight)
+        seen = technique.transforms()["a"](weight)
         assert seen.tolist() == [[3.0, 0.0]]
         seen.sum().backward()
         assert weight.grad.tolist() == [[1.0, float(revive)]]
@@ -100,33 +100,37 @@ def test_the_regularizers_are_proximal_steps():
     tensors = {"a": drawn(4, 6)}
     a = tensors["a"].numpy()
     step, unit = 0.1 * 0.2, np.sqrt((a**2).mean())
-    l1 = Masked(["a"], Ask(0.5, "l1", begin=0.4, end=0.4)).proximal(tensors, 0.1)["a"].numpy()
+    l1 = PruningMasks(["a"], MaskConfig(0.5, "l1", begin=0.4, end=0.4)).proximal(tensors, 0.1)["a"].numpy()
     assert l1 == pytest.approx(np.sign(a) * np.maximum(np.abs(a) - step * unit, 0), abs=1e-6)
-    l2 = Masked(["a"], Ask(0.5, "l2", begin=0.4, end=0.4)).proximal(tensors, 0.1)["a"].numpy()
+    l2 = PruningMasks(["a"], MaskConfig(0.5, "l2", begin=0.4, end=0.4)).proximal(tensors, 0.1)["a"].numpy()
     assert l2 == pytest.approx(a / (1 + step), abs=1e-6)
-    slot = Slot("a", 0, np.arange(4), 1)
+    slot = WeightAxis("a", 0, np.arange(4), 1)
     group = ChannelGroup("g", 4, (slot,), (slot,))
-    lasso = Masked([group], Ask(0.5, "l2", begin=0.4, end=0.4)).proximal(tensors, 0.1)["a"].numpy()
+    lasso = PruningMasks([group], MaskConfig(0.5, "l2", begin=0.4, end=0.4)).proximal(tensors, 0.1)["a"].numpy()
     rms = np.sqrt((a**2).mean(1) / (a**2).mean())
     shrunk = np.maximum(1 - step * np.sqrt((rms**2).mean()) / rms, 0)
     assert lasso == pytest.approx(a * shrunk[:, None], abs=1e-6)
-    assert Masked(["a"], Ask(0.5)).proximal(tensors, 0.1) == {}
+    assert PruningMasks(["a"], MaskConfig(0.5)).proximal(tensors, 0.1) == {}
 
 
 def test_a_channel_counts_by_what_makes_it_and_what_reads_it():
     """A factor that moves from one to the other changes nothing, and a normalized channel is as large as its scale."""
     tensors = {"made": drawn(4, 6), "read": drawn(5, 4, seed=1), "gain": torch.tensor([1.0, 4.0, 2.0, 3.0])}
-    made, read = Slot("made", 0, np.arange(4), 1), Slot("read", 1, np.arange(4), 0)
-    (stay,) = kept(Masked([ChannelGroup("g", 4, (made,), (read,))], Ask(0.5, multiple=1)), tensors).values()
+    made, read = WeightAxis("made", 0, np.arange(4), 1), WeightAxis("read", 1, np.arange(4), 0)
+    (stay,) = kept(
+        PruningMasks([ChannelGroup("g", 4, (made,), (read,))], MaskConfig(0.5, multiple=1)), tensors
+    ).values()
     worth = np.linalg.norm(tensors["made"].numpy(), axis=1) * np.linalg.norm(tensors["read"].numpy(), axis=0)
     assert np.array_equal(stay, worth >= np.sort(worth)[2])
     factor = torch.tensor([100.0, 0.01, 1.0, 10.0])
     moved = {**tensors, "made": tensors["made"] * factor[:, None], "read": tensors["read"] / factor}
-    (again,) = kept(Masked([ChannelGroup("g", 4, (made,), (read,))], Ask(0.5, multiple=1)), moved).values()
+    (again,) = kept(PruningMasks([ChannelGroup("g", 4, (made,), (read,))], MaskConfig(0.5, multiple=1)), moved).values()
     assert np.array_equal(stay, again)
-    gain = Slot("gain", 0, np.arange(4), 0, gain=True)
+    gain = WeightAxis("gain", 0, np.arange(4), 0, is_norm_scale=True)
     normalized = {**tensors, "read": torch.ones(5, 4)}
-    (stay,) = kept(Masked([ChannelGroup("g", 4, (made, gain), (read,))], Ask(0.5, multiple=1)), normalized).values()
+    (stay,) = kept(
+        PruningMasks([ChannelGroup("g", 4, (made, gain), (read,))], MaskConfig(0.5, multiple=1)), normalized
+    ).values()
     assert stay.tolist() == [False, True, False, True]
 
 
@@ -150,11 +154,11 @@ def test_masking_channels_is_cutting_them():
     """f(0) of the sigmoid would leak, were channels masked where they are made."""
     whole = net()
     graph = TorchGraph(whole)
-    technique = Masked(channels(whole), Ask(0.4, multiple=2))
+    technique = PruningMasks(channel_groups(whole), MaskConfig(0.4, multiple=2))
     technique.advance({n: w.detach() for n, w in graph.parameters.items()}, 0.0)
     x = drawn(2, 3, 8, 8)
     with torch.no_grad():
-        masked = graph({"x": x}, ["y"], technique.through())["y"].numpy()
+        masked = graph({"x": x}, ["y"], technique.transforms())["y"].numpy()
     cuts = {name: np.flatnonzero(mask.numpy()).tolist() for name, mask in technique.kept.items()}
     assert {len(places) for places in cuts.values()} == {10}
     small = apply_cuts(technique.finish(graph.write_back()), cuts)
@@ -164,7 +168,7 @@ def test_masking_channels_is_cutting_them():
 
 def test_its_state_can_be_taken_over():
     tensors = {"a": drawn(8, 8)}
-    first, second = (Masked(["a"], Ask(0.5, begin=0.0, end=0.9)) for _ in range(2))
+    first, second = (PruningMasks(["a"], MaskConfig(0.5, begin=0.0, end=0.9)) for _ in range(2))
     first.advance(tensors, 0.5)
     second.restore(first.state())
     later = {"a": tensors["a"] + 0.3 * drawn(8, 8, seed=2)}

@@ -1,4 +1,4 @@
-"""From a plan to a pupil and back: before and after training the pupil computes what onnxruntime makes of the file."""
+"""From a plan to a student and back: before and after training, the student computes the same as onnxruntime."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import quantizable_nets as nets
 import quantize_by_hand as by_hand
 from small_models import weights
 
+from toolchain.core.progress import silent
 from toolchain.data.calibration import open_data
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io, run
@@ -34,32 +35,32 @@ def case(name):
     return quantized(optimize(nets.build(name), verify=False).model)
 
 
-def learnt(pupil, size=0.1, seed=1):
-    """The pupil's graph, with weights and scales that have moved by a tenth, each its own way."""
-    graph, rng = TorchGraph(pupil.model), np.random.default_rng(seed)
+def learnt(student, size=0.1, seed=1):
+    """The student's graph, with weights and scales that have moved by a tenth, each its own way."""
+    graph, rng = TorchGraph(student.model), np.random.default_rng(seed)
     with torch.no_grad():
-        for leaf in [*graph.parameters.values(), *pupil.technique.parameters().values()]:
+        for leaf in [*graph.parameters.values(), *student.technique.parameters().values()]:
             unit = leaf.square().mean().sqrt() if leaf.ndim > 1 else torch.ones(())
             leaf.add_(size * unit * torch.from_numpy(np.array(rng.standard_normal(tuple(leaf.shape)), np.float32)))
-    pupil.technique.advance(dict(graph.parameters), 0.5)
+    student.technique.advance(dict(graph.parameters), 0.5)
     return graph
 
 
-def begun(pupil):
-    graph = TorchGraph(pupil.model)
-    pupil.technique.advance(dict(graph.parameters), 0.0)
+def begun(student):
+    graph = TorchGraph(student.model)
+    student.technique.advance(dict(graph.parameters), 0.0)
     return graph
 
 
-def steps_apart(pupil, graph, int8, feeds):
-    """Between the pupil and the file in onnxruntime, in steps of each output's grid (of its largest, where float)."""
+def steps_apart(student, graph, int8, feeds):
+    """Between the student and the file in onnxruntime, in steps of each output's grid (of its largest, where float)."""
     session = run.session(int8.write("u8"), threads=1)
-    names = [str(output.name) for output in pupil.model.graph.outputs]
+    names = [str(output.name) for output in student.model.graph.outputs]
     found = []
     for feed in feeds:
         with torch.no_grad():
             tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
-            got = graph(tensors, names, pupil.technique.through())
+            got = graph(tensors, names, student.technique.transforms())
         for name, expected in zip(names, session.run(names, feed), strict=True):
             grid = int8.plan.activations.get(name)
             step = np.abs(expected).max() if grid is None else grid.scale
@@ -72,19 +73,19 @@ def faults(int8):
 
 
 @pytest.mark.parametrize("name", nets.CASES)
-def test_the_pupil_computes_what_the_file_does(name):
+def test_the_student_computes_what_the_file_does(name):
     """Before training, and after weights, biases and scales have moved; no operator is lost, and no proof.
 
     Not one step apart: sums of so few terms are exact in float, too.
     """
     before = case(name)
     feeds = nets.draw_feeds(before.source, 3, seed=9)
-    pupil = qat.qat_student(before)
-    graph = begun(pupil)
-    assert steps_apart(pupil, graph, before, feeds).max() < 1e-3
-    graph = learnt(pupil)
-    after = qat.trained_plan(pupil, graph.write_back())
-    assert steps_apart(pupil, graph, after, feeds).max() < 1e-3
+    student = qat.qat_student(before)
+    graph = begun(student)
+    assert steps_apart(student, graph, before, feeds).max() < 1e-3
+    graph = learnt(student)
+    after = qat.trained_plan(student, graph.write_back())
+    assert steps_apart(student, graph, after, feeds).max() < 1e-3
     assert after.plan.int8_nodes() == before.plan.int8_nodes()
     assert after.plan.overflow_free
     assert faults(after) == faults(before)
@@ -96,8 +97,8 @@ def test_the_pupil_computes_what_the_file_does(name):
 def test_the_trained_file_is_what_numpy_makes_of_the_trained_plan(name):
     """The plan's oracle knows nothing of torch."""
     before = case(name)
-    pupil = qat.qat_student(before)
-    after = qat.trained_plan(pupil, learnt(pupil).write_back())
+    student = qat.qat_student(before)
+    after = qat.trained_plan(student, learnt(student).write_back())
     written = after.write("u8")
     for feed in nets.draw_feeds(before.source, 3, seed=9):
         expected = by_hand.simulate(after.model, after.plan, feed)
@@ -107,8 +108,8 @@ def test_the_trained_file_is_what_numpy_makes_of_the_trained_plan(name):
 
 def test_without_training_the_integers_are_the_plan_s():
     before = case("shortcut")
-    pupil = qat.qat_student(before)
-    after = qat.trained_plan(pupil, begun(pupil).write_back())
+    student = qat.qat_student(before)
+    after = qat.trained_plan(student, begun(student).write_back())
     assert after.plan.activations == before.plan.activations
     for name, product in before.plan.products.items():
         again = after.plan.products[name]
@@ -120,24 +121,24 @@ def test_without_training_the_integers_are_the_plan_s():
 def test_what_a_grid_is_bound_to_stays():
     """A Sigmoid's stated range; tensors of one grid; a Clip's limit, which is where its grid has to end."""
     before = case("gate")
-    pupil = qat.qat_student(before)
-    assert "log scale of s" not in pupil.technique.parameters()
-    assert "log scale of c" in pupil.technique.parameters()
-    after = qat.trained_plan(pupil, learnt(pupil).write_back())
+    student = qat.qat_student(before)
+    assert "log scale of s" not in student.technique.parameters()
+    assert "log scale of c" in student.technique.parameters()
+    after = qat.trained_plan(student, learnt(student).write_back())
     assert after.plan.activations["s"] == before.plan.activations["s"]
 
     moved = case("integers moved about")
-    pupil = qat.qat_student(moved)
-    after = qat.trained_plan(pupil, learnt(pupil).write_back())
+    student = qat.qat_student(moved)
+    after = qat.trained_plan(student, learnt(student).write_back())
     shared = [name for name in after.plan.activations if scale_source(name, after.basis.selection) == "c"]
     assert len(shared) == 4
     assert len({after.plan.activations[name] for name in shared}) == 1
 
     clipped = case("depthwise, clip, pointwise")
-    pupil = qat.qat_student(clipped)
+    student = qat.qat_student(clipped)
     with torch.no_grad():
-        pupil.technique.parameters()["log scale of r"].fill_(1.0)
-    after = qat.trained_plan(pupil, begun(pupil).write_back())
+        student.technique.parameters()["log scale of r"].fill_(1.0)
+    after = qat.trained_plan(student, begun(student).write_back())
     assert after.plan.activations["r"].scale <= clipped.plan.activations["r"].scale
 
 
@@ -146,17 +147,17 @@ def test_pruned_weights_stay_zero():
     constants["w"][:, 1] = 0
     body = "c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) y = Conv(r, v)"
     model = by_hand.named(body, nets.IMAGE, "y", constants)
-    pupil = qat.qat_student(quantized(model))
-    after = qat.trained_plan(pupil, learnt(pupil, 0.5).write_back())
+    student = qat.qat_student(quantized(model))
+    after = qat.trained_plan(student, learnt(student, 0.5).write_back())
     assert not after.plan.products["c"].weight.values[:, 1].any()
     assert after.plan.products["c"].weight.values[:, 0].any()
 
 
 def test_frozen_scales_leave_all_grids_alone():
     before = case("shortcut")
-    pupil = qat.qat_student(before, scales=False)
-    assert not pupil.technique.parameters()
-    after = qat.trained_plan(pupil, learnt(pupil).write_back())
+    student = qat.qat_student(before, scales=False)
+    assert not student.technique.parameters()
+    after = qat.trained_plan(student, learnt(student).write_back())
     assert after.plan.activations == before.plan.activations
     for name, product in before.plan.products.items():
         assert np.array_equal(after.plan.products[name].weight.scales, product.weight.scales)
@@ -166,8 +167,8 @@ def test_frozen_scales_leave_all_grids_alone():
 def test_the_trained_model_can_be_changed_as_any_other():
     """Leaving an operator float later keeps what the others have learnt."""
     before = case("shortcut")
-    pupil = qat.qat_student(before)
-    after = qat.trained_plan(pupil, learnt(pupil).write_back())
+    student = qat.qat_student(before)
+    after = qat.trained_plan(student, learnt(student).write_back())
     mixed = after.leaving_float({"y": "a test"})
     assert "y" not in mixed.plan.int8_nodes()
     assert "d" in mixed.plan.int8_nodes()
@@ -175,7 +176,7 @@ def test_the_trained_model_can_be_changed_as_any_other():
     assert mixed.plan.activations["s" if "s" in mixed.plan.activations else "t"] in after.plan.activations.values()
 
 
-def test_what_is_left_float_is_raced_once(tmp_path, monkeypatch):
+def test_float_nodes_are_chosen_by_time_once(tmp_path):
     source = optimize(nets.build("float island"), verify=False).model
     data = open_data(nets.draw_feeds(source, 4), io.inputs(source))
     recipes = []
@@ -184,9 +185,8 @@ def test_what_is_left_float_is_raced_once(tmp_path, monkeypatch):
         recipes.append(recipe.quantize)
         return quantize_model(model, data, recipe.model_copy(update={"quantize": RECIPE.quantize}), **more)
 
-    monkeypatch.setattr(qat, "quantize_model", seen)
     for _ in range(2):
-        qat.planned(source, data, data, tmp_path / "choices.json", lambda what, done=0, total=0: None)
+        qat.static_plan(source, data, data, tmp_path / "float-nodes.json", silent, quantize=seen)
     assert [settings.measure for settings in recipes] == [True, False, False]
     assert recipes[1] == recipes[2]
     assert set(recipes[1].keep_float) == {node.name for node in source.graph if node.op_type in ("Tanh", "Mul")}

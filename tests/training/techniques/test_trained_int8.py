@@ -25,7 +25,8 @@ store = pytest.importorskip("benchmarks.models.store")
 
 from benchmarks.train import digits
 from toolchain.training.engine.loop import Schedule, fit
-from toolchain.training.engine.objective import LossConfig, Objective
+from toolchain.training.engine.objective import LossConfig
+from toolchain.training.engine.objective_builder import build_objective
 from toolchain.training.engine.torch_graph import TorchGraph
 
 pytestmark = [
@@ -100,27 +101,29 @@ def test_training_brings_int8_back_to_float(given, labelled):
         feeds = [{**feed, "labels": labels[i : i + 1]} for i, feed in enumerate(feeds)]
         specs = [*specs, TensorSpec("labels", np.dtype(np.int64), ("batch",))]
     learnt, held = open_data(feeds, specs).split(15, 256)
-    pupil = qat.qat_student(quantized)
-    aims = LossConfig(labels=0.5, temperature=2.0, inner=False, batch=32)
-    lesson = Objective(pupil.model, model, learnt, technique=pupil.technique, aims=aims)
-    looks = tuple(i / 8 for i in range(1, 8))
-    found = fit(lesson, held, Schedule(steps=lesson.samples.steps(8, 32), rate=0.01, looks=looks), threads=1)
+    student = qat.qat_student(quantized)
+    config = LossConfig(labels=0.5, temperature=2.0, inner=False, batch=32)
+    objective = build_objective(student.model, model, learnt, technique=student.technique, config=config)
+    at = tuple(i / 8 for i in range(1, 8))
+    found = fit(objective, held, Schedule(steps=objective.samples.steps(8, 32), rate=0.01, evaluate_at=at), threads=1)
     assert found.improved
-    done = qat.trained_plan(pupil, lesson.written())
+    done = qat.trained_plan(student, objective.to_model())
     written = done.write(done.encoding)
     reached = accuracy(written, *tests)
     assert reached > dense - 0.003
     assert done.plan.overflow_free
     assert not set(clauses(certify(done.model, done.plan))) - set(clauses(certify(quantized.model, quantized.plan)))
-    assert_same(pupil, lesson, written, tests[0][:200])
+    assert_same(student, objective, written, tests[0][:200])
 
 
-def assert_same(pupil, lesson, written, x):
+def assert_same(student, objective, written, x):
     """The file's answers are those of the network that was trained."""
-    graph, session = TorchGraph(pupil.model), run.session(written, threads=1)
-    name = str(pupil.model.graph.outputs[0].name)
+    graph, session = TorchGraph(student.model), run.session(written, threads=1)
+    name = str(student.model.graph.outputs[0].name)
     with torch.no_grad():
-        got = graph({"x": torch.from_numpy(x), **lesson.weights()}, [name], pupil.technique.through())[name].numpy()
+        got = graph({"x": torch.from_numpy(x), **objective.weights.dense()}, [name], student.technique.transforms())[
+            name
+        ].numpy()
     expected = session.run(None, {"x": x})[0]
     different = np.abs(got - expected) > 1e-3 * np.abs(expected).max()
     # Float sums are added in another order here and there, which may move a rounding behind them; none was seen to.

@@ -1,7 +1,7 @@
-"""More samples out of few, where that is safe without knowing the task: for images.
+"""Random changes of images, to train on more samples than were given. Safe without knowledge of the task.
 
-Mirrored, a piece of it enlarged, and blended with another image or cut into it. What the result shows does not matter,
-for the teacher is asked about it as well.
+An image is mirrored, a piece of it is enlarged, and it is blended with another image or gets a piece of one pasted in.
+The content of the result does not matter, because the teacher is asked about the changed image as well.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ from toolchain.data.tensors import Feed
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST_PIECE = 0.4
-"""Of each side, what is enlarged to the whole."""
-MIXED = 0.8
-"""Share of samples that are made of two."""
-SMALLEST = 32
-"""Pixels a side; what is smaller is hardly a photograph."""
+MIN_CROP = 0.4
+"""Smallest piece that is enlarged to the whole image, as a share of each side."""
+MIXED_SHARE = 0.8
+"""Share of samples that are made of two images."""
+MIN_IMAGE_SIDE = 32
+"""Pixels per side; smaller inputs are unlikely to be photographs."""
 
 
 def is_image(feed: Feed) -> bool:
-    """Whether the only input is float [N, 3, H, W] and large enough."""
+    """Check whether the only input is a float32 image [N, 3, H, W] that is large enough."""
     arrays = list(feed.values())
     return (
         len(arrays) == 1
         and arrays[0].dtype == np.float32
         and arrays[0].ndim == 4
         and arrays[0].shape[1] == 3
-        and min(arrays[0].shape[2:]) >= SMALLEST
+        and min(arrays[0].shape[2:]) >= MIN_IMAGE_SIDE
     )
 
 
 def augmented(samples: Sequence[Mapping[str, Tensor]], rng: np.random.Generator) -> dict[str, Tensor]:
-    """One of the samples, all images of one size [N, 3, H, W], changed at random."""
+    """Make one changed image from random samples, all images [N, 3, H, W] of one size."""
     name = next(iter(samples[0]))
-    first, second = (_moved(samples[int(rng.integers(len(samples)))][name], rng) for _ in range(2))
-    if rng.random() >= MIXED:
+    first, second = (_cropped(samples[int(rng.integers(len(samples)))][name], rng) for _ in range(2))
+    if rng.random() >= MIXED_SHARE:
         return {name: first}
     return {name: _blended(first, second, rng) if rng.random() < 0.5 else _pasted(first, second, rng)}
 
 
-def _moved(image: Tensor, rng: np.random.Generator) -> Tensor:
+def _cropped(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Mirror an image or not, and enlarge a piece of it to its size."""
     from torch.nn import functional
 
     if rng.random() < 0.5:
         image = image.flip(-1)
-    size, share = image.shape[-2:], rng.uniform(SMALLEST_PIECE, 1)
+    size, share = image.shape[-2:], rng.uniform(MIN_CROP, 1)
     spans = []
     for side in size:
         length = round(side * share)
@@ -66,7 +67,7 @@ def _blended(first: Tensor, second: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _pasted(first: Tensor, second: Tensor, rng: np.random.Generator) -> Tensor:
-    """A rectangle of the second image in the first, a quarter to three quarters of each side."""
+    """Paste a rectangle of the second image into the first, a quarter to three quarters of each side."""
     mixed = first.clone()
     spans = []
     for size in first.shape[-2:]:

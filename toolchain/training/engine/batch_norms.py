@@ -1,7 +1,10 @@
-"""Batch normalizations for a student that has much to learn: put in for the training, folded away afterwards.
+"""Batch normalizations for the time of the training: inserted before it, folded into the convolutions after it.
 
-Behind every convolution, y' = g (y - E[y]) / sqrt(Var[y] + ε) + b with g = sqrt(Var[y] + ε) and b = E[y] of some data:
-the student computes what it did, until it learns (Ioffe and Szegedy 2015, arXiv 1502.03167).
+One follows every convolution (Ioffe and Szegedy 2015, arXiv 1502.03167):
+
+    y' = g (y - E[y]) / sqrt(Var[y] + ε) + b        g = sqrt(Var[y] + ε), b = E[y], statistics of some samples
+
+With these start values the student computes the same as before.
 """
 
 from __future__ import annotations
@@ -18,8 +21,13 @@ from toolchain.graph import edit, query, run, tap
 EPSILON = 1e-5
 
 
-def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
-    """A clone with a BatchNormalization behind every Conv, by its statistics on `feeds`; the same function."""
+def with_batch_norms(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
+    """Insert a BatchNormalization behind every Conv of a clone; the clone computes the same function.
+
+    Args:
+        model: a float model.
+        feeds: samples that the start values are taken from.
+    """
     clone = model.clone()
     convs = [node for node in clone.graph if node.op_type == "Conv"]
     names = edit.Names(clone.graph)
@@ -27,8 +35,8 @@ def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
     sums: list[F64] = [np.zeros((2, 1)) for _ in convs]
     counts = [0] * len(convs)
     for feed in feeds:
-        for number, answer in enumerate(session.run(None, feed)):
-            rows: F64 = np.moveaxis(np.asarray(answer), 1, 0).reshape(answer.shape[1], -1).astype(np.float64)
+        for number, output in enumerate(session.run(None, feed)):
+            rows: F64 = np.moveaxis(np.asarray(output), 1, 0).reshape(output.shape[1], -1).astype(np.float64)
             sums[number] = sums[number] + np.stack([rows.sum(1), np.square(rows).sum(1)])
             counts[number] += rows.shape[1]
     for conv, (total, squares), count in zip(convs, sums, counts, strict=True):
@@ -38,7 +46,7 @@ def normalized(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
 
 
 def _insert(model: ir.Model, names: edit.Names, conv: ir.Node, mean: F64, var: F64) -> None:
-    """One of them, by the statistics of the convolution's channels."""
+    """Insert one behind a convolution. mean, var: float64 [channels]."""
     output = conv.outputs[0]
     arrays = {"scale": np.sqrt(var + EPSILON), "bias": mean, "mean": mean, "var": var}
     constants = [

@@ -1,7 +1,6 @@
-"""`distil`: a pruned model learns, without labels, to do what the model it was made from does.
+"""`distil`: a pruned model is trained, without labels, to compute what the original model computes.
 
-What is compared, and in which units weights move, tells :mod:`toolchain.training.engine.objective`; the loop is
-:mod:`toolchain.training.engine.loop`.
+The loss is that of :mod:`toolchain.training.engine.objective`, the loop that of :mod:`toolchain.training.engine.loop`.
 """
 
 from __future__ import annotations
@@ -16,19 +15,23 @@ from toolchain.core.errors import InputError, ModelError
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.formats.findings import Evaluation
-from toolchain.training.engine.loop import RATE, Schedule, fit
-from toolchain.training.engine.objective import Objective
+from toolchain.training.engine.loop import DEFAULT_RATE, Clock, Schedule, fit
+from toolchain.training.engine.objective_builder import build_objective
 from toolchain.training.engine.torch_graph import check_operators
 
-CHECKED = 64
+MAX_CHECK_SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Distilled:
     """A trained model.
 
-    before, after: how the outputs of held-out samples lie to the teacher's. Where training did not lower the loss,
-    they are equal and `model` is the student as it was.
+    Attributes:
+        model: the student after training; the unchanged student where training did not lower the loss.
+        before: the outputs of held-out samples against the teacher's, before training.
+        after: the same for `model`.
+        steps: number of steps taken.
+        seconds: time taken.
     """
 
     model: ir.Model
@@ -39,7 +42,7 @@ class Distilled:
 
 
 def require_trainable(model: ir.Model) -> None:
-    """To be called before anything slow.
+    """Check that a model can be trained; call it before anything slow.
 
     Raises:
         ModelError: torch is not installed, or an operator cannot be trained through.
@@ -58,39 +61,54 @@ def distil(
     minutes: float,
     steps: int | None = None,
     seed: int = 0,
-    rate: float = RATE,
+    rate: float = DEFAULT_RATE,
     check: CalibrationData | None = None,
     threads: int = 0,
     progress: Progress = silent,
+    clock: Clock = time.monotonic,
 ) -> Distilled:
     """Train `student` to compute what `teacher` computes.
 
     Args:
-        student: the teacher with channels or whole branches removed; it is not changed. Its tensors that have the
-            name and shape of one of the teacher's are taken to mean the same.
+        student: the teacher with channels or whole branches removed; it is not changed. Inner tensors with the name and
+            shape of one of the teacher's are expected to mean the same.
         teacher: a float model with the same inputs and outputs.
-        data: samples to train on; as many as fit 512 MiB.
-        minutes: how long, everything included.
-        steps: plan for so many and stop there, or when time is up. The result is the same every time, which that of a
-            time cannot be.
-        seed: of the order of samples and of what is done to them.
+        data: samples to train on; the first that fit into 512 MiB are used.
+        minutes: time limit, everything included.
+        steps: number of steps; training stops earlier when the time is up. With a number of steps the result is
+            reproducible, with a time alone it is not.
+        seed: for the order of the samples and their random changes.
         rate: the highest learning rate.
-        check: held-out samples, at most 64 of them; None holds some of `data` back.
+        check: held-out samples, at most 64 of them are used; None holds some of `data` back.
         threads: 0 takes one for every processor.
         progress: told about every step.
+        clock: measures the time.
 
     Raises:
         ModelError: torch is not installed; an operator cannot be trained through; nothing to train or to compare.
-        InputError: no time, or no steps.
+        InputError: `minutes` or `steps` is not positive.
     """
-    began = time.monotonic()
+    started = clock()
     if not minutes > 0 or (steps is not None and steps < 1):
-        raise InputError(f"{minutes:g} minutes, {steps} steps", where="training", hint="give more than none")
+        what = f"got {minutes:g} minutes and {steps} steps"
+        raise InputError(what, where="training", hint="give a time above 0 and at least one step")
     require_trainable(student)
     if check is None:
         data, check = data.split()
-    lesson = Objective(student, teacher, data, seed=seed)
-    schedule = Schedule(minutes, steps, rate)
-    found = fit(lesson, check.take(CHECKED), schedule, began=began, threads=threads, progress=progress)
-    before, after = found.looks[0].evaluation, found.looks[found.kept].evaluation
-    return Distilled(lesson.written() if found.improved else student, before, after, found.steps, found.seconds)
+    objective = build_objective(student, teacher, data, seed=seed)
+    fitted = fit(
+        objective,
+        check.take(MAX_CHECK_SAMPLES),
+        Schedule(minutes, steps, rate),
+        started=started,
+        threads=threads,
+        progress=progress,
+        clock=clock,
+    )
+    return Distilled(
+        model=objective.to_model() if fitted.improved else student,
+        before=fitted.checkpoints[0].evaluation,
+        after=fitted.checkpoints[fitted.best].evaluation,
+        steps=fitted.steps,
+        seconds=fitted.seconds,
+    )

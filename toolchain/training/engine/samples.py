@@ -1,6 +1,7 @@
-"""Training data in memory: examples, their labels where there are any, and which of them make the batch of a step.
+"""Training data in memory: examples, labels if there are any, and the batch of each step.
 
-What a step draws depends on its number and the seed alone, so a run that is continued draws what the first would have.
+The batch of a step depends on the number of the step and the seed alone, so a run that is resumed draws the same
+batches as one without interruption.
 """
 
 from __future__ import annotations
@@ -19,23 +20,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LABELS = "labels"
-"""Name of the array that holds what the model should say."""
-KEPT_BYTES = 1 << 29
-"""Samples held in memory."""
+"""Name of the array that holds the ground truth."""
+MAX_BYTES = 1 << 29
+"""Samples are held in memory up to this size in bytes."""
 
 Example = Mapping[str, "Tensor"]
 
 
 class Samples:
-    """As many samples of `data` as fit 512 MiB.
+    """The first samples of `data` that fit into 512 MiB.
 
-    examples: what the model is fed. labels: of each, where `data` has them: int64 [1] (a class), or float as an output.
-    augment: whether samples are changed at random; None: images that have no labels are.
+    Args:
+        data: samples, with an array called ``labels`` or without.
+        augment: change images at random; None: only where there are no labels.
+
+    Attributes:
+        examples: inputs of the model, by name.
+        labels: one tensor per example, int64 [1] (a class) or float in the shape of an output; None without labels.
+        augment: whether samples are changed at random.
     """
 
     def __init__(self, data: CalibrationData, *, augment: bool | None = None) -> None:
         size = max(sum(array.nbytes for array in next(iter(data)).values()), 1)
-        feeds = list(data.take(max(1, min(len(data), KEPT_BYTES // size))))
+        feeds = list(data.take(max(1, min(len(data), MAX_BYTES // size))))
         self.examples, self.labels = split_labels(feeds)
         first = {name: tensor.numpy() for name, tensor in self.examples[0].items()}
         self.augment = is_image(first) and self.labels is None if augment is None else augment and is_image(first)
@@ -44,18 +51,18 @@ class Samples:
         return len(self.examples)
 
     def drawn(self, step: int, size: int, seed: int) -> list[int]:
-        """Numbers of the examples of a step's batch: a random order, all through and then another."""
-        each = max(1, len(self) // size)
-        epoch, place = divmod(step, each)
+        """Return the numbers of the examples in a step's batch: all examples in random order, then in another one."""
+        steps_an_epoch = max(1, len(self) // size)
+        epoch, place = divmod(step, steps_an_epoch)
         order = _order(len(self), seed, epoch)
         return [int(i) for i in np.resize(order[place * size :], size)]
 
     def steps(self, epochs: float, size: int) -> int:
-        """How many steps see every example so many times."""
+        """Compute the number of steps in which every example is seen `epochs` times, in batches of `size`."""
         return max(int(epochs > 0), round(epochs * max(1, len(self) // size)))
 
     def changed(self, step: int, place: int, seed: int) -> Example:
-        """The example at a place of a step's batch, made up of random ones."""
+        """Make the augmented example at one place of a step's batch, from random examples."""
         return augmented(self.examples, np.random.default_rng((seed, step, place)))
 
 
@@ -65,7 +72,7 @@ def _order(count: int, seed: int, epoch: int) -> Array:
 
 
 def split_labels(feeds: Sequence[Mapping[str, Array]]) -> tuple[list[Example], list[Tensor] | None]:
-    """Tensors to feed, and the labels by themselves; None where there are none."""
+    """Split feeds into model inputs and labels, as tensors; the labels are None where there are none."""
     examples: list[Example] = [
         {name: tensor(array) for name, array in feed.items() if name != LABELS} for feed in feeds
     ]
@@ -73,14 +80,14 @@ def split_labels(feeds: Sequence[Mapping[str, Array]]) -> tuple[list[Example], l
 
 
 def tensor(array: Array) -> Tensor:
-    """A copy."""
+    """Copy an array into a tensor."""
     import torch
 
     return torch.from_numpy(np.array(array))
 
 
 def joined(examples: Sequence[Example]) -> Example:
-    """One batch of several."""
+    """Concatenate examples to one batch, along the first axis."""
     import torch
 
     return {name: torch.cat([example[name] for example in examples]) for name in examples[0]}

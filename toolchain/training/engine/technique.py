@@ -1,8 +1,9 @@
-"""`Technique`: what is done to a student's weights and tensors while it learns, and what is made of it in the end.
+"""`Technique`: the interface of training techniques such as pruning, codebooks and quantization-aware training.
 
-A lesson computes the student with its weights (and, where a technique asks for it, its activations) passed *through*
-functions: a mask, a rounding, a fake quantization. Gradients pass back through the same functions to the dense weights,
-which are what the optimizer moves. So masks may change their mind, and a rounded weight may cross to the next level.
+A training step computes the student with its weights, and where a technique asks for it its activations, passed
+through functions: a mask, a rounding, a fake quantization. Gradients pass back through the same functions to the dense
+weights, which the optimizer changes. So a mask may change during training, and a rounded weight may move to the next
+level.
 """
 
 from __future__ import annotations
@@ -15,53 +16,71 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toolchain.training.engine.torch_graph import Through
+    from toolchain.training.engine.torch_graph import Transforms
 
 Weights = Mapping[str, "Tensor"]
-"""A student's trainable weights as they are now, by initializer name."""
+"""The current trainable weights of a student, by initializer name."""
 
 
 class Technique:
-    """Does nothing: plain training. Others override what they need.
+    """Plain training, which does nothing to the student. Other techniques override the methods they need.
 
-    A technique is made for one student (its constructor takes the model) and used by one lesson.
+    A technique is made for one student (its constructor takes the model) and used by one objective.
 
-    settled: the share of a training from which on it has arrived at what it was asked for; what came before is no
-    candidate for the best.
-    revives: whether single weights that were pruned before may come back; else they stay zero.
+    Attributes:
+        target_share: fraction of the training after which the technique has reached its target, such as the wanted
+            share of zeros. Checkpoints before that are not candidates for the best.
+        revives: single weights that were pruned before may become nonzero again; otherwise they stay zero.
     """
 
-    settled: float = 0.0
+    target_share: float = 0.0
     revives: bool = False
 
     def parameters(self) -> dict[str, Tensor]:
-        """Leaf tensors that are trained beside the student's weights, by names that are none of its tensors'."""
+        """Return leaf tensors that are trained beside the weights, by names that no tensor of the student has."""
         return {}
 
-    def through(self) -> Through:
-        """What readers of a tensor get instead of it; asked for before every step.
+    def transforms(self) -> Transforms:
+        """Return functions by tensor name; the readers of a tensor get the function's result. Called before every step.
 
-        Called by several threads at once, so these functions change nothing.
+        Several threads call these functions at once, so they must not change anything.
         """
         return {}
 
     def proximal(self, weights: Weights, rate: float) -> Weights:
-        """Weights moved by the proximal operator of a regularizer, after a step of the optimizer of this rate.
+        """Apply the proximal operator of a regularizer to the weights, after a step of the optimizer.
 
-        Only those that change, without gradients. A rate is a share of a channel's root mean square, as everywhere.
+        Args:
+            weights: the current weights.
+            rate: learning rate of the step, relative to the root mean square of a channel.
+
+        Returns:
+            The weights that change, without gradients.
         """
         return {}
 
     def advance(self, weights: Weights, share: float) -> None:
-        """Called before the first step (share 0) and after every one. share: of this training that is done, to 1."""
+        """Adapt to the progress of the training: called before the first step and after every step.
+
+        Args:
+            weights: the current weights.
+            share: fraction of this training that is over, 0 to 1.
+        """
 
     def state(self) -> dict[str, Any]:
-        """Whatever :meth:`advance` has changed, of tensors and plain Python, for a checkpoint."""
+        """Return everything that :meth:`advance` has changed, as tensors, numbers, strings, lists and dictionaries.
+
+        The state is stored in a file that is loaded without executing code, so it may hold nothing else.
+        """
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` gave."""
+        """Continue from what :meth:`state` returned."""
 
     def finish(self, model: ir.Model) -> ir.Model:
-        """The model to deploy. model: a clone of the student with its trained dense weights; may be changed."""
+        """Return the model to deploy.
+
+        Args:
+            model: a clone of the student with its trained dense weights; may be changed.
+        """
         return model

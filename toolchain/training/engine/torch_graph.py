@@ -1,9 +1,9 @@
-"""An ONNX graph in torch: any tensor from any others, with gradients to its weights.
+"""An ONNX graph in torch, with gradients to its weights.
 
-`TorchGraph` computes what is asked for from what is given and runs no other node. Given a model's inputs and asked for
-its outputs it is the model; given the tensors in front of a block and asked for those behind it, the block. A tensor
-may also be passed `through` a function on its way to its readers, as fake quantization does with activations and
-weights.
+`TorchGraph` computes the wanted tensors from the given ones and runs no other node. Given the inputs and asked for the
+outputs, it runs the whole model; given the tensors in front of a block and asked for those behind it, it runs the
+block. A tensor can also be replaced by a function of itself for all of its readers (`Transforms`), as fake quantization
+does with activations and weights.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-OLDEST_OPSET = 13
-"""Softmax, Split and Squeeze had other meanings before."""
+MIN_OPSET = 13
+"""Softmax, Split and Squeeze had other meanings in older operator sets."""
 
-TRAINED: Mapping[str, tuple[int, ...]] = {
+WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
     "Gemm": (0, 1, 2),
@@ -37,20 +37,22 @@ TRAINED: Mapping[str, tuple[int, ...]] = {
     "Add": (0, 1),
     "Mul": (0, 1),
 }
-"""Inputs that are weights where they are constant, float and of more than one element."""
+"""Input positions that are trained where they are constant, float and have more than one element."""
 
-Through = Mapping[str, "Callable[[Tensor], Tensor]"]
+Transforms = Mapping[str, "Callable[[Tensor], Tensor]"]
+"""Functions by tensor name (weights included); the readers of a tensor get the function's result."""
 
 
 class TorchGraph:
     """A model in torch, on the CPU.
 
-    parameters: the weights that can be trained, by initializer name; they require gradients.
-    buffers: the running means and variances of batch normalizations, by initializer name.
-    training: whether batch normalizations use the batch's own statistics, and move the running ones towards them.
+    Attributes:
+        parameters: the weights that can be trained, by initializer name; they require gradients.
+        buffers: the running means and variances of batch normalizations, by initializer name.
+        training: batch normalizations use the statistics of the batch, and move the running ones towards them.
 
     Raises:
-        ModelError: an operator (or operator set) that cannot be trained through, by name.
+        ModelError: the model has an operator or operator set that cannot be trained through.
     """
 
     parameters: dict[str, torch.nn.Parameter]
@@ -79,37 +81,36 @@ class TorchGraph:
         self._orders: dict[tuple[frozenset[str], tuple[str, ...]], list[tuple[ir.Node, list[str]]]] = {}
 
     def __call__(
-        self, given: Mapping[str, Tensor], wanted: Iterable[str], through: Through | None = None
+        self, given: Mapping[str, Tensor], wanted: Iterable[str], transforms: Transforms | None = None
     ) -> dict[str, Tensor]:
-        """The tensors of the names `wanted`, computed from those `given`.
+        """Compute the tensors named in `wanted` from those in `given`.
 
         Args:
             given: tensors by name, inputs of the model or any others; nothing in front of them is run.
             wanted: names of tensors.
-            through: functions by tensor name (weights included): readers of the tensor get the function's result.
+            transforms: functions that tensors are passed through on the way to their readers.
 
         Raises:
-            ModelError: something wanted depends on an input that is not given, or is not in the graph.
+            ModelError: a wanted tensor depends on an input that is not given, or is not in the graph.
         """
         names = tuple(wanted)
         known: dict[str, Tensor] = {**self._constants, **self.parameters, **given}
-        changed = through or {}
-        seen = {name: change(known[name]) for name, change in changed.items() if name in known}
-        known.update(seen)
+        transforms = transforms or {}
+        known.update({name: transform(known[name]) for name, transform in transforms.items() if name in known})
         operators = {**table(), "BatchNormalization": batch_normalized} if self.training else table()
-        for node, done in self._order(frozenset(given), names):
+        for node, unneeded in self._order(frozenset(given), names):
             inputs = [None if value is None else known[str(value.name)] for value in node.inputs]
-            found = operators[query.op(node)](node, *inputs)
-            outputs = found if isinstance(found, list | tuple) else [found]
+            result = operators[query.op(node)](node, *inputs)
+            outputs = result if isinstance(result, list | tuple) else [result]
             for value, tensor in zip(node.outputs, outputs, strict=False):
                 name = str(value.name)
-                known[name] = changed[name](tensor) if name in changed else tensor
-            for name in done:
+                known[name] = transforms[name](tensor) if name in transforms else tensor
+            for name in unneeded:
                 known.pop(name, None)
         return {name: known[name] for name in names}
 
     def write_back(self) -> ir.Model:
-        """A clone of the model with the parameters and buffers as they are now."""
+        """Write the parameters and buffers as they are now into a clone of the model."""
         clone = self._model.clone()
         now = {**self.buffers, **self.parameters}
         for value in _constants(clone):
@@ -118,7 +119,7 @@ class TorchGraph:
         return clone
 
     def _order(self, given: frozenset[str], wanted: tuple[str, ...]) -> list[tuple[ir.Node, list[str]]]:
-        """The nodes to run, each with the tensors that nothing needs after it."""
+        """Return the nodes to run, each with the tensors that are not needed after it."""
         if (given, wanted) not in self._orders:
             self._orders[given, wanted] = self._find_order(given, wanted)
         return self._orders[given, wanted]
@@ -132,26 +133,26 @@ class TorchGraph:
             if not outputs & needed:
                 continue
             inputs = {str(value.name) for value in node.inputs if value is not None}
-            done = sorted((inputs | outputs) - read - ready)
+            unneeded = sorted((inputs | outputs) - read - ready)
             read |= inputs | outputs
             needed = (needed - outputs) | (inputs - ready)
-            order.append((node, done))
+            order.append((node, unneeded))
         if needed:
             raise ModelError(f"depends on {min(needed)!r}, which is not given", where=f"tensor {wanted[0]!r}")
         return order[::-1]
 
 
 def check_operators(model: ir.Model) -> None:
-    """Refuse what cannot be trained.
+    """Check that every operator of a model can be trained through.
 
     Raises:
-        ModelError: an old operator set, or an operator that is not in the table of torch's.
+        ModelError: the operator set is too old, or an operator is not in :mod:`toolchain.training.engine.torch_ops`.
     """
-    if query.opset(model) < OLDEST_OPSET:
+    if query.opset(model) < MIN_OPSET:
         raise ModelError(
-            f"is of operator set {query.opset(model)}, and {OLDEST_OPSET} is the oldest that can be trained",
+            f"has operator set {query.opset(model)}; training needs {MIN_OPSET} or newer",
             where=model.graph.name,
-            hint="convert it first",
+            hint="convert it with `toolchain convert` first",
         )
     operators = table()
     for node in model.graph:
@@ -169,8 +170,8 @@ def _constants(model: ir.Model) -> list[ir.Value]:
 
 
 def _weights(node: ir.Node) -> set[str]:
-    """Names of the node's inputs that can be trained: initializers, for others cannot be written back."""
-    chosen = [node.inputs[i] for i in TRAINED.get(query.op(node), ()) if i < len(node.inputs)]
+    """Name the node's inputs that can be trained: initializers only, because others cannot be written back."""
+    chosen = [node.inputs[i] for i in WEIGHT_INPUTS.get(query.op(node), ()) if i < len(node.inputs)]
     return {
         str(value.name)
         for value in chosen

@@ -1,9 +1,9 @@
-"""ONNX operators as torch functions that gradients pass through.
+"""ONNX operators as differentiable torch functions.
 
-Every function takes the node, for its attributes, and its inputs in order, None for one that is left off. Integer
-tensors (shapes, axes, indices) are tensors like any other, so whatever computes them in the graph is run, too.
-Semantics are those of operator sets 13 to 21 (https://onnx.ai/onnx/operators). The table is built in functions because
-torch is imported by what needs it alone.
+Every function takes the node, for its attributes, and its inputs in order, with None for an input that is left off.
+Integer tensors (shapes, axes, indices) are tensors like any other, so the nodes that compute them are run as well.
+Semantics are those of operator sets 13 to 21 (https://onnx.ai/onnx/operators). The table is built inside functions so
+that torch is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Op = Callable[..., Any]
-"""From a node and its inputs to its output, or to a sequence of outputs."""
+"""A function from a node and its inputs to its output, or to a sequence of outputs."""
 
 
 @functools.cache
 def table() -> Mapping[str, Op]:
-    """Every operator that can be trained through, by the key of the op table."""
+    """Return every operator that can be trained through, by the key of the operator table."""
     return {**_pointwise(), **_products(), **_norms(), **_pools(), **_reductions(), **_views(), **_selections()}
 
 
@@ -42,7 +42,7 @@ def _refuse(node: ir.Node, what: str) -> ModelError:
 
 
 def _plain(**functions: Callable[..., Any]) -> dict[str, Op]:
-    """Operators without attributes."""
+    """Wrap torch functions of operators without attributes."""
     return {name: lambda node, *x, call=call: call(*x) for name, call in functions.items()}
 
 
@@ -56,7 +56,7 @@ def _pointwise() -> dict[str, Op]:
     def clip(node: ir.Node, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
         if not x.is_floating_point():
             return torch.clamp(x, low, high)
-        # Not torch.clamp: its gradient takes four passes over the tensor where this one's takes one.
+        # Not torch.clamp: its gradient takes four passes over the tensor, that of hardtanh takes one.
         lowest, highest = (-torch.inf if low is None else low.item()), (torch.inf if high is None else high.item())
         return functional.hardtanh(x, lowest, highest)
 
@@ -128,7 +128,7 @@ def _products() -> dict[str, Op]:
 
 
 def _innermost_first(before: Sequence[int], behind: Sequence[int]) -> list[int]:
-    """Pads as torch takes them: the last axis first."""
+    """Order pads as torch takes them: the last axis first."""
     return list(chain.from_iterable(zip(reversed(before), reversed(behind), strict=True)))
 
 
@@ -150,7 +150,7 @@ def _norms() -> dict[str, Op]:
 
 
 def batch_normalized(node: ir.Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """BatchNormalization by the batch's own statistics; `mean` and `var` move by a tenth towards them, in place."""
+    """Normalize by the statistics of the batch; `mean` and `var` move a tenth of the way towards them, in place."""
     from torch.nn import functional
 
     return functional.batch_norm(x, mean, var, scale, bias, training=True, eps=attribute(node, "epsilon", 1e-5))
@@ -210,7 +210,7 @@ def _reductions() -> dict[str, Op]:
 
 
 def _views() -> dict[str, Op]:
-    """The same numbers in another shape or order."""
+    """Operators that change shape or order of the numbers."""
     import torch
 
     def reshape(node: ir.Node, x: Tensor, shape: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ def _views() -> dict[str, Op]:
 
 
 def _selections() -> dict[str, Op]:
-    """Parts of a tensor, several tensors as one, and other sizes of space."""
+    """Operators that select, join, pad and resize."""
     import torch
     from torch.nn import functional
 
@@ -337,7 +337,7 @@ def _selections() -> dict[str, Op]:
 
 
 def _coordinates(node: ir.Node, wanted: int, size: int, scale: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Where each of `wanted` places lies among the `size` given ones (ONNX, Resize)."""
+    """Compute the positions of `wanted` samples among `size` given ones (ONNX, Resize)."""
     places, mode = np.arange(wanted, dtype=np.float64), attribute(node, "coordinate_transformation_mode", "half_pixel")
     if mode == "half_pixel" or (mode == "pytorch_half_pixel" and wanted > 1):
         return (places + 0.5) / scale - 0.5

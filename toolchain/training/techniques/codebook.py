@@ -1,14 +1,16 @@
-"""Weights from a small alphabet: shared values, powers of two, or two values a channel; stored as codes of few bits.
+"""Codebook weights: shared values, powers of two, or two values per channel, stored as codes of few bits.
 
-What onnxruntime's CPU provider computes with are floats all the same: it is the file that gets small, not the time
-(:mod:`toolchain.storage.codebook`). :mod:`toolchain.training.techniques.codebook_weights` says how each kind learns.
+onnxruntime's CPU provider unpacks the codes and computes with floats, so the file gets smaller but the model not faster
+(:mod:`toolchain.storage.codebook`). :mod:`toolchain.training.techniques.codebook_weights` says how each kind is
+trained.
 
-The weights are those of products (Conv, ConvTranspose, Gemm, MatMul) with more than one axis. A weight that several
-nodes read is one weight.
+Coded are the weights of products (Conv, ConvTranspose, Gemm, MatMul) with more than one axis. A weight that several
+nodes read is coded once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,22 +25,31 @@ from toolchain.data.tensors import Array
 from toolchain.graph import query
 from toolchain.ops.weights import product_weights
 from toolchain.storage import codebook
-from toolchain.training.engine.objective import heads
+from toolchain.training.engine.comparison import output_scores
 from toolchain.training.engine.samples import split_labels
 from toolchain.training.engine.technique import Technique, Weights
-from toolchain.training.engine.torch_graph import Through, TorchGraph
-from toolchain.training.techniques.codebook_weights import CodebookKind, CodedTensor, SharedWeights
+from toolchain.training.engine.torch_graph import TorchGraph, Transforms
+from toolchain.training.techniques.codebook_weights import CodebookKind, SharedWeights, TensorToCode
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Keep = Literal["ends", "none"] | Sequence[str]
-"""What stays float: the first and the last product, nothing, or nodes by name."""
+LOGGER = logging.getLogger(__name__)
+
+KeepFloat = Literal["ends", "none"] | Sequence[str]
+"""Products that stay float: the first and the last one, none, or nodes by name."""
 
 
 @dataclass(frozen=True)
 class CodedProduct:
-    """A weight and how a node multiplies with it. out, in_: its axes. groups: of channels, each summed by itself."""
+    """A weight and the node that multiplies with it.
+
+    Attributes:
+        node: label of the node.
+        name: of the weight's initializer.
+        out, in_: the axes of output and input channels.
+        groups: number of groups of a convolution.
+    """
 
     node: str
     name: str
@@ -50,69 +61,81 @@ class CodedProduct:
 class Codebook(Technique):
     """Codes the weights of a student's products.
 
-    letters: which alphabet. keep: what stays float; None: nothing of shared weights, else the ends, for a classifier
-    bears little rounding where it meets the image and where it scores. importance: how much a squared error of a
-    weight counts, by the weight's name: an array of its shape (such as :func:`squared_gradients`) or of one number for
-    each input channel (second moments of what the node reads); others count alike.
+    Args:
+        model: the student.
+        kind: shared values, powers of two or binary.
+        keep: products that stay float; None: none for shared weights, the first and the last for the others, because
+            classifiers tolerate little rounding in their first and last layers.
+        importance: factor of a weight's squared error, by the name of the weight: an array of its shape (such as
+            :func:`squared_gradients`), or one number for each input channel (second moments of the node's input).
+            Weights without an entry count equally.
 
     Raises:
-        InputError: no node of a name in `keep`; an importance that does not fit its weight.
+        InputError: a name in `keep` is no product; an importance does not fit its weight.
         ModelError: there is nothing to code.
     """
 
     def __init__(
         self,
         model: ir.Model,
-        letters: CodebookKind,
-        keep: Keep | None = None,
+        kind: CodebookKind,
+        keep: KeepFloat | None = None,
         importance: Mapping[str, Array] | None = None,
     ) -> None:
-        chosen = coded_products(model, keep or ("none" if isinstance(letters, SharedWeights) else "ends"))
-        self.settled = letters.settled
+        chosen = coded_products(model, keep or ("none" if isinstance(kind, SharedWeights) else "ends"))
+        self.target_share = kind.target_share
         known = importance or {}
-        self._letters = {}
+        self._codes = {}
         for product in chosen:
             array = np.array(query.float_array(model.graph.initializers[product.name]))
-            weighed = _importance(product, array.shape, known[product.name]) if product.name in known else None
-            self._letters[product.name] = letters.letter(CodedTensor(array, product.out, weighed))
+            factors = _importance(product, array.shape, known[product.name]) if product.name in known else None
+            self._codes[product.name] = kind.weight_code(TensorToCode(array, product.out, factors))
+        LOGGER.info("%d weights are coded, %d products stay float", len(chosen), len(products(model)) - len(chosen))
 
     def parameters(self) -> dict[str, Tensor]:
-        """The moves of codebooks."""
-        found = {f"{name}:book": letter.moved for name, letter in self._letters.items()}
-        return {name: moved for name, moved in found.items() if moved is not None}
+        """Return the changes of codebook entries."""
+        moves = {f"{name}:book": code.moves for name, code in self._codes.items()}
+        return {name: move for name, move in moves.items() if move is not None}
 
-    def through(self) -> Through:
-        """Coded weights (of powers of two: those that are frozen)."""
-        return {name: letter.read for name, letter in self._letters.items()}
+    def transforms(self) -> Transforms:
+        """Replace weights by their coded values (of powers of two: those that are frozen)."""
+        return {name: code.decode for name, code in self._codes.items()}
 
     def advance(self, weights: Weights, share: float) -> None:
-        """Freeze or assign what is due."""
-        for name, letter in self._letters.items():
-            letter.advance(weights[name], share)
+        """Freeze or assign weights where that is due."""
+        for name, code in self._codes.items():
+            code.advance(weights[name], share)
 
     def state(self) -> dict[str, Any]:
-        """Of every weight."""
-        return {name: letter.state() for name, letter in self._letters.items()}
+        """Return the state of every code."""
+        return {name: code.state() for name, code in self._codes.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Of every weight."""
-        for name, letter in self._letters.items():
-            letter.restore(state[name])
+        """Set the state of every code."""
+        for name, code in self._codes.items():
+            code.restore(state[name])
 
     def finish(self, model: ir.Model) -> ir.Model:
-        """The model with all these weights coded, stored as codes; what is not frozen yet is rounded."""
-        return codebook.store(model, self.coded(model))
+        """Store the weights as codes; weights that are not frozen yet are rounded."""
+        return codebook.store(model, self.encode(model))
 
-    def coded(self, model: ir.Model) -> dict[str, codebook.Coded]:
-        """The weights of :meth:`finish` by name; `model`: the student with its trained dense weights."""
+    def encode(self, model: ir.Model) -> dict[str, codebook.Coded]:
+        """Code the weights of a model, by name.
+
+        Args:
+            model: the student with its trained dense weights.
+        """
         import torch
 
-        weights = {name: np.array(query.float_array(model.graph.initializers[name])) for name in self._letters}
-        return {name: letter.coded(torch.from_numpy(weights[name])) for name, letter in self._letters.items()}
+        weights = {name: np.array(query.float_array(model.graph.initializers[name])) for name in self._codes}
+        return {name: code.encode(torch.from_numpy(weights[name])) for name, code in self._codes.items()}
 
 
 def products(model: ir.Model) -> list[CodedProduct]:
-    """The products with a float32 initializer of more than one axis, in graph order; a weight once for each reader."""
+    """List the products with a float32 initializer of more than one axis, in graph order.
+
+    A weight that several nodes read is listed once for each of them.
+    """
     return [
         CodedProduct(query.label(w.node), str(w.value.name), w.axes.out, w.axes.in_, w.axes.groups)
         for w in product_weights(model)
@@ -120,19 +143,25 @@ def products(model: ir.Model) -> list[CodedProduct]:
     ]
 
 
-def coded_products(model: ir.Model, keep: Keep) -> list[CodedProduct]:
-    """Those whose weights are coded, one for each weight; a weight that one kept node reads stays float for all."""
-    found = products(model)
-    names = [product.node for product in found]
+def coded_products(model: ir.Model, keep: KeepFloat) -> list[CodedProduct]:
+    """List the products to code, one for each weight.
+
+    A weight that a kept node reads stays float for all of its nodes.
+
+    Raises:
+        InputError: a name in `keep` is no product. ModelError: nothing is left to code.
+    """
+    every = products(model)
+    names = [product.node for product in every]
     if keep == "ends":
         kept = {*names[:1], *names[-1:]}
     else:
         kept = set() if isinstance(keep, str) else set(keep)
         for name in sorted(kept - set(names)):
             raise InputError("no such product to keep", where=f"node {name!r}", hint=did_you_mean(name, names))
-    floats = {product.name for product in found if product.node in kept}
+    floats = {product.name for product in every if product.node in kept}
     chosen: dict[str, CodedProduct] = {}
-    for product in found:
+    for product in every:
         if product.name not in floats:
             chosen.setdefault(product.name, product)
     if not chosen:
@@ -141,21 +170,26 @@ def coded_products(model: ir.Model, keep: Keep) -> list[CodedProduct]:
 
 
 def squared_gradients(graph: TorchGraph, losses: Iterable[Tensor]) -> dict[str, Array]:
-    """For every weight the mean square of its gradient, of its shape: what stands in for the Hessian's diagonal.
+    """Compute the mean squared gradient of every weight, as an estimate of the diagonal of the Hessian.
 
-    At a minimum of a log-likelihood they are the same in expectation (the Fisher information), with labels drawn from
-    the model's own scores: it needs none of ours. On two classifiers it makes the outputs of 3- and 2-bit codebooks 3
-    to 7 dB more faithful.
+    At a minimum of a log-likelihood the two are equal in expectation (the Fisher information), where labels are drawn
+    from the model's own scores; no true labels are needed. On two classifiers it raises the fidelity of the outputs of
+    3- and 2-bit codebooks by 3 to 7 dB.
 
-    losses: one for each sample, computed by `graph`; taken one at a time.
+    Args:
+        graph: the model.
+        losses: one for each sample, computed by `graph`; taken one at a time.
+
+    Returns:
+        Arrays in the shape of the weights, by name.
     """
     import torch
 
     sums = {name: torch.zeros_like(weight) for name, weight in graph.parameters.items()}
     count = 0
     for loss in losses:
-        found = torch.autograd.grad(loss, list(graph.parameters.values()), allow_unused=True)
-        for total, gradient in zip(sums.values(), found, strict=True):
+        gradients = torch.autograd.grad(loss, list(graph.parameters.values()), allow_unused=True)
+        for total, gradient in zip(sums.values(), gradients, strict=True):
             if gradient is not None:
                 total += gradient.square()
         count += 1
@@ -163,11 +197,11 @@ def squared_gradients(graph: TorchGraph, losses: Iterable[Tensor]) -> dict[str, 
 
 
 def own_gradients(model: ir.Model, data: CalibrationData, seed: int) -> dict[str, Array] | None:
-    """Squared gradients of a classifier on some samples, with classes drawn from its own scores; None of others."""
+    """Compute squared gradients of a classifier, with classes drawn from its own scores; None for other models."""
     import torch
 
     graph = TorchGraph(model)
-    name, scores = next(iter(heads(model).items()))
+    name, scores = next(iter(output_scores(model).items()))
     examples, _ = split_labels(list(data))
     with torch.no_grad():
         if not scores or graph(examples[0], [name])[name].ndim != 2:
@@ -176,18 +210,21 @@ def own_gradients(model: ir.Model, data: CalibrationData, seed: int) -> dict[str
 
     def losses() -> Iterator[Tensor]:
         for example in examples:
-            found = graph(example, [name])[name].log_softmax(-1)
-            yield -found[0, torch.multinomial(found[0].exp().detach(), 1, generator=drawn)].sum()
+            log_p = graph(example, [name])[name].log_softmax(-1)
+            yield -log_p[0, torch.multinomial(log_p[0].exp().detach(), 1, generator=drawn)].sum()
 
     return squared_gradients(graph, losses())
 
 
 def _importance(product: CodedProduct, shape: tuple[int, ...], given: Array) -> F64:
-    """Of the weight's shape; input channels are those of all groups, one group after the other."""
+    """Expand an importance to the shape of its weight.
+
+    Numbers for input channels are those of all groups, one group after the other.
+    """
     where = f"importance of {product.name!r}"
     array = np.asarray(given, np.float64)
     if not np.isfinite(array).all() or (array < 0).any():
-        raise InputError("has numbers below zero, or none at all", where=where, hint="give squares")
+        raise InputError("has negative numbers or NaN", where=where, hint="give squares")
     if array.shape == shape:
         return array
     groups = product.groups if product.in_ == 1 else 1

@@ -1,20 +1,21 @@
-"""The few values that weights may take, and which of them each takes: the mathematics, in NumPy.
+"""Codebook levels and the assignment of weights to them: the mathematics, in NumPy.
 
-K-means (weight sharing, Han et al. 2016, arXiv 1510.00149). Around a trained w the loss grows by ½ Σ h_i (w_i − c_i)²,
-with h the diagonal of its Hessian; so h_i weighs weight i (Choi et al. 2017, arXiv 1612.01543):
+K-means (weight sharing, Han et al. 2016, arXiv 1510.00149). Around trained weights w the loss grows by
+½ Σ h_i (w_i − c_i)², where h is the diagonal of its Hessian; so weight i has the factor h_i (Choi et al. 2017, arXiv
+1612.01543):
 
-    c_j ← Σ_{i in j} h_i w_i / Σ_{i in j} h_i,    i in j  where |w_i − c_j| is least
+    c_j ← Σ_{i in j} h_i w_i / Σ_{i in j} h_i,    i in j  where |w_i − c_j| is smallest
 
-On a line the clusters are intervals, their borders half way between centres. Sorted once, with sums from the left, a
-round costs a few binary searches.
+On a line the clusters are intervals, with borders half way between the centres. With the values sorted once and sums
+accumulated from the left, a round costs a few binary searches.
 
 Powers of two (Zhou et al. 2017, arXiv 1702.03044) and sums of two (additive powers, Li et al. 2020, arXiv 1909.13144).
-With B bits of magnitude behind the sign:
+With B bits of magnitude beside the sign bit:
 
     one term     0, 1, ½, ¼, … : 2^B − 1 powers
     two terms    p + q; p is 0 or one of 2^⌈B/2⌉ − 1 powers, q is 0 or one of 2^⌊B/2⌋ − 1 others, which alternate
 
-times a scale for each output channel. Sums of two lie evenly where large weights are, which single powers do not.
+times a scale for each output channel. Sums of two powers are spaced evenly among large weights; single powers are not.
 """
 
 from __future__ import annotations
@@ -27,44 +28,44 @@ from toolchain.core.arrays import F64, I64
 
 Start = Literal["linear", "quantile"]
 
-ROUNDS = 200
-"""Of k-means, at most; it has mostly settled after a few dozen."""
-LEAST_SHARE = 1e-3
-"""Every weight counts at least this part of the mean, so that a cluster of weights nobody reads has a centre."""
-SCALES = 2.0 ** np.linspace(-1.5, 0.5, 33)
-"""Tried for powers of two, in units of the channel's largest weight over the largest level."""
+MAX_KMEANS_ROUNDS = 200
+"""Limit of k-means; it usually converges after a few dozen rounds."""
+MIN_RELATIVE_IMPORTANCE = 1e-3
+"""Every weight counts at least this part of the mean importance, so that every cluster of weights has a centre."""
+SCALE_CANDIDATES = 2.0 ** np.linspace(-1.5, 0.5, 33)
+"""Scales tried for powers of two, relative to the channel's largest weight divided by the largest level."""
 
 
 def nearest(values: F64, levels: F64) -> I64:
-    """Index of the nearest of the sorted `levels`, of the shape of `values`; half way the upper one."""
+    """Return the index of the nearest of the sorted `levels` for each value; half way between two, the upper one."""
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, values, side="right")
 
 
 def start_centres(values: F64, count: int, start: Start) -> F64:
-    """`count` sorted centres. linear: evenly over the range; quantile: as many values to each."""
+    """Choose `count` sorted centres. linear: evenly over the range; quantile: the same number of values for each."""
     if start == "linear":
         return np.linspace(values.min(), values.max(), count)
     return np.quantile(values, (np.arange(count) + 0.5) / count)
 
 
 def kmeans(values: F64, centres: F64, weights: F64 | None = None) -> F64:
-    """Weighted k-means on a line, from sorted `centres` until nothing moves; an empty cluster stays where it is.
+    """Run weighted k-means on a line, from sorted `centres` until nothing moves; an empty cluster keeps its centre.
 
     Args:
         values: of any shape.
         centres: [k], sorted.
-        weights: of the shape of `values`, not negative; None: all count alike.
+        weights: in the shape of `values`, not negative; None: all count equally.
 
     Returns:
         float64 [k], sorted.
     """
     flat = values.reshape(-1).astype(np.float64)
     share = np.ones_like(flat) if weights is None else weights.reshape(-1).astype(np.float64)
-    share = np.maximum(share / max(float(share.mean()), 1e-300), LEAST_SHARE)
+    share = np.maximum(share / max(float(share.mean()), 1e-300), MIN_RELATIVE_IMPORTANCE)
     order = np.argsort(flat, kind="stable")
     ordered = flat[order]
     mass, moment = (np.concatenate([[0.0], np.cumsum(x)]) for x in (share[order], (share * flat)[order]))
-    for _ in range(ROUNDS):
+    for _ in range(MAX_KMEANS_ROUNDS):
         borders = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
         edges = np.concatenate([[0], borders, [len(flat)]])
         held = np.diff(mass[edges])
@@ -75,10 +76,12 @@ def kmeans(values: F64, centres: F64, weights: F64 | None = None) -> F64:
     return centres
 
 
-def powers(bits: int, terms: int) -> F64:
-    """2^bits − 1 sorted levels, the same on both sides of zero; one term: the largest is 1.
+def power_levels(bits: int, terms: int) -> F64:
+    """Compute 2^bits − 1 sorted levels, symmetric around zero; with one term the largest is 1.
 
-    bits: 2 or more. terms: 1 or 2.
+    Args:
+        bits: 2 or more, the sign included.
+        terms: 1 or 2 powers in each level.
     """
     magnitude = bits - 1
     if terms == 1:
@@ -95,28 +98,29 @@ def powers(bits: int, terms: int) -> F64:
 
 
 def best_scales(rows: F64, levels: F64, weights: F64 | None = None) -> F64:
-    """For every row the s with the least Σ h (w − s q)², q the levels nearest to w / s, among candidates.
+    """Find for every row the scale s with the smallest Σ h (w − s q)², where q are the levels nearest to w / s.
 
-    For given q the best s is Σ h w q / Σ h q², and what it takes off the error is (Σ h w q)² / Σ h q².
+    For given q the best s is Σ h w q / Σ h q², and it reduces the error by (Σ h w q)² / Σ h q². The q of a fixed set of
+    candidate scales are tried.
 
     Args:
         rows: [n, m].
         levels: sorted.
-        weights: h, [n, m]; None: all alike.
+        weights: h, [n, m]; None: all equal.
 
     Returns:
         float64 [n]; 1 for a row of zeros.
     """
-    share = np.ones_like(rows) if weights is None else weights
+    importance = np.ones_like(rows) if weights is None else weights
     largest = np.abs(rows).max(1) / levels[-1]
     largest = np.where(largest > 0, largest, 1.0)
     best, gain = largest, np.full(len(rows), -1.0)
-    for candidate in SCALES:
+    for candidate in SCALE_CANDIDATES:
         chosen = levels[nearest(rows / (candidate * largest)[:, None], levels)]
-        size = (share * chosen**2).sum(1)
-        match = (share * rows * chosen).sum(1)
-        found = np.where(size > 0, match**2 / np.where(size > 0, size, 1), 0.0)
-        better = (found > gain) & (match > 0)
+        size = (importance * chosen**2).sum(1)
+        match = (importance * rows * chosen).sum(1)
+        reduction = np.where(size > 0, match**2 / np.where(size > 0, size, 1), 0.0)
+        better = (reduction > gain) & (match > 0)
         best = np.where(better, match / np.where(size > 0, size, 1), best)
-        gain = np.where(better, found, gain)
+        gain = np.where(better, reduction, gain)
     return best

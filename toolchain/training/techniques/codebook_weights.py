@@ -1,17 +1,17 @@
-"""One weight whose readers see few values while it learns: shared, powers of two, binary.
+"""Codes of one weight during training: shared values, powers of two, binary.
 
-shared         w_i = c[j(i)]. An entry's gradient is the sum over its weights, ∂L/∂c_j = Σ_{i in j} ∂L/∂w_i (Han et al.
-               2016). Where assignments are made anew now and then, the gradient also passes straight to the dense
-               weights, and each goes to the entry it has come nearest to.
-powers of two  Incremental freezing (INQ, Zhou et al. 2017): half of the weights, the largest, take their level for
-               good, the others go on learning as floats and make up for it; then half of those; in the end all.
-binary         w̃ = α sign(w), α = mean |w| of the output channel, which is the least squared error (XNOR-Net, Rastegari
-               et al. 2016, arXiv 1603.05279). sign has no gradient; it passes straight through where |w| < CLIP α
-               (Bengio et al. 2013, arXiv 1308.3432): what lies further out will not change its sign soon, and need not
-               grow.
+shared         w_i = c[j(i)]. The gradient of an entry is the sum over its weights, ∂L/∂c_j = Σ_{i in j} ∂L/∂w_i (Han et
+               al. 2016). Where assignments are renewed during training, the gradient also passes straight to the dense
+               weights, and each weight is assigned to the entry that is nearest by then.
+powers of two  Incremental freezing (INQ, Zhou et al. 2017): the larger half of the weights is fixed at its levels, the
+               others are trained on as floats and compensate; then half of those; in the end all.
+binary         w̃ = α sign(w), α = mean |w| of the output channel, which has the least squared error (XNOR-Net,
+               Rastegari et al. 2016, arXiv 1603.05279). sign has no gradient; it is passed straight through where
+               |w| < GRADIENT_CLIP α (Bengio et al. 2013, arXiv 1308.3432): a weight further out will not change its
+               sign soon and need not grow.
 
-Scales and centres start from the weights that are given; all of it works without training as well. What has been pruned
-before stays zero: powers of two freeze it at once, and shared weights keep an entry for it.
+Scales and centres start from the given weights; all of it works without training as well. Weights that were pruned
+before stay zero: powers of two freeze them at once, and shared weights keep an entry for them.
 """
 
 from __future__ import annotations
@@ -32,55 +32,61 @@ from toolchain.training.techniques import codebook_levels
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLIP = 3.0
-"""Of α; of normally distributed weights 1.7 % lie outside."""
-STEPS = ((0.0, 0.5), (0.25, 0.75), (0.5, 0.875), (0.75, 1.0))
-"""Of powers of two: from which share of the training on which part of the weights is frozen."""
+GRADIENT_CLIP = 3.0
+"""Gradients of binary weights stop above this many α; 1.7 % of normally distributed weights lie outside."""
+FREEZE_SCHEDULE = ((0.0, 0.5), (0.25, 0.75), (0.5, 0.875), (0.75, 1.0))
+"""Powers of two: (fraction of the training, share of the weights that is frozen from then on)."""
 
 
 @dataclass(frozen=True)
-class CodedTensor:
-    """What is coded. array: float32, the weight. axis: of its output channels. importance: of its shape, or None."""
+class TensorToCode:
+    """A weight to code.
+
+    Attributes:
+        array: the weight, float32.
+        axis: of its output channels.
+        importance: factors of the squared errors, in the shape of the weight; None: all equal.
+    """
 
     array: Array
     axis: int
     importance: F64 | None
 
     def rows(self, group: int | None = 1) -> F64:
-        """float64 [channels / group, weights of so many]; None: all channels in one row."""
-        found: F64 = _rows(self.array, self.axis, group).astype(np.float64)
-        return found
+        """Return the weight as float64 [channels / group, weights of a group]; None: all channels in one row."""
+        rows: F64 = _rows(self.array, self.axis, group).astype(np.float64)
+        return rows
 
     def shares(self, group: int | None = 1) -> F64 | None:
-        """The importance in such rows."""
+        """Return the importance in the layout of :meth:`rows`."""
         return None if self.importance is None else _rows(self.importance, self.axis, group)
 
 
 class WeightCode(ABC):
-    """The alphabet of one weight, and what is chosen from it."""
+    """The levels of one weight, and the level of each of its numbers."""
 
-    moved: Tensor | None = None
-    """What is trained beside the weight."""
-
-    @abstractmethod
-    def read(self, weight: Tensor) -> Tensor:
-        """What readers get; changes nothing."""
+    moves: Tensor | None = None
+    """A leaf tensor that is trained beside the weight."""
 
     @abstractmethod
-    def coded(self, weight: Tensor) -> Coded:
-        """`weight` with the values that readers get once all of it is coded."""
+    def decode(self, weight: Tensor) -> Tensor:
+        """Replace the weight by its coded values, with gradients; changes nothing."""
+
+    @abstractmethod
+    def encode(self, weight: Tensor) -> Coded:
+        """Code the whole weight; the codes stand for the values that :meth:`decode` gives once all of it is coded."""
 
     @abstractmethod
     def advance(self, weight: Tensor, share: float) -> None:
-        """The training has come so far."""
+        """Adapt to the progress of the training. share: the fraction that is over, 0 to 1."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What :meth:`advance` has changed, copied."""
+        """Return a copy of everything that :meth:`advance` has changed: tensors and numbers."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from there."""
+        """Continue from what :meth:`state` returned."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +94,23 @@ class SharedWeights:
     """Weight sharing. See :mod:`toolchain.training.techniques.codebook_weights`.
 
     Attributes:
-        bits: 1 to 8; 2^bits values.
-        group: output channels that have a codebook in common (as many as divide the tensor's); None: the whole tensor.
-        start: of k-means. linear keeps the few large weights apart, and is mostly the better (Han et al. 2016).
-        assign: how often, evenly over the training, weights choose their entry anew; 0: never. At 2 bits it more than
-            halves what is left of the loss. Seldom is worse than often, for weights then have come far unseen.
+        bits: 1 to 8; there are 2^bits values.
+        group: number of output channels that share a codebook, reduced to a divisor of the tensor's channels; None: one
+            codebook for the whole tensor.
+        start: of k-means. linear keeps the few large weights apart, and is usually better (Han et al. 2016).
+        assign: number of times, evenly over the training, that weights are assigned to entries again; 0: never. At 2
+            bits it more than halves the remaining loss. Few times are worse than many, because the weights have moved
+            far by then.
 
     Raises:
-        ConfigError: a number out of its range.
+        ConfigError: a number is out of its range.
     """
 
     bits: int = 4
     group: int | None = None
     start: codebook_levels.Start = "linear"
     assign: int = 100
-    settled: ClassVar[float] = 0.0
+    target_share: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         _within("bits of shared weights", self.bits, 1, 8)
@@ -110,123 +118,127 @@ class SharedWeights:
         if self.group is not None:
             _within("group", self.group, 1, 1 << 20)
 
-    def letter(self, place: CodedTensor) -> WeightCode:
-        """For one weight."""
-        return _SharedCode(self, place)
+    def weight_code(self, tensor: TensorToCode) -> WeightCode:
+        """Make the code of one weight."""
+        return _SharedCode(self, tensor)
 
 
 @dataclass(frozen=True)
 class PowerOfTwoWeights:
     """Powers of two, or sums of two of them, with a scale for each output channel; zero is a level.
 
+    Attributes:
+        bits: 2 to 6; up to 8 with two terms.
+        terms: 1 or 2 powers in each level.
+
     Raises:
-        ConfigError: bits not 2 to 6, or to 8 with two terms, which are 1 or 2.
+        ConfigError: a number is out of its range.
     """
 
     bits: int = 4
     terms: int = 1
-    settled: ClassVar[float] = STEPS[-1][0]
+    target_share: ClassVar[float] = FREEZE_SCHEDULE[-1][0]
 
     def __post_init__(self) -> None:
         _within("terms", self.terms, 1, 2)
         _within("bits of powers of two", self.bits, 2, 6 if self.terms == 1 else 8)
 
-    def letter(self, place: CodedTensor) -> WeightCode:
-        """For one weight."""
-        return _PowerCode(self, place)
+    def weight_code(self, tensor: TensorToCode) -> WeightCode:
+        """Make the code of one weight."""
+        return _PowerCode(self, tensor)
 
 
 @dataclass(frozen=True)
 class BinaryWeights:
-    """Two values for each output channel, ±α."""
+    """Two values for each output channel, α and -α."""
 
-    settled: ClassVar[float] = 0.0
+    target_share: ClassVar[float] = 0.0
 
-    def letter(self, place: CodedTensor) -> WeightCode:
-        """For one weight."""
-        return _BinaryCode(place)
+    def weight_code(self, tensor: TensorToCode) -> WeightCode:
+        """Make the code of one weight."""
+        return _BinaryCode(tensor)
 
 
 CodebookKind = SharedWeights | PowerOfTwoWeights | BinaryWeights
 
 
 class _SharedCode(WeightCode):
-    """Entries move as centre + unit · move, so that a step of an optimizer is one of the codebook's own size."""
+    """Entries are centre + unit · move, so that a step of the optimizer is relative to the size of the weights."""
 
-    def __init__(self, how: SharedWeights, place: CodedTensor) -> None:
+    def __init__(self, kind: SharedWeights, tensor: TensorToCode) -> None:
         import torch
 
-        self._bits, self._assign, self._axis = how.bits, how.assign, place.axis
-        group = None if how.group is None else _divisor(place.array.shape[place.axis], how.group)
-        rows, shares, count = place.rows(group), place.shares(group), 1 << how.bits
+        self._bits, self._assign, self._axis = kind.bits, kind.assign, tensor.axis
+        group = None if kind.group is None else _divisor(tensor.array.shape[tensor.axis], kind.group)
+        rows, shares, count = tensor.rows(group), tensor.shares(group), 1 << kind.bits
         weights = [None] * len(rows) if shares is None else list(shares)
         zeros = rows == 0
-        pruned = bool(zeros.mean() > 1 / count)  # more of them than of an entry among equals
-        books = [_entries(row, share, count, how.start, pruned) for row, share in zip(rows, weights, strict=True)]
+        pruned = bool(zeros.mean() > 1 / count)  # more zeros than the fair share of one entry
+        books = [_entries(row, share, count, kind.start, pruned) for row, share in zip(rows, weights, strict=True)]
         self._centres = torch.from_numpy(np.stack(books).astype(np.float32))
         self._zeros = torch.from_numpy(zeros) if pruned else torch.zeros(1, dtype=torch.bool)
         self._fixed = (self._centres == 0) & pruned
         self._unit = torch.from_numpy(np.sqrt((rows**2).mean(1, keepdims=True)).astype(np.float32))
-        self.moved = torch.zeros_like(self._centres, requires_grad=True)
-        self._turns = 0
-        self._codes = self._chosen(torch.from_numpy(place.array))
+        self.moves = torch.zeros_like(self._centres, requires_grad=True)
+        self._assigned = 0
+        self._codes = self._chosen(torch.from_numpy(tensor.array))
 
-    def read(self, weight: Tensor) -> Tensor:
+    def decode(self, weight: Tensor) -> Tensor:
         first = weight.movedim(self._axis, 0).shape
-        found = self._book().gather(1, self._codes).reshape(first).movedim(0, self._axis)
-        return found + (weight - weight.detach()) if self._assign else found
+        values = self._book().gather(1, self._codes).reshape(first).movedim(0, self._axis)
+        return values + (weight - weight.detach()) if self._assign else values
 
-    def coded(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> Coded:
         first = weight.movedim(self._axis, 0).shape
         codes = self._codes.reshape(first).movedim(0, self._axis).numpy().astype(np.uint8)
         return Coded(codes, self._book().detach().numpy(), self._bits, self._axis)
 
     def advance(self, weight: Tensor, share: float) -> None:
-        turns = min(int(share * (self._assign + 1)), self._assign)
-        if turns > self._turns:
-            self._turns, self._codes = turns, self._chosen(weight)
+        assigned = min(int(share * (self._assign + 1)), self._assign)
+        if assigned > self._assigned:
+            self._assigned, self._codes = assigned, self._chosen(weight)
 
     def state(self) -> dict[str, Any]:
-        return {"turns": self._turns, "codes": self._codes.clone()}
+        return {"assigned": self._assigned, "codes": self._codes.clone()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._turns, self._codes = state["turns"], state["codes"].clone()
+        self._assigned, self._codes = state["assigned"], state["codes"].clone()
 
     def _book(self) -> Tensor:
-        assert self.moved is not None
-        return self._centres + self._unit * self.moved * ~self._fixed
+        assert self.moves is not None
+        return self._centres + self._unit * self.moves * ~self._fixed
 
     def _chosen(self, weight: Tensor) -> Tensor:
-        """Index of the nearest entry, int64 [rows, weights]; training may have put entries out of order."""
+        """Return the index of the nearest entry, int64 [rows, weights]; training may have put entries out of order."""
         import torch
 
         book = self._book().detach()
         rows = weight.detach().movedim(self._axis, 0).reshape(len(book), -1).contiguous()
         ordered, order = book.sort(1)
-        found = order.gather(1, torch.searchsorted((ordered[:, 1:] + ordered[:, :-1]) / 2, rows, right=True))
-        return torch.where(self._zeros, self._fixed.int().argmax(1, keepdim=True), found)
+        nearest = order.gather(1, torch.searchsorted((ordered[:, 1:] + ordered[:, :-1]) / 2, rows, right=True))
+        return torch.where(self._zeros, self._fixed.int().argmax(1, keepdim=True), nearest)
 
 
 class _PowerCode(WeightCode):
-    def __init__(self, how: PowerOfTwoWeights, place: CodedTensor) -> None:
+    def __init__(self, kind: PowerOfTwoWeights, tensor: TensorToCode) -> None:
         import torch
 
-        found = codebook_levels.powers(how.bits, how.terms)
-        scale = codebook_levels.best_scales(place.rows(), found, place.shares()).astype(np.float32)
-        self._bits, self._axis = how.bits, place.axis
-        self._levels = torch.from_numpy(found.astype(np.float32))
+        levels = codebook_levels.power_levels(kind.bits, kind.terms)
+        scale = codebook_levels.best_scales(tensor.rows(), levels, tensor.shares()).astype(np.float32)
+        self._bits, self._axis = kind.bits, tensor.axis
+        self._levels = torch.from_numpy(levels.astype(np.float32))
         self._scale = torch.from_numpy(scale)
-        self._wide = self._scale.reshape(-1, *[1] * (place.array.ndim - 1)).movedim(0, place.axis)
-        self._zeros = torch.from_numpy(place.array == 0)
+        self._wide = self._scale.reshape(-1, *[1] * (tensor.array.ndim - 1)).movedim(0, tensor.axis)
+        self._zeros = torch.from_numpy(tensor.array == 0)
         self._frozen = self._zeros.clone()
-        self._codes = self._nearest(torch.from_numpy(place.array))
+        self._codes = self._nearest(torch.from_numpy(tensor.array))
 
-    def read(self, weight: Tensor) -> Tensor:
+    def decode(self, weight: Tensor) -> Tensor:
         import torch
 
         return torch.where(self._frozen, self._levels[self._codes.long()] * self._wide, weight)
 
-    def coded(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> Coded:
         import torch
 
         codes = torch.where(self._frozen, self._codes, self._nearest(weight))
@@ -235,7 +247,7 @@ class _PowerCode(WeightCode):
     def advance(self, weight: Tensor, share: float) -> None:
         import torch
 
-        part = max(part for since, part in STEPS if share >= since)
+        part = max(part for since, part in FREEZE_SCHEDULE if share >= since)
         missing = round(part * int((~self._zeros).sum())) - int((self._frozen & ~self._zeros).sum())
         if missing <= 0:
             return
@@ -261,34 +273,34 @@ class _PowerCode(WeightCode):
 
 
 class _BinaryCode(WeightCode):
-    def __init__(self, place: CodedTensor) -> None:
-        self._axis = place.axis
+    def __init__(self, tensor: TensorToCode) -> None:
+        self._axis = tensor.axis
 
-    def read(self, weight: Tensor) -> Tensor:
+    def decode(self, weight: Tensor) -> Tensor:
         import torch
 
         held = weight.detach()
         alpha = self._alpha(held)
         hard = torch.where(held < 0, -alpha, alpha)
-        passed = torch.where(held.abs() < CLIP * alpha, weight, held)
+        passed = torch.where(held.abs() < GRADIENT_CLIP * alpha, weight, held)
         return hard + (passed - held)
 
-    def coded(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> Coded:
         alpha = self._alpha(weight.detach()).reshape(-1).numpy()
         codes = (weight.detach() >= 0).numpy().astype(np.uint8)
         return Coded(codes, np.array([[-1, 1]], np.float32), 1, self._axis, alpha)
 
     def advance(self, weight: Tensor, share: float) -> None:
-        """Nothing to do: signs and α follow the weight."""
+        """Do nothing: signs and α follow the weight."""
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing: there is no state."""
 
     def _alpha(self, weight: Tensor) -> Tensor:
-        """Of every output channel, to be multiplied with the weight."""
+        """Compute α of every output channel, in a shape that broadcasts to the weight."""
         others = [axis for axis in range(weight.ndim) if axis != self._axis]
         return weight.abs().mean(others, keepdim=True)
 
@@ -300,17 +312,17 @@ def _entries(
     start: codebook_levels.Start,
     pruned: bool,
 ) -> F64:
-    """A codebook, sorted. pruned: zero is one of its entries, and the others are for the rest."""
+    """Find a sorted codebook. pruned: zero is one of its entries, and the others are for the nonzero weights."""
     if not pruned:
         return codebook_levels.kmeans(row, codebook_levels.start_centres(row, count, start), share)
     left = row != 0
     if not left.any():
         return np.zeros(count)
     rest = row[left]
-    found = codebook_levels.kmeans(
+    centres = codebook_levels.kmeans(
         rest, codebook_levels.start_centres(rest, count - 1, start), None if share is None else share[left]
     )
-    return np.sort(np.append(found, 0.0))
+    return np.sort(np.append(centres, 0.0))
 
 
 def _rows(array: Array, axis: int, group: int | None) -> Any:
@@ -319,7 +331,7 @@ def _rows(array: Array, axis: int, group: int | None) -> Any:
 
 
 def _divisor(channels: int, most: int) -> int:
-    """The largest number up to `most` that divides the channels."""
+    """Return the largest number up to `most` that divides the channels."""
     return next(n for n in range(min(most, channels), 0, -1) if channels % n == 0)
 
 

@@ -56,12 +56,12 @@ def test_zeros_are_for_size_alone(toolchain, workplace):
     [
         ("", "prune: no goal is given; give one of --speedup"),
         ("--speedup 1.2 --sparsity 0.5", "prune: a goal and a sparsity are given"),
-        ("--speedup 0.5", "--speedup: input should be greater than 1 (0.5)"),
+        ("--speedup 0.5", "--speedup: is 0.5; give a number above 1"),
         (
             "--speedup 1.2 --keep 0.5",
             "--speedup, --latency-ms, --keep: speedup, latency_ms and keep exclude each other",
         ),
-        ("--keep 0.5 --criterion best", "--criterion: input should be 'obs'"),
+        ("--keep 0.5 --criterion best", "--criterion: 'best' is not allowed; choose one of"),
         ("--sparsity 5", "--sparsity: is '5'"),
         ("--keep 0.5 --target raspberry-pi-6", "unknown target 'raspberry-pi-6'"),
     ],

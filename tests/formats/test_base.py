@@ -9,24 +9,24 @@ import pydantic
 import pytest
 
 from toolchain.core.errors import ConfigError
-from toolchain.formats.base import Document, Part
+from toolchain.formats.base import Document, Record
 
 
-class Engine(Part):
+class Engine(Record):
     kind: Literal["petrol", "electric"]
     power_kw: float = pydantic.Field(gt=0)
 
 
-class Wheel(Part):
+class Wheel(Record):
     diameter_mm: int
 
 
-class Radio(Part):
+class Radio(Record):
     system: Literal["radio"]
     channels: Literal["all"] | tuple[float, ...] = "all"
 
 
-class Hook(Part):
+class Hook(Record):
     system: Literal["hook"]
     load_kg: int
 
@@ -123,18 +123,18 @@ def test_documents_are_immutable():
         ),
         (
             {"engine": {"kind": "petrol", "power_kw": "3"}},
-            "car.toml: engine.power_kw: input should be a valid number, got '3'; mend the value",
+            'car.toml: engine.power_kw: is "3"; give a number',
         ),
         (
             {"engine": {"kind": "petrol", "power_kw": -1}},
-            "car.toml: engine.power_kw: input should be greater than 0, got -1; mend the value",
+            "car.toml: engine.power_kw: is -1; give a number above 0",
         ),
         (
             {"wheels": [{"diameter_mm": 1.5}, {"diameter_mm": 1}]},
-            "car.toml: wheels.0.diameter_mm: input should be a valid integer, got 1.5; mend the value",
+            "car.toml: wheels.0.diameter_mm: is 1.5; give a whole number",
         ),
-        ({"name": True}, "car.toml: name: input should be a valid string, got True; mend the value"),
-        ({"wheels": [{"diameter_mm": 1}]}, "car.toml: one wheel does not make a car; mend the value"),
+        ({"name": True}, "car.toml: name: is true; give text in quotes"),
+        ({"wheels": [{"diameter_mm": 1}]}, "car.toml: one wheel does not make a car; correct the value"),
         ({"extras": [{"load_kg": 1}]}, "car.toml: extras.0.system: is missing from this car; add it"),
         ({"extras": [{"system": "hok"}]}, "car.toml: extras.0.system: 'hok' is not allowed; did you mean 'hook'?"),
         ({"extras": [{"system": "hook"}]}, "car.toml: extras.0.load_kg: is missing from this car; add it"),
@@ -144,13 +144,16 @@ def test_documents_are_immutable():
         ),
         (
             {"extras": [{"system": "radio", "channels": "al"}]},
-            "car.toml: extras.0.channels: input should be 'all', or a valid array, got 'al'; mend the value",
+            "car.toml: extras.0.channels: is \"al\"; give 'all' or a list",
         ),
         (
             {"extras": [{"system": "radio", "channels": [1, "x"]}]},
-            "car.toml: extras.0.channels.1: input should be a valid number, got 'x'; mend the value",
+            'car.toml: extras.0.channels.1: is "x"; give a number',
         ),
-        ({"schema_version": 2}, "car.toml: schema_version: input should be 1, got 2; use the release that wrote it"),
+        (
+            {"schema_version": 2},
+            "car.toml: schema_version: is 2, and this release reads version 1; use the release that wrote the file",
+        ),
     ],
 )
 def test_a_fault_is_one_sentence(change, sentence):
@@ -160,13 +163,48 @@ def test_a_fault_is_one_sentence(change, sentence):
     assert caught.value.exit_code == 2
 
 
+class Everything(Document):
+    KIND: ClassVar[str] = "test"
+
+    schema_version: Literal[1] = 1
+    flag: bool = True
+    table: dict[str, int] = pydantic.Field(default_factory=dict)
+    names: tuple[str, ...] = pydantic.Field(default=(), min_length=2)
+    size: int | tuple[int, int] | None = None
+    share: float = pydantic.Field(default=0.5, lt=1)
+    level: Literal[1, 2] = 1
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"flag": "yes"}, 'flag: is "yes"; give true or false'),
+        ({"flag": None}, "flag: is null; give true or false"),
+        ({"table": []}, "table: is []; give a table of keys and values"),
+        ({"table": {"a": "x"}}, 'table.a: is "x"; give a whole number'),
+        ({"names": "ab"}, 'names: is "ab"; give a list'),
+        ({"names": ["a"]}, 'names: is ["a"]; give a list with at least 2 entries'),
+        ({"size": "x"}, 'size: is "x"; give a whole number or a list'),
+        ({"size": [1, 2, 3]}, "size: is [1, 2, 3]; give a whole number or a list with at most 2 entries"),
+        ({"share": 1}, "share: is 1; give a number below 1"),
+        ({"level": 3}, "level: is 3; give 1 or 2"),
+        ({"level": "x" * 80}, f"level: '{'x' * 80}' is not allowed; choose one of: 1, 2"),
+        ({"share": "x" * 80}, f'share: is "{"x" * 59}…; give a number'),
+    ],
+)
+def test_a_value_is_shown_as_it_is_written_with_what_to_give(data, sentence):
+    with pytest.raises(ConfigError) as caught:
+        Everything.parse(data)
+    assert str(caught.value) == sentence
+
+
 def test_a_misspelt_required_key_is_called_misspelt_not_missing():
     with pytest.raises(ConfigError, match=r"engin: unknown key; did you mean 'engine'\?"):
         Car.parse({"name": "a", "engin": {}})
 
 
 def test_what_is_not_a_table_is_refused():
-    with pytest.raises(ConfigError, match=r"^x\.json: input should be an object, got \[1, 2\]"):
+    with pytest.raises(ConfigError, match=r"^x\.json: is \[1, 2\]; give a table of keys and values"):
         Car.parse([1, 2], where="x.json")
 
 
@@ -178,8 +216,8 @@ def test_without_a_file_the_kind_stands_for_the_place():
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
-        ("car.toml", 'name = "a', r"car\.toml: cannot be read as a car \(.+\); mend the file"),
-        ("car.json", '{"name": ', r"car\.json: cannot be read as a car \(.+\); mend the file"),
+        ("car.toml", 'name = "a', r"car\.toml: cannot be read as a car \(.+\); correct the file"),
+        ("car.json", '{"name": ', r"car\.json: cannot be read as a car \(.+\); correct the file"),
         ("car.json", "", r"car\.json: cannot be read as a car"),
     ],
 )

@@ -101,7 +101,7 @@ def test_rounds_must_divide_the_samples(before):
     data["measurements"][0]["latency"]["rounds"] = [0, 500]
     before.write_text(json.dumps(data))
     with pytest.raises(
-        ConfigError, match=r"before\.json: measurements\.0\.latency: rounds \(0, 500\) do not divide 90 samples"
+        ConfigError, match=r"before\.json: measurements\.0\.latency: rounds \[0, 500\] do not divide 90 samples"
     ):
         compare([before])
 

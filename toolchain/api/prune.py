@@ -73,7 +73,7 @@ def prune(
     profile = load_target(target) if isinstance(target, str) else target
     check_output(output)
     zeros = parse_sparsity(sparsity) if sparsity is not None else None
-    if recipe.prune.wanted == (zeros is not None):
+    if recipe.prune.has_goal == (zeros is not None):
         both = "a goal and a sparsity are given" if zeros is not None else "no goal is given"
         raise InputError(both, where="prune", hint="give one of --speedup, --latency-ms, --keep and --sparsity")
     job = open_job(

@@ -107,7 +107,7 @@ def _prepare_int8(
         source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
     )
     prepared, pruned = job.prepared, None
-    if recipe.prune.wanted:
+    if recipe.prune.has_goal:
         pruned = prune_model(
             prepared.model,
             job.train,

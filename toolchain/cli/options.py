@@ -181,6 +181,7 @@ def read_recipe(path: Path | None, max_drop: float | None) -> Recipe:
 
 def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recipe:
     """The recipe with what the command line says of pruning; a goal given there replaces the recipe's."""
+    from toolchain.formats.faults import first_fault
     from toolchain.formats.recipe import Prune
 
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -193,11 +194,9 @@ def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recip
     try:
         return recipe.model_copy(update={"prune": Prune.model_validate({**old, **chosen})})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "--speedup, --latency-ms, --keep"
-        what = first["msg"].removeprefix("Value error, ").lower()
-        shown = f" ({first['input']!r})" if first["loc"] else ""
-        raise InputError(f"{what}{shown}", where=where, hint="see `toolchain prune --help`") from None
+        fault = first_fault(Prune, error, {**old, **chosen}, "recipe")
+        where = f"--{str(fault.place[0]).replace('_', '-')}" if fault.place else "--speedup, --latency-ms, --keep"
+        raise InputError(fault.what, where=where, hint=fault.hint if fault.place else "give one of them") from None
 
 
 def read_threads(text: str | None) -> list[int | None]:

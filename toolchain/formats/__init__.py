@@ -1,3 +1,3 @@
-"""Every record that is stored in a file, declared once: recipe, target, manifest, results, findings and their
-schemas.
+"""Every record that is stored in a file, declared once: recipes, profiles, manifests, results and
+findings, and their schemas.
 """

@@ -1,6 +1,7 @@
-"""`Findings`: what an export learnt beside its measurements, so that its report can be made again from its folder.
+"""`Findings`: everything an export or a training run found out besides measurements, for its report.
 
-Precision, certificate and accuracy steps stand in the manifests, samples in the results; nothing is kept twice.
+The report can be made again from the folder: precision, certificate and accuracy steps are in the manifests, times in
+the results, the rest here; nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -9,66 +10,77 @@ from typing import ClassVar, Literal
 
 import pydantic
 
-from toolchain.formats.base import Document, Part
+from toolchain.formats.base import Document, Record
 from toolchain.formats.results import OperatorTime
 
 
-class Profile(Part):
-    """The operators of one variant in the order they run, timed on the exporting machine with one thread."""
+class Profile(Record):
+    """Times of the operators of one variant, measured on the exporting machine with one thread."""
 
     variant: str
+    """Name of the variant, such as "int8"."""
     operators: tuple[OperatorTime, ...]
+    """The operators in the order they run."""
 
 
-class BudgetCheck(Part):
-    """One limit of a target, compared with the model.
-
-    value: what the model needs at least, in the same unit. fits: value is within the limit. Both are None where only a
-    measurement can tell.
-    """
+class BudgetCheck(Record):
+    """One limit of a target, compared with the model."""
 
     name: str
+    """What is limited: size, memory or latency."""
     unit: str
+    """Unit of limit and value."""
     limit: float
+    """The limit."""
     value: float | None
+    """What the model needs at least; null where only a measurement can tell."""
     fits: bool | None
+    """True where the value is within the limit; null where only a measurement can tell."""
 
 
-class WidthMisfit(Part):
-    """Convolutions with the same number of output channels, which is no multiple of the target's.
-
-    nodes: number of these convolutions. macs: multiply-accumulates of all of them. example: the first one's name.
-    """
+class WidthMisfit(Record):
+    """Convolutions with the same number of output channels, which is no multiple of the target's."""
 
     channels: int
+    """The number of output channels."""
     nodes: int
+    """Number of these convolutions."""
     macs: int
+    """Multiply-accumulates of all of them."""
     example: str
+    """Name of the first one."""
 
 
-class TargetFit(Part):
-    """The model compared with a target's profile. convolutions: number of them. misfits: by number of channels."""
+class TargetFit(Record):
+    """The model compared with a target's profile."""
 
     target: str
+    """Name of the target."""
     title: str
+    """Name of the device for people."""
     channel_multiple: int
+    """Multiple of output channels that the target's kernels want."""
     convolutions: int
+    """Number of convolutions in the model."""
     misfits: tuple[WidthMisfit, ...]
+    """Convolutions with other widths, by their number of channels."""
     budgets: tuple[BudgetCheck, ...]
+    """The target's limits."""
 
 
-class NoiseSource(Part):
-    """One rounding and its part of the error at the outputs.
-
-    at: name of the tensor; for a weight, name of its node. op: the operator that computes the tensor or has the weight.
-    share: of the summed squared errors of all sources. fidelity_db: fidelity of the outputs with this rounding alone.
-    """
+class NoiseSource(Record):
+    """One rounding and its part of the error at the outputs."""
 
     kind: Literal["activation", "weight"]
+    """What is rounded."""
     at: str
+    """Name of the tensor; for a weight, name of its node."""
     op: str
+    """Operator that computes the tensor, or that has the weight."""
     share: float
+    """Part of the summed squared errors of all sources."""
     fidelity_db: float
+    """Fidelity of the outputs in dB with only this rounding."""
 
     @property
     def label(self) -> str:
@@ -76,60 +88,68 @@ class NoiseSource(Part):
         return f"{self.op} {self.at}" + (" (weight)" if self.kind == "weight" else "")
 
 
-class CutGroup(Part):
-    """Coupled channels, which can only be cut together.
-
-    size, kept: number of channels before and after. nodes: the convolutions and matrix products they run through.
-    """
+class CutGroup(Record):
+    """Coupled channels, which can only be cut together."""
 
     name: str
+    """Name of the group."""
     size: int
+    """Number of channels before."""
     kept: int
+    """Number of channels after."""
     nodes: tuple[str, ...]
+    """Names of the convolutions and matrix products that the channels run through."""
 
 
-class CutProof(Part):
-    """A comparison of the cut graph with the dense one whose cut channels are masked to zero.
-
-    error: largest difference with the model's own weights, relative to the largest output. identical: outputs have the
-    same bits with selection weights, which only pick channels. exact: they must have, because no operator multiplies
-    two activations. mismatches: one sentence for each output that differs by more than is allowed.
-    """
+class CutProof(Record):
+    """A comparison of the cut graph with the dense one in which the cut channels are masked to zero."""
 
     error: float
+    """Largest difference with the model's own weights, relative to the largest output."""
     identical: bool
+    """True where the outputs have the same bits with selection weights, which only pick channels."""
     exact: bool
+    """True where they must have the same bits, because no operator multiplies two activations."""
     mismatches: tuple[str, ...] = ()
+    """One sentence for each output that differs by more than is allowed."""
 
 
-class CutFidelity(Part):
-    """Fidelity of the outputs to those of the dense model in dB, on held-out samples: as cut, and after repair."""
+class CutFidelity(Record):
+    """Fidelity of the outputs to those of the dense model in dB, on held-out samples."""
 
     cut: float
+    """As cut."""
     repaired: float
+    """After repair and training."""
 
 
-class Pruning(Part):
-    """The channels and branches cut from a float model, and the effect; pairs are before and after.
-
-    helped: False where the model is left as it was; reason then says why. speedup: of the float model on the machine
-    that pruned, one thread, interleaved. int8_speedup: of int8 over int8 of the dense model, where int8 follows.
-    macs: multiply-accumulates. chosen_by: the cost by which widths were chosen. dropped: residual branches removed, by
-    the name of their sum. proof: made before repair.
-    """
+class Pruning(Record):
+    """The channels and branches cut from a float model, and the effect; pairs are before and after."""
 
     helped: bool
+    """False where the model was left as it was."""
     reason: str = ""
+    """Why pruning did not help."""
     speedup: float = 1.0
+    """Speed-up of the float model on the machine that pruned, with one thread, interleaved."""
     int8_speedup: float | None = None
+    """Speed-up of int8 over int8 of the dense model; null where int8 does not follow."""
     fidelity_db: CutFidelity | None = None
+    """Fidelity of the outputs."""
     macs: tuple[int, int] = (0, 0)
+    """Multiply-accumulates."""
     parameters: tuple[int, int] = (0, 0)
+    """Number of parameters."""
     chosen_by: str = ""
+    """The cost by which widths were chosen."""
     groups: tuple[CutGroup, ...] = ()
+    """Groups of channels that were cut."""
     dropped: tuple[str, ...] = ()
+    """Residual branches that were removed, by the name of their sum."""
     proof: CutProof | None = None
+    """Proof that the cut is right, made before repair."""
     notes: tuple[str, ...] = ()
+    """Facts that users should know, one sentence each."""
 
     @property
     def summary(self) -> str:
@@ -144,51 +164,62 @@ class Pruning(Part):
         )
 
 
-class Evaluation(Part):
+class Evaluation(Record):
     """A model in training, measured on held-out samples by its outputs alone.
 
     The loss decides which of two states is better: of two models with the same fidelity of scores, the one with larger
     scores usually gives the right classes.
-
-    loss: mean over the samples. fidelity_db: mean fidelity to the teacher in dB. accuracy: part of the samples with the
-    right class, by labels where there are any, else by the teacher; None where the outputs are not classes.
     """
 
     loss: float
+    """Mean loss of the samples."""
     fidelity_db: float
+    """Mean fidelity to the teacher in dB."""
     accuracy: float | None = None
+    """Part of the samples with the right class, by labels where there are any, else by the teacher; null where the
+    outputs are not classes."""
 
 
-class Checkpoint(Part):
-    """An evaluation during training. share: part of the step's training that was over, 0 to 1."""
+class Checkpoint(Record):
+    """An evaluation during training."""
 
     share: float
+    """Part of the step's training that was over, 0 to 1."""
     evaluation: Evaluation
+    """The result on held-out samples."""
 
 
-class TrainingStep(Part):
-    """The result of one step of a training recipe.
-
-    checkpoints: in the order they were measured. kept: index of the checkpoint whose state the step ended with.
-    macs, parameters: of the resulting model. zeros: part of the weights of its products that are zero.
-    bytes: size of its file; zip_bytes: compressed as app stores do; wire_bytes: compressed by xz, the smallest that
-    Python's standard library makes of it.
-    """
+class TrainingStep(Record):
+    """The result of one step of a training recipe."""
 
     technique: str
+    """Name of the technique."""
     summary: str
+    """The technique's settings in a few words."""
     seconds: float
+    """Duration of the training."""
     steps: int
+    """Number of steps of the optimizer."""
     checkpoints: tuple[Checkpoint, ...]
+    """Evaluations in the order they were made."""
     kept: int
+    """Index of the checkpoint whose state was kept."""
     macs: int
+    """Multiply-accumulates of the resulting model."""
     parameters: int
+    """Number of parameters of the resulting model."""
     zeros: float
+    """Part of the weights of convolutions and matrix products that are zero."""
     bytes: int
+    """Size of the resulting file."""
     zip_bytes: int
+    """Its size compressed as app stores compress."""
     wire_bytes: int
+    """Its size compressed by xz, the smallest that Python's standard library can make."""
     score: float | None = None
+    """Result of the user's function, where one was given."""
     notes: tuple[str, ...] = ()
+    """Facts that users should know, one sentence each."""
 
     @property
     def before(self) -> Evaluation:
@@ -202,18 +233,23 @@ class TrainingStep(Part):
 
 
 class Findings(Document):
-    """when: that of the measurements it belongs to. macs: multiply-accumulates by node of the float graph, where known.
-
-    causes: the largest first; empty where they were not asked for.
-    """
+    """What an export or a training run found out besides measurements."""
 
     KIND: ClassVar[str] = "findings file"
 
     schema_version: Literal[1] = 1
+    """Version of this file format."""
     when: str
+    """Date and time of the measurements it belongs to."""
     profiles: tuple[Profile, ...] = ()
+    """Times of operators, for every variant."""
     macs: dict[str, int] = pydantic.Field(default_factory=dict)
+    """Multiply-accumulates of every node of the float graph for which they are known."""
     fits: tuple[TargetFit, ...] = ()
+    """Comparison with every target's profile."""
     pruning: Pruning | None = None
+    """What was cut from the float model; null where nothing was to be cut."""
     causes: tuple[NoiseSource, ...] = ()
+    """Sources of the error at the outputs, the largest first; empty where they were not asked for."""
     training: tuple[TrainingStep, ...] = ()
+    """Results of the steps of a training recipe."""

@@ -1,39 +1,50 @@
-"""`Manifest`: what an exported folder holds, what it was made from, and what it proved."""
+"""`Manifest`: the content of an exported folder, its origin and its evidence."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from toolchain.formats.base import Document, Part
+from toolchain.formats.base import Document, Record
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Score
 from toolchain.formats.tensor_spec import TensorSpec
 
 
-class FileEntry(Part):
+class FileEntry(Record):
     """A file of the folder."""
 
     name: str
+    """File name."""
     sha256: str
+    """Hash of the content."""
     size_bytes: int
+    """Size of the content."""
 
 
-class Source(Part):
-    """What was converted."""
+class Source(Record):
+    """The model that was converted."""
 
     name: str
+    """File, or ``package.module:callable``."""
     sha256: str
+    """Hash of the file, or of the ONNX model exported from a torch module."""
     kind: Literal["torch", "pt2", "onnx"]
+    """torch: a module. pt2: a file of ``torch.export.save``. onnx: an ONNX file."""
     exporter: str
+    """Program that wrote the ONNX model, with its version."""
 
 
-class CalibrationEntry(Part):
-    """The data the ranges come from."""
+class CalibrationEntry(Record):
+    """The samples that activation ranges were computed from."""
 
     source: str
+    """File, folder, or ``package.module:callable``."""
     samples: int
+    """Number of samples."""
     fingerprint: str
+    """Hash of all samples."""
     preprocessing: dict[str, object] | None = None
+    """The image pipeline with its settings; null where the samples were arrays."""
 
 
 Precision = Literal["int8", "int8 dynamic", "int8 storage", "float"]
@@ -41,13 +52,18 @@ Precision = Literal["int8", "int8 dynamic", "int8 storage", "float"]
 `int8 storage`: the constant is int8 in the file, and the node computes in float."""
 
 
-class NodePrecision(Part):
-    """The precision in which one node computes. reason: why that is not static int8; None where it is."""
+class NodePrecision(Record):
+    """The precision in which one node computes."""
 
     node: str
+    """Name of the node."""
     op: str
+    """Type of the operator."""
     precision: Precision
+    """int8: static int8. int8 dynamic: int8 products of activations whose range is measured at run time. int8 storage:
+    the constant is int8 in the file, and the node computes in float."""
     reason: str | None = None
+    """Why the node is not static int8; null where it is."""
 
     @property
     def int8(self) -> bool:
@@ -55,90 +71,110 @@ class NodePrecision(Part):
         return self.precision == "int8"
 
 
-class AccuracyStep(Part):
-    """An accuracy step that was tried.
-
-    without_db, with_db: fidelity of the outputs in dB without and with the step, after the decisions on all steps
-    before it. used: the step was kept.
-    """
+class AccuracyStep(Record):
+    """A step for accuracy that was tried."""
 
     name: str
+    """Name of the step."""
     without_db: float
+    """Fidelity of the outputs in dB without the step, after the decisions on all steps before it."""
     with_db: float
+    """Fidelity of the outputs in dB with the step."""
     used: bool
+    """True where the step was kept."""
 
 
-class TradeOff(Part):
-    """A point of the trade-off curve: a plan that was tried for ``max_drop``.
-
-    float_nodes: number of operators left float for accuracy. speedup: over the float model on the exporting machine,
-    one thread.
-    """
+class TradeOff(Record):
+    """A point of the trade-off curve: a plan that was tried for ``max_drop``."""
 
     float_nodes: int
+    """Number of operators left float for accuracy."""
     score: float
+    """Score of the int8 model."""
     speedup: float
+    """Speed-up over the float model on the exporting machine, with one thread."""
 
 
-class Proof(Part):
-    """Why int8 nodes give the same integers on every processor: a clause, and the nodes it holds for.
-
-    kernel: onnxruntime's name for what runs. used: the worst part of what the proof allows, below 1: of int32's range,
-    or the kernels' error over the nearest tie's distance; None where nothing is used up.
-    """
+class Proof(Record):
+    """The reason why int8 nodes give the same integers on every processor."""
 
     kernel: str
+    """onnxruntime's name of the kernel."""
     proof: str
+    """The reason."""
     nodes: tuple[str, ...]
+    """Names of the nodes it holds for."""
     used: float | None = None
+    """Largest part of the proof's bound that a node uses, below 1: part of int32's range, or the kernels' error divided
+    by the distance to the nearest tie. Null where there is no bound."""
 
 
-class Doubt(Part):
-    """Why nodes may give other numbers on other processors. kernel: None for a float operator."""
+class Doubt(Record):
+    """The reason why nodes may give other numbers on other processors."""
 
     op: str
+    """Type of the operator."""
     kernel: str | None
+    """onnxruntime's name of the int8 kernel; null for a float operator."""
     reason: str
+    """The reason."""
     nodes: tuple[str, ...]
+    """Names of the nodes it holds for."""
 
 
-class Exactness(Part):
-    """Whether every target computes the same integers: the certificate.
-
-    activations: how they are spelt. x86 has exact kernels for u8 only, ARM for both.
-    overflow_free: no product can saturate on any processor. exceptions: what may differ, a clause for each cause.
-    steps: something int8 lies behind what may differ, so that an integer next to a tie may move by one.
-    proofs: of every int8 node without a doubt. doubts: every node that may differ. Both are empty in manifests of
-    before there was a certificate.
-    """
+class Exactness(Record):
+    """The exactness certificate: whether every target computes the same integers."""
 
     activations: Literal["u8", "s8"]
+    """Encoding of activations in the file. x86 has exact kernels for u8 only, Arm for both."""
     overflow_free: bool
+    """True where no product can saturate on any processor."""
     exceptions: tuple[str, ...] = ()
+    """What may differ between processors, one clause for each cause."""
     steps: bool = False
+    """True where an int8 operator follows one that may differ, so that an integer beside a tie may change by one."""
     proofs: tuple[Proof, ...] = ()
+    """Proofs for all int8 nodes that cannot differ; empty in manifests older than the certificate."""
     doubts: tuple[Doubt, ...] = ()
+    """Reasons for all nodes that may differ; empty in manifests older than the certificate."""
 
 
 class Manifest(Document):
-    """The evidence of one artifact. notes: what a user of the folder should know, a sentence each."""
+    """The evidence of one exported model."""
 
     KIND: ClassVar[str] = "manifest"
 
     schema_version: Literal[1] = 1
+    """Version of this file format."""
     target: str
+    """Name of the target."""
     created: str
+    """Date and time of the export in ISO 8601."""
     versions: dict[str, str]
+    """Versions of the packages that made the model."""
     source: Source
+    """The model that was converted."""
     recipe: Recipe
+    """The choices of the export."""
     calibration: CalibrationEntry
+    """The samples that activation ranges were computed from."""
     inputs: tuple[TensorSpec, ...]
+    """Inputs of the model."""
     outputs: tuple[TensorSpec, ...]
+    """Outputs of the model."""
     files: tuple[FileEntry, ...]
+    """Files of the folder."""
     precision: tuple[NodePrecision, ...]
+    """Precision of every node."""
     exactness: Exactness
+    """The exactness certificate."""
     steps: tuple[AccuracyStep, ...] = ()
+    """Steps for accuracy in the order they were tried."""
     tradeoff: tuple[TradeOff, ...] = ()
+    """Plans that were tried for ``max_drop``, from all int8 on."""
     reference_score: Score | None = None
+    """Score of the float model."""
     measurements: tuple[Measurement, ...] = ()
+    """Rows of this model in the table of results."""
     notes: tuple[str, ...] = ()
+    """Facts that users of the folder should know, one sentence each."""

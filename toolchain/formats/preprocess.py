@@ -1,8 +1,8 @@
-"""`Preprocess`: from an image file to the array a model takes, by a named pipeline or a TOML file.
+"""`Preprocess`: the pipeline from an image file to the array that a model takes, by name or in a TOML file.
 
-An image is decoded, turned to `channels`, resized (bilinear with antialiasing, as torchvision does with
-Pillow images), cropped around its centre, and normalized: ``(pixel * scale - mean) / std`` in float32.
-Pixels are taken as stored; an orientation tag is not applied.
+An image is decoded, converted to `channels`, resized (bilinear with antialiasing, as torchvision does with Pillow
+images), cropped around its centre, and normalized: ``(pixel * scale - mean) / std`` in float32. Pixels are used as they
+are stored; an orientation tag is ignored.
 """
 
 from __future__ import annotations
@@ -31,37 +31,43 @@ def _pair(size: Size) -> tuple[int, int]:
 
 
 class Preprocess(Document):
-    """An image pipeline.
-
-    resize: `shorter` scales the shorter side to `size`, `squash` scales straight to `size`, `none` keeps.
-    size, crop: pixels, one number or (height, width). Where `size` is left out it is the model's own.
-    channels: order of the channel axis; L is grey. layout: where that axis stands.
-    scale, mean, std: of the normalization; mean and std hold one number, or one a channel.
-    """
+    """An image pipeline: decode, convert to channels, resize, crop, and normalize to (pixel * scale - mean) / std."""
 
     KIND: ClassVar[str] = "preprocessing pipeline"
 
     schema_version: Literal[1] = 1
+    """Version of this file format."""
     resize: Literal["shorter", "squash", "none"] = "squash"
+    """shorter: scale the shorter side to size and keep the aspect ratio. squash: scale both sides to size. none: keep
+    the image as it is."""
     size: Size | None = None
+    """Pixels: one number, or height and width. Default: the size of the model's input."""
     crop: Size | None = None
+    """Pixels to keep around the centre: one number, or height and width. Default: all."""
     layout: Literal["NCHW", "NHWC"] = "NCHW"
+    """Order of the axes of the model's input."""
     channels: Literal["RGB", "BGR", "L"] = "RGB"
+    """Order of the colours on the channel axis; L is grey."""
     scale: float = pydantic.Field(default=1 / 255, gt=0)
+    """Factor of the pixel values 0 to 255."""
     mean: tuple[float, ...] = (0.0,)
+    """Number subtracted after scaling: one for all channels, or one for each."""
     std: tuple[float, ...] = (1.0,)
+    """Number divided by after that: one for all channels, or one for each."""
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Preprocess:
         count = len(self.channels)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, count):
-                raise ValueError(f"{name} holds {len(values)} numbers where {self.channels} needs 1 or {count}")
+                raise ValueError(
+                    f"{name} holds {len(values)} numbers, but channels = {self.channels!r} needs 1 or {count}"
+                )
         if any(value <= 0 for value in self.std):
-            raise ValueError("std must be above 0")
+            raise ValueError("std holds a number that is not above 0")
         for name, size in (("size", self.size), ("crop", self.crop)):
             if size is not None and min(_pair(size)) < 1:
-                raise ValueError(f"{name} must be at least 1 pixel")
+                raise ValueError(f"{name} is below 1 pixel")
         if self.resize == "shorter" and isinstance(self.size, tuple):
             raise ValueError("resize = 'shorter' takes one number as size")
         if self.resize == "none" and self.size is not None:
@@ -70,14 +76,17 @@ class Preprocess(Document):
 
     @property
     def raw(self) -> bool:
-        """Whether pixels keep their values 0..255, so that uint8 can hold them."""
+        """True where pixels keep their values 0 to 255, so that uint8 can hold them."""
         return self.scale == 1 and not any(self.mean) and all(value == 1 for value in self.std)
 
     def fitted(self, dims: tuple[int | str | None, ...]) -> Preprocess:
-        """The pipeline with `size` filled in from the model's input shape `dims`.
+        """Fill in `size` from the model's input.
+
+        Args:
+            dims: shape of the input: sizes, names of dynamic axes, or None where unknown.
 
         Raises:
-            DataError: the input is no image batch of these channels, or the size is needed and dynamic.
+            DataError: the input is not a batch of images with these channels, or the size is needed but dynamic.
         """
         if len(dims) != 4:
             raise DataError(
@@ -102,10 +111,10 @@ class Preprocess(Document):
         return self.model_copy(update={"size": min(height, width) if self.resize == "shorter" else (height, width)})
 
     def __call__(self, path: Path) -> F32:
-        """The image at `path` as a batch of one, float32 [1, C, H, W] or [1, H, W, C].
+        """Read the image at `path` as a batch of one, float32 [1, C, H, W] or [1, H, W, C].
 
         Raises:
-            DataError: not readable as an image, or smaller than the crop.
+            DataError: the file cannot be read as an image, or is smaller than the crop.
         """
         with _decoding(path) as image:
             if image.mode[0] in "IF":
@@ -131,10 +140,10 @@ numbers, resized straight to the model's size. ``unit``: 0..1. ``signed``: -1..1
 
 
 def load_preprocess(name: str | Path) -> Preprocess:
-    """A named pipeline, or one from a ``.toml`` or ``.json`` file.
+    """Return a named pipeline, or read one from a ``.toml`` or ``.json`` file.
 
     Raises:
-        ConfigError: unknown name (with a near match), or a file that does not follow the schema.
+        ConfigError: the name is unknown, or the file does not follow the schema.
     """
     if str(name) in PIPELINES:
         return PIPELINES[str(name)]

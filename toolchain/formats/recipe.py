@@ -1,4 +1,4 @@
-"""`Recipe`: every choice that makes one artifact differ from another, in a file.
+"""`Recipe`: a file with every choice that makes one exported model differ from another.
 
 A recipe never names a device: what depends on the device comes from the `Target`.
 """
@@ -9,67 +9,70 @@ from typing import ClassVar, Literal
 
 import pydantic
 
-from toolchain.formats.base import Document, Part
+from toolchain.formats.base import Document, Record
 
 RangeMethod = Literal["auto", "mse", "minmax", "percentile", "entropy"]
 
 
-class Calibrate(Part):
-    """samples: at most so many are read, evenly spread over the data; None reads all.
-    bins: histogram bins of each tensor; group_mib: how much activation memory one observing pass may hold.
-    """
+class Calibrate(Record):
+    """How calibration data is read and observed."""
 
     samples: int | None = pydantic.Field(default=None, ge=1)
+    """Number of samples to read at most, evenly spread over the data; without it, all."""
     bins: int = pydantic.Field(default=2048, ge=16)
+    """Histogram bins for each tensor."""
     group_mib: float = pydantic.Field(default=64.0, gt=0)
+    """Activation memory in MiB that one pass over the data may hold."""
 
 
-class Quantize(Part):
-    """ranges: how activation ranges are chosen; auto: by least squared error where that lowers the outputs' error, else
-    min-max. percentile: for that method, in percent.
-    exact: overflow-free weights, so that every target computes the same numbers.
-    equalize, bias_correction, rounding: steps that are taken where they lower the outputs' error: channels are
-    rescaled to like ranges; the mean error of the weights is taken out of the bias; weights are rounded by the second
-    moments of what they multiply.
-    mixed: the few operators that make most of the error stay float, where the model is no slower for it and does not
-    give the same bits everywhere anyway.
-    keep_float: names of nodes, or operator types, that stay float.
-    measure: leave fragments float that are measured slower as int8 on this machine.
-    fp16_weights: weights that stay float are stored as float16, for a smaller download.
-    """
+class Quantize(Record):
+    """How a float model becomes int8. Steps for accuracy are kept only where they lower the error of the outputs."""
 
     ranges: RangeMethod = "auto"
+    """How activation ranges are chosen. auto: by least squared error (mse) where that lowers the error of the outputs,
+    else by minimum and maximum."""
     percentile: float = pydantic.Field(default=99.99, gt=50, le=100)
+    """Percentage of values inside the range, for ranges = "percentile"."""
     exact: bool = True
+    """Choose weights that cannot overflow and scales without ties, so that every target computes the same numbers."""
     equalize: bool = True
+    """Try to rescale channels so that their ranges are alike."""
     bias_correction: bool = True
+    """Try to take the mean error of the rounded weights out of the biases."""
     rounding: bool = True
+    """Try to round weights by the second moments of the activations they multiply."""
     mixed: bool = True
+    """Leave the few operators float that cause most of the error, where the model gets no slower and is not bit-exact
+    on all processors anyway."""
     keep_float: tuple[str, ...] = ()
+    """Names of nodes, or operator types such as "Softmax", that stay float."""
     measure: bool = True
+    """Leave parts of the graph float that are measured to be slower as int8 on this machine."""
     fp16_weights: bool = False
+    """Store weights that stay float as float16, for a smaller download at the same speed."""
 
 
-class Prune(Part):
-    """How a graph is pruned. At most one goal: speedup: so many times as fast as before. latency_ms: an inference takes
-    so long. keep: this part of the multiply-accumulates stays.
-    criterion: which channels go first; see :mod:`toolchain.pruning.importance`.
-    uniform: all groups to the same part, instead of by loss and latency.
-    branches: whole residual branches may go.
-    repair: what is left is fitted to the dense model's answers, layer by layer.
-    minutes: of training after that to give the dense model's answers, without labels; needs PyTorch. 0: none.
-    seed: of what is drawn at random.
-    """
+class Prune(Record):
+    """How a graph is pruned: at most one goal out of speedup, latency_ms and keep, and the way to it."""
 
     speedup: float | None = pydantic.Field(default=None, gt=1)
+    """Goal: target speed-up, e.g. 1.3."""
     latency_ms: float | None = pydantic.Field(default=None, gt=0)
+    """Goal: milliseconds of one inference."""
     keep: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    """Goal: part of the multiply-accumulates to keep, e.g. 0.7."""
     criterion: Literal["obs", "activation", "l2", "l1", "random"] = "obs"
+    """Importance by which channels are ranked, see :mod:`toolchain.pruning.importance`."""
     uniform: bool = False
+    """Keep the same part of every group of channels, instead of choosing widths by loss and latency."""
     branches: bool = True
+    """Allow whole residual branches to be removed."""
     repair: bool = True
+    """Fit the remaining weights to the outputs of the dense model, layer by layer."""
     minutes: float = pydantic.Field(default=0.0, ge=0)
+    """Minutes of training after that towards the dense model's outputs, without labels; needs PyTorch. 0: none."""
     seed: int = 0
+    """Seed of everything that is drawn at random."""
 
     @pydantic.model_validator(mode="after")
     def _one_goal(self) -> Prune:
@@ -78,32 +81,42 @@ class Prune(Part):
         return self
 
     @property
-    def wanted(self) -> bool:
-        """Whether there is a goal."""
+    def has_goal(self) -> bool:
+        """True where a goal is given."""
         return any(goal is not None for goal in (self.speedup, self.latency_ms, self.keep))
 
 
-class Bench(Part):
-    """How latency is measured: warm up, then at least `min_runs` runs and `min_time_s` seconds, shared by the rounds.
-    processes: so many fresh ones share the rounds.
-    """
+class Bench(Record):
+    """How latency is measured: a warm-up, then at least `min_runs` inferences and `min_time_s` seconds in all."""
 
     warmup_s: float = pydantic.Field(default=0.3, ge=0)
+    """Seconds of warm-up at least, and until the times are steady."""
     min_time_s: float = pydantic.Field(default=3.0, ge=0)
+    """Seconds of measuring at least, over all rounds."""
     min_runs: int = pydantic.Field(default=20, ge=3)
+    """Number of inferences at least, over all rounds."""
     rounds: int = pydantic.Field(default=30, ge=1)
+    """Number of rounds; in each, the models take turns."""
     processes: int = pydantic.Field(default=3, ge=1)
+    """Number of fresh processes that share the rounds."""
     threads: int | None = pydantic.Field(default=None, ge=1)
+    """Threads within an operator; without it, the target's."""
 
 
 class Recipe(Document):
-    """What to do to a model. The default recipe is the recommended one."""
+    """Every choice about a model that does not depend on the device. The default recipe is the recommended one."""
 
     KIND: ClassVar[str] = "recipe"
 
     schema_version: Literal[1] = 1
+    """Version of this file format."""
     calibrate: Calibrate = Calibrate()
+    """How calibration data is read and observed."""
     prune: Prune = Prune()
+    """How the float model is pruned; nothing is pruned without a goal."""
     quantize: Quantize = Quantize()
+    """How the float model becomes int8."""
     bench: Bench = Bench()
+    """How latency is measured."""
     max_drop: float | None = pydantic.Field(default=None, ge=0)
+    """Largest allowed loss of score against float; more of it fails the export with exit code 1."""

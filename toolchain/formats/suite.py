@@ -1,4 +1,4 @@
-"""`Suite`: a list of model files that are timed again and again, in a TOML file beside them."""
+"""`Suite`: a TOML file that lists model files beside it, which are timed again and again."""
 
 from __future__ import annotations
 
@@ -8,36 +8,46 @@ from typing import ClassVar, Literal
 import pydantic
 
 from toolchain.core.errors import ConfigError
-from toolchain.formats.base import Document, Part
+from toolchain.formats.base import Document, Record
 
 
-class SuiteRow(Part):
-    """One file. model, variant: the row's names; rows of one model are timed interleaved.
-
-    file: relative to the suite. dims: sizes of named axes of its inputs; others are 1.
-    """
+class SuiteRow(Record):
+    """One file of a suite. Rows of the same model are timed interleaved."""
 
     model: str
+    """Name of the model in tables."""
     variant: str
+    """Name of the variant in tables, such as "int8"."""
     file: str
+    """Path of the model file, relative to the suite."""
     dims: dict[str, int] = pydantic.Field(default_factory=dict)
+    """Sizes of named axes of the inputs; other dynamic axes are 1."""
 
 
 class Suite(Document):
-    """description: what these models are; it stands above the table."""
+    """Model files that are timed again and again."""
 
     KIND: ClassVar[str] = "suite"
 
     schema_version: Literal[1] = 1
+    """Version of this file format."""
     description: str
+    """Text above the table of results: what these models are."""
     rows: tuple[SuiteRow, ...] = pydantic.Field(min_length=1)
+    """The files."""
 
 
 def load_suite(path: str | Path) -> tuple[Suite, Path]:
-    """The suite and the folder its files are relative to. path: the file, or a folder with a ``suite.toml``.
+    """Read a suite and check that its files exist.
+
+    Args:
+        path: the suite's file, or a folder with a ``suite.toml``.
+
+    Returns:
+        The suite, and the folder that its files are relative to.
 
     Raises:
-        ConfigError: missing or malformed, or one of its files is missing.
+        ConfigError: the suite is missing or does not follow the schema, or one of its files is missing.
     """
     path = Path(path)
     path = path / "suite.toml" if path.is_dir() else path

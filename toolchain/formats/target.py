@@ -1,8 +1,8 @@
-"""`Target`: what a device is and how a model should be built for it.
+"""`Target`: the profile of a device, with the facts that decide how a model is built for it.
 
-One TOML file a device, in ``targets/`` (shipped in the wheel as ``toolchain/_targets``). A profile
-states facts; nothing in it is measured by us. What an *operator* can do stands in ``ops.py``; what a
-*device* can do stands here and nowhere else.
+One TOML file for each device, in ``targets/`` (in the wheel: ``toolchain/_targets``). A profile states facts; nothing
+in it is measured by the toolchain. What an *operator* can do is in ``ops/table.py``; what a *device* can do is here and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -13,100 +13,128 @@ from typing import ClassVar, Literal
 
 import pydantic
 
-from toolchain.formats.base import Document, Part
+from toolchain.formats.base import Document, Record
 
 Architecture = Literal["x86_64", "aarch64"]
 Feature = Literal[
     "asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme",
     "sse4.1", "avx", "avx2", "avx512", "avx-vnni", "avx512-vnni", "amx-int8",
 ]  # fmt: skip
+ARM_FEATURES = frozenset({"asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme"})
 PackageFormat = Literal["onnx", "ort"]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
 
 
-class CoreCluster(Part):
-    """Cores of one kind. clock_ghz: the highest; None where the machine does not tell (virtual machines)."""
+class CoreCluster(Record):
+    """Processor cores of one kind."""
 
     core: str
+    """Name of the core design, such as "cortex-a76"."""
     count: int = pydantic.Field(ge=1)
+    """Number of cores of this kind."""
     clock_ghz: float | None = pydantic.Field(default=None, gt=0)
+    """Highest clock in GHz; null where the machine does not state it (virtual machines)."""
 
 
-class Cache(Part):
-    """Cache sizes in KiB, as one core of the first cluster sees them; None where unknown or absent."""
+class Cache(Record):
+    """Cache sizes in KiB that one core of the first kind sees, shared or not; null where unknown or absent."""
 
     l1d_kib: int | None = None
+    """First level, data."""
     l2_kib: int | None = None
+    """Second level."""
     l3_kib: int | None = None
+    """Third level."""
 
 
-class Runtime(Part):
-    """How the model is run there."""
+class Runtime(Record):
+    """How onnxruntime runs on the device."""
 
     version: str = ">=1.20"
+    """Releases of onnxruntime that work on the device."""
     provider: Literal["cpu"] = "cpu"
+    """Execution provider."""
     threads: int = pydantic.Field(ge=1)
+    """Threads within an operator."""
     session_options: dict[str, str] = pydantic.Field(default_factory=dict)
+    """Session options of onnxruntime, keys and values as text."""
 
 
-class Int8(Part):
-    """How int8 models are written for the device.
-
-    activations: u8 where the kernels take unsigned activations (x86), s8 where signed ones are
-        native (ARM). Both spell the same real numbers: u8 with zero point z is s8 with z - 128.
-    saturates: adjacent products are added in saturating int16 (x86 ``VPMADDUBSW`` without VNNI), so
-        weights must be overflow-free for the answers to be right.
-    """
+class Int8(Record):
+    """How int8 models are written for the device."""
 
     activations: Literal["u8", "s8"]
+    """u8 where the kernels take unsigned activations (x86), s8 where signed ones are native (Arm). Both stand for the
+    same real numbers: u8 with zero point z is s8 with z - 128."""
     saturates: bool = False
+    """Adjacent products are added in saturating int16 (x86 ``VPMADDUBSW`` without VNNI), so weights must be chosen such
+    that no sum overflows."""
 
 
-class Package(Part):
-    """Which files an exported folder holds."""
+class Package(Record):
+    """The model files in an exported folder."""
 
     formats: tuple[PackageFormat, ...] = ("onnx", "ort")
+    """File formats to write."""
     ort_platform: Literal["arm", "amd64"]
+    """Platform that ``model.ort`` is optimized for."""
 
 
-class Budget(Part):
-    """Limits that `inspect` and `export` compare with; none by default."""
+class Budget(Record):
+    """Limits of the application that `inspect` and `export` compare a model with; none by default."""
 
     size_mib: float | None = pydantic.Field(default=None, gt=0)
+    """Size of the model file in MiB."""
     memory_mib: float | None = pydantic.Field(default=None, gt=0)
+    """Memory while the model runs, in MiB."""
     latency_ms: float | None = pydantic.Field(default=None, gt=0)
+    """Latency of one inference in milliseconds."""
 
 
 class Target(Document):
-    """A device profile."""
+    """The profile of a device. An optional field that is missing means unknown, never zero."""
 
     KIND: ClassVar[str] = "target profile"
 
     schema_version: Literal[1] = 1
-    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    """Version of this file format."""
+    name: str = pydantic.Field(json_schema_extra={"pattern": NAME_PATTERN})
+    """Name for the command line and for the exported folder; the file's name without ``.toml``."""
     title: str
+    """Name for people; it says which variant of the device `memory_mib` belongs to."""
     architecture: Architecture
+    """Instruction set."""
     features: tuple[Feature, ...]
+    """Extensions of the instruction set that onnxruntime can use. They decide which int8 kernels run."""
     cores: tuple[CoreCluster, ...] = pydantic.Field(min_length=1)
+    """Kinds of cores, the fastest first."""
     cache: Cache = Cache()
+    """Cache sizes."""
     memory_mib: int | None = pydantic.Field(default=None, gt=0)
+    """Main memory in MiB."""
     channel_multiple: int = pydantic.Field(ge=1)
+    """Multiple of output channels that the convolution kernels want; other widths run on slower kernels."""
     runtime: Runtime
+    """How onnxruntime runs on the device."""
     int8: Int8
+    """How int8 models are written for the device."""
     package: Package
+    """The model files in an exported folder."""
     budget: Budget = Budget()
+    """Limits of the application."""
 
     @property
     def has_vnni(self) -> bool:
-        """Whether x86 int8 dot products are exact."""
+        """True where int8 dot products of x86 are exact."""
         return bool({"avx-vnni", "avx512-vnni"} & set(self.features))
 
     def renamed(self, name: str) -> Target:
-        """The same profile under a name made of `name`: lower case, and a hyphen for what a name cannot have."""
+        """Copy the profile under a name made from `name`: lower case, with hyphens in place of other characters."""
         name = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
         return self.model_copy(update={"name": name or "device"})
 
     def to_toml(self) -> str:
-        """The profile as TOML; what is unknown or empty is left out."""
+        """Return the profile as TOML, without unknown and empty values."""
         data = self.model_dump(mode="json", exclude_none=True)
         tables = {key: value for key, value in data.items() if isinstance(value, dict) and value}
         lines = [f"{key} = {_toml(value)}" for key, value in data.items() if not isinstance(value, dict)]
@@ -115,10 +143,18 @@ class Target(Document):
             lines += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in entries.items())]
         return "\n".join(lines) + "\n"
 
+    @pydantic.field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(NAME_PATTERN.strip("^$"), name):
+            raise ValueError(
+                f"{name!r} is not made of lower-case letters, digits, dots and hyphens, the first no hyphen"
+            )
+        return name
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Target:
-        arm = {"asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme"}
-        wrong = [f for f in self.features if (f in arm) != (self.architecture == "aarch64")]
+        wrong = [f for f in self.features if (f in ARM_FEATURES) != (self.architecture == "aarch64")]
         if wrong:
             raise ValueError(f"feature {wrong[0]!r} does not exist on {self.architecture}")
         if self.runtime.threads > sum(c.count for c in self.cores):
@@ -131,7 +167,7 @@ class Target(Document):
 
 
 def _toml(value: object) -> str:
-    """A value as TOML writes it: strings, numbers, bools and lists are as in JSON."""
+    """Write a value as TOML: strings, numbers, booleans and lists look as in JSON."""
     if isinstance(value, dict):
         keys = {key: key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key) for key in value}
         return f"{{ {', '.join(f'{keys[key]} = {_toml(entry)}' for key, entry in value.items())} }}"

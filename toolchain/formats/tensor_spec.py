@@ -27,15 +27,18 @@ Dtype = Annotated[
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model. dims: one entry for each axis, a size, the name of a dynamic axis, or None where
-    the size is unknown.
-    """
+    """An input or output of a model."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(
+        extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
     name: str
+    """Name in the model."""
     dtype: Dtype
+    """Element type, such as float32."""
     dims: tuple[int | str | None, ...]
+    """One entry for each axis: a size, the name of a dynamic axis, or null where the size is unknown."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.dims)}]"

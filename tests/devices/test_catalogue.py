@@ -239,7 +239,7 @@ def test_a_profile_by_path(tmp_path):
 
 # -------------------------------------------------------------------------------------------- the page
 
-PAGE = Path(__file__).parents[2] / "docs" / "targets.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "target-profile.md"
 
 
 def field_names(schema: dict, definitions: dict, prefix: str = "") -> set[str]:

@@ -71,7 +71,7 @@ def test_a_recipe_names_no_device():
 
 def test_the_documented_recipe_is_the_default_one():
     text = (Path(__file__).parents[2] / "docs" / "reference" / "recipe.md").read_text(encoding="utf-8")
-    block = text.partition("```toml\n")[2].partition("```")[0]
+    block = text.partition("```toml")[2].partition("\n")[2].partition("```")[0]
     assert Recipe.parse(tomllib.loads(block)) == Recipe()
     for name, section in (("calibrate", Calibrate), ("quantize", Quantize), ("bench", Bench)):
         missing = [key for key in section.model_fields if f"\n{key} = " not in block and f"# {key} = " not in block]

@@ -126,7 +126,7 @@ class Exactness(Record):
     """The exactness certificate: whether every target computes the same integers."""
 
     activations: Literal["u8", "s8"]
-    """Encoding of activations in the file. x86 has exact kernels for u8 only, Arm for both."""
+    """Encoding of activations in the file. x86 has exact kernels for u8 only, ARM for both."""
     overflow_free: bool
     """True where no product can saturate on any processor."""
     exceptions: tuple[str, ...] = ()

@@ -64,7 +64,7 @@ class Int8(Record):
     """How int8 models are written for the device."""
 
     activations: Literal["u8", "s8"]
-    """u8 where the kernels take unsigned activations (x86), s8 where signed ones are native (Arm). Both stand for the
+    """u8 where the kernels take unsigned activations (x86), s8 where signed ones are native (ARM). Both stand for the
     same real numbers: u8 with zero point z is s8 with z - 128."""
     saturates: bool = False
     """Adjacent products are added in saturating int16 (x86 ``VPMADDUBSW`` without VNNI), so weights must be chosen such

@@ -47,11 +47,11 @@ MODELS = {
     "cut short": (lambda: Path("net.onnx").read_bytes()[:3000], "bad.onnx: is not an ONNX file, or it is cut short ("),
     "custom operator": (
         lambda: altered(_operator("my.ops", "Swirl")),
-        "knows no operator 'Swirl' in domain 'my.ops'; export the model with standard operators",
+        "has no operator 'Swirl' in domain 'my.ops'; export the model with standard operators",
     ),
     "misspelt operator": (
         lambda: altered(_operator("", "Rleu")),
-        "knows no operator 'Rleu' in the standard domain; ",
+        "has no operator 'Rleu' in the standard domain; ",
     ),
     "old opset": (lambda: altered(_opset(6)), "bad.onnx: has opset 6, and the oldest supported is 7; export it again"),
     "future opset": (lambda: altered(_opset(99)), "bad.onnx: has opset 99, and onnxruntime "),
@@ -77,13 +77,16 @@ def test_models(refused, workplace, kind, command):
         ("missing.onnx", "missing.onnx: no such file; give an .onnx or .pt2 file, or package.module:callable"),
         ("folder", "folder: is a folder, not an ONNX file; give the path of an .onnx file"),
         ("weights.pth", "weights.pth: holds weights, not a model; write a function that builds the module"),
-        ("net.tflite", "net.tflite: is a TensorFlow file; turn it into ONNX with tf2onnx first"),
-        ("net.onnx --input x:1x3", "net.onnx: inputs are given, but only a torch module needs them: a file states"),
+        ("net.tflite", "net.tflite: is a TensorFlow file; convert it to ONNX with tf2onnx first"),
+        (
+            "net.onnx --input x:1x3",
+            "net.onnx: states its inputs itself, so --input x does not apply; leave --input out",
+        ),
         ("net.onnx --input x", "input 'x': is not of the form name:1x3x224x224[:dtype]; for example"),
         ("net.onnx --input x:1x0", "input 'x:1x0': '0' is not a dimension; write a size above 0"),
         ("net.onnx --input x:1x3:floot32", "input 'x:1x3:floot32': unknown dtype 'floot32'; did you mean 'float32'?"),
         ("net.onnx --freeze batch", "freeze 'batch': is not of the form name=size; for example batch=1"),
-        ("net.onnx --freeze batch=1", "freeze batch: all axes of the model's inputs are fixed; drop it"),
+        ("net.onnx --freeze batch=1", "freeze batch: all axes of the model's inputs are fixed; leave it out"),
     ],
 )
 def test_sources(refused, workplace, source, said):
@@ -108,7 +111,11 @@ def test_sources(refused, workplace, source, said):
         ),
         ("import sys; sys.exit('bye')", "mine:net", "mine:net: raised SystemExit: bye (mine.py line 1); "),
         ("def net(): raise KeyError('w')", "mine:net", "mine:net: raised KeyError: 'w' (mine.py line 1); mend"),
-        ("def net(): return 3", "mine:net", "mine:net: gives an object of type int, not a torch.nn.Module; return a"),
+        (
+            "def net(): return 3",
+            "mine:net",
+            "mine:net: returns an object of type int, not a torch.nn.Module; return the",
+        ),
     ],
 )
 def test_module_callables(refused, code, text, source, said):

@@ -92,7 +92,7 @@ def test_weights_listed_as_inputs_become_constants(tmp_path):
     assert [value.name for value in got.model.graph.inputs] == ["x"]
     conv = next(node for node in got.model.graph if node.op_type == "Conv")
     assert query.constant(conv.inputs[1]) is not None
-    assert "5 weights were listed as inputs and are constants now" in got.notes
+    assert "5 weights were listed as inputs and are now constants" in got.notes
 
 
 def test_an_ir_version_newer_than_needed_is_lowered(tmp_path):
@@ -152,8 +152,19 @@ def test_paths(tmp_path):
         with pytest.raises(ModelError, match=said):
             convert(tmp_path / name)
     path = saved(conv_net(), tmp_path / "net.onnx")
-    with pytest.raises(InputError, match="only a torch module needs them"):
-        convert(path, inputs=[TensorSpec("x", np.dtype("float32"), (1,))])
+    inputs = [TensorSpec("x", np.dtype("float32"), (1,))]
+    with pytest.raises(InputError, match=r"net\.onnx: states its inputs itself, so --input x does not apply"):
+        convert(path, inputs=inputs)
+    with pytest.raises(ModelError, match=r"w\.pth: holds weights, not a model; .* give package\.module:function"):
+        convert(tmp_path / "w.pth", inputs=inputs)  # the file is the problem, not the option
+
+
+def test_python_code_is_given_as_a_function(tmp_path):
+    (tmp_path / "net.py").write_text("def build(): ...")
+    with pytest.raises(ModelError, match=r"is Python code, not a model; give package\.module:function"):
+        convert(tmp_path / "net.py")
+    with pytest.raises(ModelError, match=r"no such file; give package\.module:function, .* without \.py"):
+        convert(f"{tmp_path}/net.py:build")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 50, b"hello world, this is no model", b"PK\x03\x04zip", b"{}"])
@@ -210,10 +221,10 @@ def test_opsets_out_of_range(tmp_path):
     [
         (
             one_node("Sparkle", "my.ops", my_ops=1),
-            r"node 'odd': .* knows no operator 'Sparkle' in domain 'my\.ops'",
+            r"node 'odd': .* has no operator 'Sparkle' in domain 'my\.ops'",
         ),
-        (one_node("Convv"), "knows no operator 'Convv' in the standard domain"),
-        (one_node("Gelu", opset=17), "'Gelu' of the standard domain came with opset 20, and the model states 17"),
+        (one_node("Convv"), "has no operator 'Convv' in the standard domain"),
+        (one_node("Gelu", opset=17), "'Gelu' of the standard domain exists since opset 20, and the model has opset 17"),
     ],
 )
 def test_unknown_operators(tmp_path, model, said):
@@ -300,10 +311,13 @@ def test_parity_figures(relu):
     ("reference", "said"),
     [
         (lambda feed: [feed["x"]], "output 'y': differs from the source by"),
-        (lambda feed: [np.maximum(feed["x"], 0)[:, :3]], r"has shape \[2, 4\] where the source gives \[2, 3\]"),
-        (lambda feed: [np.where(feed["x"] > 0, feed["x"], np.nan)], "holds NaN or infinity"),
-        (lambda feed: [feed["x"], feed["x"]], "gives 1 outputs where the source gives 2"),
-        (lambda feed: [np.random.default_rng().random(feed["x"].shape)], "the source differs from itself"),
+        (lambda feed: [np.maximum(feed["x"], 0)[:, :3]], r"has shape \[2, 4\], and in the source \[2, 3\]"),
+        (lambda feed: [np.where(feed["x"] > 0, feed["x"], np.nan)], "has NaN or infinity"),
+        (lambda feed: [feed["x"], feed["x"]], "has 1 outputs, and its source 2"),
+        (
+            lambda feed: [np.random.default_rng().random(feed["x"].shape)],
+            "gives two different results for one input",
+        ),
     ],
 )
 def test_parity_refuses(relu, reference, said):

@@ -59,7 +59,7 @@ def test_unnamed_axes_are_fixed_one_by_one():
 
 def test_fixed_axes(model):
     freeze(model, {"x.1": 3})
-    with pytest.raises(InputError, match=r"freeze x\.1=5: that axis is fixed at 3 already"):
+    with pytest.raises(InputError, match=r"freeze x\.1=5: that axis already has size 3"):
         freeze(model, {"x.1": 5})
 
 

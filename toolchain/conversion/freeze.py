@@ -1,4 +1,4 @@
-"""Giving dynamic axes a fixed size, and what follows from it for every shape in the graph."""
+"""Fixing the sizes of dynamic axes, and of all shapes in the graph that follow from them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from toolchain.core.errors import InputError, did_you_mean
 def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
     """Fix dynamic axes in place and infer all shapes again.
 
-    A key of `sizes` is the name of an axis, which is then fixed wherever it stands, or
-    ``input.axis`` (``x.0``) for an axis without a name.
+    A key of `sizes` is the name of an axis, which is then fixed in all shapes, or ``input.axis`` (``x.0``) for an axis
+    without a name.
 
     Raises:
-        InputError: no such axis (with a near match and the list), a size below 1, or an axis fixed otherwise.
+        InputError: no such axis (the message lists all and suggests one), a size below 1, or an axis of another size.
     """
     for key, size in sizes.items():
         if size < 1:
@@ -32,7 +32,7 @@ def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
 
 
 def rename_axis(model: ir.Model, name: str, new: str | int) -> None:
-    """Replace the symbol `name` by another, or by a size, in every shape; expressions of it are evaluated."""
+    """Replace the symbol `name` by another symbol or a size in every shape; expressions with it are evaluated."""
 
     def replaced(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         if not isinstance(dim, ir.SymbolicDim) or dim.value is None:
@@ -41,7 +41,7 @@ def rename_axis(model: ir.Model, name: str, new: str | int) -> None:
             return new if isinstance(new, int) else ir.SymbolicDim(new)
         if name not in _symbols(dim):
             return dim
-        # An expression such as 384*batch. With another name it is left unknown, for inference to fill.
+        # An expression such as 384*batch. With another name it becomes unknown, and is inferred later.
         return dim.evaluate({name: new}) if isinstance(new, int) else ir.SymbolicDim(None)
 
     for value in _values(model):
@@ -60,12 +60,12 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _symbols(dim: ir.SymbolicDim) -> frozenset[str]:
     try:
         return dim.free_symbols()
-    except ValueError:  # a name that is no expression, such as "?"
+    except ValueError:  # a name that is not an expression, such as "?"
         return frozenset()
 
 
 def _known(dim: int | ir.SymbolicDim) -> bool:
-    # Paddle writes "?" for every axis it knows nothing about: not one name but none.
+    # Paddle writes "?" for every unknown axis: it is no common name.
     return isinstance(dim, ir.SymbolicDim) and dim.value not in (None, "", "?")
 
 
@@ -80,7 +80,7 @@ def _named(model: ir.Model) -> list[str]:
 
 
 def _choices(model: ir.Model) -> list[str]:
-    """What may be frozen: names, and ``input.axis`` for axes without one."""
+    """Axes that can be fixed: by name, and as ``input.axis`` those without a name."""
     unnamed = [
         f"{value.name}.{axis}"
         for value in _fed(model)
@@ -97,7 +97,7 @@ def _find(model: ir.Model, key: str) -> tuple[ir.Value, int]:
             return value, int(axis)
     choices = _choices(model)
     if not choices:
-        raise InputError("all axes of the model's inputs are fixed", where=f"freeze {key}", hint="drop it")
+        raise InputError("all axes of the model's inputs are fixed", where=f"freeze {key}", hint="leave it out")
     listed = ", ".join(choices)
     near = did_you_mean(key, choices)
     hint = near if near.startswith("did") else "choose one of those"
@@ -114,4 +114,4 @@ def _fix(model: ir.Model, value: ir.Value, axis: int, size: int) -> None:
         value.shape = ir.Shape(shape)
     elif dim != size:
         where = f"freeze {value.name}.{axis}={size}"
-        raise InputError(f"that axis is fixed at {dim} already", where=where, hint="leave it, or export the model anew")
+        raise InputError(f"that axis already has size {dim}", where=where, hint="leave it, or export the model again")

@@ -1,13 +1,13 @@
-"""An ``.onnx`` file as it comes: checked against what onnxruntime knows, and brought to a current opset.
+"""Reading an ``.onnx`` file: it is checked against the installed onnxruntime, and upgraded to a current opset.
 
-1. The file is read whole and its external data is there (`graph.io.load`).
-2. Its opset and IR version are ones the installed onnxruntime runs.
-3. Every operator, in subgraphs and functions too, has a schema there, or a function in the file.
-4. onnxruntime makes a session of it: types and attributes are right and kernels exist.
-   Its inputs and outputs are tensors, and their numbers of axes are known.
-5. Weights listed as inputs (the way of IR 3) become constants, which is what all stages look for.
-6. Below opset 17 it is upgraded with onnx's own converter: per-channel QDQ needs 13, and the table of
-   operators knows one form of each. Whether it still computes the same is measured (`parity`).
+1. The file is read whole, and its external data is there (`graph.io.load`).
+2. The installed onnxruntime runs its opset and IR version.
+3. Every operator, also in subgraphs and functions, has a schema there, or is a function in the file.
+4. onnxruntime creates a session: types and attributes are right, and kernels exist. Inputs and outputs are tensors with
+   a known number of axes.
+5. Weights that are listed as inputs (IR 3 does so) become constants, which all later stages expect.
+6. A file below opset 17 is upgraded with onnx's own converter: per-channel QDQ needs opset 13, and the operator table
+   knows one form of each operator. The upgraded model is compared with the original (`parity`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from toolchain.data.tensors import Array, Feed
 from toolchain.formats.manifest import Source
 from toolchain.graph import io, query, run
 
-OLDEST, WANTED = 7, 17
-# onnx's table of releases: opset 17 came with IR 8, and up to opset 22 nothing needs more than IR 10.
+OLDEST_OPSET, OPSET = 7, 17
+# From onnx's table of releases: opset 17 came with IR 8, and opsets up to 22 need at most IR 10.
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 
 
@@ -40,7 +40,7 @@ def from_onnx(path: Path) -> Imported:
     """Load, check and upgrade the file at `path`.
 
     Raises:
-        ModelError: missing, damaged, an opset or operator onnxruntime does not know, or not upgradable.
+        ModelError: the file is missing or damaged, has an unknown opset or operator, or cannot be upgraded.
     """
     model = io.load(path)
     _check_versions(model, path)
@@ -51,18 +51,18 @@ def from_onnx(path: Path) -> Imported:
     notes = [*_weights_as_constants(model)]
     reference: Reference | None = None
     opset = query.opset(model)
-    if opset < WANTED:
+    if opset < OPSET:
         model = _upgraded(model, path)
-        notes.append(f"opset {opset} was upgraded to {WANTED}")
+        notes.append(f"opset {opset} was upgraded to {OPSET}")
         reference = _runner(original)
     version = _IR_VERSIONS.get(query.opset(model))
-    if version is not None:  # a younger onnxruntime on the device reads it then
+    if version is not None:  # so that an older onnxruntime on the device reads it as well
         model.ir_version = version
     return Imported(model, source, tuple(notes), reference)
 
 
 def _content_hash(model: ir.Model, path: Path) -> str:
-    """The file's SHA-256; with external data, that of all its files' hashes."""
+    """SHA-256 of the file; with external data, of the hashes of all its files."""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     external = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     if not external:
@@ -72,7 +72,7 @@ def _content_hash(model: ir.Model, path: Path) -> str:
 
 
 def _check_ports(model: ir.Model, path: Path) -> None:
-    """Inputs and outputs are tensors of known rank; where an output's is not stated it is inferred."""
+    """Check that inputs and outputs are tensors of known rank; unknown ranks of outputs are inferred first."""
     if any(value.shape is None for value in model.graph.outputs):
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     try:
@@ -82,7 +82,7 @@ def _check_ports(model: ir.Model, path: Path) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is None:
             raise ModelError(
-                f"{value.name!r} has no shape, not even a number of axes",
+                f"{value.name!r} has no shape; not even its number of axes is known",
                 where=path,
                 hint="export the model with shapes",
             )
@@ -95,20 +95,20 @@ def _producer(model: ir.Model) -> str:
 def _check_versions(model: ir.Model, path: Path) -> None:
     opset = query.opset(model)
     here = f"onnxruntime {ort.__version__}"
-    if opset < OLDEST:
-        what = f"has opset {opset}, and the oldest supported is {OLDEST}" if opset else "states no opset"
-        raise ModelError(what, where=path, hint=f"export it again with opset {WANTED} or later")
+    if opset < OLDEST_OPSET:
+        what = f"has opset {opset}, and the oldest supported is {OLDEST_OPSET}" if opset else "states no opset"
+        raise ModelError(what, where=path, hint=f"export it again with opset {OPSET} or later")
     if not _accepts(opset, 8):
-        newest = max(version for version in range(OLDEST, opset) if _accepts(version, 8))
+        newest = max(version for version in range(OLDEST_OPSET, opset) if _accepts(version, 8))
         what = f"has opset {opset}, and {here} runs up to {newest}"
         raise ModelError(what, where=path, hint=f"export it again with opset {newest}, or upgrade onnxruntime")
-    if model.ir_version is not None and not _accepts(WANTED, model.ir_version):
+    if model.ir_version is not None and not _accepts(OPSET, model.ir_version):
         what = f"has IR version {model.ir_version}, which {here} does not read"
         raise ModelError(what, where=path, hint="export it again with an older onnx package, or upgrade onnxruntime")
 
 
 def _accepts(opset: int, ir_version: int) -> bool:
-    """Whether onnxruntime runs the smallest model of these versions: asking is surer than a table."""
+    """True if onnxruntime runs the smallest model of these versions; trying is more reliable than a table."""
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["x"], ["y"])],
@@ -139,21 +139,21 @@ def _check_operators(model: ir.Model, path: Path) -> None:
         if key not in since:
             near = did_you_mean(str(key[1]), {name for other, name in since if other == key[0]})
             raise ModelError(
-                f"onnxruntime {ort.__version__} knows no operator {key[1]!r} in {domain}",
+                f"onnxruntime {ort.__version__} has no operator {key[1]!r} in {domain}",
                 where=where,
                 hint=near if near.startswith("did") else "export the model with standard operators",
             )
         opset = query.opset(model) if key[0] == "" else model.opset_imports.get(key[0], 1)
         if since[key] > opset:
             raise ModelError(
-                f"operator {key[1]!r} of {domain} came with opset {since[key]}, and the model states {opset}",
+                f"operator {key[1]!r} of {domain} exists since opset {since[key]}, and the model has opset {opset}",
                 where=where,
                 hint=f"export it again with opset {since[key]}",
             )
 
 
 def _schemas() -> Mapping[tuple[str, str], int]:
-    """The first opset of every operator onnxruntime knows, by domain and name."""
+    """The first opset of every operator that onnxruntime has, by domain and name."""
     since: dict[tuple[str, str], int] = {}
     for schema in ort_state.get_all_operator_schema():
         key = ("" if schema.domain == "ai.onnx" else schema.domain, schema.name)
@@ -173,17 +173,17 @@ def _weights_as_constants(model: ir.Model) -> list[str]:
         return []
     common.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 0, 4)  # IR 3 knows weights only as inputs
-    return [f"{count} weights were listed as inputs and are constants now"]
+    return [f"{count} weights were listed as inputs and are now constants"]
 
 
 def _upgraded(model: ir.Model, path: Path) -> ir.Model:
     opset = query.opset(model)
-    what = f"has opset {opset}, which could not be upgraded to {WANTED}"
-    hint = f"export it again with opset {WANTED} or later"
+    what = f"has opset {opset}, which could not be upgraded to {OPSET}"
+    hint = f"export it again with opset {OPSET} or later"
     if io.weight_bytes(model) > io.EMBED_LIMIT_BYTES:
         raise ModelError(f"{what} because it is too large for onnx's converter", where=path, hint=hint)
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(io.embedded(model)), WANTED)
+        proto = onnx.version_converter.convert_version(ir.to_proto(io.embedded(model)), OPSET)
     except (RuntimeError, ValueError, IndexError, onnx.version_converter.ConvertError) as error:
         raise ModelError(f"{what} ({one_line(error)})", where=path, hint=hint) from None
     upgraded: ir.Model = ir.from_proto(proto)

@@ -1,8 +1,8 @@
-"""A torch module or a ``.pt2`` file, through torch's exporter.
+"""Conversion of a torch module or a ``.pt2`` file with torch's exporters.
 
-The dynamo exporter is used; where it fails, the TorchScript exporter, with the reason among the notes.
-The module is exported and run in evaluation mode, and left in the mode it was in. torch is imported
-inside functions only: nothing else in the toolchain needs it.
+The dynamo exporter is used; if it fails, the TorchScript exporter, and a note says why. The module is exported and run
+in evaluation mode, and left in the mode it was in. torch is imported inside functions only: nothing but conversion and
+training needs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from toolchain.conversion.freeze import rename_axis
 from toolchain.conversion.inputs import concrete, random_feed
 from toolchain.conversion.parity import Reference
 from toolchain.conversion.route import Imported
-from toolchain.conversion.torch_export import export_module, export_program, finish, leaves, quiet, reason
+from toolchain.conversion.torch_export import export_module, export_program, finish, output_tensors, quiet, reason
 from toolchain.core.errors import InputError, ModelError, ToolchainError
 from toolchain.core.files import sha256
 from toolchain.core.user_code import user_code
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     import torch
 
 Call = Callable[[Feed], object]
-"""Runs the source; gives whatever its ``forward`` returns."""
+"""Runs the source; returns the result of its ``forward``."""
 
 
 def from_module(module: torch.nn.Module, inputs: Sequence[TensorSpec], name: str) -> Imported:
-    """Export `module`; an input's axes that are no numbers become dynamic.
+    """Export `module`; axes of inputs that are not numbers become dynamic.
 
-    Inputs named as parameters of ``forward`` are passed by name, others by position.
+    Inputs are passed by name if all are named like parameters of ``forward``, else by position.
 
     Raises:
-        InputError: no or wrong inputs.
-        ModelError: the module does not run on them, or neither of torch's exporters takes it.
+        InputError: inputs are missing or wrong.
+        ModelError: the module does not run on them, or both of torch's exporters fail.
     """
     import torch
 
@@ -56,10 +56,10 @@ def from_module(module: torch.nn.Module, inputs: Sequence[TensorSpec], name: str
     size, example = _working_size(specs, call, ids, name)
     tensors = _tensors(module, random_feed(concrete(specs, 2, size), 0, ids))
     axes = {spec.name: {a: dim for a, dim in enumerate(spec.dims) if isinstance(dim, str)} for spec in specs}
-    # What neither exporter foresees, say weights without values, comes as any exception from within them.
-    with _evaluating(module), user_code(name, ModelError, "change the module there, or export it to ONNX yourself"):
+    # Exporters raise any exception for modules they do not foresee, e.g. with weights that have no values.
+    with _evaluating(module), user_code(name, ModelError, "change the module, or export it to ONNX yourself"):
         model, exporter, notes = export_module(module, tensors, axes, by_name, name)
-    finish(model, [spec.name for spec in specs], [key for key, _ in leaves(example)])
+    finish(model, [spec.name for spec in specs], [key for key, _ in output_tensors(example)])
     source = Source(name=name, sha256=_state_hash(module), kind="torch", exporter=_exporter(exporter))
     return Imported(model, source, notes, _flat(call, name), (size,), ids)
 
@@ -68,7 +68,7 @@ def from_pt2(path: Path) -> Imported:
     """Export the program that ``torch.export.save`` wrote to `path`.
 
     Raises:
-        ModelError: not such a file, damaged, or the exporter does not take it.
+        ModelError: not a file of this kind, damaged, or the exporter fails.
     """
     import torch
 
@@ -93,8 +93,8 @@ def from_pt2(path: Path) -> Imported:
     size, example = _working_size(specs, call, 2, str(path))
     model = export_program(program, str(path))
     for symbol in {spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str)}:
-        rename_axis(model, symbol, "batch")  # torch forgets the names and calls them s77
-    finish(model, [spec.name for spec in specs], [key for key, _ in leaves(example)])
+        rename_axis(model, symbol, "batch")  # torch does not store the names; it writes s77
+    finish(model, [spec.name for spec in specs], [key for key, _ in output_tensors(example)])
     source = Source(name=str(path), sha256=sha256(path), kind="pt2", exporter=_exporter("dynamo"))
     return Imported(model, source, (), _flat(call, str(path)), (size,))
 
@@ -109,7 +109,7 @@ def _exporter(kind: str) -> str:
 
 
 def _named_axes(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Every dynamic axis gets a name, since the exporter wants one; the leading one is the batch."""
+    """Name every dynamic axis, since the exporter needs names; the leading one is the batch."""
 
     def named(spec: TensorSpec, axis: int, dim: int | str | None) -> int | str:
         return dim if dim is not None else "batch" if axis == 0 else f"{spec.name}_{axis}"
@@ -118,7 +118,11 @@ def _named_axes(inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
 
 
 def _bind(module: torch.nn.Module, specs: Sequence[TensorSpec], name: str) -> bool:
-    """Whether inputs go by name; raises where they cannot go at all."""
+    """True if inputs are passed by name, False if by position.
+
+    Raises:
+        InputError: ``forward`` takes them in neither way.
+    """
     signature = inspect.signature(module.forward)
     if not specs:
         needed = [p.name for p in signature.parameters.values() if p.default is p.empty]
@@ -160,7 +164,7 @@ def _tensors(module: torch.nn.Module, feed: Feed) -> dict[str, torch.Tensor]:
 
 
 def _program_inputs(program: torch.export.ExportedProgram) -> tuple[list[TensorSpec], list[object]]:
-    """Specs of the tensors a program takes, and all its arguments in order: names of tensors, or constants."""
+    """Specs of a program's input tensors, and all its arguments in order: names of tensors, or constants."""
     import torch
 
     shapes = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
@@ -181,9 +185,9 @@ def _program_inputs(program: torch.export.ExportedProgram) -> tuple[list[TensorS
 
 
 def _working_size(specs: Sequence[TensorSpec], call: Call, ids: int, name: str) -> tuple[int, object]:
-    """A size for dynamic axes other than the batch that the source takes, and what it gives for it.
+    """A size that the source takes for dynamic axes other than the batch, and its result for that size.
 
-    A dynamic batch is tried with 3 as well as 2, since code may hold either fast.
+    A dynamic batch is tried with 2 and with 3, since the code may fix either.
     """
     fault: ModelError | None = None
     for size in Imported.sizes:
@@ -221,8 +225,8 @@ def _flat(call: Call, name: str) -> Reference:
             with user_code(name, ModelError):
                 outputs = call(feed)
         except ToolchainError:
-            return None  # these sizes are not ones the module takes
-        return [_array(tensor) for _, tensor in leaves(outputs)]
+            return None  # the module does not take these sizes
+        return [_array(tensor) for _, tensor in output_tensors(outputs)]
 
     return reference
 
@@ -235,7 +239,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _state_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over the module's class and its named parameters and buffers."""
+    """SHA-256 of the module's class and its named parameters and buffers."""
     total = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
     for key, tensor in module.state_dict().items():
         if hasattr(tensor, "detach"):

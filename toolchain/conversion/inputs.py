@@ -1,4 +1,4 @@
-"""What a model is fed while it is converted: specs the user writes, and random arrays that follow a spec."""
+"""Inputs of a model during conversion: the specs that users write, and random arrays for a spec."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _UNKNOWN = ("-1", "?", "*")
 
 
 def parse_input(text: str) -> TensorSpec:
-    """``name:1x3x224x224[:dtype]`` as a spec; dtype is float32 where it is left out.
+    """Parse ``name:1x3x224x224[:dtype]``; the dtype is float32 if left out.
 
-    A dimension is a size, a name (dynamic), or ``-1`` (dynamic without a name). They are separated by
-    commas, or by an ``x`` with a digit or a space beside it: ``ids:batch,seq:int64``, ``x:batchx3x32x32``.
+    A dimension is a size, a name (a dynamic axis), or ``-1`` (a dynamic axis without a name). Dimensions are separated
+    by commas, or by an ``x`` with a digit or a space beside it: ``ids:batch,seq:int64``, ``x:batchx3x32x32``.
 
     Raises:
-        InputError: not of that form, or an ``x`` that may be a separator or part of a name.
+        InputError: not of this form, or an ``x`` may be either a separator or part of a name.
     """
     where = f"input {text!r}"
     name, _, rest = (part.strip() for part in text.partition(":"))
@@ -54,7 +54,7 @@ def _dimension(part: str, dims: str, where: str) -> int | str | None:
 
 
 def parse_freeze(texts: Sequence[str]) -> dict[str, int]:
-    """``["batch=1", "x.2=224"]`` as a dictionary.
+    """Parse sizes such as ``["batch=1", "x.2=224"]`` to a dictionary.
 
     Raises:
         InputError: not of the form ``name=size``.
@@ -69,9 +69,9 @@ def parse_freeze(texts: Sequence[str]) -> dict[str, int]:
 
 
 def concrete(specs: Sequence[TensorSpec], batch: int, size: int) -> list[TensorSpec]:
-    """`specs` with `batch` for every dynamic leading axis and `size` for the other dynamic axes.
+    """Replace every dynamic leading axis of `specs` by `batch`, and other dynamic axes by `size`.
 
-    A name keeps one size wherever it stands: a state of shape [layers, batch, width] follows the batch.
+    Axes of one name get one size: in a state of shape [layers, batch, width] the second axis is the batch.
     """
     leading = {spec.dims[0] for spec in specs if spec.dims}
 
@@ -84,12 +84,12 @@ def concrete(specs: Sequence[TensorSpec], batch: int, size: int) -> list[TensorS
 
 
 def random_feed(specs: Sequence[TensorSpec], seed: int, ids: int = 2) -> Feed:
-    """Normal numbers for float inputs, 0..255 for 8-bit ones, and ``0..ids-1`` for other integers.
+    """Draw normal numbers for float inputs, 0..255 for 8-bit ones, and ``0..ids-1`` for other integers.
 
     Args:
-        specs: with sizes only, as :func:`concrete` gives them.
-        seed: of the random numbers.
-        ids: 2 is safe for ids, masks and flags of a model nothing is known about.
+        specs: with sizes only, as :func:`concrete` returns them.
+        seed: seed of the random numbers.
+        ids: upper bound of integers; 2 is safe for ids, masks and flags of an unknown model.
     """
     rng = np.random.default_rng(seed)
 

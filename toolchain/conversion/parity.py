@@ -1,7 +1,7 @@
-"""Whether a converted model computes what its source computes, on random inputs.
+"""Parity: a converted model and its source compute the same on random inputs.
 
-Errors are taken relative to the largest magnitude of each output, since that is what the next layer or
-the decision sees; an element close to zero says nothing by itself.
+Errors are relative to the largest magnitude of each output, since the next layer or the decision depends on that; the
+relative error of an element close to zero means nothing.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from toolchain.data.tensors import Array, Feed
 from toolchain.graph import io, run
 
 Reference = Callable[[Feed], list[Array] | None]
-"""Runs the source model; None where it does not take a feed of these sizes."""
+"""Runs the source model; returns None if it does not take a feed of these sizes."""
 
-# Two runtimes sum float32 in different orders. Five ImageNet networks of up to 150 layers stayed below 1e-6
+# Two runtimes add float32 numbers in different orders. Five ImageNet networks of up to 150 layers stayed below 1e-6
 # between torch and onnxruntime, and so did six upgraded files; a wrong attribute or weight shows as 1e-2.
 TOLERANCE = 1e-4
-# float16 carries 11 bits (5e-4 an operation), and runtimes differ in where they widen to float32.
+# float16 has 11 bits (5e-4 per operation), and runtimes widen to float32 at different points.
 TOLERANCE_HALF = 2e-2
+
+# (batch, factor of the size of other dynamic axes) of each sample
+SAMPLES = ((2, 1), (1, 1), (3, 1), (2, 2), (1, 1), (1, 1), (1, 1), (1, 1))
 
 
 @dataclass(frozen=True)
 class Parity:
-    """max_abs_error, max_rel_error: the worst of all outputs and samples; relative to the output's largest value."""
+    """The worst errors over all outputs and samples. max_rel_error: relative to the largest value of the output."""
 
     samples: int
     max_abs_error: float
@@ -37,32 +40,32 @@ class Parity:
 
 
 def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -> Parity | None:
-    """Compare `model` in onnxruntime with `reference` on eight feeds, with batches of 1 to 3 where it is dynamic.
+    """Compare `model` in onnxruntime with `reference` on eight feeds, with batches of 1 to 3 if the batch is dynamic.
 
     Args:
         model: the converted model.
         reference: runs the source.
-        size: a size the source takes for dynamic axes other than the batch; twice it is tried too.
-        ids: integers are drawn below this.
+        size: a size that the source takes for dynamic axes other than the batch; twice this size is tried as well.
+        ids: integer inputs are below this number.
 
     Returns:
-        None where the source ran on none of the inputs.
+        None if the source ran on none of the inputs.
 
     Raises:
-        GateError: an output is off, with its name and error, or the model does not run where its source does.
+        GateError: an output differs (with its name and error), or the model does not run where its source does.
     """
     engine = run.session(model)
     specs, names = io.inputs(model), [spec.name for spec in io.outputs(model)]
     worst_abs = worst_rel = 0.0
     samples = 0
-    for seed, (batch, other) in enumerate(((2, size), (1, size), (3, size), (2, 2 * size), *((1, size),) * 4)):
-        feed = random_feed(concrete(specs, batch, other), seed, ids)
+    for seed, (batch, factor) in enumerate(SAMPLES):
+        feed = random_feed(concrete(specs, batch, factor * size), seed, ids)
         expected = reference(feed)
         if expected is None:
             continue
         got = _run(engine, feed)
         if len(got) != len(expected):
-            raise GateError(f"gives {len(got)} outputs where the source gives {len(expected)}", where="parity")
+            raise GateError(f"has {len(got)} outputs, and its source {len(expected)}", where="converted model")
         for name, a, b in zip(names, expected, got, strict=True):
             absolute, relative = _errors(a, b)
             tolerance = TOLERANCE_HALF if b.dtype == np.float16 else TOLERANCE
@@ -82,12 +85,12 @@ def _run(engine: object, feed: Feed) -> list[Array]:
         raise GateError(
             f"the converted model does not run where its source does ({one_line(error)})",
             where=f"inputs {shapes}",
-            hint="fix the axes that vary (--freeze), or change the model there",
+            hint="fix the dynamic axes (--freeze), or change the model",
         ) from None
 
 
 def _errors(expected: Array, got: Array) -> tuple[float, float]:
-    """Largest absolute error and its share of the largest magnitude; infinite where they cannot be compared."""
+    """Largest absolute error, and relative to the largest magnitude; infinite if the arrays cannot be compared."""
     relative = run.relative_error(expected, got)
     if not np.isfinite(relative):
         return relative, relative
@@ -98,17 +101,17 @@ def _errors(expected: Array, got: Array) -> tuple[float, float]:
 
 def _fault(expected: Array, got: Array, relative: float, tolerance: float) -> str:
     if expected.shape != got.shape:
-        return f"has shape {list(got.shape)} where the source gives {list(expected.shape)}"
+        return f"has shape {list(got.shape)}, and in the source {list(expected.shape)}"
     if not np.isfinite(relative):
-        return "holds NaN or infinity where the source does not, or the other way round"
+        return "has NaN or infinity where the source has numbers, or the other way round"
     return f"differs from the source by {relative:.1e} of its largest value (allowed {tolerance:.0e})"
 
 
 def _hint(reference: Reference, feed: Feed) -> str:
     first, second = reference(feed), reference(feed)
     if first is None or second is None or _same(first, second):
-        return "the exporter got an operator wrong: find it by exporting parts of the model, or change the model there"
-    return "the source differs from itself when it runs twice: take random numbers and dropout out of it"
+        return "an operator was exported wrongly: find it by exporting parts of the model, or change the model"
+    return "the source gives two different results for one input: remove random numbers and dropout from it"
 
 
 def _same(first: Sequence[Array], second: Sequence[Array]) -> bool:

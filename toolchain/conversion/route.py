@@ -1,4 +1,4 @@
-"""What every route into the toolchain hands over."""
+"""The result of reading a source, before it is checked: the same for torch modules, ``.pt2`` and ``.onnx`` files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from toolchain.formats.manifest import Source
 
 @dataclass(frozen=True)
 class Imported:
-    """An ONNX model fresh from its source.
+    """An ONNX model as it came from its source.
 
-    reference: runs the source itself, for parity; None where the model *is* the source.
-    sizes: tried for dynamic axes other than the batch, until the source takes one.
-    ids: random integer inputs are drawn below this.
+    reference: runs the source itself, to measure parity; None if the model is the source.
+    sizes: for dynamic axes other than the batch, tried in this order until the source takes one.
+    ids: random integer inputs are below this number.
     """
 
     model: ir.Model

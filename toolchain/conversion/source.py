@@ -1,7 +1,8 @@
-"""`convert`: whatever the user has, as a checked ONNX model with the proof that it is the same."""
+"""`convert`: a torch module, a ``.pt2`` or an ``.onnx`` file as a checked ONNX model, compared with its source."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,17 @@ if TYPE_CHECKING:
 ModelSource: TypeAlias = "str | Path | torch.nn.Module"
 """A file, ``package.module:callable``, or a module."""
 
-# What people have instead of a model, by suffix, and what to do about it.
+log = logging.getLogger(__name__)
+
+# Files that users may take for a model, by suffix: what they are, and what to give instead.
 _NOT_MODELS = {
     (".pt", ".pth", ".ckpt", ".bin", ".safetensors"): (
         "holds weights, not a model",
-        "write a function that builds the module and loads them, and give package.module:function",
+        "write a function that builds the module and loads the weights, and give package.module:function",
     ),
-    (".tflite", ".pb", ".h5", ".keras"): ("is a TensorFlow file", "turn it into ONNX with tf2onnx first"),
-    (".ort",): ("is packaged for onnxruntime already", "give the .onnx file it was made from"),
+    (".tflite", ".pb", ".h5", ".keras"): ("is a TensorFlow file", "convert it to ONNX with tf2onnx first"),
+    (".ort",): ("is already packaged for onnxruntime", "give the .onnx file it was made from"),
+    (".py",): ("is Python code, not a model", "give package.module:function, where the function returns the module"),
 }
 
 
@@ -41,10 +45,10 @@ _NOT_MODELS = {
 class Converted:
     """A model ready to be optimized.
 
-    source: what it was made from, with its hash. exporter: what wrote the ONNX.
-    notes: what was changed or fell short on the way, in sentences.
-    parity: how close it is to its source; None for an ONNX file taken as it is, and where the source
-        (an ONNX file of an old opset) ran on none of the random inputs, which the notes then say.
+    source: the file or module it was made from, with its hash. exporter: the program that wrote the ONNX.
+    notes: changes and limitations of the conversion that the user should know, one sentence each.
+    parity: differences from the source; None for an ONNX file that was taken as it is, and for one of an old opset that
+        ran on none of the random inputs (a note then says so).
     """
 
     model: ir.Model
@@ -60,21 +64,22 @@ def convert(
     inputs: Sequence[TensorSpec] = (),
     freeze: Mapping[str, int] | None = None,
 ) -> Converted:
-    """Bring `source` to ONNX (opset 17 or later), check it, and compare it with the source.
+    """Convert `source` to ONNX (opset 17 or later), check the result, and compare it with the source.
 
     Args:
-        source: the path of an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` giving an
-            ``nn.Module``, or the module itself.
-        inputs: what a module takes; an axis that is no number is dynamic. Only for modules.
+        source: the path of an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` that returns an ``nn.Module``, or
+            the module itself.
+        inputs: inputs of a torch module; an axis that is not a number is dynamic. Files state their own.
         freeze: sizes for dynamic axes, by name or as ``input.axis``.
 
     Raises:
-        ModelError: the source is missing, damaged, or uses what the toolchain cannot run.
+        ModelError: the source is missing, damaged, or uses something that the toolchain cannot run.
         InputError: wrong `inputs` or `freeze`.
         GateError: the converted model does not compute what its source computes.
     """
     imported = _import(source, inputs)
     model = imported.model
+    log.info("converted %s with %s", imported.source.name, imported.source.exporter)
     freeze_axes(model, freeze or {})
     check.check(model)
     notes = list(imported.notes)
@@ -87,11 +92,16 @@ def convert(
             parity = parity or _measured(model, imported, imported.reference, size)
         if parity is None:
             notes.append("the upgraded model was not compared: the original ran on no random input")
+        else:
+            error, samples = parity.max_rel_error, parity.samples
+            log.info("parity with the source: largest relative error %.1e on %d samples", error, samples)
+    for note in notes:
+        log.info("%s", note)
     return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity)
 
 
 def _measured(model: ir.Model, imported: Imported, reference: Reference, size: int) -> Parity | None:
-    """As :func:`measure`; where the second exporter had to step in, that is why a model is off."""
+    """Measure parity. If it fails after the second exporter was used, the error says why it was used."""
     try:
         return measure(model, reference, size=size, ids=imported.ids)
     except GateError as error:
@@ -111,15 +121,17 @@ def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:
             with user_code(source, ModelError):
                 found = found()  # type: ignore[operator]  # load_callable gives callables
         return _from_module(found, inputs, str(source))
-    if inputs:
-        what = "inputs are given, but only a torch module needs them: a file states its own"
-        raise InputError(what, where=source, hint="drop --input")
     for suffixes, (what, hint) in _NOT_MODELS.items():
         if path.suffix.lower() in suffixes and path.is_file():
             raise ModelError(what, where=path, hint=hint)
     if not path.exists():
         hint = "give an .onnx or .pt2 file, or package.module:callable"
+        if ".py:" in str(source):
+            hint = "give package.module:function, with dots between folders and without .py"
         raise ModelError("no such file", where=path, hint=hint)
+    if inputs:
+        what = f"states its inputs itself, so --input {inputs[0].name} does not apply"
+        raise InputError(what, where=source, hint="leave --input out")
     if path.suffix.lower() != ".pt2":
         return from_onnx(path)
     _need_torch(str(path))
@@ -133,8 +145,8 @@ def _from_module(module: object, inputs: Sequence[TensorSpec], name: str) -> Imp
     import torch
 
     if not isinstance(module, torch.nn.Module):
-        what = f"gives an object of type {type(module).__name__}, not a torch.nn.Module"
-        raise ModelError(what, where=name, hint="return a module")
+        what = f"returns an object of type {type(module).__name__}, not a torch.nn.Module"
+        raise ModelError(what, where=name, hint="return the module")
     from toolchain.conversion.from_torch import from_module
 
     return from_module(module, inputs, name)
@@ -148,7 +160,7 @@ def _need_torch(name: str) -> None:
 
 
 def _check_runs(model: ir.Model, sizes: Mapping[str, int]) -> None:
-    """A model all of whose axes are fixed must run; where some stay dynamic, their sizes are not known."""
+    """Run a model whose axes are all fixed; one with dynamic axes cannot be run, since their sizes are not known."""
     specs = io.inputs(model)
     if not all(isinstance(dim, int) for spec in specs for dim in spec.dims):
         return
@@ -157,7 +169,7 @@ def _check_runs(model: ir.Model, sizes: Mapping[str, int]) -> None:
         run.run(model, [random_feed(specs, 0)])
     except run.OrtError as error:
         what = f"the model does not run with these sizes ({one_line(error)})"
-        raise InputError(what, where=where, hint="choose others") from None
+        raise InputError(what, where=where, hint="choose other sizes") from None
     except ModelError as error:  # shape inference refused while loading
         what = f"the model does not load with these sizes ({error.what})"
-        raise InputError(what, where=where, hint="choose others") from None
+        raise InputError(what, where=where, hint="choose other sizes") from None

@@ -1,4 +1,4 @@
-"""Calling torch's two exporters, and giving what they write sane names and weights of its own."""
+"""Calls of torch's two exporters; their models get readable names and their own copies of the weights."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ Axes = Mapping[str, Mapping[int, str]]
 def export_module(
     module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], axes: Axes, by_name: bool, name: str
 ) -> tuple[ir.Model, str, tuple[str, ...]]:
-    """The module as ONNX, by which exporter, and what to know about it.
+    """Export a module.
+
+    Returns:
+        The ONNX model, the exporter that wrote it (``dynamo`` or ``torchscript``), and notes for the user.
 
     Raises:
-        ModelError: neither exporter takes the module.
+        ModelError: both exporters fail.
     """
     args = () if by_name else tuple(tensors.values())
     kwargs = dict(tensors) if by_name else None
@@ -47,27 +50,27 @@ def export_module(
             raise ModelError(
                 f"torch cannot export it: dynamo says {first}; TorchScript says {reason(error)}",
                 where=name,
-                hint="change the module there, or export it to ONNX yourself",
+                hint="change the module, or export it to ONNX yourself",
             ) from error
     note = (
         f"the dynamo exporter failed ({first}); traced by the TorchScript exporter instead, "
-        "so branches that depend on data are fixed as the example input took them"
+        "so branches that depend on data always take the path that the example input took"
     )
     return model, "torchscript", (note,)
 
 
 def export_program(program: torch.export.ExportedProgram, name: str) -> ir.Model:
-    """An exported program as ONNX.
+    """Convert an exported program to ONNX.
 
     Raises:
-        ModelError: torch cannot.
+        ModelError: torch cannot convert it.
     """
     with quiet():
         try:
             return _dynamo(program, (), None, None)
         except RuntimeError as error:
             what = f"torch cannot export it ({reason(error)})"
-            raise ModelError(what, where=name, hint="change the module it was made from") from error
+            raise ModelError(what, where=name, hint="change the module that it was exported from") from error
 
 
 def _dynamo(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, shapes: Any) -> ir.Model:
@@ -102,7 +105,7 @@ def _torchscript(
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what torch complains about (two where it ends in a colon): the rest is advice."""
+    """The first line of torch's message, or two if the first ends in a colon; the rest is advice."""
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
@@ -110,28 +113,28 @@ def reason(error: BaseException) -> str:
 
 
 def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Own copies of all weights, no stack traces of the exporting machine, and the names users meet.
+    """Copy all weights, remove stack traces of the exporting machine, and name inputs and outputs as the user does.
 
-    `inputs` and `outputs` are the names wanted; where their number is another than the model's, none is given.
+    `inputs` and `outputs` are these names; they are not set if their number differs from the model's.
     """
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
     common.ClearMetadataAndDocStringPass()(model)
-    _part_outputs(model)
+    _separate_outputs(model)
     ports = (*model.graph.inputs, *model.graph.outputs)
     if len(inputs) != len(model.graph.inputs) or len(outputs) != len(model.graph.outputs):
         return
     names = edit.Names(model.graph)
-    for port in ports:  # out of each other's way first: two may swap names
+    for port in ports:  # free names first, since two may swap theirs
         port.name = names.fresh(f"{port.name}_port")
     for port, wanted in zip(ports, (*inputs, *outputs), strict=True):
-        _give(model, port, wanted)
+        _set_name(model, port, wanted)
 
 
-def _part_outputs(model: ir.Model) -> None:
-    """A value that leaves the graph twice, or comes straight from an input, leaves through an Identity."""
+def _separate_outputs(model: ir.Model) -> None:
+    """Add an Identity for a value that is an output twice, or an input and an output."""
     graph = model.graph
     names = edit.Names(graph)
     for index, value in enumerate(graph.outputs):
@@ -143,11 +146,11 @@ def _part_outputs(model: ir.Model) -> None:
             graph.outputs[index] = node.outputs[0]
 
 
-def _give(model: ir.Model, port: ir.Value, wanted: str) -> None:
-    """Name an input or output; whatever else has the name steps aside, unless it is one itself.
+def _set_name(model: ir.Model, port: ir.Value, wanted: str) -> None:
+    """Name an input or output. An inner value with this name gets another one; an input or output keeps it.
 
-    torch names values after the modules that made them, so a wanted name may be an inner value's: the
-    exporter asked for an output named like an ``nn.Embedding`` writes the name twice, an invalid file.
+    torch names values after the modules that made them, so an inner value may have the name: if asked for an output
+    named like an ``nn.Embedding``, the exporter writes the name twice, which is an invalid file.
     """
     graph, names = model.graph, edit.Names(model.graph)
     if any(other.name == wanted for other in (*graph.inputs, *graph.outputs)):
@@ -162,12 +165,12 @@ def _give(model: ir.Model, port: ir.Value, wanted: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Torch's exporters log, warn and print whole graphs about what is reported here in one sentence."""
+    """Silence torch's exporters, which log, warn and print whole graphs; we report one sentence instead."""
     disabled = logging.root.manager.disable
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
-        # Not logger by logger: torch gives many of its own a level and a handler each.
+        # All logging, since many of torch's loggers have their own level and handler.
         logging.disable(logging.CRITICAL)
         try:
             yield
@@ -175,8 +178,8 @@ def quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def leaves(outputs: object) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of whatever ``forward`` returned, named by their keys, or by their place."""
+def output_tensors(outputs: object) -> list[tuple[str, torch.Tensor]]:
+    """All tensors in the result of ``forward``, named by their keys or positions."""
     import torch
     from torch.utils import _pytree
 

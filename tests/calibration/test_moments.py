@@ -56,7 +56,7 @@ def patches(attributes, x, weight, groups):
 @pytest.fixture
 def everything(monkeypatch):
     """Every position is taken."""
-    monkeypatch.setattr(moments, "LEAST_POSITIONS", 10**6)
+    monkeypatch.setattr(moments, "MIN_POSITIONS_PER_SAMPLE", 10**6)
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -107,7 +107,7 @@ def test_samples_of_other_sizes(everything):
 
 @pytest.mark.parametrize(("columns", "sizes"), [(8, [8]), (9, [6, 3]), (10, [6, 4]), (16, [8, 8]), (17, [6, 6, 5])])
 def test_of_many_columns_only_blocks_are_kept(columns, sizes, monkeypatch, everything):
-    monkeypatch.setattr(moments, "BLOCK", 8)
+    monkeypatch.setattr(moments, "MAX_BLOCK_COLUMNS", 8)
     model = by_hand.named("y = MatMul(x, w)", f"float[6, {columns}] x", "y", weights(w=(columns, 2)))
     x = np.random.default_rng(0).standard_normal((6, columns)).astype(np.float32)
     blocks = found(model, [{"x": x}])["y"].blocks
@@ -147,8 +147,8 @@ def test_passes_change_nothing_but_their_number(budget):
 
 
 def test_some_positions_of_every_sample_are_drawn_the_same_each_time(monkeypatch):
-    monkeypatch.setattr(moments, "LEAST_POSITIONS", 7)
-    monkeypatch.setattr(moments, "POSITIONS_A_COLUMN", 0)
+    monkeypatch.setattr(moments, "MIN_POSITIONS_PER_SAMPLE", 7)
+    monkeypatch.setattr(moments, "POSITIONS_PER_COLUMN", 0)
     model, feeds = three()
     first, second = (found(model, feeds, ("a", "y")) for _ in range(2))
     assert first["a"].positions == 5 * 7
@@ -161,8 +161,8 @@ def test_drawn_positions_stand_for_all():
     model = by_hand.named("y = MatMul(x, w)", "float[N, 2] x", "y", weights(w=(2, 2)))
     x = np.stack([np.arange(1000), np.ones(1000)], axis=1).astype(np.float32)
     got = found(model, [{"x": x}])["y"]
-    assert got.positions == moments.LEAST_POSITIONS
+    assert got.positions == moments.MIN_POSITIONS_PER_SAMPLE
     assert got.blocks[0][0, 1, 1] == 1
-    rows = moments.drawer(100, 3)(120)
+    rows = moments.position_sampler(100, 3)(120)
     assert len(set(rows)) == 100
     assert got.blocks[0][0, 0, 1] == pytest.approx(499.5, rel=0.4), "32 of 1000: a spread of 288 / √32 = 51, four of it"

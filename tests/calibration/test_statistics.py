@@ -174,7 +174,7 @@ def test_counting_goes_on_over_chunks(monkeypatch):
     array = np.random.default_rng(0).standard_normal((7, 100)).astype(np.float32)
     whole, parts = np.zeros(50, np.int64), np.zeros(50, np.int64)
     statistics.count_into(whole, array, array.min(), array.max())
-    monkeypatch.setattr(statistics, "CHUNK", 64)
+    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", 64)
     statistics.count_into(parts, array, array.min(), array.max())
     np.testing.assert_array_equal(whole, parts)
 

@@ -232,7 +232,7 @@ def test_why_nodes_of_a_quantized_model_are_float(tmp_path):
         "float_weight": "its weight is float",
         "no_kernel": "onnxruntime's CPU provider has no fused int8 kernel for it",
         "float_result": "its result is used as float",
-        "float_input": "reads float tensors",
+        "float_input": "it reads float tensors",
     }
 
 

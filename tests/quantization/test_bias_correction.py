@@ -8,7 +8,7 @@ from small_models import weights
 
 from toolchain.formats.recipe import Quantize
 from toolchain.graph import query
-from toolchain.quantization.plan import _seen, plan_quantization
+from toolchain.quantization.plan import _tap_coverage, plan_quantization
 from toolchain.quantization.selection import select
 
 CONVS = {
@@ -82,7 +82,7 @@ def test_the_mean_error_of_a_matrix_product(product):
 
 def test_open_sizes_count_every_tap_whole():
     model = by_hand.named("y = Conv<pads = [1, 1, 1, 1]>(x, w)", "float[1, 2, H, 6] x", "y", weights(w=(3, 2, 3, 3)))
-    np.testing.assert_array_equal(_seen(next(iter(model.graph))), np.ones((3, 3)))
+    np.testing.assert_array_equal(_tap_coverage(next(iter(model.graph))), np.ones((3, 3)))
 
 
 def test_the_share_of_positions_by_hand():
@@ -90,9 +90,9 @@ def test_the_share_of_positions_by_hand():
     model = by_hand.named(
         "y = Conv<pads = [0, 1, 0, 2], strides = [1, 2]>(x, w)", "float[1, 1, 1, 4] x", "y", weights(w=(1, 1, 1, 3))
     )
-    np.testing.assert_allclose(_seen(next(iter(model.graph))), [[2 / 3, 2 / 3, 2 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(_tap_coverage(next(iter(model.graph))), [[2 / 3, 2 / 3, 2 / 3]], rtol=1e-6)
     model = by_hand.named("y = Conv<pads = [1, 1]>(x, w)", "float[1, 1, 4] x", "y", weights(w=(1, 1, 3)))
-    np.testing.assert_allclose(_seen(next(iter(model.graph))), [3 / 4, 1, 3 / 4], rtol=1e-6)
+    np.testing.assert_allclose(_tap_coverage(next(iter(model.graph))), [3 / 4, 1, 3 / 4], rtol=1e-6)
 
 
 def test_nothing_is_corrected_where_no_mean_was_observed():

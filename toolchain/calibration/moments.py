@@ -1,9 +1,10 @@
-"""Second moments of what products read: H = E[x xᵀ] over positions, in the order in which kernels take the weight.
+"""Second moments of the inputs of products: H = E[x xᵀ] over positions, in the order in which kernels take the weight.
 
 For a convolution x is the patch under the kernel, laid out (kh, kw, channel) for each group; for a matrix product it is
-a row. H is K x K, so not all of anything is kept: of every sample some positions are drawn (the same ones each time);
-layers whose matrices together fit the budget share a pass over the data; and of H only the blocks along its diagonal,
-of at most `BLOCK` columns, for a K of thousands makes a matrix of gigabytes that takes minutes to invert.
+a row. H is K x K, so memory is bounded in three ways: some positions of every sample are drawn, the same ones each
+time; layers whose matrices together fit the budget share a pass over the data; and only the blocks along the diagonal
+of H are kept, of at most `MAX_BLOCK_COLUMNS` columns, because for a K of thousands H has gigabytes and takes minutes to
+invert.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from toolchain.data.tensors import Array
 from toolchain.graph import query, run, tap
 from toolchain.ops.weights import weight_axes
 
-BLOCK = 1024
-"""Even, so that no pair of columns is torn apart."""
-POSITIONS_A_COLUMN = 8
-"""So many positions in all are drawn for every column of a block, or all there are."""
-LEAST_POSITIONS = 32
-"""Of one sample."""
+MAX_BLOCK_COLUMNS = 1024
+"""An even number, because adjacent columns are rounded in pairs."""
+POSITIONS_PER_COLUMN = 8
+"""Number of positions that are drawn in all for every column of a block, or fewer if there are fewer."""
+MIN_POSITIONS_PER_SAMPLE = 32
+"""At least this many positions of each sample are drawn."""
 BUDGET_MIB = 256.0
+"""Memory for the matrices of one pass over the data."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """blocks: float64 [groups, b, b] each, along the diagonal of the mean of x xᵀ, b <= `BLOCK`. positions: how many it
-    was taken over.
+    """Second moments of the input of one product.
+
+    Attributes:
+        blocks: float64 [groups, b, b] each, along the diagonal of the mean of x xᵀ, b <= `MAX_BLOCK_COLUMNS`.
+        positions: number of positions the mean was taken over.
     """
 
     blocks: tuple[F64, ...]
@@ -50,11 +55,11 @@ def second_moments(
     threads: int = 0,
     progress: Progress = silent,
 ) -> Iterator[tuple[ir.Node, Moments]]:
-    """Yield (node, moments of its first input), one by one, so that a caller need not hold them all.
+    """Yield (node, moments of its first input) one by one, so that the caller need not hold them all.
 
     Args:
         model: the float model.
-        data: feeds the model takes.
+        data: samples to run.
         nodes: Conv, Gemm (not transA) or MatMul nodes of `model` with constant weights.
         budget_mib: memory for the matrices of one pass.
         threads: onnxruntime threads, 0 for its own choice.
@@ -67,11 +72,11 @@ def second_moments(
     for index, batch in enumerate(batches):
         names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
         engine = run.lean_session(tap.expose(model, names), threads)
-        sums = [_Sum(node, len(data)) for node in batch]
+        sums = [_MomentSum(node, len(data)) for node in batch]
         for number, outputs in stream(engine, data, f"second moments {index + 1}/{len(batches)}", progress):
-            found = dict(zip(names, outputs, strict=True))
+            arrays = dict(zip(names, outputs, strict=True))
             for total in sums:
-                total.add(found[str(total.node.inputs[0].name)], seed=number)  # type: ignore[union-attr]
+                total.add(arrays[str(total.node.inputs[0].name)], seed=number)  # type: ignore[union-attr]
         while sums:
             total = sums.pop(0)
             yield total.node, total.moments()
@@ -86,13 +91,13 @@ def channel_moments(
     threads: int = 0,
     progress: Progress = silent,
 ) -> dict[tuple[str, int], tuple[F64, F64]]:
-    """Second moments [C, C] and means [C] of the places of an axis, over all other axes of some positions.
+    """Compute second moments [C, C] and means [C] along one axis of tensors, over positions drawn from the other axes.
 
     Args:
         model: the float model.
-        data: feeds the model takes.
-        wanted: (tensor, axis).
-        positions: drawn in all, at least ten for every place.
+        data: samples to run.
+        wanted: pairs of tensor name and axis.
+        positions: number drawn in all, raised to ten for each element of the axis where that is more.
         threads: onnxruntime threads, 0 for its own choice.
         progress: told about every sample.
 
@@ -106,34 +111,34 @@ def channel_moments(
     zero = np.zeros(1)
     counts = dict.fromkeys(pairs, 0)
     for number, outputs in stream(engine, data, "moments of channels", progress):
-        found = dict(zip(names, outputs, strict=True))
+        arrays = dict(zip(names, outputs, strict=True))
         for pair in pairs:
-            flat = np.moveaxis(found[pair[0]], pair[1], -1)
+            flat = np.moveaxis(arrays[pair[0]], pair[1], -1)
             flat = flat.reshape(-1, flat.shape[-1])
-            share = max(LEAST_POSITIONS, max(positions, 10 * flat.shape[1]) // len(data))
-            x: F64 = flat[drawer(share, number)(len(flat))].astype(np.float64)
+            share = max(MIN_POSITIONS_PER_SAMPLE, max(positions, 10 * flat.shape[1]) // len(data))
+            x: F64 = flat[position_sampler(share, number)(len(flat))].astype(np.float64)
             second, mean = sums.get(pair, (zero, zero))
             sums[pair] = second + x.T @ x, mean + x.sum(axis=0)
             counts[pair] += len(x)
     return {pair: (second / counts[pair], mean / counts[pair]) for pair, (second, mean) in sums.items()}
 
 
-class _Sum:
-    """Adds up one node's moments."""
+class _MomentSum:
+    """Adds up the moments of one node over samples."""
 
     def __init__(self, node: ir.Node, samples: int) -> None:
         self.node = node
         groups, columns = _columns(node)
         self._blocks = [np.zeros((groups, n, n)) for n in _block_sizes(columns)]
-        self._wanted = max(LEAST_POSITIONS, POSITIONS_A_COLUMN * min(columns, BLOCK) // samples)
+        self._wanted = max(MIN_POSITIONS_PER_SAMPLE, POSITIONS_PER_COLUMN * min(columns, MAX_BLOCK_COLUMNS) // samples)
         self._positions = 0
 
     def add(self, x: Array, seed: int) -> None:
-        found = rows(self.node, x, self._wanted, seed)
-        self._positions += found.shape[1]
+        vectors = product_inputs(self.node, x, self._wanted, seed)
+        self._positions += vectors.shape[1]
         start = 0
         for block in self._blocks:
-            part = found[..., start : start + block.shape[1]]
+            part = vectors[..., start : start + block.shape[1]]
             block += np.matmul(part.transpose(0, 2, 1), part)
             start += block.shape[1]
 
@@ -142,7 +147,7 @@ class _Sum:
 
 
 def _columns(node: ir.Node) -> tuple[int, int]:
-    """Groups, and the columns K of each."""
+    """Return the number of groups and the columns K of each."""
     shape = query.sizes(node.inputs[1]) or ()
     if node.op_type == "Conv":
         return query.attribute(node, "group", 1), int(np.prod(shape[1:]))
@@ -150,8 +155,8 @@ def _columns(node: ir.Node) -> tuple[int, int]:
 
 
 def _block_sizes(columns: int) -> list[int]:
-    """As even as even sizes can be."""
-    count = -(-columns // BLOCK)
+    """Split columns into blocks of even sizes that differ as little as possible."""
+    count = -(-columns // MAX_BLOCK_COLUMNS)
     size = -(-columns // count)
     size += size % 2
     return [min(size, columns - start) for start in range(0, columns, size)]
@@ -163,7 +168,7 @@ def _bytes(node: ir.Node) -> int:
 
 
 def _batches(nodes: Sequence[ir.Node], budget: int) -> list[list[ir.Node]]:
-    """Consecutive nodes whose matrices sum to at most `budget` bytes; a bigger one stands alone."""
+    """Group consecutive nodes whose matrices sum to at most `budget` bytes; a bigger one makes a group alone."""
     batches: list[list[ir.Node]] = []
     room = 0
     for node in nodes:
@@ -176,9 +181,16 @@ def _batches(nodes: Sequence[ir.Node], budget: int) -> list[list[ir.Node]]:
     return batches
 
 
-def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> F32:
-    """At most `wanted` of the vectors the product contracts: float32 [groups, n, K]."""
-    draw = drawer(wanted, seed)
+def product_inputs(node: ir.Node, x: Array, wanted: int, seed: int) -> F32:
+    """Draw at most `wanted` of the vectors that a product multiplies its weight by: float32 [groups, n, K].
+
+    Args:
+        node: Conv, Gemm or MatMul with a constant weight.
+        x: its first input.
+        wanted: number of positions.
+        seed: decides which positions are drawn.
+    """
+    draw = position_sampler(wanted, seed)
     if node.op_type != "Conv":
         flat = x.reshape(-1, x.shape[-1])
         return flat[draw(len(flat))][None].astype(np.float32)
@@ -198,8 +210,8 @@ def rows(node: ir.Node, x: Array, wanted: int, seed: int) -> F32:
     return patches.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
 
 
-def drawer(wanted: int, seed: int) -> Callable[[int], Index]:
-    """A function from how many positions there are to those of them that are drawn, sorted; the same for a seed."""
+def position_sampler(wanted: int, seed: int) -> Callable[[int], Index]:
+    """Return a function that draws from a number of positions: sorted indices, the same for the same seed."""
     rng = np.random.default_rng(seed)
 
     def draw(available: int) -> Index:

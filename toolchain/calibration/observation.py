@@ -1,4 +1,4 @@
-"""`Observation`: what the calibration data showed of every tensor, and its file."""
+"""`Observation`: the statistics of tensors that calibration gathered, and their file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from toolchain.core.arrays import F64, I64
 from toolchain.core.cache import read_cache, write_cache
 
 VERSION = 3
+"""Version of the file format."""
 
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """float64 [C] each, along the channel axis that was asked for: means of x and x², least and largest x."""
+    """Statistics by channel, float64 [C] each: means of x and of x², the smallest and the largest x."""
 
     mean: F64
     square: F64
@@ -31,8 +32,12 @@ class ChannelStats:
 class TensorStats:
     """Statistics of one float32 tensor over all samples.
 
-    count: elements seen. channels: by channel, None where no axis was asked for.
-    histogram: int64 [bins], equal bins over [minimum, maximum], values on an inner edge counted right.
+    Attributes:
+        minimum: the smallest value.
+        maximum: the largest value.
+        count: number of elements.
+        channels: statistics by channel, None where no axis was asked for.
+        histogram: int64 [bins], equal bins over [minimum, maximum]; a value on an inner edge counts in the right bin.
     """
 
     minimum: float
@@ -43,13 +48,13 @@ class TensorStats:
 
     @property
     def edges(self) -> F64:
-        """The bins' edges, float64 [bins + 1]."""
+        """The edges of the bins, float64 [bins + 1]."""
         return np.linspace(self.minimum, self.maximum, len(self.histogram) + 1)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Statistics by tensor name, and what they were taken from."""
+    """Statistics by tensor name, with the number of samples and fingerprints of the model and the data."""
 
     tensors: Mapping[str, TensorStats]
     samples: int

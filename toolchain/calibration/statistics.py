@@ -1,14 +1,14 @@
-"""The streaming engine: two passes over the data, memory bounded by one sample and one group of tensors.
+"""The streaming engine: two passes over the data, with memory bounded by one sample and one group of tensors.
 
 Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size``, ``ReduceSum`` and ``ReduceSumSquare`` (per channel where asked for)
-behind every wanted tensor and makes only those tiny results outputs, so the model runs as always, frees its
-activations as always, and all tensors are seen at once. It gives the limits, the means, the mean squares and the
-tensors' sizes; the sums also tell of a NaN, which minimum and maximum pass over.
+behind every wanted tensor. Only those tiny results become outputs, so the model runs and frees its activations as
+always, and all tensors are seen at once. The pass gives limits, means, mean squares and sizes; the sums also reveal a
+NaN, which minimum and maximum ignore.
 
-Pass 2 makes the tensors themselves outputs, a group at a time whose sizes fit the memory budget, and counts
-them into histograms with the edges fixed by pass 1. Counts are integers, so the result does not depend on the
-order of the samples. It depends on the grouping only where onnxruntime fuses over tensors that are no outputs and
-then rounds otherwise: an element in a hundred thousand may move to the next bin.
+Pass 2 makes the tensors themselves outputs, in groups whose sizes fit the memory budget, and counts them into
+histograms between the limits of pass 1. Counts are integers, so the result does not depend on the order of the samples.
+It depends on the grouping only where onnxruntime fuses operators across tensors that are not outputs and then rounds
+differently: one element in a hundred thousand may move to the next bin.
 
 onnxruntime's own calibrators keep every activation of every sample; here nothing outlives its sample.
 """
@@ -34,10 +34,10 @@ from toolchain.data.tensors import Array
 from toolchain.graph import edit, io, query, run, tap
 
 AXES_ARE_INPUTS = 18
-"""Operator set since which all reductions take their axes as an input."""
+"""First operator set in which all reductions take their axes as an input."""
 
-CHUNK = 1 << 16
-"""Elements binned at a time: the temporaries stay inside the second-level cache."""
+CHUNK_ELEMENTS = 1 << 16
+"""Number of elements binned at a time, so that temporaries stay in the second-level cache."""
 
 
 def observe(
@@ -55,12 +55,12 @@ def observe(
 
     Args:
         model: an optimized model; it is not changed.
-        data: feeds the model takes.
-        tensors: float32 tensor name to the axis its channels are wanted along, or None.
-        bins: histogram bins of each tensor.
-        group_mib: activation memory one histogram pass may hold.
+        data: samples to run.
+        tensors: name of a float32 tensor to the axis of its channels, or None for no statistics by channel.
+        bins: number of histogram bins of each tensor.
+        group_mib: memory for the activations of one histogram pass.
         threads: onnxruntime threads, 0 for its own choice.
-        cache: reuse and keep the result on disk, keyed by the content of model, data and request.
+        cache: keep the result on disk and reuse it, keyed by the content of model, data and request.
         progress: told about every sample.
 
     Raises:
@@ -72,15 +72,15 @@ def observe(
         return known
     summary = _first_pass(model, data, tensors, threads, progress)
     counts = _second_pass(model, data, summary, bins, group_mib, threads, progress)
-    found = Observation(
+    observation = Observation(
         {name: TensorStats(s.minimum, s.maximum, s.count, s.channels(), counts[name]) for name, s in summary.items()},
         samples=len(data),
         model_sha256=digest,
         data_fingerprint=data.fingerprint,
     )
     if cache and digest:
-        found.save(path)
-    return found
+        observation.save(path)
+    return observation
 
 
 # ------------------------------------------------------------------------------------------------- pass 1
@@ -88,7 +88,7 @@ def observe(
 
 @dataclass
 class _Summary:
-    """Running limits, sums and sizes of one tensor; the arrays are [C], or scalars where no axis was asked for."""
+    """Running limits, sums and sizes of one tensor; arrays are [C], or scalars where no axis was asked for."""
 
     by_channel: bool
     low: F64
@@ -153,8 +153,10 @@ def _first_pass(
 
 
 def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
-    """A clone whose outputs are, for every tensor, minimum, maximum, size, sum and sum of squares (with an axis: per
-    channel, but for the size), and then the model's own.
+    """Clone the model and make statistics its outputs, followed by the model's own outputs.
+
+    Each tensor has five: minimum, maximum, size, sum and sum of squares; all but the size are per channel if an axis
+    was asked for.
     """
     clone = model.clone()
     graph = clone.graph
@@ -170,7 +172,7 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
         outputs.append(node.outputs[0])
 
     def reduce(op: str, value: ir.Value, axes: list[int] | None) -> None:
-        if axes == []:  # a vector is summed over the samples alone; an empty list of axes would mean all of them
+        if axes == []:  # a vector is summed over samples only; an empty list of axes would mean all axes
             square = op == "ReduceSumSquare"
             add("Mul" if square else "Identity", [value] * (2 if square else 1), {}, ir.DataType.FLOAT)
             return
@@ -190,7 +192,7 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
         add("Size", [value], {}, ir.DataType.INT64)
         reduce("ReduceSum", value, axes)
         reduce("ReduceSumSquare", value, axes)
-    # The model's own outputs stay, so that it runs to its end: a sample it cannot take is found here, not later.
+    # The model's own outputs stay, so that it runs to its end and a sample it cannot take is found here.
     edit.keep_outputs(clone, [*outputs, *graph.outputs])
     return clone
 
@@ -218,7 +220,7 @@ def _second_pass(
 
 
 def _groups(sizes: Mapping[str, int], budget: int) -> list[list[str]]:
-    """Consecutive tensors whose bytes sum to at most `budget`; a bigger one stands alone."""
+    """Group consecutive tensors whose bytes sum to at most `budget`; a bigger one makes a group alone."""
     groups: list[list[str]] = []
     room = 0
     for name, size in sizes.items():
@@ -231,29 +233,33 @@ def _groups(sizes: Mapping[str, int], budget: int) -> list[list[str]]:
 
 
 def count_into(counts: I64, array: Array, low: float, high: float) -> None:
-    """Add the elements of a float32 `array` to equal bins over [low, high], none of which lies below `low`."""
+    """Count the elements of a float32 `array` into equal bins over [low, high]; no element lies below `low`."""
     bins = len(counts)
     flat = array.reshape(-1).astype(np.float32, copy=False)
     if high <= low:
         counts[0] += flat.size
         return
-    # float64 where the range, or a bin's reciprocal, is beyond float32.
+    # float64 where the range or the reciprocal of a bin's width does not fit in float32.
     limit = float(np.finfo(np.float32).max)
     kind = np.float32 if bins / limit < high - low < limit else np.float64
     factor = kind(bins / (high - low))
-    for start in range(0, flat.size, CHUNK):
-        part = flat[start : start + CHUNK] - kind(low)
+    for start in range(0, flat.size, CHUNK_ELEMENTS):
+        part = flat[start : start + CHUNK_ELEMENTS] - kind(low)
         part *= factor
         index = part.astype(np.intp)
-        found = np.bincount(index, minlength=bins + 1)
-        found[bins - 1] += found[bins:].sum()  # the maximum itself, and what rounding put beside it
-        counts += found[:bins]
+        part_counts = np.bincount(index, minlength=bins + 1)
+        part_counts[bins - 1] += part_counts[bins:].sum()  # the maximum, and values that rounding moved beyond it
+        counts += part_counts[:bins]
 
 
 def stream(
     engine: InferenceSession, data: CalibrationData, what: str, progress: Progress
 ) -> Iterator[tuple[int, Sequence[Array]]]:
-    """Run every feed; yields (number of the sample in its source, outputs)."""
+    """Run every sample and yield (its number in the source, outputs).
+
+    Raises:
+        DataError: onnxruntime refuses a sample.
+    """
     for done, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
         try:
             outputs = engine.run(None, feed)

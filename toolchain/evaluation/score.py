@@ -1,9 +1,9 @@
-"""How accurate a model stayed: the user's own figure, or agreement with the source model.
+"""Scores: how accurate a model stayed, by the user's own metric or by agreement with the source model.
 
-Agreement needs no labels. For an output of class scores (rank 2, at least two columns) it is the share of samples
-whose largest score is in the same place; for any other output it is the mean cosine similarity over samples. With
-several outputs the worst one counts. An output of another shape than the source's, as of a detector that finds one
-object less, agrees in nothing.
+Agreement needs no labels. For an output of class scores (rank 2, at least two columns) it is the share of samples for
+which both models give the largest score to the same class. For any other output it is the mean cosine similarity over
+samples. With several outputs the worst one counts. An output of another shape than the source's has agreement 0, as
+when a detector finds one object less.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from toolchain.formats.results import Score
 
 Run = Callable[[Feed], list[Array]]
 Evaluate = Callable[[Run], float]
-"""The contract of ``--evaluate``: called with a function from feed to outputs, returns a number, higher is better."""
+"""The contract of ``--evaluate``: takes a function from feed to outputs and returns a number, higher is better."""
 
 
 def evaluate_score(evaluate: Evaluate, engine: InferenceSession, where: str) -> Score:
-    """Call the user's function with `engine`.
+    """Score a model with the user's function.
+
+    Args:
+        evaluate: the user's function.
+        engine: the model's session.
+        where: the name of the function, for error messages.
 
     Raises:
         InputError: it raises, or does not return a finite number.
@@ -37,7 +42,7 @@ def evaluate_score(evaluate: Evaluate, engine: InferenceSession, where: str) -> 
 
 
 def agreement_score(reference: InferenceSession, engine: InferenceSession, feeds: Iterable[Feed]) -> Score:
-    """Agreement of `engine` with `reference` over `feeds`."""
+    """Measure the agreement of `engine` with `reference` over `feeds`; the worst output counts."""
     shares: list[list[float]] = []
     for feed in feeds:
         pairs = zip(reference.run(None, feed), engine.run(None, feed), strict=True)

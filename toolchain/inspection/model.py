@@ -28,7 +28,7 @@ from toolchain.optimization.passes import optimize
 from toolchain.optimization.rewrites import name_everything
 from toolchain.quantization.qdq import reader
 from toolchain.quantization.qdq.certify_file import certificate_of, certify_file
-from toolchain.quantization.qdq.reader import Running
+from toolchain.quantization.qdq.reader import RunningGraph
 from toolchain.quantization.selection import select
 
 _SPECS = pydantic.TypeAdapter(tuple[TensorSpec, ...])
@@ -58,7 +58,7 @@ class Inspection:
     quantized: bool
     choices: tuple[NodePrecision, ...]
     int8_weight_bytes: int
-    running: Running | None
+    running: RunningGraph | None
     fit: TargetFit | None
     certificate: Exactness | None = None
     fits: tuple[TargetFit, ...] = ()
@@ -102,11 +102,11 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
     already = reader.is_quantized(converted.model)
     model = converted.model if already else optimize(converted.model, verify=False).model
     name_everything(model)  # so that what runs can be told from what the file holds
-    choices = reader.choices(model) if already else select(model).choices
+    choices = reader.file_precisions(model) if already else select(model).choices
     counts = cost.count(model)
     # Which activations become int8 is not known before the export.
     peak = counts.peak_activation_bytes if already else counts.int8_peak_activation_bytes
-    runs = reader.running(model, choices) if already else None
+    runs = reader.running_graph(model, choices) if already else None
     if certificate is None and runs is not None:
         certificate = certify_file(model, choices, () if runs.foreign else runs.unfused)
     weights = counts.weight_bytes - _saved_bytes(model, {choice.node for choice in choices if choice.int8})

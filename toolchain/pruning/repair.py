@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.calibration.moments import drawer, rows
+from toolchain.calibration.moments import position_sampler, product_inputs
 from toolchain.core.arrays import F64, Index
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
@@ -195,7 +195,7 @@ def _limits(node: ir.Node) -> tuple[float, float]:
 
 
 def _matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
-    """[groups, outputs of one, columns], the columns as :func:`toolchain.calibration.moments.rows` lays them out."""
+    """Lay out a weight as [groups, outputs of one, columns], with columns as in `moments.product_inputs`."""
     if node.op_type == "Conv":
         groups = query.attribute(node, "group", 1)
         flat = np.moveaxis(weight, 1, -1).reshape(groups, len(weight) // groups, -1)
@@ -239,9 +239,9 @@ def _samples(
             answer = answer.take(index, channels)
         if layer.sums is not None:
             answer = answer - found[1]
-        x = rows(node, found[0], share, number)
+        x = product_inputs(node, found[0], share, number)
         flat = np.moveaxis(answer, channels, -1).reshape(-1, answer.shape[channels])
-        ys.append(flat[drawer(share, number)(len(flat))])
+        ys.append(flat[position_sampler(share, number)(len(flat))])
         xs.append(x)
     columns: F64 = np.concatenate(xs, axis=1).astype(np.float64)
     y: F64 = np.concatenate(ys).astype(np.float64)

@@ -1,12 +1,12 @@
 """`plan_quantization`: every number of the int8 model, as data that can be printed, compared and stored.
 
-Nothing here touches a graph. A plan is independent of the target: activations are planned as unsigned with
-zero point z, and a target of signed activations writes the very same numbers with z - 128.
+Nothing here touches a graph. A plan is independent of the target: activations are planned as unsigned with zero point
+z, and a target with signed activations writes the same numbers with z - 128.
 
-Bias     b_q = round(b / (s_x s_w)), int32. Where |b| / (s_x s_w) would leave ±2³⁰ the channel's weight scale is
-         raised until it does not (onnxruntime#11415: tiny weight scales overflow the bias silently).
-Correction   rounding weights shifts a layer's mean output by ΔW·E[x]; with the channel means μ of the layer's
-         input, b' = b - Σ_k ΔW_k μ_k takes it out (Nagel et al., 2019, arXiv:1906.04721, section 4.2).
+Bias        b_q = round(b / (s_x s_w)), int32. Where |b| / (s_x s_w) would exceed 2³⁰, the channel's weight scale is
+            raised until it does not (onnxruntime#11415: tiny weight scales overflow the bias silently).
+Correction  rounding the weights shifts a layer's mean output by ΔW·E[x]. With the channel means μ of the layer's input,
+            b' = b - Σ_k ΔW_k μ_k removes the shift (Nagel et al., 2019, arXiv:1906.04721, section 4.2).
 """
 
 from __future__ import annotations
@@ -32,11 +32,18 @@ from toolchain.quantization.selection import Selection, clip_limits, output_poin
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 BIAS_LIMIT = 2.0**30
+"""Largest magnitude of an integer bias: half of int32's range is left to the sum."""
 
 
 @dataclass(frozen=True)
 class ProductQuant:
-    """The constants of one Conv, Gemm or MatMul. bias: int32 [channels] and its scales, or None."""
+    """The constants of one Conv, Gemm or MatMul.
+
+    Attributes:
+        weight: int8 integers and scales.
+        bias: int32 [channels], None where there is none.
+        bias_scales: float32 [channels], None where there is no bias.
+    """
 
     weight: WeightQuant
     bias: I32 | None
@@ -47,9 +54,14 @@ class ProductQuant:
 class Plan:
     """The whole int8 model as numbers.
 
-    choices: every node's precision. activations: tensor name to its grid. products: node name to constants.
-    inexact: int8 nodes that may round differently on different processors, and why; select them float instead.
-    tables: node name to the rows it looks up. recurrent: dynamic node's name to its weights, row by row.
+    Attributes:
+        choices: the precision of every node.
+        activations: name of a tensor to its grid.
+        products: name of a node to its constants.
+        inexact: int8 nodes that may round differently on different processors, with the reason; they should be
+            selected float instead.
+        tables: name of a node to the rows it looks up.
+        recurrent: name of a dynamic node to its weights.
     """
 
     choices: tuple[NodePrecision, ...]
@@ -61,17 +73,17 @@ class Plan:
 
     @property
     def overflow_free(self) -> bool:
-        """Whether no product can saturate on any processor."""
+        """True where no product can saturate on any processor."""
         weights = [p.weight for p in self.products.values()] + [w for ws in self.recurrent.values() for w in ws]
         return all(weight.overflow_free for weight in weights)
 
     @property
     def computes_int8(self) -> bool:
-        """Whether any product is int8, static or dynamic."""
+        """True where any product is int8, static or dynamic."""
         return bool(self.products or self.recurrent)
 
     def int8_nodes(self) -> set[str]:
-        """Names of the nodes that compute in int8."""
+        """Name the nodes that compute in static int8."""
         return {choice.node for choice in self.choices if choice.int8}
 
 
@@ -89,10 +101,10 @@ def plan_quantization(
         model: the optimized float model.
         selection: which nodes are int8.
         observation: statistics of ``selection.tensors``.
-        recipe: how ranges and weights are chosen.
+        recipe: settings for ranges, weights and biases.
         weights: by node name, weights that are rounded already; others are rounded to nearest.
-        grids: by tensor name, grids that are chosen already; they are kept as they are, and what does not round the
-            same everywhere between them is `inexact`.
+        grids: by tensor name, grids that are chosen already. They are kept as they are, and nodes between them that do
+            not round the same everywhere are listed as `inexact`.
     """
     activations, inexact = _activation_grids(model, selection, observation, recipe, grids or {})
     products: dict[str, ProductQuant] = {}
@@ -103,8 +115,8 @@ def plan_quantization(
             products[query.label(node)] = _product(
                 node, cell, activations, observation, recipe, (weights or {}).get(query.label(node))
             )
-    tables = embedding_tables.tables(model, selection.nodes_in("int8 storage"))
-    steps = dynamic_lstm.weights(model, selection.nodes_in("int8 dynamic"), exact=recipe.exact)
+    tables = embedding_tables.quantize_tables(model, selection.nodes_in("int8 storage"))
+    steps = dynamic_lstm.quantize_weights(model, selection.nodes_in("int8 dynamic"), exact=recipe.exact)
     return Plan(selection.choices, activations, products, inexact, tables, steps)
 
 
@@ -115,7 +127,7 @@ def _activation_grids(
     recipe: Quantize,
     known: Mapping[str, Affine],
 ) -> tuple[dict[str, Affine], dict[str, str]]:
-    """Grids by tensor name, and the nodes whose sums could not be made exact."""
+    """Choose grids by tensor name; also return the nodes that could not be made exact, with the reason."""
     values = {str(value.name): value for value in query.activations(model)}
     group = {name: scale_source(name, selection) for name in selection.tensors}
     grids = {
@@ -137,7 +149,8 @@ def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine])
         selection: which nodes are int8.
         grids: by the tensor whose scale others share (:func:`scale_source`); changed.
 
-    Returns the nodes that cannot be made exact, and why.
+    Returns:
+        The nodes that cannot be made exact, with the reason.
     """
     values = {str(value.name): value for value in query.activations(model)}
     group = {name: scale_source(name, selection) for name in selection.tensors}
@@ -153,21 +166,21 @@ def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine])
 
 
 def scale_source(name: str, selection: Selection) -> str:
-    """The tensor whose scale `name` shares, through any number of operators that pass integers on."""
+    """Return the tensor whose scale `name` shares, through any number of operators that pass integers on."""
     while name in selection.same:
         name = selection.same[name]
     return name
 
 
 def stated_range(value: ir.Value) -> tuple[float, float] | None:
-    """The range an operator's result is known to have."""
+    """Return the range that an operator's result is known to have, None where it is not known."""
     producer = value.producer()
     cell = rule(producer).int8 if producer is not None else None
     return cell.output_range if isinstance(cell, OwnScale) else None
 
 
 def ceiling(value: ir.Value) -> float:
-    """Where a Clip ends its result; infinite elsewhere."""
+    """Return the upper limit of the Clip that computes `value`; infinite for any other operator."""
     producer = value.producer()
     if producer is None or producer.op_type != "Clip":
         return float("inf")
@@ -177,11 +190,11 @@ def ceiling(value: ir.Value) -> float:
 
 def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine:
     if (known := stated_range(value)) is not None:
-        # 256 steps, not 255: the grid's top is one step below the open end of the image, as the kernels expect.
+        # 256 steps, not 255: the top of the grid is one step below the upper end of the range, as the kernels expect.
         low, high = known
         return affine(low, low + (high - low) * 255 / 256)
     stats = observation.tensors.get(str(value.name))
-    if stats is None:  # never computed on any sample, as an empty branch
+    if stats is None:  # not computed on any sample, for example in an empty branch
         return Affine(1.0, 0)
     low, high = choose_range(stats, recipe.ranges, recipe.percentile)
     return affine(low, high)
@@ -202,7 +215,7 @@ def _product(
     bias_value = node.inputs[cell.bias] if cell.bias is not None and len(node.inputs) > cell.bias else None
     bias = query.float_array(bias_value)
     s_x = np.float32(activations[str(source.name)].scale)
-    # Corrections are small beside the bias itself; twice the room covers them.
+    # A correction is small beside the bias, so a factor of 2 leaves room for it.
     least = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
     if known is not None and (least is None or (known.scales >= least).all()):
         quant = known
@@ -219,7 +232,7 @@ def _product(
 
 
 def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: F32 | None = None) -> WeightQuant:
-    """A product's weight rounded to nearest; see :func:`quantize_weight`."""
+    """Round a product's weight to nearest; see :func:`quantize_weight`."""
     weight = constant_weight(node)
     if not is_depthwise(node, weight.shape):
         return quantize_weight(weight, weight_axes(node).out, exact=recipe.exact, min_scales=min_scales)
@@ -227,7 +240,11 @@ def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: F32 | None = Non
 
 
 def constant_weight(node: ir.Node) -> F32:
-    """A product's float32 weight; it was selected because it has one."""
+    """Return a product's constant float32 weight.
+
+    Raises:
+        ValueError: it has none; selection leaves such a node float.
+    """
     weight = query.float_array(node.inputs[1])
     if weight is None:
         raise ValueError(f"{query.label(node)} has no constant weight")
@@ -235,15 +252,19 @@ def constant_weight(node: ir.Node) -> F32:
 
 
 def is_depthwise(node: ir.Node, weight: Sequence[int]) -> bool:
-    """Whether a product runs in the kernel that adds in int32: one input and one output channel a group.
+    """True where a product runs in the kernel that adds in int32: one input and one output channel per group.
 
-    One input channel alone is an ordinary sum. weight: its shape.
+    A convolution with one input channel and one group is an ordinary sum.
+
+    Args:
+        node: the product.
+        weight: the shape of its weight.
     """
     return node.op_type == "Conv" and query.attribute(node, "group", 1) == weight[0] and weight[1] == 1
 
 
 def _mean_shift(node: ir.Node, quant: WeightQuant, weight: F32, observation: Observation) -> F32 | float:
-    """ΔW·E[x], float32 [channels]; 0 where the means were not observed."""
+    """Compute ΔW·E[x], float32 [channels]; 0 where the means were not observed."""
     source = node.inputs[0]
     stats = observation.tensors.get(str(source.name)) if source is not None else None
     if stats is None or stats.channels is None:
@@ -252,14 +273,14 @@ def _mean_shift(node: ir.Node, quant: WeightQuant, weight: F32, observation: Obs
     means = stats.channels.mean.astype(np.float32)
     if node.op_type != "Conv":
         return np.asarray(error @ means if quant.axis == 0 else means @ error, np.float32)
-    error = error * _seen(node)
+    error = error * _tap_coverage(node)
     groups = query.attribute(node, "group", 1)
     by_input = error.reshape(groups, -1, *error.shape[1:]).sum(axis=tuple(range(3, error.ndim + 1)))
     return np.asarray(np.einsum("goi,gi->go", by_input, means.reshape(groups, -1)).reshape(-1), np.float32)
 
 
-def _seen(conv: ir.Node) -> F32:
-    """For every tap of a kernel, at what share of the positions it lies inside the input; 1 where sizes are open."""
+def _tap_coverage(conv: ir.Node) -> F32:
+    """For each tap of a kernel, the share of positions where it lies inside the input; 1 where sizes are unknown."""
     kernel = (query.sizes(conv.inputs[1]) or ())[2:]
     spatial = (query.sizes(conv.inputs[0], dynamic=0) or ())[2:]
     if len(spatial) != len(kernel) or 0 in spatial:

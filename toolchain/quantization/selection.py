@@ -64,9 +64,9 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
         kept = _kept(node, keep_float, reasons or {})
         reason = kept or _refusal(node) or _unprofitable(node, int8)
         if reason is None and isinstance(rule(node).int8, Dynamic):
-            other[node], reason = "int8 dynamic", dynamic_lstm.DYNAMIC
+            other[node], reason = "int8 dynamic", dynamic_lstm.DYNAMIC_REASON
         elif not kept and embedding_tables.has_table(node):
-            other[node], reason = "int8 storage", embedding_tables.TABLE
+            other[node], reason = "int8 storage", embedding_tables.TABLE_REASON
         int8[node], why[node] = reason is None, reason
     _drop_unread(model, int8, why)
     choices = tuple(

@@ -1,18 +1,18 @@
-"""Rounding weights to int8 so that no kernel can saturate: overflow-free weights.
+"""Overflow-free weights: round weights to int8 so that no kernel can saturate.
 
-x86 without VNNI multiplies unsigned activations with signed weights by ``VPMADDUBSW``, which adds *pairs* of
-products in saturating int16. For adjacent weights a, b of one output channel and any activations in 0..255 the
-sum stays inside int16 exactly if
+x86 without VNNI multiplies unsigned activations by signed weights with ``VPMADDUBSW``, which adds *pairs* of products
+in saturating int16. For adjacent weights a, b of one output channel and any activations in 0..255 the sum stays inside
+int16 exactly if
 
     max(a, 0) + max(b, 0) <= 128      and      min(a, 0) + min(b, 0) >= -128        (255 · 128 = 32640 < 2¹⁵)
 
-so each output channel's scale and rounding are chosen together: among scales from a little below max|w|/127 to a
-little above twice that, weights are rounded, offending pairs are brought back to the bound, and the scale of
-least squared error wins. ARM and VNNI kernels add in int32; there the same weights simply are exact too.
+So the scale and the rounding of each output channel are chosen together. For each scale from a little below max|w|/127
+to a little above twice that, weights are rounded and pairs that exceed the bound are brought back to it; the scale of
+least squared error wins. ARM and VNNI kernels add in int32, where the same weights are exact too.
 
 The pairs are those of the packed kernel: a convolution's im2col runs (kh, kw, cin) with channels last
-(``qlinearconv.cc``), a matrix product along K (``qgemm_kernel_avx2.cpp``), two by two. A depthwise convolution
-has an int32 kernel of its own and needs nothing.
+(``qlinearconv.cc``), a matrix product along K (``qgemm_kernel_avx2.cpp``), two by two. A depthwise convolution has an
+int32 kernel of its own and does not need the condition.
 """
 
 from __future__ import annotations
@@ -25,19 +25,26 @@ import numpy.typing as npt
 from toolchain.core.arrays import F32, I8
 
 PAIR_LIMIT = 128
-TOP = 127
-SMALLEST = np.float32(1e-30)
-"""No scale is smaller, so that its product with an activation's scale is an ordinary float32."""
-SCALES_PLAIN = np.linspace(0.80, 1.0, 9)
-SCALES_EXACT = np.concatenate([SCALES_PLAIN, np.linspace(1.04, 2.04, 26)])
+"""Largest magnitude of the sum of two adjacent weights of the same sign."""
+INT8_MAX = 127
+"""Largest magnitude of a weight; -128 is not used."""
+MIN_SCALE = np.float32(1e-30)
+"""No scale is smaller, so that its product with an activation's scale is a normal float32 number."""
+PLAIN_SCALE_FACTORS = np.linspace(0.80, 1.0, 9)
+"""Scales that are tried, as multiples of max|w| / 127."""
+EXACT_SCALE_FACTORS = np.concatenate([PLAIN_SCALE_FACTORS, np.linspace(1.04, 2.04, 26)])
+"""Scales that are tried for overflow-free weights."""
 
 
 @dataclass(frozen=True)
 class WeightQuant:
     """Signed int8 weights, symmetric, zero point 0.
 
-    values: int8, the weight's own shape. scales: float32 [channels]. axis: the output-channel axis.
-    overflow_free: no adjacent pair can saturate int16.
+    Attributes:
+        values: int8, in the weight's own shape.
+        scales: float32 [channels].
+        axis: the output-channel axis.
+        overflow_free: no adjacent pair can saturate int16.
     """
 
     values: I8
@@ -46,14 +53,14 @@ class WeightQuant:
     overflow_free: bool
 
     def dequantized(self) -> F32:
-        """The real weights the integers stand for, float32."""
+        """Compute the real weights that the integers stand for, float32."""
         shape = [1] * self.values.ndim
         shape[self.axis] = -1
         return self.values.astype(np.float32) * self.scales.reshape(shape)
 
 
 def as_rows(weight: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.generic]:
-    """[channels, K] with K in the order the packed kernel pairs it.
+    """Lay out a weight as [channels, K], with K in the order in which the packed kernel pairs it.
 
     A convolution's [O, I, kh, kw] becomes [O, kh·kw·I]; a matrix's [K, N] or [N, K] becomes [N, K].
     """
@@ -64,14 +71,14 @@ def as_rows(weight: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.generi
 
 
 def from_rows(rows: I8, shape: tuple[int, ...], axis: int) -> I8:
-    """The inverse of :func:`as_rows`."""
+    """Invert :func:`as_rows`: lay out rows in the shape of the weight."""
     moved = [shape[axis], *[n for i, n in enumerate(shape) if i != axis]]
     last = rows.reshape(moved[0], *moved[2:], *moved[1:2])
     return np.ascontiguousarray(np.moveaxis(np.moveaxis(last, -1, 1), 0, axis))
 
 
 def is_overflow_free(rows: I8) -> bool:
-    """Whether no adjacent pair of [channels, K] can leave int16 for any unsigned activations."""
+    """True where no adjacent pair of [channels, K] can exceed int16 for any unsigned activations."""
     wide = rows.astype(np.int16)
     even, odd = wide[:, 0 : wide.shape[1] // 2 * 2 : 2], wide[:, 1::2]
     top = np.maximum(even, 0) + np.maximum(odd, 0)
@@ -86,40 +93,40 @@ def quantize_weight(weight: F32, axis: int, *, exact: bool, min_scales: F32 | No
         weight: float32 of any rank >= 2.
         axis: output-channel axis.
         exact: keep every adjacent pair free of int16 overflow.
-        min_scales: float32 [channels], scales must not be smaller (the bias would overflow int32).
+        min_scales: float32 [channels]; with smaller scales the bias would overflow int32.
     """
     rows: F32 = np.asarray(as_rows(weight, axis), np.float32)
     largest: F32 = np.max(np.abs(rows), axis=1, initial=0.0)
-    # In units of the plain scale: squared errors of very small or large weights would leave float32.
-    unit = np.maximum(largest / np.float32(TOP), SMALLEST)
+    # In units of the plain scale, because squared errors of very small or large weights would exceed float32.
+    unit = np.maximum(largest / np.float32(INT8_MAX), MIN_SCALE)
     rows = rows / unit[:, None]
-    floor = np.maximum(SMALLEST, 0 if min_scales is None else min_scales)
+    floor = np.maximum(MIN_SCALE, 0 if min_scales is None else min_scales)
     best_error, best_scale = np.full(len(rows), np.inf, np.float32), np.ones(len(rows), np.float32)
     best = np.zeros(rows.shape, np.int8)
-    for factor in SCALES_EXACT if exact else SCALES_PLAIN:
+    for factor in EXACT_SCALE_FACTORS if exact else PLAIN_SCALE_FACTORS:
         scale = np.maximum(np.float32(factor), floor / unit)
-        rounded = np.clip(np.rint(rows / scale[:, None]), -TOP, TOP)
+        rounded = np.clip(np.rint(rows / scale[:, None]), -INT8_MAX, INT8_MAX)
         if exact:
             bound_pairs(rounded)
         error = np.sum((rounded * scale[:, None] - rows) ** 2, axis=1)
         better = error < best_error
         best_error[better], best_scale[better] = error[better], scale[better]
         best[better] = rounded[better].astype(np.int8)
-    # An all-zero channel: any scale does, but it divides real numbers later.
+    # In an all-zero channel any scale will do, but real numbers are divided by it later.
     scales = np.maximum(np.where(largest == 0, np.float32(1e-6), best_scale * unit), floor)
     return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
 
 
 def round_at(weight: F32, scales: F32, axis: int, *, exact: bool) -> I8:
-    """The integers nearest to a weight float32 [...] at given scales float32 [channels]; else as `quantize_weight`."""
-    rounded = np.clip(np.rint(np.asarray(as_rows(weight, axis), np.float32) / scales[:, None]), -TOP, TOP)
+    """Round a float32 weight at given scales, float32 [channels]; otherwise like :func:`quantize_weight`."""
+    rounded = np.clip(np.rint(np.asarray(as_rows(weight, axis), np.float32) / scales[:, None]), -INT8_MAX, INT8_MAX)
     if exact:
         bound_pairs(rounded)
     return from_rows(rounded.astype(np.int8), weight.shape, axis)
 
 
 def bound_pairs(rounded: npt.NDArray[np.floating]) -> None:
-    """Bring adjacent integers whose same-signed sum exceeds the limit back to it, half from each, in place."""
+    """Reduce adjacent integers whose same-signed sum exceeds the limit, half from each, in place."""
     pairs = rounded[:, : rounded.shape[1] // 2 * 2].reshape(rounded.shape[0], -1, 2)
     for sign in (1, -1):
         same = np.maximum(sign * pairs, 0).sum(axis=2)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toolchain.inspection.model import Inspection
-from toolchain.quantization.qdq.reader import Running
+from toolchain.quantization.qdq.reader import RunningGraph
 from toolchain.report import certificate, fit, precision
 from toolchain.report.amounts import bytes_text, count_text
 
@@ -89,7 +89,7 @@ def _int8_facts(inspection: Inspection) -> list[tuple[str, str]]:
     ]
 
 
-def _running_facts(running: Running) -> list[tuple[str, str]]:
+def _running_facts(running: RunningGraph) -> list[tuple[str, str]]:
     facts = [("runs here", f"int8: {_counts_by_operator(running.int8)}")]
     facts.append(("", f"float: {_counts_by_operator(running.float_)}"))
     facts.append(("", f"conversions between the two: {running.conversions}"))

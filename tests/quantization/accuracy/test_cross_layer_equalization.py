@@ -12,8 +12,8 @@ from small_models import weights
 
 from toolchain.graph import query
 from toolchain.quantization.accuracy.cross_layer_equalization import (
-    FLOOR,
-    MARGIN,
+    MIN_CHANNEL_SHARE,
+    RANGE_MARGIN,
     apply_equalization,
     plan_equalization,
     scale_groups,
@@ -144,9 +144,9 @@ def test_a_planned_equalization_changes_nothing_on_the_samples_it_was_planned_fo
         assert s.shape == (group.channels,)
         assert (s > 0).all()
         assert (s <= 1).all()
-        assert s.min() >= FLOOR
+        assert s.min() >= MIN_CHANNEL_SHARE
         largest = np.max([np.abs(small.minimum).clip(small.maximum) for small in _stats(observed, group)], axis=0)
-        assert ((s * group.ceiling >= MARGIN * largest * (1 - 1e-12)) | (s == 1)).all(), "room below the limit"
+        assert ((s * group.ceiling >= RANGE_MARGIN * largest * (1 - 1e-12)) | (s == 1)).all(), "room below the limit"
     equalized = apply_equalization(model, scales)
     close(small_models.plain(equalized, feed)["y"], small_models.plain(model, feed)["y"])
 

@@ -8,7 +8,7 @@ import small_models
 from small_models import weights
 
 from toolchain.quantization.accuracy.cross_layer_equalization import (
-    FLOOR,
+    MIN_CHANNEL_SHARE,
     _noise,
     apply_equalization,
     plan_equalization,
@@ -88,7 +88,7 @@ def test_dead_channels_make_no_trouble(dead):
     feeds = [image_feed(seed) for seed in range(3)]
     with np.errstate(all="raise", under="ignore"):
         scales = planned(model, groups, feeds)
-    assert all(np.isfinite(s).all() and (s >= FLOOR).all() for s in scales.values())
+    assert all(np.isfinite(s).all() and (s >= MIN_CHANNEL_SHARE).all() for s in scales.values())
     assert bool(scales) == (dead.stop < 8)
     result = apply_equalization(model, scales)
     close(small_models.plain(result, feeds[0])["y"], small_models.plain(model, feeds[0])["y"])

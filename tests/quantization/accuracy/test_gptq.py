@@ -195,7 +195,7 @@ def test_updating_in_bunches_changes_nothing(lazy, monkeypatch):
     h = correlated(rng, 21)
     nearest = quantize_weight(weight, 0, exact=True)
     whole = round_by_moments(weight, nearest, [h], MANY, exact=True)
-    monkeypatch.setattr(gptq, "LAZY", lazy)
+    monkeypatch.setattr(gptq, "UPDATE_COLUMNS", lazy)
     bunches = round_by_moments(weight, nearest, [h], MANY, exact=True)
     assert np.mean(bunches.values != whole.values) < 0.01, "but for ties"
 

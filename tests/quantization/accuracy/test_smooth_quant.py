@@ -9,7 +9,7 @@ import small_models
 from small_models import weights
 
 from toolchain.quantization.accuracy.cross_layer_equalization import plan_equalization
-from toolchain.quantization.accuracy.smooth_quant import FLOOR, apply_smooth_quant, smooth_quant_groups
+from toolchain.quantization.accuracy.smooth_quant import MIN_NORMALIZED_SHARE, apply_smooth_quant, smooth_quant_groups
 from toolchain.quantization.selection import select
 
 SEQUENCE = "float[2, 5, 8] x"
@@ -79,7 +79,7 @@ def test_the_function_stays(name):
 def test_every_matrix_product(product):
     model = build(f"t = Tanh(x) y = {product}", "float[4, 8] x")
     [group] = smooth_quant_groups(model, {"y"})
-    assert (group.tensors, group.channels, group.floor) == (("t",), 8, FLOOR)
+    assert (group.tensors, group.channels, group.min_share) == (("t",), 8, MIN_NORMALIZED_SHARE)
     assert_same(model, apply_smooth_quant(model, {group: S}), feed((4, 8)))
 
 
@@ -162,7 +162,7 @@ def test_outlying_channels_are_brought_in_and_the_noise_falls():
     scales = plan_equalization(model, groups, seen, selection.tensors)
     [s] = scales.values()
     assert (s[[3, 40]] > 4 * np.delete(s, [3, 40]).max()).all()
-    assert s.min() >= FLOOR
+    assert s.min() >= MIN_NORMALIZED_SHARE
 
     def error(changed):
         plan = by_hand.planned(changed, feeds, ranges="minmax")
@@ -179,5 +179,5 @@ def test_a_dead_channel_makes_no_trouble():
     seen = by_hand.observation(model, [feed()], {"n": 2})
     with np.errstate(all="raise", under="ignore"):
         scales = plan_equalization(model, groups, seen, {"n"})
-    assert all(np.isfinite(s).all() and (s >= FLOOR).all() for s in scales.values())
+    assert all(np.isfinite(s).all() and (s >= MIN_NORMALIZED_SHARE).all() for s in scales.values())
     assert_same(model, apply_smooth_quant(model, scales), feed())

@@ -7,13 +7,13 @@ import quantize_by_hand as by_hand
 import small_models
 
 from toolchain.graph import io, run
-from toolchain.quantization.qdq.embedding_tables import LEAST_BYTES, quantize_rows
+from toolchain.quantization.qdq.embedding_tables import MIN_TABLE_BYTES, quantize_rows
 from toolchain.quantization.qdq.fragments import fragments
 from toolchain.quantization.qdq.fusion_audit import audit, optimized_graph
 from toolchain.quantization.selection import select
 
 WIDTH = 32
-ROWS = LEAST_BYTES // 4 // WIDTH
+ROWS = MIN_TABLE_BYTES // 4 // WIDTH
 IDS = "int64[N, 3] ids"
 LOOK_UP = "[look] y = Gather(t, ids)"
 

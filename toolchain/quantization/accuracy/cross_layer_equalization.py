@@ -1,24 +1,27 @@
-"""Cross-layer equalization: give the channels of a tensor like ranges, so that one scale suits them all.
+"""Cross-layer equalization: give the channels of a tensor similar ranges, so that one scale suits them all.
 
-A tensor may be divided channel by channel by s_c > 0 when what computes it takes up 1/s_c and what reads it s_c:
+A tensor may be divided channel by channel by s_c > 0 if the operators that compute it take up 1/s_c and those that read
+it take up s_c:
 
     y = f(W x + b),  z = V y    is    y' = f(W' x + b'),  z = V' y'    with  W'_c = W_c / s_c,  b'_c = b_c / s_c,
                                                                             V'_:c = V_:c s_c,   y'_c = y_c / s_c
 
 for every f with f(y / s) = f(y) / s: Relu, pooling, the sum of two such tensors. Tensors joined by such operators form
 a group with one s; in a residual network a whole stage is one group. Nagel et al. (2019, arXiv:1906.04721) equalize the
-*weights* of two layers this way. Our weights have a scale for each output channel, so W' costs nothing, a depthwise V'
-neither, and what is left to equalize are the activations, at the expense of V.
+*weights* of two layers this way. Here weights have a scale for each output channel, so W' costs nothing, and neither
+does a depthwise V'. The activations are what remains to be equalized, at the expense of V.
 
-A Clip in the group keeps its limit: channel c then saturates at s_c times the limit, which is kept above `MARGIN` times
-what was observed. A channel's largest value is less certain than a tensor's: margin and `FLOOR` leave room for it.
+A Clip in the group keeps its limit, so channel c saturates at s_c times the limit; this is kept above `RANGE_MARGIN`
+times the observed maximum. The largest value of a channel is less certain than that of a tensor, so the margin and
+`MIN_CHANNEL_SHARE` leave room for it.
 
-s = min(1, max(MARGIN · r, FLOOR))^α with r_c the channel's largest magnitude over the tensor's; of a few α the one of
-least expected noise at the readers is taken. For a reader with weights V, rounding of y and of V adds
+s = min(1, max(RANGE_MARGIN · r, MIN_CHANNEL_SHARE))^α, where r_c is the channel's largest magnitude over the tensor's.
+Of a few α the one with the least expected noise at the readers is taken. For a reader with weights V, rounding y and V
+adds
 
     Δ²/12 · Σ_oc (V_oc s_c)²   +   Σ_o δ_o²/12 · Σ_c E[y_c²] / s_c²      Δ, δ_o: steps of y' and of row o of V'
 
-to its output, counted in units of the output's own energy Σ_oc V_oc² E[y_c²].
+to its output, in units of the output's own energy Σ_oc V_oc² E[y_c²].
 """
 
 from __future__ import annotations
@@ -36,28 +39,37 @@ from toolchain.ops.weights import weight_axes
 from toolchain.quantization.plan import constant_weight
 from toolchain.quantization.selection import clip_limits
 
-MARGIN = 1.5
-FLOOR = 1 / 8
-EXPONENTS = (0.25, 0.5, 0.75, 1.0)
-LEAST_GAIN = 0.9
-"""A group is left alone unless its noise falls below this share."""
+RANGE_MARGIN = 1.5
+"""Channels are taken to reach this many times their observed maximum."""
+MIN_CHANNEL_SHARE = 1 / 8
+"""No channel is taken to be smaller than this share of its tensor."""
+SCALE_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
+"""The values of α that are tried."""
+MAX_NOISE_RATIO = 0.9
+"""A group is rescaled if its noise falls below this share of what it was."""
 
-PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-HOMOGENEOUS = frozenset(
+SCALABLE_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+HOMOGENEOUS_OPERATORS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Identity", "Add", "Mul"}
 )
-"""f(x / s) = f(x) / s for every channel. Add: of two tensors of the group. Mul: by a tensor outside of it."""
-SPATIAL = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
-"""They mix what lies along every axis but the first two."""
+"""Operators with f(x / s) = f(x) / s for every channel. Add: two tensors of the group. Mul: by a tensor outside it."""
+SPATIAL_OPERATORS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
+"""Operators that mix elements along every axis but the first two."""
 
 
 @dataclass(frozen=True)
 class ScaleGroup:
     """Tensors that share their channel scales.
 
-    tensors: names, in graph order. axis, channels: where their channels lie, and how many there are.
-    producers, consumers: the products that take up 1/s and s. ceiling: the least limit of a Clip among them.
-    floor: no share is taken as smaller. clipped: the tensors a limit applies to.
+    Attributes:
+        tensors: names, in graph order.
+        axis: the axis of their channels.
+        channels: number of channels.
+        producers: the products that take up 1/s.
+        consumers: the products that take up s.
+        ceiling: the lowest limit of a Clip among them.
+        min_share: no channel is taken to be smaller than this share of the tensor.
+        clipped: the tensors that a limit applies to.
     """
 
     tensors: tuple[str, ...]
@@ -66,13 +78,13 @@ class ScaleGroup:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     ceiling: float = float("inf")
-    floor: float = FLOOR
+    min_share: float = MIN_CHANNEL_SHARE
     clipped: tuple[str, ...] = ()
 
 
 @dataclass
 class _Members:
-    """What gathers around one root of the union-find."""
+    """The members of one set of the union-find."""
 
     values: list[ir.Value] = field(default_factory=list)
     producers: list[ir.Node] = field(default_factory=list)
@@ -83,7 +95,7 @@ class _Members:
 
 
 def scale_groups(model: ir.Model) -> list[ScaleGroup]:
-    """The groups whose channels can be rescaled, in graph order."""
+    """Find the groups whose channels can be rescaled, in graph order."""
     leader: dict[ir.Value, ir.Value] = {}
 
     def find(value: ir.Value) -> ir.Value:
@@ -92,13 +104,13 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
         return value
 
     values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
-    pinned = [value for value in values if _seen_elsewhere(value, model.graph)]
+    pinned = [value for value in values if _is_used_outside(value, model.graph)]
     products, clips = [], []
     for node in model.graph:
         computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
         if scalable_product(node):
             products.append(node)
-        elif node.op_type in HOMOGENEOUS and (carriers := _carriers(node)):
+        elif node.op_type in HOMOGENEOUS_OPERATORS and (carriers := _carriers(node)):
             for value in carriers:
                 leader[find(value)] = find(node.outputs[0])
             pinned += [value for value in computed if value not in carriers]
@@ -121,15 +133,15 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     return [found for group in members.values() if (found := _group(group)) is not None]
 
 
-def _seen_elsewhere(value: ir.Value, graph: ir.Graph) -> bool:
-    """Whether a tensor enters or leaves the graph, or the branches of an If or Loop read it."""
+def _is_used_outside(value: ir.Value, graph: ir.Graph) -> bool:
+    """True where a tensor enters or leaves the graph, or a branch of an If or Loop reads it."""
     inside = all(use.node.graph is graph for use in value.uses())
     return value.is_graph_input() or value.is_graph_output() or not inside
 
 
 def scalable_product(node: ir.Node) -> bool:
-    """Whether `node` is a product of an activation and constants that rescaling may change."""
-    if node.op_type not in PRODUCTS or query.constant(node.inputs[0]) is not None:
+    """True where `node` multiplies an activation by constants that rescaling may change."""
+    if node.op_type not in SCALABLE_PRODUCTS or query.constant(node.inputs[0]) is not None:
         return False
     weight = query.float_array(node.inputs[1])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -142,7 +154,7 @@ def scalable_product(node: ir.Node) -> bool:
 
 
 def _carriers(node: ir.Node) -> list[ir.Value]:
-    """The inputs that are rescaled together with the output; none where that is not possible."""
+    """List the inputs that are rescaled together with the output; none where that is not possible."""
     sources = [value for value in node.inputs if value is not None]
     if node.op_type == "Add":
         return [] if any(query.constant(value) is not None for value in sources) else sources
@@ -162,7 +174,7 @@ def _carriers(node: ir.Node) -> list[ir.Value]:
 
 
 def _ceiling(clip: ir.Node) -> float:
-    """The magnitude at which a Clip begins to act; 0 where its limits are unknown or beside zero."""
+    """Return the magnitude at which a Clip begins to act; 0 where its limits are unknown or do not enclose 0."""
     low, high = clip_limits(clip)
     if low is None or high is None or not low <= 0 < high:
         return 0.0
@@ -176,7 +188,7 @@ def _group(members: _Members) -> ScaleGroup | None:
     axes |= {_channel_axis(node, node.inputs[0]) for node in members.consumers}  # type: ignore[arg-type]
     axis = axes.pop()
     operators = {node.op_type for value in members.values if (node := value.producer()) is not None}
-    if axes or axis is None or (axis != 1 and operators & SPATIAL):
+    if axes or axis is None or (axis != 1 and operators & SPATIAL_OPERATORS):
         return None
     shapes = [query.sizes(value, dynamic=0) for value in members.values]
     channels = {shape[axis] if shape is not None and len(shape) > axis else 0 for shape in shapes}
@@ -206,16 +218,19 @@ def _channel_axis(node: ir.Node, value: ir.Value) -> int | None:
 def plan_equalization(
     model: ir.Model, groups: Collection[ScaleGroup], observation: Observation, quantized: Collection[str]
 ) -> dict[ScaleGroup, F64]:
-    """Scales float64 [channels] for every group that gains by it.
+    """Choose scales for every group that gains by them.
 
     Args:
         model: the float model.
-        groups: of :func:`scale_groups`.
+        groups: groups to rescale, such as those of :func:`scale_groups`.
         observation: with channel statistics of the groups' tensors.
-        quantized: names of the tensors that get a scale.
+        quantized: names of the tensors that are quantized.
+
+    Returns:
+        Channel scales, float64 [channels], by group.
     """
     nodes = {query.label(node): node for node in model.graph}
-    found = {}
+    result = {}
     for group in groups:
         names = [name for name in group.tensors if name in quantized and name in observation.tensors]
         stats = [s for name in names if (s := observation.tensors[name].channels) is not None]
@@ -228,19 +243,21 @@ def plan_equalization(
             continue
         square = np.max([s.square for s in stats], axis=0)
         readers = [_reader(nodes[name], square) for name in group.consumers]
-        share = np.minimum(1.0, MARGIN * largest / largest.max())
-        least = np.minimum(1.0, MARGIN * largest / group.ceiling)
+        share = np.minimum(1.0, RANGE_MARGIN * largest / largest.max())
+        least = np.minimum(1.0, RANGE_MARGIN * largest / group.ceiling)
         candidates = [np.ones(group.channels)]
-        candidates += [np.maximum(np.maximum(share, group.floor) ** exponent, least) for exponent in EXPONENTS]
+        candidates += [
+            np.maximum(np.maximum(share, group.min_share) ** exponent, least) for exponent in SCALE_EXPONENTS
+        ]
         noises = [sum(_noise(s, low, high, square, *reader) for reader in readers) for s in candidates]
         best = int(np.argmin(noises))
-        if noises[best] < LEAST_GAIN * noises[0]:
-            found[group] = candidates[best]
-    return found
+        if noises[best] < MAX_NOISE_RATIO * noises[0]:
+            result[group] = candidates[best]
+    return result
 
 
 def _reader(node: ir.Node, square: F64) -> tuple[F64, float]:
-    """A consumer's weights as [groups, outputs, inputs, taps], and its output's energy."""
+    """Return a consumer's weights as [groups, outputs, inputs, taps], and its output's energy."""
     weight = _by_input(node)
     energy = float(np.einsum("goik,gi->", weight**2, square.reshape(len(weight), -1)))
     return weight, max(energy, 1e-30)
@@ -255,7 +272,7 @@ def _by_input(node: ir.Node) -> F64:
 
 
 def _noise(s: F64, low: F64, high: F64, square: F64, weight: F64, energy: float) -> float:
-    """Expected squared error at a reader's output over the output's energy."""
+    """Compute the expected squared error at a reader's output over the output's energy."""
     groups, _, inputs, taps = weight.shape
     scaled = weight * s.reshape(groups, 1, inputs, 1)
     step = (np.max(high / s) - np.min(low / s)) / 255
@@ -268,7 +285,7 @@ def _noise(s: F64, low: F64, high: F64, square: F64, weight: F64, energy: float)
 
 
 def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.Model:
-    """A clone of the float model with its groups rescaled; the same function but for what a Clip cuts off.
+    """Clone the float model and rescale its groups; it computes the same except where a Clip saturates.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -297,7 +314,7 @@ def scale_consumers(nodes: Iterable[ir.Node], s: F64, names: edit.Names) -> None
 
 
 def _spread(node: ir.Node, s: F64) -> F64:
-    """Input-channel scales in the shape that multiplies the node's weight."""
+    """Shape input-channel scales so that they multiply the node's weight."""
     if node.op_type != "Conv":
         return s[None, :] if weight_axes(node).out == 0 else s[:, None]
     weight = query.sizes(node.inputs[1]) or ()

@@ -1,17 +1,17 @@
-"""Rounding a weight so that what its layer computes changes least, not the weight itself.
+"""GPTQ: round a weight so that the output of its layer changes least, instead of the weight itself.
 
 With H = E[x xᵀ] of the layer's input the expected squared error of an output is Δw H Δwᵀ. Weights are rounded column
-after column; the error of each is made good by the columns not rounded yet, in closed form:
+after column, and the error of each is compensated by the columns that are not rounded yet, in closed form:
 
     H⁻¹ = Uᵀ U (U upper triangular);   for column k:  e = (w_k − round(w_k)) / U_kk,   w_j ← w_j − e U_kj  for j > k
 
 (Optimal brain quantization in a fixed order: Frantar et al., 2022, arXiv:2210.17323.) Overflow-free weights fit in: the
-second of a pair is rounded to what the first has left of the bound (`weights.PAIR_LIMIT`), and the columns behind it
-take up that error as well. The scale is the best of many for rounding with the diagonal of H alone, and the result is
+second weight of a pair is rounded to what the first leaves of the bound (`weights.PAIR_LIMIT`), and the columns behind
+it compensate that error as well. The scale is the best of many for rounding with the diagonal of H alone. The result is
 taken, channel by channel, only where Δw H Δwᵀ is less than rounding to nearest leaves.
 
-H comes in blocks along its diagonal; columns make good for each other within a block. It is damped, the more so the
-fewer positions it comes from: with fewer than columns it knows less than it says.
+H comes in blocks along its diagonal; columns compensate each other within a block. H is damped, and more so the fewer
+positions it comes from: from fewer positions than columns it is an uncertain estimate.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 
 from toolchain.core.arrays import F32, F64, Index
 from toolchain.quantization.weights import (
+    EXACT_SCALE_FACTORS,
+    INT8_MAX,
+    MIN_SCALE,
     PAIR_LIMIT,
-    SCALES_EXACT,
-    SCALES_PLAIN,
-    SMALLEST,
-    TOP,
+    PLAIN_SCALE_FACTORS,
     WeightQuant,
     as_rows,
     bound_pairs,
@@ -35,9 +35,10 @@ from toolchain.quantization.weights import (
     is_overflow_free,
 )
 
-DAMPING = 0.01
-LAZY = 128
-"""Columns updated one by one before the rest is updated at once."""
+MIN_DAMPING = 0.01
+"""Share of the mean diagonal of H that is added to its diagonal, at least."""
+UPDATE_COLUMNS = 128
+"""Number of columns that are updated one by one before the rest is updated at once."""
 
 
 def round_by_moments(
@@ -47,25 +48,21 @@ def round_by_moments(
 
     Args:
         weight: float32 of any rank >= 2.
-        nearest: the same weight rounded to nearest, the mark to beat; its axis and promise are kept.
+        nearest: the same weight rounded to nearest, which the result must beat; its axis is kept.
         blocks: float64 [groups, b, b] each, along the diagonal of H, whose columns are in the order of
             :func:`~toolchain.quantization.weights.as_rows`; every b but the last is even.
-        positions: how many inputs H is the mean of.
+        positions: number of inputs that H is the mean of.
         exact: keep every adjacent pair free of int16 overflow.
     """
-    groups = len(blocks[0])
-    size = sum(block.shape[1] for block in blocks)
-    rows = np.asarray(as_rows(weight, nearest.axis), np.float64).reshape(groups, -1, size)
-    diagonal = np.concatenate([np.einsum("gkk->gk", block) for block in blocks], axis=1)
-    mean = np.maximum(diagonal.mean(axis=1), float(SMALLEST))
-    damping = max(DAMPING, max(block.shape[1] for block in blocks) / max(positions, 1)) * mean
-    damped = [block + damping[:, None, None] * np.eye(block.shape[1]) for block in blocks]
-    upper = [np.linalg.cholesky(np.linalg.inv(block)).transpose(0, 2, 1) for block in damped]
+    groups, size = len(blocks[0]), sum(block.shape[1] for block in blocks)
     ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
+    rows = np.asarray(as_rows(weight, nearest.axis), np.float64).reshape(groups, -1, size)
+    damped = _damped(blocks, positions)
+    upper = [np.linalg.cholesky(np.linalg.inv(block)).transpose(0, 2, 1) for block in damped]
     best = np.asarray(as_rows(nearest.values, nearest.axis), np.float64).reshape(rows.shape)
     scales = nearest.scales.astype(np.float64).reshape(groups, -1)
     least = _error(best * scales[..., None] - rows, damped, ends)
-    for candidate in (scales.copy(), _scales(rows, diagonal + damping[:, None], exact)):
+    for candidate in (scales.copy(), _scales(rows, _diagonal(damped), exact)):
         parts = zip(np.split(rows, ends, axis=2), upper, strict=True)
         rounded = np.concatenate([_round(part, u, candidate, exact) for part, u in parts], axis=2)
         error = _error(rounded * candidate[..., None] - rows, damped, ends)
@@ -77,20 +74,32 @@ def round_by_moments(
     return WeightQuant(values, scales.astype(np.float32).reshape(-1), nearest.axis, free)
 
 
+def _damped(blocks: Sequence[F64], positions: int) -> list[F64]:
+    """Add to the diagonal of H a share of its mean, the larger the fewer positions H comes from."""
+    mean = np.maximum(_diagonal(blocks).mean(axis=1), float(MIN_SCALE))
+    damping = max(MIN_DAMPING, max(block.shape[1] for block in blocks) / max(positions, 1)) * mean
+    return [block + damping[:, None, None] * np.eye(block.shape[1]) for block in blocks]
+
+
+def _diagonal(blocks: Sequence[F64]) -> F64:
+    """Return the diagonal of H: [groups, K]."""
+    return np.concatenate([np.einsum("gkk->gk", block) for block in blocks], axis=1)
+
+
 def _error(delta: F64, blocks: Sequence[F64], ends: Index) -> F64:
-    """Δw H Δwᵀ for every output channel: [groups, outputs]."""
+    """Compute Δw H Δwᵀ for every output channel: [groups, outputs]."""
     parts = zip(np.split(delta, ends, axis=2), blocks, strict=True)
     return cast(F64, sum(np.einsum("gok,gok->go", np.matmul(part, block), part) for part, block in parts))
 
 
 def _scales(rows: F64, importance: F64, exact: bool) -> F64:
-    """For every output channel the scale of least weighted error, rounding to nearest: float32 numbers."""
-    unit = np.maximum(np.abs(rows).max(axis=2) / TOP, float(SMALLEST))
+    """Find for every output channel the scale of least weighted error for rounding to nearest, a float32 number."""
+    unit = np.maximum(np.abs(rows).max(axis=2) / INT8_MAX, float(MIN_SCALE))
     best: F64 = unit.copy()
     least = np.full(unit.shape, np.inf)
-    for factor in SCALES_EXACT if exact else SCALES_PLAIN:
+    for factor in EXACT_SCALE_FACTORS if exact else PLAIN_SCALE_FACTORS:
         scale = (unit * factor).astype(np.float32).astype(np.float64)
-        rounded = np.clip(np.rint(rows / scale[..., None]), -TOP, TOP).reshape(-1, rows.shape[-1])
+        rounded = np.clip(np.rint(rows / scale[..., None]), -INT8_MAX, INT8_MAX).reshape(-1, rows.shape[-1])
         if exact:
             bound_pairs(rounded)
         delta = rounded.reshape(rows.shape) * scale[..., None] - rows
@@ -101,15 +110,15 @@ def _scales(rows: F64, importance: F64, exact: bool) -> F64:
 
 
 def _round(rows: F64, upper: F64, scales: F64, exact: bool) -> F64:
-    """Integers [groups, outputs, K], each column's error handed on to the columns behind it."""
+    """Round to integers [groups, outputs, K]; the columns behind each column compensate its error."""
     left = rows.copy()
     rounded = np.zeros_like(rows)
     size = rows.shape[2]
-    for start in range(0, size, LAZY):
-        stop = min(start + LAZY, size)
+    for start in range(0, size, UPDATE_COLUMNS):
+        stop = min(start + UPDATE_COLUMNS, size)
         errors = np.empty((*rows.shape[:2], stop - start))
         for k in range(start, stop):
-            low, high = -float(TOP), float(TOP)
+            low, high = -float(INT8_MAX), float(INT8_MAX)
             if exact and k % 2:
                 first = rounded[..., k - 1]
                 low = np.maximum(low, -PAIR_LIMIT - np.minimum(first, 0))

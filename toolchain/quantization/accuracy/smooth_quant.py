@@ -1,14 +1,14 @@
-"""Migration: equalization where nothing takes up 1/s, by a multiplication that is put in.
+"""SmoothQuant: equalization where no producer takes up 1/s, by inserting a multiplication.
 
-In transformers the products read what LayerNormalization and Gelu give, and there some channels are ten times as large
-as the others in every sample. Neither operator lets a factor through to a producer, so the tensor is multiplied by 1/s
-in front of the products, whose weights take up s:
+In transformers products read the results of LayerNormalization and Gelu, where some channels are ten times as large as
+the others in every sample. Neither operator passes a factor on to its producer. So the tensor is multiplied by 1/s in
+front of the products, whose weights take up s:
 
     z = V y    is    z = V' (y / s),   V'_:c = V_:c s_c
 
-(Xiao et al., 2022, "SmoothQuant", arXiv:2211.10438; s is chosen as in `equalize`.) A LayerNormalization that only such
-products read takes 1/s into its own scale and bias, and nothing is put in. Only tensors that float operators compute
-are touched: between int8 operators a float multiplication would cost more than it gains.
+(Xiao et al., 2022, "SmoothQuant", arXiv:2211.10438; s is chosen as in `cross_layer_equalization`.) A LayerNormalization
+that only such products read takes 1/s into its own scale and bias, and nothing is inserted. Only tensors that float
+operators compute are changed: between int8 operators a float multiplication would cost more than it gains.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from toolchain.quantization.accuracy.cross_layer_equalization import (
     scale_consumers,
 )
 
-FLOOR = 1 / 32
-"""Outlying channels of a normalization are the same in every sample, so their sizes are known well."""
+MIN_NORMALIZED_SHARE = 1 / 32
+"""Lower than for other tensors: the large channels of a normalization are the same in every sample, so their sizes are
+known well."""
 
 
 def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[ScaleGroup]:
-    """One group for each float tensor that int8 matrix products read.
+    """Make one group for each float tensor that int8 matrix products read.
 
     Args:
         model: the float model.
         int8_nodes: names of the nodes that compute in int8.
     """
-    found = []
+    groups = []
     for node in model.graph:
         if query.label(node) in int8_nodes:
             continue
@@ -49,12 +50,13 @@ def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[Sc
             if not matrices or len(matrices) < len(readers) or not shape or shape[-1] == 0:
                 continue
             names = tuple(sorted(query.label(n) for n in matrices))
-            found.append(ScaleGroup((str(value.name),), len(shape) - 1, shape[-1], (), names, floor=FLOOR))
-    return found
+            axis, channels = len(shape) - 1, shape[-1]
+            groups.append(ScaleGroup((str(value.name),), axis, channels, (), names, min_share=MIN_NORMALIZED_SHARE))
+    return groups
 
 
 def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.Model:
-    """A clone of the float model with the tensors divided and the products' weights multiplied.
+    """Clone the float model, divide the tensors and multiply the products' weights.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -68,14 +70,14 @@ def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.
         readers = [nodes[name] for name in group.consumers]
         scale_consumers(readers, s, names)
         if not _into_normalization(value, readers, s, names):
-            _divide(value, readers, s, names)
+            _insert_division(value, readers, s, names)
     edit.remove_unused(result)
     check.check(result)
     return result
 
 
 def _into_normalization(value: ir.Value, readers: Collection[ir.Node], s: F64, names: edit.Names) -> bool:
-    """Divide the scale and bias of the LayerNormalization that computes `value`, if nothing else reads it."""
+    """Divide the scale and bias of the LayerNormalization that computes `value`; False where that is not possible."""
     node = value.producer()
     if node is None or node.op_type != "LayerNormalization" or value.is_graph_output():
         return False
@@ -89,7 +91,7 @@ def _into_normalization(value: ir.Value, readers: Collection[ir.Node], s: F64, n
     return True
 
 
-def _divide(value: ir.Value, readers: Collection[ir.Node], s: F64, names: edit.Names) -> None:
+def _insert_division(value: ir.Value, readers: Collection[ir.Node], s: F64, names: edit.Names) -> None:
     producer = value.producer()
     if producer is None or producer.graph is None:
         raise ValueError(f"{value.name} is not computed")

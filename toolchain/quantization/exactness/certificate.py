@@ -33,7 +33,7 @@ from toolchain.ops.table import TABLE, rule
 from toolchain.quantization.exactness import tie_margins
 from toolchain.quantization.plan import Plan, ProductQuant, is_depthwise
 from toolchain.quantization.selection import output_point
-from toolchain.quantization.weights import TOP, as_rows, is_overflow_free
+from toolchain.quantization.weights import INT8_MAX, as_rows, is_overflow_free
 
 INT32_MAX = 2.0**31 - 1
 
@@ -216,7 +216,7 @@ def _product_verdict(node: ir.Node, quant: ProductQuant, float_result: bool) -> 
     used = worst_sum(quant) / INT32_MAX
     if used >= 1:
         fault = SUM_OVERFLOW
-    elif int(np.min(values, initial=0)) < -TOP:
+    elif int(np.min(values, initial=0)) < -INT8_MAX:
         fault = WEIGHT_OF_MINUS_128
     elif not depthwise and not is_overflow_free(np.asarray(as_rows(values, quant.weight.axis), np.int8)):
         fault = PAIR_SATURATION

@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F64
 from toolchain.graph import query
-from toolchain.quantization.ranges import LEVELS, Affine
+from toolchain.quantization.ranges import UINT8_MAX, Affine
 from toolchain.quantization.selection import Selection, data_inputs, output_point
 
 FLOAT32_ROUNDING = 2.0**-24
@@ -64,16 +64,16 @@ def sum_margin(a: Affine, b: Affine, out: Affine) -> Margin:
     """Compute the margin of QLinearAdd, over all pairs of operands."""
     ratios = a.scale / out.scale, b.scale / out.scale
     real = np.add.outer(_operands(a) * ratios[0], _operands(b) * ratios[1])
-    in_float = 9 * FLOAT32_ROUNDING * (LEVELS * sum(ratios) + LEVELS)
+    in_float = 9 * FLOAT32_ROUNDING * (UINT8_MAX * sum(ratios) + UINT8_MAX)
     shift = 21 - np.floor(np.log2(max(ratios)))
-    return Margin(_nearest(real, out), float(max(in_float, LEVELS * (2.0**-shift + FLOAT32_ROUNDING * sum(ratios)))))
+    return Margin(_nearest(real, out), float(max(in_float, UINT8_MAX * (2.0**-shift + FLOAT32_ROUNDING * sum(ratios)))))
 
 
 def average_margin(x: Affine, out: Affine, area: int, *, window: bool) -> Margin:
     """Compute the margin of QLinearGlobalAveragePool, with `window` of QLinearAveragePool, over all sums."""
     ratio = x.scale / out.scale
-    sums = np.arange(LEVELS * area + 1, dtype=np.float64) - area * x.zero_point
-    error = FLOAT32_ROUNDING * (LEVELS * ratio * (area + 1) / 2 + 1024) if window else 4 * FLOAT32_ROUNDING * 256
+    sums = np.arange(UINT8_MAX * area + 1, dtype=np.float64) - area * x.zero_point
+    error = FLOAT32_ROUNDING * (UINT8_MAX * ratio * (area + 1) / 2 + 1024) if window else 4 * FLOAT32_ROUNDING * 256
     return Margin(_nearest(sums * (ratio / area), out), float(error))
 
 
@@ -86,7 +86,7 @@ def product_margin(a: Affine, b: Affine, out: Affine) -> Margin:
 def sigmoid_margin(x: Affine, out: Affine) -> Margin:
     """Compute the margin of QLinearSigmoid, over its 256 entries."""
     real = 1.0 / (1.0 + np.exp(-_operands(x) * x.scale)) / out.scale
-    return Margin(_nearest(real, out), SIGMOID_ERROR / out.scale + 2 * FLOAT32_ROUNDING * LEVELS)
+    return Margin(_nearest(real, out), SIGMOID_ERROR / out.scale + 2 * FLOAT32_ROUNDING * UINT8_MAX)
 
 
 def tie_margin(node: ir.Node, inputs: list[Affine], out: Affine) -> Margin | None:
@@ -231,10 +231,10 @@ def nudge_clear(margin_of: Callable[[Affine], Margin], grid: Affine) -> Affine |
 
 def _operands(grid: Affine) -> F64:
     """List all operands, with the zero point subtracted."""
-    return np.arange(LEVELS + 1, dtype=np.float64) - grid.zero_point
+    return np.arange(UINT8_MAX + 1, dtype=np.float64) - grid.zero_point
 
 
 def _nearest(real: F64, out: Affine) -> float:
     """Distance of the result nearest to a tie; results beyond the ends saturate, however they are rounded."""
-    inside = real[(real > -out.zero_point) & (real < LEVELS - out.zero_point)]
+    inside = real[(real > -out.zero_point) & (real < UINT8_MAX - out.zero_point)]
     return float(np.min(np.abs(inside - np.floor(inside) - 0.5), initial=0.5))

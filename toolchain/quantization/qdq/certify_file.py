@@ -1,4 +1,4 @@
-"""TODO."""
+"""Certificates of files: read the integers and grids of a quantized file, and certify them like a plan."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MANIFEST = "manifest.json"
 
 
 def certificate_of(path: Path) -> Exactness | None:
-    """The certificate of an exported folder, or of a model file that lies in one as it was exported; else None."""
+    """Return the stored certificate of an exported folder, or of an unchanged model file in one; else None."""
     folder = path if path.is_dir() else path.parent
     try:
         manifest = Manifest.load(folder / MANIFEST)
-    except ConfigError:  # none, or a manifest of something else
+    except ConfigError:  # there is none, or it describes something else
         return None
     if path.is_dir():
         return manifest.exactness
@@ -38,12 +38,12 @@ def certificate_of(path: Path) -> Exactness | None:
 
 
 def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Collection[str]) -> Exactness:
-    """Of a quantized file, whose operators stand between conversions.
+    """Certify a quantized file, whose operators stand between QuantizeLinear and DequantizeLinear.
 
     Args:
         model: the file.
-        choices: what is int8 in it.
-        unfused: names of those that run as float all the same.
+        choices: the precision of each node, as the file is written.
+        unfused: names of int8 nodes that onnxruntime runs as float.
     """
     choices = tuple(
         choice.model_copy(update={"precision": "float"}) if choice.int8 and choice.node in unfused else choice
@@ -60,13 +60,13 @@ def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Col
                 signed |= is_signed
     int8 = {choice.node for choice in choices if choice.int8}
     products = {query.label(node): p for node in model.graph if query.label(node) in int8 and (p := _product(node))}
-    known = {choice.node for choice in choices}
+    judged = {choice.node for choice in choices}
     verdicts = certify(model, Plan(tuple(choices), grids, products, {}))
-    return exactness(model, [verdict for verdict in verdicts if verdict.node in known], "s8" if signed else "u8")
+    return exactness(model, [verdict for verdict in verdicts if verdict.node in judged], "s8" if signed else "u8")
 
 
 def _grid(node: ir.Node) -> tuple[Affine | None, bool]:
-    """A conversion's grid as unsigned numbers have it, and whether it is written as signed ones."""
+    """Return a conversion's grid for unsigned numbers, and True where the file spells it with signed ones."""
     scale = query.scalar(node.inputs[1])
     zero = query.constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
     if scale is None or zero is None or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):
@@ -76,7 +76,7 @@ def _grid(node: ir.Node) -> tuple[Affine | None, bool]:
 
 
 def _product(node: ir.Node) -> ProductQuant | None:
-    """The integers of a product with symmetric int8 weights; None for any other."""
+    """Read the integers of a product with symmetric int8 weights; None for any other node."""
     cell = rule(node).int8
     if not isinstance(cell, Kernel):
         return None
@@ -95,7 +95,7 @@ def _product(node: ir.Node) -> ProductQuant | None:
 
 
 def _integers(value: ir.Value | None) -> tuple[Array, Array] | None:
-    """The constant integers that a DequantizeLinear with zero points 0 reads, and their scales."""
+    """Return the constant integers that a DequantizeLinear with zero points 0 reads, and their scales; else None."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear":
         return None

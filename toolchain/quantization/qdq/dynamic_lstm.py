@@ -1,11 +1,11 @@
 """Dynamic int8 for recurrent layers: ``LSTM`` becomes onnxruntime's own ``com.microsoft::DynamicQuantizeLSTM``.
 
 An LSTM's products run step by step inside one operator, so no QuantizeLinear can stand between them. The operator
-rounds the input (all steps at once) and the hidden state (at every step) to u8 over the range they span just then,
-multiplies with s8 weights of one scale a gate row by the GEMM of static int8, and computes the gates in float
-(``dynamic_quantize_lstm.cc``, ``rnn_helpers.cc``). Hence
+rounds the input (all steps at once) and the hidden state (at every step) to u8 over their range at that moment,
+multiplies by s8 weights with one scale per gate row using the GEMM of static int8, and computes the gates in float
+(``dynamic_quantize_lstm.cc``, ``rnn_helpers.cc``). This has two consequences:
     weights    symmetric, zero point 0, [directions, K, gates · H]; pairs along K must be overflow-free as everywhere
-    input      one scale for all samples of a batch: an answer may depend on what else is in the batch
+    input      one scale for all samples of a batch: an answer may depend on the other samples in the batch
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from toolchain.ops.table import rule
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 DOMAIN = "com.microsoft"
-DYNAMIC = "its weights are int8; its activations are quantized at run time, with the range of each step"
-INPUTS = 8
-"""Of the float operator: X, W, R, B, sequence_lens, initial_h, initial_c, P. Scales and zero points follow them."""
+DYNAMIC_REASON = "its weights are int8; its activations are quantized at run time, with the range of each step"
+FLOAT_INPUTS = 8
+"""Inputs of the float operator: X, W, R, B, sequence_lens, initial_h, initial_c, P. Scales and zero points follow."""
 
 
 def refusal(node: ir.Node, cell: Dynamic) -> str | None:
-    """Why `node` cannot be dynamic int8, None if it can."""
+    """Return the reason why `node` cannot be dynamic int8, or None."""
     arrays = [query.constant(node.inputs[index]) for index in cell.weights]
     if any(array is None for array in arrays):
         return "its weights are not constant"
@@ -39,25 +39,25 @@ def refusal(node: ir.Node, cell: Dynamic) -> str | None:
     return None
 
 
-def weights(model: ir.Model, names: Collection[str], *, exact: bool) -> dict[str, tuple[WeightQuant, ...]]:
-    """The weights of each of the named nodes, in the order of ``Dynamic.weights``.
+def quantize_weights(model: ir.Model, names: Collection[str], *, exact: bool) -> dict[str, tuple[WeightQuant, ...]]:
+    """Quantize the weights of each of the named nodes, in the order of ``Dynamic.weights``.
 
-    Each is [directions · gates · H, K] with a scale for each row.
+    Each weight is [directions · gates · H, K] with one scale for each row.
     """
-    found: dict[str, tuple[WeightQuant, ...]] = {}
+    result: dict[str, tuple[WeightQuant, ...]] = {}
     for node in model.graph:
         cell = rule(node).int8
         if query.label(node) not in names or not isinstance(cell, Dynamic):
             continue
         arrays = [query.float_array(node.inputs[index]) for index in cell.weights]
-        found[query.label(node)] = tuple(
+        result[query.label(node)] = tuple(
             quantize_weight(array.reshape(-1, array.shape[-1]), 0, exact=exact) for array in arrays if array is not None
         )
-    return found
+    return result
 
 
-def write(node: ir.Node, quants: tuple[WeightQuant, ...], names: edit.Names) -> None:
-    """Replace a float node; outputs keep their names. The model must import :data:`DOMAIN`."""
+def write_dynamic_lstm(node: ir.Node, quants: tuple[WeightQuant, ...], names: edit.Names) -> None:
+    """Replace a float LSTM by the dynamic operator; outputs keep their names. The model must import :data:`DOMAIN`."""
     cell, graph, label = rule(node).int8, node.graph, query.label(node)
     if not isinstance(cell, Dynamic) or graph is None:
         raise ValueError(f"{label} has no dynamic operator")
@@ -65,7 +65,7 @@ def write(node: ir.Node, quants: tuple[WeightQuant, ...], names: edit.Names) -> 
     def constant(kind: str, array: Array) -> ir.Value:
         return edit.add_constant(graph, names.fresh(f"{label}_{kind}"), array)
 
-    inputs = [*node.inputs, *[None] * (INPUTS - len(node.inputs))]
+    inputs = [*node.inputs, *[None] * (FLOAT_INPUTS - len(node.inputs))]
     directions = 2 if query.attribute(node, "direction", "forward") == "bidirectional" else 1
     for index, quant in zip(cell.weights, quants, strict=True):
         stacked = quant.values.reshape(directions, -1, quant.values.shape[-1]).transpose(0, 2, 1)

@@ -1,12 +1,12 @@
-"""Tables stored as int8: the constant that a Gather reads single rows of, as an embedding of words.
+"""Tables stored as int8: the constant of which a Gather reads single rows, such as a word embedding.
 
 A row r of float32 becomes 8-bit integers and a scale of its own, max|r| / 127, and is read as
 
     Gather(integers, ids) → Cast → · Gather(scales, ids)
 
-which is one IEEE multiplication an element, the same on every processor. Nothing is dequantized but the rows asked
-for. (DequantizeLinear along the last axis, which would be the shorter graph, multiplies element by element: seven
-times as slow, and a scale a column is further from the table than a scale a row.)
+This is one IEEE multiplication per element, the same on every processor, and only the requested rows are dequantized.
+(DequantizeLinear along the last axis would be the shorter graph, but it multiplies element by element, which takes
+seven times as long, and one scale per column is further from the table than one scale per row.)
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
 from toolchain.ops.cells import SameScale
 from toolchain.ops.table import rule
-from toolchain.quantization.weights import SMALLEST, TOP, WeightQuant
+from toolchain.quantization.weights import INT8_MAX, MIN_SCALE, WeightQuant
 
-LEAST_BYTES = 64 * 1024
-"""Smaller tables are not worth two operators more."""
-LEAST_WIDTH = 16
-"""Of a row: below it the scales eat much of what the integers save."""
-TABLE = "its table is stored as int8 with one scale per row, and read as float"
+MIN_TABLE_BYTES = 64 * 1024
+"""A smaller table is not worth two additional operators."""
+MIN_ROW_ELEMENTS = 16
+"""With shorter rows the scales take much of the space that the integers save."""
+TABLE_REASON = "its table is stored as int8 with one scale per row, and read as float"
 
 
 def has_table(node: ir.Node) -> bool:
-    """Whether `node` looks up rows of a large constant that only such nodes read."""
+    """True where `node` looks up rows of a large constant that only such nodes read."""
     array, source = _table(node), node.inputs[0] if node.inputs else None
-    if array is None or source is None or array.ndim < 2 or array.nbytes < LEAST_BYTES or array[0].size < LEAST_WIDTH:
+    if (
+        array is None
+        or source is None
+        or array.ndim < 2
+        or array.nbytes < MIN_TABLE_BYTES
+        or array[0].size < MIN_ROW_ELEMENTS
+    ):
         return False
     if source.is_graph_output() or any(_table(reader) is None for reader in query.consumers(source)):
         return False
@@ -47,47 +53,51 @@ def _table(node: ir.Node) -> F32 | None:
     return query.float_array(node.inputs[cell.table])
 
 
-def tables(model: ir.Model, names: Collection[str]) -> dict[str, WeightQuant]:
-    """The rows that each of the named nodes looks up; one object for nodes that share a table."""
+def quantize_tables(model: ir.Model, names: Collection[str]) -> dict[str, WeightQuant]:
+    """Quantize the rows that each of the named nodes looks up; nodes that share a table share one object."""
     made: dict[ir.Value | None, WeightQuant] = {}
-    found: dict[str, WeightQuant] = {}
+    result: dict[str, WeightQuant] = {}
     for node in model.graph:
         array = _table(node) if query.label(node) in names else None
         if array is not None:
             source = node.inputs[0]
             if source not in made:
                 made[source] = quantize_rows(array)
-            found[query.label(node)] = made[source]
-    return found
+            result[query.label(node)] = made[source]
+    return result
 
 
 def quantize_rows(table: F32) -> WeightQuant:
-    """Round a table float32 [rows, ...] of finite numbers with a scale for each row."""
+    """Round a float32 table [rows, ...] of finite numbers with one scale for each row."""
     rows = table.reshape(len(table), -1)
-    scales = np.maximum(np.max(np.abs(rows), axis=1) / np.float32(TOP), SMALLEST).astype(np.float32)
+    scales = np.maximum(np.max(np.abs(rows), axis=1) / np.float32(INT8_MAX), MIN_SCALE).astype(np.float32)
     values = np.rint(rows / scales[:, None]).astype(np.int8).reshape(table.shape)
     return WeightQuant(values, scales, 0, overflow_free=True)
 
 
 @dataclass(frozen=True)
-class Written:
-    """The constants of one table in a graph."""
+class TableConstants:
+    """The constants of one quantized table in a graph."""
 
     integers: ir.Value
     scales: ir.Value
 
 
-def write_table(node: ir.Node, rows: WeightQuant, names: edit.Names, written: dict[int, Written]) -> None:
-    """Let a Gather read `rows` instead of its float table; what it computes keeps its name.
+def write_table(node: ir.Node, rows: WeightQuant, names: edit.Names, written: dict[int, TableConstants]) -> None:
+    """Replace the float table of a Gather by quantized rows; its result keeps its name.
 
-    written: the tables in the graph so far, by the identity of their rows; grows.
+    Args:
+        node: the Gather.
+        rows: its quantized table.
+        names: gives names that the graph does not have.
+        written: the tables in the graph so far, by the identity of their rows; a new one is added.
     """
     graph, label, ids = node.graph, query.label(node), node.inputs[1]
     if graph is None:
         raise ValueError(f"{label} is in no graph")
     if id(rows) not in written:
         scales = rows.scales.reshape(-1, *[1] * (rows.values.ndim - 1))
-        written[id(rows)] = Written(
+        written[id(rows)] = TableConstants(
             edit.add_constant(graph, names.fresh(f"{label}_quantized"), rows.values),
             edit.add_constant(graph, names.fresh(f"{label}_scale"), scales),
         )

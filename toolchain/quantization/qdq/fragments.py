@@ -1,7 +1,7 @@
-"""Fragments: connected groups of int8 nodes, the units that are measured against their float selves.
+"""Fragments: connected groups of int8 nodes, the units that are raced against their float selves.
 
-Inside a fragment integers flow from kernel to kernel; at its border every tensor is converted. Whether that pays
-depends on shapes and processor, so each fragment is cut out, written both ways and raced.
+Inside a fragment integers flow from kernel to kernel; at its border every tensor is converted. The gain depends on
+shapes and processor, so each fragment is cut out, written both ways and raced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolchain.quantization.qdq.writer import Encoding, apply_quantization
 
 @dataclass(frozen=True)
 class Fragment:
-    """Names of its nodes in graph order, and the two models of it: as it was, and as the plan has it."""
+    """A fragment: names of its nodes in graph order, its float model, and its int8 model according to the plan."""
 
     nodes: tuple[str, ...]
     float_model: ir.Model
@@ -25,21 +25,24 @@ class Fragment:
 
     @property
     def name(self) -> str:
-        """Its first node stands for it in reports."""
+        """The name of its first node, which identifies it in reports."""
         return self.nodes[0]
 
 
 def fragments(model: ir.Model, plan: Plan, encoding: Encoding) -> list[Fragment]:
-    """Cut the plan's int8 nodes into connected fragments; a dynamic node is one of its own.
+    """Cut the plan's int8 nodes into connected fragments; a dynamic node is a fragment of its own.
 
-    model: the float model the plan was made for.
+    Args:
+        model: the float model the plan was made for.
+        plan: says which nodes are int8.
+        encoding: how the int8 models spell activations.
     """
     groups = _connected(model, plan.int8_nodes()) + [(name,) for name in plan.recurrent]
     return [_fragment(model, plan, group, encoding) for group in groups]
 
 
 def int8_part(model: ir.Model, plan: Plan, encoding: Encoding) -> Fragment:
-    """All of the plan's int8 nodes cut out together; what float nodes compute for them becomes inputs."""
+    """Cut out all int8 nodes of the plan together; tensors that float nodes compute for them become inputs."""
     chosen = plan.int8_nodes()
     return _fragment(
         model, plan, tuple(name for node in model.graph if (name := query.label(node)) in chosen), encoding
@@ -47,7 +50,7 @@ def int8_part(model: ir.Model, plan: Plan, encoding: Encoding) -> Fragment:
 
 
 def _connected(model: ir.Model, chosen: set[str]) -> list[tuple[str, ...]]:
-    """Groups of int8 nodes joined by tensors between them, in graph order."""
+    """Group int8 nodes that are joined by tensors between them, in graph order."""
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:

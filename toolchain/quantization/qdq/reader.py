@@ -1,11 +1,11 @@
-"""Reading a model that is quantized already, whoever wrote it: which nodes are int8 in the file, which run as int8.
+"""Read a model that is quantized already, whoever wrote it: which nodes are int8 in the file, and which run as int8.
 
 In the file a node is int8
-1. where it is an integer operator itself (``QLinearConv``, ``MatMulInteger``) or passes integers on, or
-2. where all the activations and weights it reads come from DequantizeLinear, and its result goes to QuantizeLinear
-   only, perhaps through a Relu or Clip; a product may also leave its result float. And
-3. onnxruntime must have a fused kernel for it (``ops.py``); Softmax, which we keep float, has one.
-That is still a wish: what onnxruntime makes of it is read off its optimized graph.
+1. if it is an integer operator itself (``QLinearConv``, ``MatMulInteger``) or passes integers on, or
+2. if all activations and weights it reads come from DequantizeLinear, and its result goes to QuantizeLinear only,
+   directly or through a Relu or Clip; a product may also leave its result float. In addition
+3. onnxruntime must have a fused kernel for it (the operator table); Softmax, which we keep float, has one.
+The file only requests int8. What onnxruntime runs is read from its optimized graph.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ _BYTES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 @dataclass(frozen=True)
-class Running:
-    """What onnxruntime runs on this machine. int8, float_: operators and how many of each; conversions between them.
+class RunningGraph:
+    """The graph that onnxruntime runs on this machine.
 
-    unfused: nodes that are int8 in the file and still read converted floats.
-    weights: constants that are dequantized at every inference.
-    foreign: activations are signed, which is how ARM takes them, and this is an x86.
+    Attributes:
+        int8: int8 operators, and the number of each.
+        float_: float operators, and the number of each.
+        conversions: number of conversions between int8 and float.
+        unfused: nodes that are int8 in the file and still read converted floats.
+        weights: constants that are dequantized at every inference.
+        foreign: activations are signed, as ARM takes them, and this machine is an x86.
     """
 
     int8: dict[str, int]
@@ -49,7 +53,7 @@ class Running:
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Whether any node is a conversion or an integer operator."""
+    """True where any node is a conversion or an integer operator."""
     return any(node.op_type in _CONVERSIONS or _is_integer(node) for node in model.graph)
 
 
@@ -57,8 +61,8 @@ def _is_integer(node: ir.Node) -> bool:
     return node.op_type.startswith(_INTEGER_OPERATORS)
 
 
-def choices(model: ir.Model) -> tuple[NodePrecision, ...]:
-    """How every node is written in the file; conversions, and what is computed from constants alone, left out."""
+def file_precisions(model: ir.Model) -> tuple[NodePrecision, ...]:
+    """Return the precision of every node as the file is written, without conversions and constant computations."""
     reasons: dict[ir.Node, str | None] = {}
     integers: set[ir.Value] = set()
     constant = folded(model)
@@ -82,7 +86,7 @@ def _float_reason(node: ir.Node, before: dict[ir.Node, str | None]) -> str | Non
     if isinstance(cell, Absorbed) and source is not None and source.producer() in before:
         return before[source.producer()]  # type: ignore[index]  # a key of `before` is a node
     if not all(_is_dequantized(value) for value in data_inputs(node) if query.constant(value) is None):
-        return "reads float tensors"
+        return "it reads float tensors"
     if isinstance(cell, Kernel) and not _is_dequantized(node.inputs[cell.weight]):
         return "its weight is float"
     if not (isinstance(cell, Kernel) and cell.float_output) and not all(map(_ends_as_integers, node.outputs)):
@@ -96,7 +100,7 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 
 
 def _ends_as_integers(value: ir.Value) -> bool:
-    """Whether only QuantizeLinear reads `value`, or the one Relu or Clip that does is read so."""
+    """True where only QuantizeLinear reads `value`, directly or through one Relu or Clip."""
     reader = query.sole_consumer(value)
     if reader is not None and isinstance(rule(reader).int8, Absorbed):
         return _ends_as_integers(reader.outputs[0])
@@ -104,14 +108,14 @@ def _ends_as_integers(value: ir.Value) -> bool:
     return bool(readers) and not value.is_graph_output() and all(n.op_type == "QuantizeLinear" for n in readers)
 
 
-def running(model: ir.Model, found: Sequence[NodePrecision]) -> Running:
-    """Load `model` in onnxruntime and look at the graph it makes.
+def running_graph(model: ir.Model, choices: Sequence[NodePrecision]) -> RunningGraph:
+    """Load `model` in onnxruntime and analyse its optimized graph.
 
     Raises:
         ModelError: onnxruntime does not accept the model.
     """
     graph = optimized_graph(model)
-    audited = audit(graph, {choice.node for choice in found if choice.int8})
+    audited = audit(graph, {choice.node for choice in choices if choice.int8})
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     int8, float_ = Counter[str](), Counter[str]()
@@ -121,7 +125,7 @@ def running(model: ir.Model, found: Sequence[NodePrecision]) -> Running:
             is_int8 = on_bytes or node.op_type.startswith(_INTEGER_OPERATORS)
             (int8 if is_int8 else float_)[node.op_type] += 1
             for output in node.output if is_int8 else ():
-                types.setdefault(output, onnx.TensorProto.UINT8)  # onnxruntime types nothing behind its own operators
+                types.setdefault(output, onnx.TensorProto.UINT8)  # onnxruntime infers no types behind its own operators
     signed = any(n.op_type == "QuantizeLinear" and n.outputs[0].dtype == ir.DataType.INT8 for n in model.graph)
     foreign = signed and detect_host().architecture == "x86_64"
-    return Running(dict(int8), dict(float_), audited.boundaries, audited.unfused, audited.weights, foreign)
+    return RunningGraph(dict(int8), dict(float_), audited.boundaries, audited.unfused, audited.weights, foreign)

@@ -1,10 +1,10 @@
-"""`apply_quantization`: write a plan into a graph as QuantizeLinear / DequantizeLinear pairs. Decides nothing.
+"""`apply_quantization`: write a plan into a graph as QuantizeLinear / DequantizeLinear pairs. It decides nothing.
 
-Every planned activation gets one pair behind it; int8 nodes read the pair's output. Float readers do too when
-the tensor was computed in int8 (nothing else exists on the device), and keep the float tensor otherwise.
-An absorbed Relu or Clip is removed: requantization saturates at the grid's ends, which lie inside its limits, so
-Q(clip(x)) = Q(x) integer for integer. (onnxruntime has fusions for this too, but they match some operator set
-versions and miss others.) Weights and biases become int8 and int32 initializers behind a DequantizeLinear of their own.
+Every planned activation gets one pair behind it, and int8 nodes read the pair's output. Float readers do too where the
+tensor is computed in int8 (no other form exists on the device), and keep the float tensor otherwise. An absorbed Relu
+or Clip is removed: requantization saturates at the ends of the grid, which lie inside its limits, so Q(clip(x)) = Q(x)
+integer for integer. (onnxruntime has fusions for this too, but they match some operator set versions and miss others.)
+Weights and biases become int8 and int32 initializers, each behind a DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from toolchain.quantization.ranges import Affine
 from toolchain.quantization.selection import data_inputs, output_point
 
 Encoding = Literal["u8", "s8"]
+"""The spelling of activations: u8 with zero point z and s8 with z - 128 are the same numbers."""
 
 
 def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Model:
-    """A quantized clone of `model`.
+    """Write the quantized clone of `model`.
 
     Args:
         model: the model the plan was made for.
-        plan: what to write.
-        encoding: how activations are spelt; u8 with zero point z and s8 with z - 128 are the same numbers.
+        plan: the numbers to write.
+        encoding: the spelling of activations.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -44,9 +45,9 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     writer = _Writer(result.graph, encoding, absorbed)
     nodes = {query.label(node): node for node in result.graph}
     for name, weights in plan.recurrent.items():
-        dynamic_lstm.write(nodes[name], weights, writer.names)
+        dynamic_lstm.write_dynamic_lstm(nodes[name], weights, writer.names)
         result.opset_imports[dynamic_lstm.DOMAIN] = 1
-    tables: dict[int, embedding_tables.Written] = {}
+    tables: dict[int, embedding_tables.TableConstants] = {}
     for name, rows in plan.tables.items():
         embedding_tables.write_table(nodes[name], rows, writer.names, tables)
     values = {str(value.name): value for value in query.activations(result)}
@@ -67,16 +68,16 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
 
 
 def int8_values(model: ir.Model, chosen: set[str]) -> set[ir.Value]:
-    """The tensors that int8 nodes compute, at the point where they are requantized. chosen: names of int8 nodes."""
-    found: set[ir.Value] = set()
+    """Return the tensors that int8 nodes compute, where they are requantized; `chosen` names the int8 nodes."""
+    values: set[ir.Value] = set()
     for node in model.graph:
         if query.label(node) in chosen and not isinstance(rule(node).int8, Absorbed):
-            found.update([output_point(node, chosen)] if len(node.outputs) == 1 else node.outputs)
-    return found
+            values.update([output_point(node, chosen)] if len(node.outputs) == 1 else node.outputs)
+    return values
 
 
 class _Writer:
-    """Inserts pairs; equal scales and zero points share one initializer."""
+    """Inserts QuantizeLinear / DequantizeLinear pairs; equal scales and zero points share one initializer."""
 
     def __init__(self, graph: ir.Graph, encoding: Encoding, absorbed: set[ir.Node]) -> None:
         self._graph = graph
@@ -112,7 +113,7 @@ class _Writer:
         return self._grids[grid]
 
     def pair(self, value: ir.Value, grid: Affine) -> ir.Value:
-        """Insert Q and DQ behind `value`; returns the DQ's output."""
+        """Insert a pair behind `value` and return its output."""
         scale, zero = self._grid(grid, str(value.name))
         producer = value.producer()
         source = producer.inputs[0] if producer is not None and producer in self._absorbed else value
@@ -127,7 +128,7 @@ class _Writer:
         return dequantize.outputs[0]
 
     def take_over_output(self, value: ir.Value, pair: ir.Value) -> None:
-        """Make the DQ's output the graph output, under the output's name."""
+        """Make the pair's output the graph output, under the name of the graph output."""
         index = next(i for i, output in enumerate(self._graph.outputs) if output is value)
         name = str(value.name)
         self._graph.outputs[index] = pair

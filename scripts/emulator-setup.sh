@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Sets up the emulated CPUs of toolchain/bench/emulator.py, so that one can see on a PC what a model computes elsewhere.
+# Installs the emulated CPUs of toolchain/benchmark/emulator.py, which show on a PC what a model computes on other CPUs.
 #
 #   scripts/emulator-setup.sh [DIR]      default: $TOOLCHAIN_EMULATOR, else the toolchain's cache
 #
-#   DIR/bin     qemu-aarch64 and qemu-x86_64, 10.0 or newer (7.2 of Debian 12 crashes when onnxruntime is imported)
+#   DIR/bin     qemu-aarch64 and qemu-x86_64, 10.0 or newer (7.2 of Debian 12 crashes when it imports onnxruntime)
 #   DIR/root    a Debian 12 for arm64: the C and C++ libraries and Python 3.11
-#   DIR/site    numpy and onnxruntime for that Python; onnxruntime in the version installed here
+#   DIR/site    numpy and onnxruntime for that Python; onnxruntime has the version that is installed here
 #   DIR/onnxruntime-version
 #
-# x86 CPUs need no root of their own: the Python and onnxruntime of this machine run on the emulated CPU.
-# Needs apt, dpkg-deb, the Debian archive's keys and pip. Nothing is installed on this machine; about 200 MB
-# are downloaded and 200 MB kept. Does nothing when DIR is complete and of the right version.
+# Emulated x86 CPUs need no root: they run the Python and onnxruntime of this machine.
+# The script needs apt, dpkg-deb, the Debian archive's keys and pip. It installs nothing on this machine; it downloads
+# about 200 MB and keeps 200 MB. It does nothing when DIR is complete and has the right version.
 #
-#   PYTHON          the Python whose onnxruntime is matched (default: the checkout's .venv, else python3)
+#   PYTHON          the Python whose version of onnxruntime is used (default: the checkout's .venv, else python3)
 #   DEBIAN_MIRROR   default: the mirror this machine's apt uses
 set -euo pipefail
 
@@ -43,7 +43,7 @@ mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-B
 [ -n "$mirror" ] || fail "apt knows no Debian mirror; set DEBIAN_MIRROR to one"
 host=$(dpkg --print-architecture)
 
-# Built beside its final place and renamed when it has answered, so that DIR is whole or absent.
+# Everything is built next to DIR and renamed after a successful test, so DIR is either complete or absent.
 mkdir -p "$(dirname "$dir")"
 new=$(mktemp -d "$dir.XXXXXX")
 trap 'rm -rf "$new"' EXIT

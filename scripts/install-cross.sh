@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs a C compiler for arm64 Linux on a Debian or Ubuntu machine, for the tests of the runner in C on emulated
-# processors (toolchain/bench/native). Does nothing where it is there. Needs root or sudo.
+# processors (toolchain/benchmark/native). It does nothing where the compiler is installed. It needs root or sudo.
 #
 #   scripts/install-cross.sh
 set -euo pipefail
@@ -9,7 +9,7 @@ fail() { echo "install-cross: $1" >&2; exit 2; }
 
 compiler=aarch64-linux-gnu-gcc
 if command -v "$compiler" >/dev/null; then
-  echo "install-cross: $(command -v "$compiler") is there"
+  echo "install-cross: $(command -v "$compiler") is installed already"
   exit 0
 fi
 command -v apt-get >/dev/null || fail "apt-get is missing; install $compiler another way"

@@ -3,15 +3,16 @@
 #
 #   scripts/install-sshd.sh
 #
-# The system's own SSH service is neither enabled nor started: the tests start an sshd of their own, as the current
-# user, on a free port of the loopback interface, and end it. Does nothing where sshd is there. Needs root or sudo.
+# The system's own SSH service is neither enabled nor started: the tests start and end an sshd of their own, as the
+# current user, on a free port of the loopback interface. The script does nothing where sshd is installed. It needs root
+# or sudo.
 set -euo pipefail
 
 fail() { echo "install-sshd: $1" >&2; exit 2; }
 
 sshd=$(PATH=$PATH:/usr/sbin command -v sshd || true)
 if [ -n "$sshd" ] && command -v ssh >/dev/null && command -v ssh-keygen >/dev/null; then
-  echo "install-sshd: $sshd is there"
+  echo "install-sshd: $sshd is installed already"
   exit 0
 fi
 command -v apt-get >/dev/null || fail "apt-get is missing; install OpenSSH's server and client another way"
@@ -21,8 +22,8 @@ if [ "$(id -u)" != 0 ]; then
   as_root=sudo
 fi
 
-# A package's scripts start its service unless policy-rc.d says 101, "action forbidden" (invoke-rc.d(8)), and have it
-# start with the machine, which is undone.
+# The package's scripts start the service unless policy-rc.d exits with 101, "action forbidden" (invoke-rc.d(8)). They
+# also enable it at boot, which is undone below.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
   trap '$as_root rm -f "$policy"' EXIT

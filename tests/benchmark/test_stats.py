@@ -176,7 +176,7 @@ def test_the_same_twice_is_the_same_and_5_percent_are_seen():
     [(2, 4.303), (5, 2.571), (11, 2.201), (39, 2.023)],  # a table of Student's distribution
 )
 def test_students_distribution(n, quantile):
-    assert stats._student(n) == pytest.approx(quantile, rel=0.035 if n == 2 else 0.002)
+    assert stats.student_quantile(n) == pytest.approx(quantile, rel=0.035 if n == 2 else 0.002)
 
 
 def test_a_difference_in_words():

@@ -1,27 +1,29 @@
-"""Our hands on a device: one process there that keeps the lock, the files, the environment and the runners.
+"""The process on an SSH host that holds the lock, and manages files, the Python environment and the runners there.
 
-One file of standard library for Python 3.9 or newer, sent over the connection and run from memory. JSON lines come in
-on stdin, one line answers each on stdout. All it makes lies in ``edge-toolchain`` in ``$XDG_CACHE_HOME``, ``~/.cache``:
+It needs only the standard library of Python 3.9 or newer. It is sent over the connection and run from memory. It reads
+JSON lines from stdin and answers each with one line on stdout. All its files lie in the folder ``edge-toolchain`` in
+``$XDG_CACHE_HOME`` or ``~/.cache``:
 
-    files/<sha256>.<suffix>   what was sent once; written to run/ first, then renamed
+    files/<sha256>.<suffix>   files that were sent; each is written to run/ first, then renamed
     env-<version>/            a virtual environment with numpy and onnxruntime; ``complete`` is written last
-    lock                      locked (flock) while an agent lives, so that no two benchmarks share the device
-    run/                      for as long as the agent lives
+    lock                      locked (flock) while an agent runs, so that no two benchmarks use the device at once
+    run/                      temporary files, removed when the agent ends
 
-    {"do": "lock"}                                  -> {} or {"busy": who has it}
+    {"do": "lock"}                                  -> {} or {"busy": the other benchmark}
     {"do": "environment", "version": v}             -> {"python": path, "onnxruntime": v}; see below
-    {"do": "install", "version": v}                 -> the same, or {"error": why}
-    {"do": "own"}                                   -> the same, of the interpreter that runs this
+    {"do": "install", "version": v}                 -> the same, or {"error": reason}
+    {"do": "own"}                                   -> the same, for the interpreter that runs this
     {"do": "have", "name": n}                       -> {"have": bool}
-    {"do": "put", "name": n, "size": bytes} + bytes -> {} or {"error": why}
+    {"do": "put", "name": n, "size": bytes} + bytes -> {} or {"error": reason}
     {"do": "facts"}                                 -> {"files": {path: text}, ...}
     {"do": "conditions"}                            -> as `read_conditions`
     {"do": "start", "id": n, "python": path, "runner": name, "files": {path: name}, "job": {...}} -> as ask
     {"do": "ask", "id": n, "line": {...}}           -> {"answer": {...}} or {"code": n, "said": text}
     {"do": "stop", "id": n}                         -> {}
 
-An environment that is not there yet is ``{"absent": true, "onnxruntime": that of this interpreter, or null}``.
-The end of stdin (the connection is gone, or was closed) is the end of everything: runners are killed, run/ is removed.
+The answer for an environment that does not exist yet is ``{"absent": true, "onnxruntime": version of this
+interpreter's, or null}``. At the end of stdin (the connection was closed or lost) the agent kills the runners, removes
+run/ and ends.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-IDLE_S = 900  # A connection that is dead without having been closed ends by itself.
+IDLE_S = 900  # The agent ends after this time without a command, in case a dead connection was never closed.
 GOVERNOR = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-FACTS = (
+FACT_FILES = (
     "proc/cpuinfo",
     "proc/meminfo",
     "proc/device-tree/model",
@@ -56,7 +58,7 @@ Reply = dict[str, Any]
 
 
 class _Agent:
-    """The state of one connection."""
+    """The state of one connection: the lock, and the running runners by number."""
 
     def __init__(self) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -66,11 +68,11 @@ class _Agent:
         self.runners: dict[int, subprocess.Popen[bytes]] = {}
 
     def do_lock(self, command: Reply) -> Reply:
-        import fcntl  # not on Windows, which reads its conditions with this file, too
+        import fcntl  # not on Windows, where only `read_conditions` of this file is used
 
         for folder in (self.root, self.root / "files"):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = open(self.root / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until `close`)
+        lock = open(self.root / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (stays open until `close`)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -81,7 +83,7 @@ class _Agent:
         client = os.environ.get("SSH_CLIENT", "").split(" ")[0]
         lock.write(f"process {os.getpid()}{client and ' for '}{client} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         lock.flush()
-        shutil.rmtree(self.run, ignore_errors=True)  # of an agent that was killed
+        shutil.rmtree(self.run, ignore_errors=True)  # left by an agent that was killed
         self.run.mkdir()
         return {}
 
@@ -89,7 +91,7 @@ class _Agent:
         folder = self.root / f"env-{command['version']}"
         with contextlib.suppress(FileNotFoundError, ValueError):
             version, made_for = (folder / "complete").read_text(encoding="utf-8").split()
-            if made_for == platform.python_version():  # not that of a system upgraded since
+            if made_for == platform.python_version():  # else the system was upgraded since
                 return {"python": str(folder / "bin/python"), "onnxruntime": version}
         if installed("onnxruntime") == command["version"] and installed("numpy"):
             return {"python": sys.executable, "onnxruntime": command["version"]}
@@ -118,7 +120,7 @@ class _Agent:
         return {"error": error}
 
     def install(self, folder: Path, version: str) -> str | None:
-        """Make the environment; why it could not be made, or None."""
+        """Create the environment; return the reason why it could not be created, or None."""
         if sys.maxsize < 2**32:
             return "its Python is a 32-bit one, and there is no onnxruntime for those"
         error = self.call([sys.executable, "-m", "venv", str(folder)])
@@ -127,7 +129,7 @@ class _Agent:
         python = str(folder / "bin/python")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "numpy"]
         error = self.call([*pip, f"onnxruntime=={version}"])
-        if error is not None and "No matching distribution" in error:  # for this Python there may be older ones only
+        if error is not None and "No matching distribution" in error:  # only older versions may exist for this Python
             error = self.call([*pip, "onnxruntime"])
         if error is None:
             code = "from importlib.metadata import version; print(version('onnxruntime'))"
@@ -136,7 +138,7 @@ class _Agent:
         return error
 
     def call(self, command: list[str]) -> str | None:
-        """Run a command for as long as we are connected; the line that says why it failed, or None."""
+        """Run a command while the connection lives; return the line that says why it failed, or None."""
         with open(self.run / "said", "w+", encoding="utf-8", errors="replace") as said:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
@@ -169,7 +171,7 @@ class _Agent:
                     file.write(chunk)
         except OSError as failure:
             error = str(failure.strerror)
-        while left and (chunk := sys.stdin.buffer.read(min(left, 1 << 20))):  # what is on its way all the same
+        while left and (chunk := sys.stdin.buffer.read(min(left, 1 << 20))):  # the rest is on its way: read it
             left -= len(chunk)
         if left:
             sys.exit()
@@ -182,7 +184,7 @@ class _Agent:
 
     def do_facts(self, command: Reply) -> Reply:
         root = Path("/")
-        files = {str(p.relative_to(root)): text(p) for pattern in FACTS for p in root.glob(pattern)}
+        files = {str(p.relative_to(root)): text(p) for pattern in FACT_FILES for p in root.glob(pattern)}
         return {
             "files": {path: content for path, content in files.items() if content is not None},
             "name": socket.gethostname(),
@@ -200,7 +202,7 @@ class _Agent:
         for path, name in command["files"].items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(self.root / "files" / name, folder / path)  # a symbolic one would lead out of the folder
+                os.link(self.root / "files" / name, folder / path)  # a symbolic link would lead out of the folder
             except OSError:
                 shutil.copyfile(self.root / "files" / name, folder / path)
         with open(folder / "stderr", "wb") as stderr:
@@ -218,10 +220,10 @@ class _Agent:
         runner = self.runners[command["id"]]
         assert runner.stdin is not None
         assert runner.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing answer tells more
+        with contextlib.suppress(BrokenPipeError):  # the missing answer is reported below
             runner.stdin.write(json.dumps(command["line"]).encode() + b"\n")
             runner.stdin.flush()
-        # Nothing is asked while an answer is awaited: whatever comes in is the end of the connection.
+        # No command is sent while an answer is awaited, so any input is the end of the connection.
         if sys.stdin in select.select([sys.stdin, runner.stdout], [], [])[0]:
             sys.exit()
         line = runner.stdout.readline()
@@ -239,7 +241,7 @@ class _Agent:
         return {}
 
     def close(self) -> None:
-        """Leave nothing running, and nothing but the cache."""
+        """Kill all runners, and remove all files but the cache."""
         for runner in self.runners.values():
             end(runner)
         if self.lock is not None:
@@ -248,13 +250,13 @@ class _Agent:
 
 
 def end(runner: subprocess.Popen[bytes]) -> None:
-    """Kill and reap it."""
+    """Kill and reap a process."""
     runner.kill()
     runner.wait()
 
 
 def installed(package: str) -> str | None:
-    """Its version for this interpreter."""
+    """Return the version of a package in this interpreter; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -262,12 +264,12 @@ def installed(package: str) -> str | None:
 
 
 def last_line(said: str) -> str:
-    """The last line that is not blank."""
+    """Return the last line that is not blank; empty where there is none."""
     return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
 
 
 def text(path: Path) -> str | None:
-    """What the kernel says there; None where there is nothing, or nothing for us."""
+    """Read a file of the kernel; None where it does not exist or may not be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
     except OSError:
@@ -275,11 +277,16 @@ def text(path: Path) -> str | None:
 
 
 def read_conditions(root: Path = Path("/")) -> Reply:
-    """Load, clock, temperature, governor and throttling flags; None where unreadable. root: where ``sys`` lies.
+    """Read the machine's load, clock, temperature, governor and throttling flags; None for each that is unreadable.
 
-    load: runnable processes over the last minute. clock_mhz: of the fastest core; a Raspberry Pi's firmware tells the
-    real one, the kernel only what it asked for. throttled: the firmware's bits, 0 to 3 for now, 16 to 19 for any time
-    since the start (1: too little voltage, 2: clock capped, 4: throttled, 8: soft temperature limit).
+    load: number of runnable processes, averaged over the last minute.
+    clock_mhz: of the fastest core. A Raspberry Pi's firmware reports the real clock, the kernel only the requested one.
+    temperature_c: of the hottest thermal zone, or as the firmware reports it.
+    throttled: the firmware's bits, 0 to 3 for now, 16 to 19 for any time since the start (1: too little voltage,
+        2: clock capped, 4: throttled, 8: soft temperature limit).
+
+    Args:
+        root: the folder that holds ``sys``.
     """
     clocks = numbers(root / "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
     zones = numbers(root / "sys/class/thermal", "thermal_zone*/temp")
@@ -295,7 +302,7 @@ def read_conditions(root: Path = Path("/")) -> Reply:
 
 
 def firmware(*question: str) -> str:
-    """What follows the ``=`` in the answer of a Raspberry Pi's firmware; empty elsewhere."""
+    """Ask a Raspberry Pi's firmware, and return the text after ``=`` in its answer; empty on other machines."""
     program = shutil.which("vcgencmd")
     if program is None:
         return ""
@@ -304,13 +311,13 @@ def firmware(*question: str) -> str:
 
 
 def numbers(folder: Path, pattern: str) -> list[int]:
-    """The numbers in the files that match."""
+    """Read the numbers in all files that match the pattern."""
     texts = (text(path) for path in folder.glob(pattern))
     return [int(found) for found in texts if found and found.lstrip("-").isdigit()]
 
 
 def stop(number: int, frame: object) -> NoReturn:
-    """A signal ends us as the end of stdin does."""
+    """End on a signal as at the end of stdin."""
     sys.exit()
 
 
@@ -320,7 +327,7 @@ def main() -> None:
         signal.signal(number, stop)
     agent = _Agent()
     try:
-        line = b'{"do": "conditions"}'  # the first line tells that we are here
+        line = b'{"do": "conditions"}'  # its answer, the first line, shows that the agent runs
         while line:
             command = json.loads(line)
             try:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from toolchain.benchmark.agent import FACTS, GOVERNOR
+from toolchain.benchmark.agent import FACT_FILES, GOVERNOR
 from toolchain.benchmark.host import root_of
 from toolchain.devices.cpuinfo import read_cpu
 from toolchain.devices.detect import detect_host
@@ -26,7 +26,7 @@ SECTION_COMMANDS: Mapping[str, Mapping[str, str]] = {
     "conditions": {"thermal": "dumpsys thermalservice", "battery": "dumpsys battery"},
 }
 SECTION_FILES: Mapping[str, tuple[str, ...]] = {
-    "facts": FACTS,
+    "facts": FACT_FILES,
     "conditions": (
         "proc/loadavg",
         "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq",

@@ -1,25 +1,25 @@
-"""One model in one process of its own, driven line by line. The only file a device needs.
+"""Run one model in a process of its own, controlled line by line. A device needs no other file of the toolchain.
 
-Runs with Python 3.9 or newer, numpy and onnxruntime; nothing of the toolchain is imported, so that a
-transport can copy this one file. JSON lines come in on stdin and one JSON line answers each on stdout
-(whatever else is printed goes to stderr). The process blocks on stdin between commands, so several
-runners can be interleaved A B A B without disturbing each other. What only some commands need is imported
-by them: the memory that is told is to be that of a program which does nothing else.
+It needs Python 3.9 or newer, numpy and onnxruntime, and imports nothing of the toolchain, so this one file can be
+copied to a device. It reads JSON lines from stdin and answers each with one JSON line on stdout; everything else that
+is printed goes to stderr. The process blocks on stdin between commands, so several runners can take turns (A B A B)
+without disturbing each other. Modules that only some commands need are imported by those commands, because the memory
+that is reported should be that of a program that only runs the model.
 
     {"model": path, "threads": n, "session_options": {key: value}, "seed": n, "dims": {axis: size},
      "feed": {"path": npz, "names": [input, ...]} or null,
      "arena": bool (true), "cpus": "0-3,6", "big", "little" or null (all)}
                                    -> {"onnxruntime": version, "baseline_bytes": n, "cpus": [n, ...]}
-                                   or {"refused": why} and the end, where there are no such cpus
+                                   or {"refused": reason} and the process ends, where there are no such cpus
     {"do": "load"}                 -> {"load_ms": t, "peak_load_bytes": n, "peak_reset": bool}
     {"do": "warmup", "seconds": s} -> {"first_ms": t, "runs": n, "settled": bool}
     {"do": "round", "seconds": s, "runs": n} -> {"samples_ms": [t, ...], "cpu_ms": [t, ...]}
-                                      cpu_ms: what this thread computed meanwhile; empty where it is not the only one
+                                      cpu_ms: processor time of this thread; empty where the model uses other threads
     {"do": "memory"}               -> {"peak_run_bytes": n, "pss_run_bytes": n or null}
     {"do": "profile", "runs": n}   -> {"operators": [{"node": name, "op": type, "median_us": t}, ...]}
     end of input                   -> the process ends
 
-A failure ends the process with code 1 and one line on stderr that names it.
+A failure ends the process with exit code 1 and a line on stderr that names it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from typing import Any
 
 import numpy as np
 
-AGREEMENT = 0.05  # Two warm-up windows whose medians lie this close are steady.
-PATIENCE = 8  # Warm-up gives up after so many times the time asked for.
+WARMUP_TOLERANCE = 0.05  # Warm-up is complete when the medians of two windows differ by at most this share.
+MAX_WARMUP_FACTOR = 8  # Warm-up ends after this many times the requested time, even if it is not steady.
 
 DTYPES = {"float": "float32", "float16": "float16", "double": "float64", "bool": "bool", "string": "str"}
 DTYPES.update({name: name for bits in (8, 16, 32, 64) for name in (f"int{bits}", f"uint{bits}")})
@@ -47,7 +47,7 @@ DTYPES.update({name: name for bits in (8, 16, 32, 64) for name in (f"int{bits}",
 def main() -> None:
     """Answer the lines of stdin until it ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # A stray print of a native library must not break the protocol.
+    os.dup2(2, 1)  # Text that a native library prints must not break the protocol.
     sys.excepthook = one_line
 
     def answer(reply: dict[str, Any]) -> None:
@@ -62,9 +62,9 @@ def main() -> None:
         except ValueError as error:
             answer({"refused": str(error)})
             return
-        os.sched_setaffinity(0, cpus)  # before the runtime looks how many there are
+        os.sched_setaffinity(0, cpus)  # before the runtime counts the processors
     runtime = import_runtime()
-    gc.freeze()  # collecting between rounds need not look through what the imports made
+    gc.freeze()  # the collections between rounds then skip the objects that imports created
     gc.disable()
     answer({"onnxruntime": runtime.__version__, "baseline_bytes": status_bytes("VmRSS"), "cpus": cpus})
     session: Any = None
@@ -84,22 +84,22 @@ def main() -> None:
             infer = bind(session, feed)
             reply = {"first_ms": repeat(infer, 0, 1)[0][0], **warm_up(infer, command["seconds"])}
         elif command["do"] == "round":
-            repeat(infer, min(0.05, command["seconds"] / 5), 1)  # Others have had the caches meanwhile.
+            repeat(infer, min(0.05, command["seconds"] / 5), 1)  # Other processes have used the caches meanwhile.
             samples, computed = repeat(infer, command["seconds"], command["runs"])
-            known = job["threads"] == 1 and min(computed) > 0  # not where the clock is coarse
+            known = job["threads"] == 1 and min(computed) > 0  # 0: the clock is too coarse
             reply = {"samples_ms": samples, "cpu_ms": computed if known else []}
         elif command["do"] == "profile":
             reply = {"operators": profile(job, feed, command["runs"])}
         else:
             reply = {"peak_run_bytes": status_bytes("VmHWM"), "pss_run_bytes": pss_bytes()}
         gc.collect()
-        if job["threads"] > 1:  # with one there are no idle ones
-            rest()
+        if job["threads"] > 1:  # with one thread there are no idle ones
+            wait_for_idle_threads()
         answer(reply)
 
 
 def import_runtime() -> Any:
-    """onnxruntime; when it is imported it looks at its environment and at the processors it may use."""
+    """Import onnxruntime, which then reads its environment variables and the processors it may use."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as in toolchain/__init__.py
     import onnxruntime
 
@@ -107,10 +107,14 @@ def import_runtime() -> Any:
 
 
 def find_cpus(text: str, root: Path = Path("/")) -> list[int]:
-    """Processors of a list like ``0-3,6``, or all of the fastest or slowest kind. root: where ``sys`` lies.
+    """Return the processors of a list like ``0-3,6``, or all of the fastest (``big``) or slowest (``little``) kind.
+
+    Args:
+        text: the list, ``big`` or ``little``.
+        root: the folder that holds ``sys``.
 
     Raises:
-        ValueError: with a sentence; they are none of this machine's, or it has one kind only.
+        ValueError: some are not this machine's, or it has one kind only; the message is a sentence.
     """
     allowed = sorted(os.sched_getaffinity(0)) if root == Path("/") else None
     if text in ("big", "little"):
@@ -135,7 +139,12 @@ def find_cpus(text: str, root: Path = Path("/")) -> list[int]:
 
 
 def load(job: dict[str, Any], profile_to: str = "") -> Any:
-    """A session on the CPU provider with exactly the threads and options asked for."""
+    """Create a session on the CPU provider with exactly the requested threads and options.
+
+    Args:
+        job: the first line.
+        profile_to: prefix of the file for the runtime's profile; empty makes no profile.
+    """
     runtime = import_runtime()
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = job.get("arena", True)
@@ -150,19 +159,28 @@ def load(job: dict[str, Any], profile_to: str = "") -> Any:
 
 
 def read_feed(feed: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of an ``.npz``, in order, under the inputs' names."""
+    """Read the arrays of an ``.npz`` file, in order, under the inputs' names."""
     with np.load(feed["path"]) as arrays:
         return {name: arrays[f"arr_{i}"] for i, name in enumerate(feed["names"])}
 
 
 def make_feed(session: Any, dims: dict[str, int], seed: int) -> dict[str, Any]:
-    """Normal noise for float inputs, zeros for integers and strings, true for bool; unknown axes are 1 long."""
+    """Generate inputs: normal noise for floats, zeros for integers and strings, true for bools.
+
+    Args:
+        session: the session whose inputs are generated.
+        dims: sizes of named axes; every other unknown axis has size 1.
+        seed: seed of the noise.
+
+    Raises:
+        TypeError: an input is not a tensor of a known type.
+    """
     rng = np.random.default_rng(seed)
     feed: dict[str, Any] = {}
     for value in session.get_inputs():
         name = value.type.replace("tensor(", "").rstrip(")")
         if name not in DTYPES:
-            raise TypeError(f"no feed can be made up for input {value.name!r} of type {value.type}")
+            raise TypeError(f"no values can be generated for input {value.name!r} of type {value.type}")
         dtype = np.dtype(DTYPES[name])
         shape = [d if isinstance(d, int) else dims.get(d, 1) for d in value.shape]
         if dtype.kind == "f":
@@ -173,10 +191,10 @@ def make_feed(session: Any, dims: dict[str, int], seed: int) -> dict[str, Any]:
 
 
 def bind(session: Any, feed: dict[str, Any]) -> Callable[[], object]:
-    """One inference on the feed as a call without arguments, its inputs and outputs bound once.
+    """Return a call without arguments that runs one inference; inputs and outputs are bound once.
 
-    ``session.run`` turns arrays into tensors and back at each call, 3 to 10 us that are Python's and not the model's.
-    Strings, sequences and maps cannot be bound.
+    ``session.run`` converts arrays to tensors and back at each call, which takes 3 to 10 us in Python and not in the
+    model. Strings, sequences and maps cannot be bound.
     """
     values = session.get_inputs() + session.get_outputs()
     if not all(value.type.startswith("tensor(") and "string" not in value.type for value in values):
@@ -190,7 +208,11 @@ def bind(session: Any, feed: dict[str, Any]) -> Callable[[], object]:
 
 
 def repeat(infer: Callable[[], object], seconds: float, runs: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of single inferences, for at least so many seconds and runs: passed, and computed in this thread."""
+    """Time single inferences until both `seconds` and `runs` are reached.
+
+    Returns:
+        Milliseconds of each inference: elapsed, and processor time of this thread.
+    """
     samples: list[float] = []
     computed: list[float] = []
     end = time.perf_counter() + seconds
@@ -204,23 +226,24 @@ def repeat(infer: Callable[[], object], seconds: float, runs: int) -> tuple[list
 
 
 def warm_up(infer: Callable[[], object], seconds: float) -> dict[str, Any]:
-    """Run for so many seconds, then until the medians of two windows in a row agree."""
+    """Run for `seconds`, then until the medians of two consecutive windows agree."""
     start, runs, last = time.perf_counter(), 0, 0.0
     while seconds > 0:
         window, _ = repeat(infer, seconds / 3, 1)
         runs += len(window)
         median = middle(window)
-        settled = abs(median - last) <= AGREEMENT * median
+        settled = abs(median - last) <= WARMUP_TOLERANCE * median
         elapsed, last = time.perf_counter() - start, median
-        if elapsed >= seconds and (settled or elapsed >= PATIENCE * seconds):
+        if elapsed >= seconds and (settled or elapsed >= MAX_WARMUP_FACTOR * seconds):
             return {"runs": runs, "settled": settled}
     return {"runs": 0, "settled": True}
 
 
 def profile(job: dict[str, Any], feed: dict[str, Any], runs: int) -> list[dict[str, Any]]:
-    """The operators in the order they first run, with the medians of their times, by the runtime's own profiler.
+    """Time each operator with the runtime's own profiler, and return them in the order in which they first run.
 
-    It rounds every execution down to a whole microsecond, and costs a few itself. One in a loop counts as a whole.
+    The time is the median over the runs. The profiler rounds every execution down to a whole microsecond and takes a
+    few microseconds itself. Executions of an operator in a loop are added up.
     """
     import tempfile
     from bisect import bisect_right
@@ -241,16 +264,16 @@ def profile(job: dict[str, Any], feed: dict[str, Any], runs: int) -> list[dict[s
 
 
 def middle(values: list[float]) -> float:
-    """The median."""
+    """Return the median."""
     ordered, n = sorted(values), len(values)
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
-def rest() -> None:
+def wait_for_idle_threads() -> None:
     """Wait, two seconds at most, until the runtime's idle threads have stopped spinning for work.
 
-    They spin some 40 ms after an inference, on cores that the next runner needs. Turning spinning off
-    would disturb more: it changes the latency that users get (doubles it, for inferences of 30 us).
+    They spin for about 40 ms after an inference, on cores that the next runner needs. Turning spinning off would change
+    the latency that users get (for inferences of 30 us it doubles).
     """
     for _ in range(100):
         used = time.process_time()
@@ -260,7 +283,10 @@ def rest() -> None:
 
 
 def status_bytes(field: str) -> int:
-    """A field of /proc/self/status: VmRSS, resident memory now, or VmHWM, its peak. Elsewhere the peak, always."""
+    """Read a field of /proc/self/status: VmRSS, the resident memory now, or VmHWM, its peak.
+
+    Where there is no such file, it is the peak for both.
+    """
     try:
         with open("/proc/self/status") as lines:
             for line in lines:
@@ -273,7 +299,7 @@ def status_bytes(field: str) -> int:
 
 
 def pss_bytes() -> int | None:
-    """Resident memory, pages that are shared with other processes divided among them; None off Linux."""
+    """Read the resident memory, with shared pages divided among the processes that share them; None if not on Linux."""
     try:
         with open("/proc/self/smaps_rollup") as lines:
             return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
@@ -282,7 +308,7 @@ def pss_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Set VmHWM back to what is resident now (proc(5), ``clear_refs``); False where that is not permitted."""
+    """Set VmHWM to the resident memory of now (proc(5), ``clear_refs``); False where that is not permitted."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -292,7 +318,7 @@ def reset_peak() -> bool:
 
 
 def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The traceback, then the error again as the last line, whole."""
+    """Print the traceback, then the whole error again as one last line."""
     import traceback
 
     traceback.print_exception(kind, error, trace)

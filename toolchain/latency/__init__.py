@@ -1,1 +1,1 @@
-"""How long a graph takes in this process: two sessions raced, or one profiled operator by operator."""
+"""Latency of graphs in this process: a race of two sessions, or a profile of single operators."""

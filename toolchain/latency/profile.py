@@ -1,7 +1,7 @@
-"""`profile`: how long every operator of the optimized graph takes, from onnxruntime's own profiler.
+"""`profile`: the time of every operator of the optimized graph, by onnxruntime's own profiler.
 
-The profiler names nodes but not their domains, and a ``Conv`` may be the plain kernel or the blocked one
-of ``com.microsoft.nchwc``; so the graph as it really runs is saved beside and asked.
+The profiler reports names of nodes but not their domains, and a ``Conv`` can be the plain kernel or the blocked one of
+``com.microsoft.nchwc``. So the optimized graph is saved, too, and the domains are read from it.
 """
 
 from __future__ import annotations
@@ -33,21 +33,31 @@ def profile(
     runs: int = 20,
     session_options: Mapping[str, str] | None = None,
 ) -> list[OperatorTime]:
-    """Time the operators of a model in this process, in the order they first run.
+    """Time the operators of a model in this process.
 
-    The profiler rounds every execution down to a whole microsecond and costs a few itself.
+    The profiler rounds every execution down to a whole microsecond and takes a few microseconds itself.
+
+    Args:
+        model: a model, or the path of a file.
+        feeds: inputs of every run.
+        threads: number of threads for the runtime's operators.
+        runs: number of inferences that are timed, after a few that are not.
+        session_options: configuration entries of the session.
+
+    Returns:
+        The operators in the order in which they first run.
 
     Raises:
         ModelError: onnxruntime cannot load or run the model.
     """
     with tempfile.TemporaryDirectory(prefix="toolchain-profile-") as name:
         folder = Path(name)
-        # The graph alone is read: its weights go elsewhere, since a protobuf file ends at 2 GB.
-        aside = {"session.optimized_model_external_initializers_file_name": "weights"}
+        # Only the graph is read: its weights go to another file, since a protobuf file cannot exceed 2 GB.
+        weights_elsewhere = {"session.optimized_model_external_initializers_file_name": "weights"}
         engine = session(
             model,
             threads=threads,
-            options={**(session_options or {}), **aside},
+            options={**(session_options or {}), **weights_elsewhere},
             optimized=folder / "optimized.onnx",
             profile=folder / "profile",
         )
@@ -65,7 +75,7 @@ def profile(
 
 def _summary(events: list[dict[str, Any]], domains: Mapping[tuple[str, str], str]) -> list[OperatorTime]:
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[_WARMUP_RUNS:]
-    totals: dict[tuple[str, str], list[int]] = {}  # of every node, microseconds in every run
+    totals: dict[tuple[str, str], list[int]] = {}  # for each node, microseconds in each run
     for event in sorted(events, key=lambda e: int(e["ts"])):
         run = bisect_right(starts, event["ts"]) - 1
         if run >= 0 and event["cat"] == "Node" and event["name"].endswith(_SUFFIX):
@@ -73,7 +83,7 @@ def _summary(events: list[dict[str, Any]], domains: Mapping[tuple[str, str], str
             totals.setdefault(key, [0] * len(starts))[run] += event["dur"]
 
     def domain(node: str, op: str) -> str:
-        # The profiler makes up a name for a nameless node, which stays nameless in the graph.
+        # The profiler invents a name for a node without one, and the graph has none for it.
         return domains.get((node, op), domains.get(("", op), ""))
 
     return [

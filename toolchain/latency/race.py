@@ -1,4 +1,4 @@
-"""A quick race of two small models in this process: is the second slower than the first, and how sure is that?"""
+"""`race`: time two small models in turn in this process, to see whether the second is slower than the first."""
 
 from __future__ import annotations
 
@@ -10,44 +10,51 @@ from onnxruntime import InferenceSession
 
 from toolchain.data.tensors import Feed
 
-ROUNDS = 7
+RACE_ROUNDS = 7
 
 
 @dataclass(frozen=True)
 class Race:
-    """Median seconds of an inference in every round, for the first model and for the second."""
+    """The result of a race.
+
+    first_s: median seconds of an inference of the first model, for each round.
+    second_s: likewise for the second model.
+    """
 
     first_s: tuple[float, ...]
     second_s: tuple[float, ...]
 
     @property
     def medians_s(self) -> tuple[float, float]:
-        """Of the rounds."""
+        """Medians over the rounds, in seconds: first model, second model."""
         return float(np.median(self.first_s)), float(np.median(self.second_s))
 
     def second_is_slower(self, by: float = 1.02) -> bool:
-        """Whether the second model's median ratio is above `by`, and it lost every round but at most one.
+        """Return True where the second model is slower by more than `by` and lost all rounds but at most one.
 
-        On equals, losing 6 of 7 rounds happens once in 16 times (sign test), and then by `by` far more rarely.
+        Between equal models, 6 of 7 rounds are lost once in 16 races (sign test), and far more rarely by that much.
+
+        Args:
+            by: limit for the median of the rounds' ratios, second model over first.
         """
         ratios = np.array(self.second_s) / np.array(self.first_s)
         return bool(np.median(ratios) > by and (ratios > 1).sum() >= len(ratios) - 1)
 
 
 def race(first: InferenceSession, second: InferenceSession, feed: Feed, *, seconds: float = 0.1) -> Race:
-    """Run two sessions in turn, round by round, so that what disturbs one disturbs the other.
+    """Run two sessions in turn, round by round, so that a disturbance of one is one of the other, too.
 
     Args:
-        first: a session of one thread, so that idle threads do not spin against the other.
-        second: likewise, taking the same feed.
+        first: a session with one thread, so that idle threads do not take the processor from the other session.
+        second: likewise; it takes the same feed.
         feed: inputs of every run.
-        seconds: time for both together, at most; a slow model still runs once every round.
+        seconds: longest time for both together; a slow model still runs once in each round.
     """
     engines = first, second
     for engine in engines:
         engine.run(None, feed)
-    repeats = max(1, int(seconds / ROUNDS / max(sum(_time(engine, feed) for engine in engines), 1e-6)))
-    rounds = [tuple(_median_time(engine, feed, repeats) for engine in engines) for _ in range(ROUNDS)]
+    repeats = max(1, int(seconds / RACE_ROUNDS / max(sum(_time(engine, feed) for engine in engines), 1e-6)))
+    rounds = [tuple(_median_time(engine, feed, repeats) for engine in engines) for _ in range(RACE_ROUNDS)]
     return Race(tuple(a for a, _ in rounds), tuple(b for _, b in rounds))
 
 
@@ -56,7 +63,7 @@ def _median_time(engine: InferenceSession, feed: Feed, repeats: int) -> float:
 
 
 def _time(engine: InferenceSession, feed: Feed) -> float:
-    # A session of one thread computes in the calling one: its own time leaves out what others do to the machine.
+    # A session with one thread computes in the calling thread, whose processor time excludes other processes.
     started = time.thread_time()
     engine.run(None, feed)
     return time.thread_time() - started

@@ -1,1 +1,1 @@
-"""The benchmark runner in C for devices without Python, and the Python side that builds and drives it."""
+"""The benchmark runner in C for devices without Python, and the Python code that compiles and controls it."""

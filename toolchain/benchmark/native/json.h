@@ -1,8 +1,9 @@
 /* A strict reader of one line of JSON (RFC 8259), for commands of a few kilobytes.
 
-   json_parse decodes in place: the strings of its nodes lie in the text it was given, and every node in one block whose
-   size is known beforehand, because each value but the first stands behind one of  , : [ {  in the text.
-   Refused beyond the standard: keys given twice, \u0000 and unpaired surrogates, nesting deeper than JSON_DEPTH. */
+   json_parse decodes in place: the strings of its nodes lie in the given text. All nodes lie in one block, whose size
+   is known before parsing, because each value but the first follows one of  , : [ {  in the text.
+   Stricter than the standard, it refuses duplicate keys, \u0000, unpaired surrogates, and nesting deeper than
+   JSON_DEPTH. */
 
 #ifndef TOOLCHAIN_JSON_H
 #define TOOLCHAIN_JSON_H
@@ -36,7 +37,7 @@ static void json_space(JsonReader *reader) {
     reader->at += strspn(reader->at, " \t\r\n");
 }
 
-/* Whether `text` comes next; it is skipped. */
+/* Skip `text` where it comes next; false where it does not. */
 static bool json_take(JsonReader *reader, const char *text) {
     size_t length = strlen(text);
     if (strncmp(reader->at, text, length) != 0) return false;
@@ -53,7 +54,7 @@ static bool json_hex(JsonReader *reader, unsigned long *code) {
     return true;
 }
 
-/* The code point behind \u, written as UTF-8, which is shorter than its escape. */
+/* Read the code point after \u and write it as UTF-8, which is shorter than the escape. */
 static char *json_unicode(JsonReader *reader, char *out) {
     unsigned long code = 0, low = 0;
     if (!json_hex(reader, &code) || code == 0 || (code >= 0xdc00 && code < 0xe000)) return NULL;
@@ -76,7 +77,7 @@ static const char *json_string(JsonReader *reader) {
     if (!json_take(reader, "\"")) return NULL;
     char *start = reader->at, *out = start;
     while (*reader->at != '"') {
-        if ((unsigned char)*reader->at < 0x20) return NULL; /* the end of the text, too */
+        if ((unsigned char)*reader->at < 0x20) return NULL; /* also the end of the text */
         if (!json_take(reader, "\\")) {
             *out++ = *reader->at++;
         } else if (json_take(reader, "u")) {
@@ -116,7 +117,7 @@ static bool json_number(JsonReader *reader, double *number) {
     return true;
 }
 
-/* What follows [ or {, to its end. */
+/* Read the members after [ or {, up to its end. */
 static bool json_members(JsonReader *reader, Json *node, const char *end) {
     Json **link = &node->child;
     json_space(reader);
@@ -139,7 +140,7 @@ static bool json_members(JsonReader *reader, Json *node, const char *end) {
     return json_take(reader, end);
 }
 
-/* A value and the space around it. */
+/* Read a value and the space around it. */
 static bool json_value(JsonReader *reader, Json *node) {
     bool fine = false;
     json_space(reader);
@@ -165,7 +166,7 @@ static bool json_value(JsonReader *reader, Json *node) {
     return fine;
 }
 
-/* The value that `text` is, to be freed with free; NULL where it is none. `text` must outlive it. */
+/* Parse `text`; NULL where it is not one JSON value. The result is freed with free; `text` must live longer. */
 static Json *json_parse(char *text) {
     size_t values = 1;
     for (const char *at = text; *at; at++) values += strchr(",:[{", *at) != NULL;
@@ -178,7 +179,7 @@ static Json *json_parse(char *text) {
     return nodes;
 }
 
-/* The member of that name, or NULL. */
+/* Return the member of that name, or NULL. */
 static const Json *json_get(const Json *object, const char *key) {
     const Json *member = object->kind == JSON_OBJECT ? object->child : NULL;
     while (member != NULL && strcmp(member->key, key) != 0) member = member->next;

@@ -1,4 +1,5 @@
-/* Lines of JSON: commands from stdin, answers to where stdout was, and one on stderr that ends the process. */
+/* Lines of JSON: commands from stdin, answers to the original stdout; and the error line on stderr that ends the
+   process. */
 
 #ifndef TOOLCHAIN_LINES_H
 #define TOOLCHAIN_LINES_H
@@ -44,7 +45,7 @@ static double need_number(const Json *object, const char *key, double most) {
     return number;
 }
 
-/* The next line of stdin, parsed, in memory of its own; NULL at the end. */
+/* Read the next line of stdin and parse it, in memory of its own; NULL at the end. */
 static Json *read_command(void) {
     static char line[LINE_BYTES];
     if (fgets(line, sizeof line, stdin) == NULL) return NULL;

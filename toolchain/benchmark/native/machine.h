@@ -1,4 +1,4 @@
-/* What is asked of the kernel: clocks, memory, and a device for one benchmark alone. */
+/* Services of the kernel: clocks, memory, processors, and the lock that reserves a device for one benchmark. */
 
 #ifndef TOOLCHAIN_MACHINE_H
 #define TOOLCHAIN_MACHINE_H
@@ -27,8 +27,8 @@ static int64_t nanoseconds_of(clockid_t clock) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* As `rest` of runner.py: until idle threads have stopped spinning, two seconds at most. */
-static void rest(void) {
+/* As in runner.py: wait until idle threads have stopped spinning, two seconds at most. */
+static void wait_for_idle_threads(void) {
     const struct timespec pause = {0, 20000000};
     for (int i = 0; i < 100; i++) {
         double used = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
@@ -37,7 +37,7 @@ static void rest(void) {
     }
 }
 
-/* The kB of a field in a file of /proc, in bytes; -1 where there is none. */
+/* Read a field in kB from a file of /proc and return it in bytes; -1 where it does not exist. */
 static long long field_bytes(const char *path, const char *field) {
     char line[256];
     long long bytes = -1;
@@ -49,13 +49,13 @@ static long long field_bytes(const char *path, const char *field) {
     return bytes;
 }
 
-/* VmRSS, resident memory now, or VmHWM, its peak. */
+/* Read VmRSS, the resident memory now, or VmHWM, its peak; in bytes. */
 static long long status_bytes(const char *field) {
     return field_bytes("/proc/self/status", field);
 }
 
-/* Bind this process to the processors of a list like 0-3,6, before the runtime looks how many there are.
-   False where these are not all among those it may use. */
+/* Bind this process to the processors of a list like 0-3,6, before the runtime counts the processors.
+   False where the process may not use all of these. */
 static bool bind_to(const char *list, cpu_set_t *wanted) {
     cpu_set_t allowed;
     CPU_ZERO(wanted);
@@ -77,7 +77,7 @@ static bool bind_to(const char *list, cpu_set_t *wanted) {
     }
 }
 
-/* Set VmHWM back to what is resident now; false where that is not permitted. */
+/* Set VmHWM to the resident memory of now; false where that is not permitted. */
 static bool reset_peak(void) {
     int file = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
     bool done = file >= 0 && write(file, "5", 1) == 1;
@@ -85,7 +85,8 @@ static bool reset_peak(void) {
     return done;
 }
 
-/* Kill every other process whose program lies below `folder`: they are ours, since we hold the lock there. */
+/* Kill every other process whose program lies below `folder`; with the lock held, they are left from earlier benchmarks
+   or belong to this one. */
 static void kill_others(const char *folder) {
     DIR *processes = opendir("/proc");
     for (struct dirent *entry; processes != NULL && (entry = readdir(processes)) != NULL;) {
@@ -100,8 +101,8 @@ static void kill_others(const char *folder) {
     if (processes != NULL) closedir(processes);
 }
 
-/* Lock `path`, answer {} or {"busy": who has it}, and wait for the end of stdin, which is the end of the benchmark or
-   of the connection. Before and after, every process started from the lock's folder is ended. */
+/* Lock `path`, answer {} or {"busy": the other benchmark}, and wait for the end of stdin, which is the end of the
+   benchmark or of the connection. Before and after, every process started from the lock's folder is killed. */
 static void hold(char *path) {
     char who[128] = "", *slash = strrchr(path, '/'), folder[4096];
     int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -119,7 +120,7 @@ static void hold(char *path) {
     struct tm parts;
     strftime(who, sizeof who, "since %Y-%m-%d %H:%M:%S", localtime_r(&now, &parts));
     dprintf(file, "process %ld %s", (long)getpid(), who);
-    signal(SIGHUP, SIG_IGN); /* The end of stdin is our sign, and there is work to do after it. */
+    signal(SIGHUP, SIG_IGN); /* Only the end of stdin ends this process, because there is work to do after it. */
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
     kill_others(folder);

@@ -1,4 +1,4 @@
-/* Tensors in files: .npy members (format 1.0 to 3.0 of numpy.lib.format), one behind another. */
+/* Tensors in files: .npy members (format 1.0 to 3.0 of numpy.lib.format), one after the other. */
 
 #ifndef TOOLCHAIN_NPY_H
 #define TOOLCHAIN_NPY_H
@@ -16,7 +16,7 @@ enum { NPY_RANK = 32, NPY_HEADER = 4096 };
 
 typedef struct {
     int type;
-    const char *name;  /* as Python's runner calls it in messages */
+    const char *name;  /* the name that runner.py uses in messages */
     const char *descr; /* in the file, little-endian */
     size_t size;
 } NpyType;
@@ -28,14 +28,14 @@ static const NpyType npy_types[] = {
     {ORT_DOUBLE, "double", "<f8", 8}, {ORT_UINT32, "uint32", "<u4", 4}, {ORT_UINT64, "uint64", "<u8", 8},
 };
 
-/* The type of that number, or NULL. */
+/* Return the type of that number, or NULL. */
 static const NpyType *npy_type(int type) {
     for (size_t i = 0; i < sizeof npy_types / sizeof *npy_types; i++)
         if (npy_types[i].type == type) return &npy_types[i];
     return NULL;
 }
 
-/* Read a member up to its data; false where it is none, or one of a type, an order or a rank that we do not take. */
+/* Read a member up to its data; false where it is not a member, or its type, order or rank is not supported. */
 static bool npy_read_header(FILE *file, const NpyType **type, int64_t *shape, size_t *rank) {
     unsigned char start[12];
     char header[NPY_HEADER + 1], descr[16];
@@ -74,7 +74,7 @@ static bool npy_write(FILE *file, const NpyType *type, const int64_t *shape, siz
     for (size_t i = 0; i < rank; i++)
         used += snprintf(header + used, sizeof header - (size_t)used, "%" PRId64 ",", shape[i]);
     used += snprintf(header + used, sizeof header - (size_t)used, ")}");
-    int padded = (10 + used + 1 + 63) / 64 * 64 - 10; /* the data begins at a multiple of 64 */
+    int padded = (10 + used + 1 + 63) / 64 * 64 - 10; /* the data begins at a multiple of 64 bytes */
     unsigned char start[10] = "\x93NUMPY\x01";
     start[8] = (unsigned char)(padded & 0xff);
     start[9] = (unsigned char)(padded >> 8);

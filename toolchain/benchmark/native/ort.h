@@ -1,9 +1,10 @@
-/* What runner.c uses of onnxruntime's C API, declared by place.
+/* The part of onnxruntime's C API that runner.c uses, declared by position.
 
-   A runtime's library exports OrtGetApiBase. From it comes a table of functions that newer versions only extend at its
-   end, so a function is known by its place in the table, and one program runs with every runtime that knows version
-   ORT_VERSION (onnxruntime's include/onnxruntime/core/session/onnxruntime_c_api.h, whose order this is). Enumerations
-   are passed as int, which they are in the C ABI of all our processors. */
+   The runtime's library exports OrtGetApiBase, which gives a table of functions. Newer versions only add functions at
+   the end of the table, so the position of a function never changes, and one program runs with every runtime that
+   supports version ORT_VERSION. The order is that of onnxruntime's
+   include/onnxruntime/core/session/onnxruntime_c_api.h. Enumerations are passed as int, which is their type in the
+   C ABI of all supported processors. */
 
 #ifndef TOOLCHAIN_ORT_H
 #define TOOLCHAIN_ORT_H
@@ -13,7 +14,7 @@
 
 enum { ORT_VERSION = 16 }; /* onnxruntime 1.16, of 2023 */
 enum { ORT_LOG_ERROR = 3 };
-enum { ORT_TENSOR = 1 }; /* of the kinds of value: sequences, maps, ... */
+enum { ORT_TENSOR = 1 }; /* the kind of a value; others are sequences, maps, ... */
 enum {
     ORT_FLOAT = 1, ORT_UINT8, ORT_INT8, ORT_UINT16, ORT_INT16, ORT_INT32, ORT_INT64, ORT_STRING, ORT_BOOL, ORT_FLOAT16,
     ORT_DOUBLE, ORT_UINT32, ORT_UINT64
@@ -84,7 +85,7 @@ typedef struct {
     OrtStatus *(*AddSessionConfigEntry)(OrtSessionOptions *, const char *key, const char *value);
 } OrtApi;
 
-_Static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 130 * sizeof(void *), "a function is not in its place");
+_Static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 130 * sizeof(void *), "a function is not at its position");
 
 typedef struct {
     const OrtApi *(*GetApi)(uint32_t version);

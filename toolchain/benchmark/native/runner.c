@@ -1,18 +1,18 @@
-/* One model in one process of its own, driven line by line: ../runner.py for devices without Python.
+/* Run one model in a process of its own, controlled line by line: ../runner.py for devices without Python.
 
        runner LIBRARY       speaks the lines that ../runner.py describes; LIBRARY is a libonnxruntime.so
-       runner --hold FILE   keeps a device for one benchmark; see `hold`
+       runner --hold FILE   reserves a device for one benchmark; see `hold`
 
-   The same lines come in and go out, the same way to warm up, to wait and to time. What differs:
+   It reads and writes the same lines, and warms up, waits and times in the same way. The differences:
 
-       the feed's "path" is a file of .npy members one behind another, in the order of its "names"
-       made-up noise is of the same distribution, not the same numbers
+       the feed's "path" is a file of .npy members one after the other, in the order of its "names"
+       generated noise has the same distribution, but other values
        "cpus" is a list like 0-3,6 or null; there is no {"do": "profile"}
-       {"do": "answers", "feed": as in the job, "path": p} -> {"outputs": [name, ...]}
-           one inference, whose outputs are written to p as such members (not part of a benchmark)
+       {"do": "answers", "feed": as in the first line, "path": p} -> {"outputs": [name, ...]}
+           runs one inference and writes its outputs to p as such members (not part of a benchmark)
 
-   A failure ends the process with code 1 and one line on stderr that names it. Needs a C11 compiler, POSIX and Linux'
-   /proc; nothing of onnxruntime, which is opened when the program runs. */
+   A failure ends the process with exit code 1 and one line on stderr that names it. It needs a C11 compiler, POSIX and
+   Linux' /proc, but no file of onnxruntime when it is compiled: the library is opened when the program runs. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,12 +23,14 @@
 #include "npy.h"
 #include "ort.h"
 
-static const double AGREEMENT = 0.05; /* Two warm-up windows whose medians lie this close are steady. */
-static const double PATIENCE = 8;     /* Warm-up gives up after so many times the time asked for. */
+/* Warm-up is complete when the medians of two windows differ by at most this share. */
+static const double WARMUP_TOLERANCE = 0.05;
+/* Warm-up ends after this many times the requested time, even if it is not steady. */
+static const double MAX_WARMUP_FACTOR = 8;
 enum { MAX_SAMPLES = 1 << 28 };
 
 typedef struct {
-    double *values, *computed; /* milliseconds passed, and computed in this thread */
+    double *values, *computed; /* milliseconds: elapsed, and processor time of this thread */
     size_t count, room;
 } Samples;
 
@@ -60,7 +62,7 @@ static const char *open_library(const char *path, OrtEnv **env) {
     return base()->GetVersionString();
 }
 
-/* The session, with exactly the threads and options asked for. */
+/* Create the session with exactly the requested threads and options. */
 static void load(const OrtEnv *env, const Json *job) {
     OrtSessionOptions *options = NULL;
     check(ort->CreateSessionOptions(&options));
@@ -76,7 +78,7 @@ static void load(const OrtEnv *env, const Json *job) {
     check(ort->CreateSession(env, need(job, "model", JSON_STRING)->text, options, &session));
 }
 
-/* Names of inputs and outputs, and room for their values; no part of loading. */
+/* Read the names of inputs and outputs, and allocate their values; not part of the load time. */
 static void read_ports(void) {
     check(ort->SessionGetInputCount(session, &input_count));
     check(ort->SessionGetOutputCount(session, &output_count));
@@ -94,7 +96,7 @@ static void read_ports(void) {
     }
 }
 
-/* Fill with normal noise (Box and Muller, Ann. Math. Statist. 29, 1958) of splitmix64's numbers. */
+/* Fill with normal noise (Box and Muller, Ann. Math. Statist. 29, 1958) from the generator splitmix64. */
 static void make_noise(int type, void *data, size_t count, uint64_t *state) {
     for (size_t i = 0; i < count; i++) {
         double uniform[2];
@@ -108,7 +110,7 @@ static void make_noise(int type, void *data, size_t count, uint64_t *state) {
         float single = (float)value;
         if (type == ORT_DOUBLE) ((double *)data)[i] = value;
         if (type == ORT_FLOAT) ((float *)data)[i] = single;
-        if (type == ORT_FLOAT16) { /* truncated; what half precision has as a subnormal is zero */
+        if (type == ORT_FLOAT16) { /* truncated; subnormal values of half precision become zero */
             uint32_t bits;
             memcpy(&bits, &single, sizeof bits);
             uint32_t half = (bits & 0x7fffffff) < 0x38800000 ? 0 : (bits & 0x7fffffff) - 0x38000000;
@@ -117,7 +119,8 @@ static void make_noise(int type, void *data, size_t count, uint64_t *state) {
     }
 }
 
-/* As `make_feed` of runner.py: noise for floats, zeros for integers and strings, true for bool; unknown axes 1 long. */
+/* As `make_feed` of runner.py: noise for floats, zeros for integers and strings, true for bools; unknown axes have
+   size 1. */
 static void make_input(size_t i, const Json *dims, uint64_t *state) {
     OrtTypeInfo *info = NULL;
     const OrtShape *about = NULL;
@@ -127,7 +130,7 @@ static void make_input(size_t i, const Json *dims, uint64_t *state) {
     size_t rank = 0, count = 1;
     check(ort->SessionGetInputTypeInfo(session, i, &info));
     check(ort->GetOnnxTypeFromTypeInfo(info, &kind));
-    if (kind != ORT_TENSOR) die("no feed can be made up for input '%s', which is no tensor", input_names[i]);
+    if (kind != ORT_TENSOR) die("no values can be generated for input '%s', which is no tensor", input_names[i]);
     check(ort->CastTypeInfoToTensorInfo(info, &about));
     check(ort->GetTensorElementType(about, &type));
     check(ort->GetDimensionsCount(about, &rank));
@@ -141,7 +144,7 @@ static void make_input(size_t i, const Json *dims, uint64_t *state) {
     }
     const NpyType *known = npy_type(type);
     if (known == NULL && type != ORT_STRING)
-        die("no feed can be made up for input '%s' of type %d", input_names[i], type);
+        die("no values can be generated for input '%s' of type %d", input_names[i], type);
     check(ort->CreateTensorAsOrtValue(allocator, shape, rank, type, &inputs[i]));
     if (known != NULL) {
         void *data = NULL;
@@ -152,7 +155,7 @@ static void make_input(size_t i, const Json *dims, uint64_t *state) {
     ort->ReleaseTypeInfo(info);
 }
 
-/* The value of one input from the next member of a feed. */
+/* Read the value of one input from the next member of a feed. */
 static void read_input(size_t i, FILE *file, const char *path) {
     const NpyType *type = NULL;
     int64_t shape[NPY_RANK];
@@ -169,7 +172,7 @@ static void read_input(size_t i, FILE *file, const char *path) {
         die("the feed for input '%s' in %s is too short", input_names[i], path);
 }
 
-/* Take over the feed of a command, in place of the one before. dims and seed: of the job, for one that is made up. */
+/* Use the feed of a command instead of the previous one. Without one, it is generated by the job's dims and seed. */
 static void take_feed(const Json *command, const Json *job) {
     const Json *feed = json_get(command, "feed");
     uint64_t state = (uint64_t)need_number(job, "seed", 0x1p53);
@@ -196,13 +199,13 @@ static void take_feed(const Json *command, const Json *job) {
         if (inputs[i] == NULL) die("input '%s' is missing in the feed", input_names[i]);
 }
 
-/* One inference; the outputs are kept. */
+/* Run one inference; the outputs are kept. */
 static void infer(void) {
     check(ort->Run(session, NULL, (const char *const *)input_names, (const OrtValue *const *)inputs, input_count,
                    (const char *const *)output_names, output_count, outputs));
 }
 
-/* Python's session gives its outputs back in the time of an inference, too. */
+/* Release the outputs; in Python that is part of the time of an inference, too. */
 static void drop_outputs(void) {
     for (size_t i = 0; i < output_count; i++) {
         ort->ReleaseValue(outputs[i]);
@@ -238,7 +241,7 @@ static void write_outputs(const char *path) {
 
 /* ------------------------------------------------------------------------------------------------ time */
 
-/* Milliseconds of single inferences, for at least so many seconds and runs, in place of what `samples` held. */
+/* Time single inferences until both `seconds` and `runs` are reached; they replace the previous samples. */
 static void repeat(Samples *samples, double seconds, double runs) {
     double end = seconds_of(CLOCK_MONOTONIC) + seconds;
     samples->count = 0;
@@ -262,13 +265,13 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sorts them. */
+/* Return the median; the samples are sorted. */
 static double median(Samples *samples) {
     qsort(samples->values, samples->count, sizeof *samples->values, by_value);
     return (samples->values[(samples->count - 1) / 2] + samples->values[samples->count / 2]) / 2;
 }
 
-/* As `warm_up` of runner.py: for so many seconds, then until the medians of two windows in a row agree. */
+/* As `warm_up` of runner.py: run for `seconds`, then until the medians of two consecutive windows agree. */
 static bool warm_up(Samples *samples, double seconds, size_t *runs) {
     double start = seconds_of(CLOCK_MONOTONIC), last = 0;
     *runs = 0;
@@ -276,21 +279,21 @@ static bool warm_up(Samples *samples, double seconds, size_t *runs) {
         repeat(samples, seconds / 3, 1);
         *runs += samples->count;
         double middle = median(samples), elapsed = seconds_of(CLOCK_MONOTONIC) - start;
-        bool settled = fabs(middle - last) <= AGREEMENT * middle;
+        bool settled = fabs(middle - last) <= WARMUP_TOLERANCE * middle;
         last = middle;
-        if (elapsed >= seconds && (settled || elapsed >= PATIENCE * seconds)) return settled;
+        if (elapsed >= seconds && (settled || elapsed >= MAX_WARMUP_FACTOR * seconds)) return settled;
     }
     return true;
 }
 
 /* ------------------------------------------------------------------------------------------------ lines */
 
-/* Idle threads may still spin; with one thread there are none. */
+/* Wait for idle threads, which may still spin; with one thread there are none. */
 static void settle(const Json *job) {
-    if (need(job, "threads", JSON_NUMBER)->number > 1) rest();
+    if (need(job, "threads", JSON_NUMBER)->number > 1) wait_for_idle_threads();
 }
 
-/* Whether computing time says something: one thread is all there is, and the clock is no coarse one. */
+/* True where processor times are valid: the model uses one thread, and the clock is fine enough. */
 static bool is_known(const Samples *samples, const Json *job) {
     bool known = need(job, "threads", JSON_NUMBER)->number == 1;
     for (size_t i = 0; i < samples->count; i++) known = known && samples->computed[i] > 0;
@@ -362,7 +365,7 @@ static void serve(const char *library) {
                     settled ? "true" : "false");
         } else if (strcmp(what, "round") == 0) {
             double seconds = need_number(command, "seconds", 1e6), runs = need_number(command, "runs", MAX_SAMPLES);
-            repeat(&samples, fmin(0.05, seconds / 5), 1); /* Other processes have had the caches meanwhile. */
+            repeat(&samples, fmin(0.05, seconds / 5), 1); /* Other processes have used the caches meanwhile. */
             repeat(&samples, seconds, runs);
             settle(job);
             fputs("{\"samples_ms\": ", answers);
@@ -400,5 +403,5 @@ int main(int count, char **arguments) {
     else if (count == 2 && arguments[1][0] != '-') serve(arguments[1]);
     else die("usage: runner LIBRARY | runner --hold FILE");
     fclose(answers);
-    _Exit(0); /* As Python's process: not through the runtime's destructors. */
+    _Exit(0); /* As in Python, the runtime's destructors do not run. */
 }

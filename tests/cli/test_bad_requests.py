@@ -127,9 +127,12 @@ def test_outputs(refused, workplace, monkeypatch, command, output, said):
         (lambda: Path("out").write_text("mine"), "out/results.json: cannot be written ("),
         (
             lambda: (Path("out/host").mkdir(parents=True), Path("out/host/mine").touch()),
-            "out/host: holds files that",
+            "out/host: contains files that",
         ),
-        (lambda: (Path("out").mkdir(), Path("out/host").touch()), "out/host: is a file; choose another output folder"),
+        (
+            lambda: (Path("out").mkdir(), Path("out/host").touch()),
+            "out/host: is a file, not a folder; choose another output folder",
+        ),
         (lambda: Path("out/results.json").mkdir(parents=True), "out/results.json: is a folder; name a file in it"),
     ],
 )

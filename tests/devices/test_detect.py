@@ -95,7 +95,7 @@ def test_sysctl():
 def test_other_architectures_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "armv7l")
     text = (TEXTS / "raspberry-pi-4.txt").read_text().replace("fp asimd", "half thumb neon")
-    with pytest.raises(DeviceError, match=r"armv7l.*x86_64 and aarch64.*name a target"):
+    with pytest.raises(DeviceError, match=r"armv7l.*x86_64 and aarch64.*give the name of a target"):
         detect_host(machine(tmp_path, "raspberry-pi-4", {"proc/cpuinfo": text}))
 
 

@@ -172,7 +172,7 @@ def test_a_model_too_big_for_ort_says_so(tmp_path, monkeypatch):
     names = {entry.name for entry in returned.files}
     assert names == {"model.onnx", "model.onnx.data", "golden.npz", "README.md"}
     assert returned.notes[0] == "made by hand"
-    assert "less than 2 GB" in returned.notes[1]
+    assert "below 2 GB" in returned.notes[1]
     assert returned.notes[1] in (tmp_path / "out" / "README.md").read_text()
     np.testing.assert_array_equal(
         session(tmp_path / "out" / "model.onnx").run(None, FEEDS[0])[0], data.outputs[0]["y_dq"]
@@ -193,7 +193,7 @@ def test_an_earlier_export_is_replaced(arm, tmp_path):
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     path = qdq_models.residual(tmp_path / "m.onnx", signed=False)
-    with pytest.raises(InputError, match="holds files that are not an export; choose another output folder"):
+    with pytest.raises(InputError, match="contains files that are not an export; choose another output folder"):
         write_artifact(tmp_path, path, manifest=manifest(X86), target=X86, golden=golden(path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
     with pytest.raises(InputError, match="is a file"):
@@ -220,7 +220,7 @@ def test_a_converted_file_that_computes_otherwise_is_refused(arm, tmp_path):
     weights = next(t for t in changed.graph.initializer if t.name == "w2_q")
     weights.raw_data = bytes(len(weights.raw_data))
     onnx.save(changed, other)
-    with pytest.raises(GateError, match=r"model\.ort and model\.onnx give different answers \(sample 0, output 'y_dq'"):
+    with pytest.raises(GateError, match=r"model\.ort and model\.onnx give different outputs \(sample 0, output 'y_dq'"):
         ort_format.verify(other, folder / "model.ort", FEEDS, ARM.package)
 
 
@@ -275,8 +275,8 @@ def test_the_page_says_how_inputs_are_prepared_and_what_stays_float(arm):
     text = (folder / "README.md").read_text()
     assert "| input | `x` | float32 | 1 × 16 × 8 × 8 |" in text
     assert "the shorter side has 40 pixels" in text
-    assert "cut 32 × 32 (height × width) pixels out of the centre" in text
-    assert "lay out as NCHW" in text
+    assert "Crop 32 × 32 (height × width) pixels around the centre." in text
+    assert "Arrange the values as NCHW" in text
     assert "Operators that compute in int8: 1; in float: 1." in text
     assert "- 1 × Softmax: no int8 kernel worth having" in text
     assert "bit for bit" in text

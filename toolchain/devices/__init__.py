@@ -1,1 +1,1 @@
-"""Device profiles: those that are shipped, and this machine detected."""
+"""Device profiles: the shipped ones, and one for this machine, detected."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The profiles that are shipped, and loading one by name or path."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from toolchain.formats.target import Target
 
 
 def profile_folder() -> Path:
-    """Where the shipped profiles lie: inside the package when installed, else the checkout's ``targets/``."""
+    """Return the folder of the shipped profiles: in the package when installed, else ``targets/`` of the checkout."""
     packaged = Path(__file__).parents[1] / "_targets"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "targets"
 
 
 def known_targets() -> list[str]:
-    """Names that :func:`load_target` knows, ``host`` first."""
+    """List the names that :func:`load_target` knows, ``host`` first."""
     return ["host", *sorted(p.stem for p in profile_folder().glob("*.toml"))]
 
 
 def load_target(name: str) -> Target:
-    """A target by name, by the path of a profile (``.toml``), or ``host``: this machine, detected.
+    """Load the profile of a target.
+
+    Args:
+        name: the name of a shipped profile, the path of a profile (``.toml`` or ``.json``), or ``host``: this machine,
+            detected.
 
     Raises:
-        ConfigError: unknown name (with a near match), or a profile that does not follow the schema.
+        ConfigError: the name is unknown, or the profile does not follow the schema.
+        DeviceError: ``host``, and this machine is neither x86_64 nor aarch64.
     """
     if name == "host":
         from toolchain.devices.detect import detect_host

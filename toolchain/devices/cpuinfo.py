@@ -1,11 +1,11 @@
-"""What the processor is, read from the kernel: the one parser behind `detect` and `bench.host`.
+"""The processor of a machine, read from its kernel; used to detect targets and to describe hosts of measurements.
 
 Sources
-    Linux   ``/proc/cpuinfo`` (x86 prints ``flags``, ARM ``Features``), the board's name from its
-            ``Model`` line or ``/proc/device-tree/model``
+    Linux   ``/proc/cpuinfo`` (x86 prints ``flags``, ARM ``Features``); the board's name from its ``Model`` line or from
+            ``/proc/device-tree/model``
     macOS   ``sysctl``
 
-ARM core numbers are those of the Linux kernel, ``arch/arm64/include/asm/cputype.h``.
+The numbers of ARM cores are those of the Linux kernel, ``arch/arm64/include/asm/cputype.h``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ARM_CORES = {
 
 @dataclass(frozen=True)
 class Cores:
-    """Cores of one kind. processors: the kernel's numbers of them, hardware threads included."""
+    """Cores of one kind. processors: the kernel's numbers for them, one for each hardware thread."""
 
     kind: str
     count: int
@@ -52,7 +52,14 @@ class Cores:
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor. name: what a person calls it, board included on ARM; features: as in `Target`, in its order."""
+    """A processor.
+
+    Attributes:
+        architecture: such as "x86_64"; one that has no target profiles is possible.
+        name: for people; on ARM it includes the board.
+        features: named as in `Target`.
+        cores: by kind.
+    """
 
     architecture: str
     name: str
@@ -61,14 +68,15 @@ class Cpu:
 
     @property
     def physical_cores(self) -> int:
-        """Cores of all kinds; hardware threads do not count."""
+        """Number of cores of all kinds; hardware threads do not count."""
         return sum(c.count for c in self.cores)
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu:
-    """This machine's processor. root: where ``proc`` lies.
+    """Read this machine's processor. Facts that cannot be read are left out (no features), never guessed.
 
-    What cannot be read is left out (no features), never guessed.
+    Args:
+        root: the folder that contains ``proc``.
     """
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -86,11 +94,11 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
 
 
 def parse_cpuinfo(text: str, board: str = "") -> Cpu:
-    """A `Cpu` from the content of Linux's ``/proc/cpuinfo``. board: its name, where the text does not tell."""
+    """Parse the content of Linux's ``/proc/cpuinfo``. board: name of the board, where the content has none."""
     blocks = [_fields(block) for block in re.split(r"\n\s*\n", text)]
     processors = [block for block in blocks if block.get("processor", "").isdigit()]
     flags = [set(p.get("flags", p.get("Features", "")).split()) for p in processors]
-    # What only some cores of a big.LITTLE chip have cannot be used by a thread that may move.
+    # A thread may move between the cores of a big.LITTLE chip, so it can use only the features that all of them have.
     features = _features(_FEATURES, set.intersection(*flags) if flags else ())
     board = next((b["Model"] for b in blocks if "Model" in b), board)
     if any("flags" in p for p in processors):
@@ -99,7 +107,7 @@ def parse_cpuinfo(text: str, board: str = "") -> Cpu:
 
 
 def parse_sysctl(text: str) -> Cpu:
-    """A `Cpu` from what macOS's ``sysctl hw.optional hw.physicalcpu machdep.cpu.brand_string`` prints."""
+    """Parse the output of macOS's ``sysctl hw.optional hw.physicalcpu machdep.cpu.brand_string``."""
     values = _fields(text)
     on = [k.removeprefix("hw.optional.") for k, v in values.items() if k.startswith("hw.optional.") and v == "1"]
     name = values.get("machdep.cpu.brand_string", "unknown")

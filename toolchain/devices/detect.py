@@ -1,4 +1,4 @@
-"""`detect_host`: this machine as a `Target`, read from the kernel and never timed."""
+"""`detect_host`: the profile of this machine, read from its kernel; nothing is timed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from toolchain.core.errors import DeviceError
 from toolchain.devices.cpuinfo import Cores, read_cpu
 from toolchain.formats.target import Cache, CoreCluster, Feature, Int8, Package, Runtime, Target
 
-MAX_THREADS = 4  # Small models stop getting faster there, and the laptop stays usable.
+MAX_THREADS = 4
+"""Threads at most: small models do not get faster with more, and the computer stays usable."""
 
 
 def detect_host(root: Path = Path("/")) -> Target:
-    """The profile named ``host``. root: where ``proc`` and ``sys`` lie.
+    """Make the profile named ``host``.
+
+    Args:
+        root: the folder that contains ``proc`` and ``sys``.
 
     Raises:
-        DeviceError: neither x86_64 nor aarch64.
+        DeviceError: this machine is neither x86_64 nor aarch64.
     """
     cpu = read_cpu(root)
     if cpu.architecture not in ("x86_64", "aarch64"):
         raise DeviceError(
-            f"this machine is {cpu.architecture or 'nameless'}, and int8 kernels are known for x86_64 and aarch64 only",
-            hint="name a target instead of 'host'",
+            f"this machine is {cpu.architecture or 'of an unknown kind'}, but only x86_64 and aarch64 are supported",
+            hint="give the name of a target instead of 'host'",
         )
     x86 = cpu.architecture == "x86_64"
     vnni = bool({"avx-vnni", "avx512-vnni"} & set(cpu.features))
@@ -45,14 +49,16 @@ def detect_host(root: Path = Path("/")) -> Target:
 
 
 def _channel_multiple(features: tuple[Feature, ...]) -> int:
-    """16 with AVX-512, whose register holds one block of 16 floats, and with ARM dot products, where the int8
-    convolution (MLAS ConvSym) wants output channels in 16s; 8 on both sides without.
+    """Return the multiple of channels that convolution kernels want.
+
+    It is 16 with AVX-512, whose registers hold a block of 16 floats, and with ARM dot products, where the int8
+    convolution (MLAS ConvSym) takes output channels in blocks of 16. Otherwise it is 8.
     """
     return 16 if {"avx512", "dotprod"} & set(features) else 8
 
 
 def _clock_ghz(root: Path, cores: Cores) -> float | None:
-    """The highest clock of these cores as the kernel states it; None in many virtual machines."""
+    """Return the highest clock of these cores as the kernel states it; None in many virtual machines."""
     files = (root / f"sys/devices/system/cpu/cpu{n}/cpufreq/cpuinfo_max_freq" for n in cores.processors)
     khz = [int(text) for file in files if (text := _text(file)).isdigit()]
     return max(khz) / 1e6 if khz else None

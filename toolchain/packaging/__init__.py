@@ -1,1 +1,1 @@
-"""The exported folder: the model's files, golden data, manifest and a page for the app developer."""
+"""The exported folder: model files, golden data, manifest, and a README for the app developer."""

@@ -1,10 +1,10 @@
-"""Golden data: a few inputs and the outputs an exported model must give for them, wherever it runs.
+"""Golden data: a few inputs, and the outputs that an exported model must give for them on every device.
 
-``golden.npz`` holds
+``golden.npz`` contains
 
-    samples          how many samples there are (int64)
+    samples          number of samples (int64)
     input:NAME:I     input NAME of sample I, as the session takes it
-    output:NAME:I    the expected output
+    output:NAME:I    the expected output NAME of sample I
     about            this description, as text
 """
 
@@ -22,14 +22,14 @@ from toolchain.core.files import replacing
 from toolchain.data.tensors import Array, Feed
 
 _ABOUT = (
-    "Sample I goes in as the arrays input:NAME:I and must come out as output:NAME:I, "
-    "for I below samples. NAME is the model's own name of the input or output."
+    "Give the model the arrays input:NAME:I of sample I; its outputs must equal output:NAME:I. "
+    "I counts from 0 to samples - 1. NAME is the model's name of the input or output."
 )
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and the outputs expected for them, one dictionary by name a sample."""
+    """Inputs and expected outputs: one dictionary from name to array for each sample."""
 
     feeds: tuple[Feed, ...]
     outputs: tuple[dict[str, Array], ...]
@@ -41,9 +41,15 @@ class Golden:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An output that is not as expected. differing: elements of `size`; all of them where shape or dtype is wrong.
+    """An output that is not as expected.
 
-    largest: greatest absolute difference, infinite where the two cannot be compared.
+    Attributes:
+        sample: number of the sample, from 0.
+        output: name of the output.
+        differing: number of elements that differ; all of them where shape or dtype is wrong.
+        size: number of elements.
+        largest: largest absolute difference, infinite where the two cannot be compared.
+        what: the difference in words.
     """
 
     sample: int
@@ -58,7 +64,7 @@ class Mismatch:
 
 
 def save_golden(golden: Golden, path: Path) -> None:
-    """Write ``golden.npz``, whole or not at all."""
+    """Write ``golden.npz``; an interrupted write leaves an earlier file as it was."""
     arrays: dict[str, Array] = {"samples": np.array(len(golden.feeds), np.int64), "about": np.array(_ABOUT)}
     for i, (feed, outputs) in enumerate(zip(golden.feeds, golden.outputs, strict=True)):
         arrays.update({f"input:{name}:{i}": array for name, array in feed.items()})
@@ -71,7 +77,7 @@ def load_golden(path: Path) -> Golden:
     """Read ``golden.npz``.
 
     Raises:
-        DataError: missing, damaged or not golden data.
+        DataError: the file is missing, damaged, or not golden data.
     """
     hint = "export the model again"
     try:
@@ -81,7 +87,7 @@ def load_golden(path: Path) -> Golden:
                 side: [{} for _ in range(samples)] for side in ("input", "output")
             }
             for key in set(file.files) - {"samples", "about"}:
-                # A name may hold colons itself, so the key is split from both ends.
+                # A name may contain colons, so the key is split from both ends.
                 side, _, rest = key.partition(":")
                 name, _, i = rest.rpartition(":")
                 sides[side][int(i)][name] = file[key]
@@ -95,23 +101,26 @@ def load_golden(path: Path) -> Golden:
 def check_golden(
     run: Callable[[Feed], Mapping[str, Array]], golden: Golden, *, tolerance: float = 0.0
 ) -> list[Mismatch]:
-    """What differs between `run`'s outputs and the expected ones; empty when all is well.
+    """Compare a model's outputs with the expected ones.
 
     Args:
-        run: from a feed to outputs by name; it may give more outputs than are expected.
-        golden: what to expect.
-        tolerance: largest allowed difference, relative to the greatest magnitude of the expected output.
-            0 asks for equality, as integer kernels give; where operators stay float a processor may round
-            otherwise in the last place (1e-5 is then a fair choice).
+        run: computes outputs by name from a feed; it may give more outputs than are expected.
+        golden: inputs and expected outputs.
+        tolerance: largest allowed difference, relative to the largest magnitude of the expected output. 0 asks for
+            equality, which integer kernels give. Where operators stay float, processors may round differently in the
+            last place; 1e-5 allows for that.
+
+    Returns:
+        The outputs that differ; empty where all are as expected.
     """
-    found = []
+    mismatches = []
     for i, (feed, expected) in enumerate(zip(golden.feeds, golden.outputs, strict=True)):
         outputs = run(feed)
-        for name, want in expected.items():
-            mismatch = _compare(i, name, want, outputs.get(name), tolerance)
+        for name, array in expected.items():
+            mismatch = _compare(i, name, array, outputs.get(name), tolerance)
             if mismatch is not None:
-                found.append(mismatch)
-    return found
+                mismatches.append(mismatch)
+    return mismatches
 
 
 def _compare(sample: int, name: str, want: Array, got: Array | None, tolerance: float) -> Mismatch | None:

@@ -1,21 +1,21 @@
 """``model.ort``: onnxruntime's own format, with the graph optimized ahead of time.
 
-A session opened on *this* machine saves the graph it optimized, as onnxruntime.tools.convert_onnx_models_to_ort
-does in its ``Fixed`` style. What is right to bake in depends on where the file will run:
+A session on *this* machine optimizes the graph and saves it, as onnxruntime.tools.convert_onnx_models_to_ort does in
+its ``Fixed`` style. Which optimizations may be saved depends on where the file will run:
 
-    Fixed            all optimizations are applied and saved. (The other style, ``Runtime``, keeps the
-                     QuantizeLinear pairs for providers that compile and needs a session option to replay
-                     the rest; our provider is the CPU, whose kernels exist on every processor.)
-    NCHWc            is left out, for every target. The blocked layout of float convolutions has the block
-                     width of the machine that saves: 16 channels with AVX512, 8 with AVX2. A file made on
-                     the one gives wrong numbers on the other, without any error, which is what the
-                     converter's ``--target_platform amd64`` does; ARM refuses it. The price: on x86 float
-                     convolutions run faster from ``model.onnx``, which is optimized where it is loaded.
-    qdqisint8allowed s8 activations are fused into integer kernels as onnxruntime does by itself on ARM,
-                     and left alone as it does on x86. For ARM the saved graph is the one the aarch64
+    Fixed            All optimizations are applied and saved. (The other style, ``Runtime``, keeps the QuantizeLinear
+                     pairs for providers that compile, and needs a session option to apply the rest. The provider
+                     here is the CPU, whose kernels exist on every processor.)
+    NCHWc            This one is never saved. The blocked layout of float convolutions has the block width of the
+                     machine that saves: 16 channels with AVX512, 8 with AVX2. A file made on one gives wrong numbers
+                     on the other, without any error (the converter's ``--target_platform amd64`` makes such files);
+                     ARM refuses it. The cost: on x86, float convolutions run faster from ``model.onnx``, which is
+                     optimized where it is loaded.
+    qdqisint8allowed On ARM, onnxruntime fuses s8 activations into integer kernels by default; on x86 it does not.
+                     The option is set as on the target, so for ARM the saved graph is the one that the aarch64
                      runtime makes of ``model.onnx``.
 
-The converter itself is not called: importing onnxruntime.tools imports torch where that is installed.
+The converter itself is not called, because importing onnxruntime.tools imports torch where that is installed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,19 @@ from toolchain.packaging.golden import Golden, check_golden
 def convert(model: Path, folder: Path, package: Package) -> None:
     """Write ``model.ort`` and ``required_operators.config`` (for a reduced build of onnxruntime) into `folder`.
 
+    Args:
+        model: the ONNX file.
+        folder: where to write.
+        package: says which platform the file is for.
+
     Raises:
         ModelError: onnxruntime does not accept the model, or cannot save it.
     """
     try:
-        _session(model, {**_as_on(package), "session.save_model_format": "ORT"}, folder / "model.ort")
+        _session(model, {**_fusions_of(package), "session.save_model_format": "ORT"}, folder / "model.ort")
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             same = Path(temporary, "optimized.onnx")
-            _session(model, _as_on(package), same)
+            _session(model, _fusions_of(package), same)
             operators = _required_operators(ir.load(same))
     except OrtError as error:
         raise ModelError(
@@ -57,7 +62,7 @@ def convert(model: Path, folder: Path, package: Package) -> None:
 
 
 def _required_operators(model: ir.Model) -> list[str]:
-    """A line ``domain;version;operators`` for each version an operator was last changed in."""
+    """List the operators, one line ``domain;version;operators`` for each version in which some were last changed."""
     found: dict[tuple[str, int], set[str]] = {}
     for node in model.graph.all_nodes():
         found.setdefault((node.domain or "ai.onnx", _since(node, model)), set()).add(node.op_type)
@@ -69,30 +74,36 @@ def _since(node: ir.Node, model: ir.Model) -> int:
     try:
         return int(onnx.defs.get_schema(node.op_type, latest, node.domain).since_version)
     except onnx.defs.SchemaError:
-        return latest  # onnxruntime's own operators, which onnx does not know, have one version
+        return latest  # onnx does not know onnxruntime's own operators; they have one version
 
 
 def verify(model: Path, converted: Path, feeds: tuple[Feed, ...], package: Package) -> None:
-    """Check on this machine that the converted file computes what the model does, bit for bit.
+    """Check on this machine that the converted file gives the same outputs as the model, bit for bit.
 
-    The model is run with the optimizations that were baked in (see above), so nothing may differ.
+    The model runs with the optimizations that were saved into the file (see the module), so nothing may differ.
+
+    Args:
+        model: the ONNX file.
+        converted: its ``model.ort``.
+        feeds: inputs to compare with.
+        package: says which platform the file is for.
 
     Raises:
-        GateError: something does.
+        GateError: an output differs.
     """
-    reference = _session(model, _as_on(package))
+    reference = _session(model, _fusions_of(package))
     golden = Golden(feeds, tuple(_run(reference, feed) for feed in feeds))
     other = _session(converted, {})
     mismatches = check_golden(lambda feed: _run(other, feed), golden)
     if mismatches:
         raise GateError(
-            f"model.ort and model.onnx give different answers ({mismatches[0]})",
+            f"model.ort and model.onnx give different outputs ({mismatches[0]})",
             where=model.name,
-            hint='leave "ort" out of package.formats in the target profile, and report this',
+            hint='leave "ort" out of package.formats in the target profile, and report the model',
         )
 
 
-def _as_on(package: Package) -> dict[str, str]:
+def _fusions_of(package: Package) -> dict[str, str]:
     return {"session.qdqisint8allowed": "1" if package.ort_platform == "arm" else "0"}
 
 

@@ -1,4 +1,4 @@
-"""``README.md`` of an exported folder: what an app developer needs to run the model, on one page."""
+"""``README.md`` of an exported folder: one page with all that an app developer needs to run the model."""
 
 from __future__ import annotations
 
@@ -7,45 +7,56 @@ from collections import Counter
 from collections.abc import Set
 
 from toolchain.core.errors import ConfigError
-from toolchain.formats.manifest import Manifest
+from toolchain.formats.manifest import Manifest, Precision
 from toolchain.formats.preprocess import Preprocess
 from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.packaging import snippets
 
 _FILES = {
-    "model.onnx": "the model, optimized by onnxruntime when it is loaded",
-    "model.onnx.data": "its weights; must lie beside it",
-    "model.ort": "the same model, optimized ahead of time: loads faster, runs in reduced builds of onnxruntime",
-    "required_operators.config": "the operators such a build needs (`--include_ops_by_config`)",
-    "golden.npz": "inputs and the outputs expected for them",
-    "manifest.json": "hashes of these files, what the model was made from and what was measured",
+    "model.onnx": "the model. onnxruntime optimizes it when it loads it.",
+    "model.onnx.data": "the weights of the model. Keep it in the same folder as `model.onnx`.",
+    "model.ort": "the same model, optimized ahead of time. It loads faster and runs in reduced builds of onnxruntime.",
+    "required_operators.config": "the operators that a reduced build of onnxruntime needs "
+    "(build option `--include_ops_by_config`).",
+    "golden.npz": "example inputs with the expected outputs.",
+    "manifest.json": "hashes of these files, the origin of the model, and all measurements.",
+}
+
+_KINDS: dict[Precision, str] = {
+    "int8": "int8",
+    "int8 dynamic": "dynamic int8",
+    "int8 storage": "float with int8 constants",
+    "float": "float",
 }
 
 _REASONS_SHOWN = 8
 
 
 def readme(manifest: Manifest, target: Target, files: Set[str]) -> str:
-    """The page, as Markdown.
+    """Write the page as Markdown.
 
     Args:
-        manifest: complete but for `files`.
+        manifest: complete except for `files`.
         target: the profile the model was made for.
-        files: names of the files already in the folder.
+        files: names of the files that are in the folder already.
     """
     sections = [
         f"# {manifest.source.name} for {target.title}",
-        f"Made for the target `{target.name}` on {manifest.created} with {_versions(manifest)}; "
-        f"it needs onnxruntime {target.runtime.version}.",
+        f"This model was made for the target `{target.name}` on {manifest.created} with {_versions(manifest)}. "
+        f"It runs with onnxruntime {target.runtime.version}.",
+        "## Files",
         "\n".join(f"- `{name}`: {what}" for name, what in _FILES.items() if name in files or name == "manifest.json"),
         "## Inputs and outputs",
         _ports(manifest),
+        "## Prepare the inputs",
         _preprocessing(manifest),
-        "## Running it",
-        snippets.running(manifest, target, files),
-        "## Checking it",
+        "## Run the model",
+        snippets.run_once(manifest, target, files),
+        "## Check the model",
         _exactness(manifest),
-        snippets.checking(target, files),
+        "This program compares the outputs with the expected ones. Run it on the device, or on any other machine:",
+        snippets.compare_with_golden(target, files),
         "## Precision",
         _precision(manifest),
         _notes(manifest),
@@ -63,7 +74,7 @@ def _ports(manifest: Manifest) -> str:
     rows += [_row("output", port) for port in manifest.outputs]
     free = {str(dim) for port in (*manifest.inputs, *manifest.outputs) for dim in port.dims if not isinstance(dim, int)}
     text = "\n".join(rows)
-    return f"{text}\n\nAxes without a number may have any length." if free else text
+    return f"{text}\n\nAxes without a number can have any length." if free else text
 
 
 def _row(side: str, port: TensorSpec) -> str:
@@ -74,32 +85,36 @@ def _row(side: str, port: TensorSpec) -> str:
 def _preprocessing(manifest: Manifest) -> str:
     stated = manifest.calibration.preprocessing
     if stated is None:
-        return "The inputs are prepared as the model's training did; nothing more is known about them here."
+        return "Prepare the inputs in the same way as for the training of the model. The export did not record how."
     try:
         pipeline = Preprocess.parse({key: value for key, value in stated.items() if key != "name"})
     except ConfigError:
-        return "The inputs are images prepared so:\n\n```json\n" + json.dumps(stated, indent=2) + "\n```"
-    return "The input is an image, prepared so:\n\n" + "\n".join(
+        return (
+            "The inputs are images, prepared with these settings:\n\n```json\n" + json.dumps(stated, indent=2) + "\n```"
+        )
+    return "The input is an image. Prepare it in these steps:\n\n" + "\n".join(
         f"{i}. {step}" for i, step in enumerate(_steps(pipeline), 1)
     )
 
 
 def _steps(pipeline: Preprocess) -> list[str]:
     order = {"RGB": "red, green, blue", "BGR": "blue, green, red", "L": "grey"}[pipeline.channels]
-    steps = [f"decode to 8 bits a channel, channels in the order {order}"]
+    steps = [f"Decode the image to 8 bits per channel, with the channels in the order {order}."]
     if pipeline.resize == "shorter":
-        steps.append(f"resize (bilinear, antialiased) so that the shorter side has {_pixels(pipeline.size)} pixels")
+        steps.append(f"Resize it (bilinear, antialiased) so that the shorter side has {_pixels(pipeline.size)} pixels.")
     elif pipeline.resize == "squash":
-        steps.append(f"resize (bilinear, antialiased) to {_pixels(pipeline.size)} pixels, whatever the proportions")
+        steps.append(
+            f"Resize it (bilinear, antialiased) to {_pixels(pipeline.size)} pixels; the aspect ratio may change."
+        )
     if pipeline.crop is not None:
-        steps.append(f"cut {_pixels(pipeline.crop)} pixels out of the centre")
+        steps.append(f"Crop {_pixels(pipeline.crop)} pixels around the centre.")
     if not pipeline.raw:
         steps.append(
-            f"as float32, per channel: (pixel · {pipeline.scale:.8g} − mean) / std with "
-            f"mean {_numbers(pipeline.mean)} and std {_numbers(pipeline.std)}"
+            f"Convert it to float32 and compute (pixel · {pipeline.scale:.8g} − mean) / std for each channel, with "
+            f"mean {_numbers(pipeline.mean)} and std {_numbers(pipeline.std)}."
         )
     axes = "batch, channel, height, width" if pipeline.layout == "NCHW" else "batch, height, width, channel"
-    return [*steps, f"lay out as {pipeline.layout} ({axes})"]
+    return [*steps, f"Arrange the values as {pipeline.layout} ({axes})."]
 
 
 def _pixels(size: int | tuple[int, int] | None) -> str:
@@ -115,11 +130,14 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _exactness(manifest: Manifest) -> str:
     exactness = manifest.exactness
     if exactness.overflow_free and not exactness.exceptions:
-        return "The outputs are the same, bit for bit, on every processor:"
+        return "The outputs are the same on every processor, bit for bit."
     if exactness.overflow_free:
         listed = "".join(f"\n- {exception}" for exception in exactness.exceptions)
-        return f"No int8 sum can overflow. Last places may differ between processors because of:\n{listed}"
-    return "On x86 processors without VNNI int8 sums may saturate, so outputs there may differ from those of others:"
+        return f"No int8 sum can overflow. The outputs may differ a little between processors, because of:\n{listed}"
+    return (
+        "On x86 processors without VNNI, int8 sums may saturate, so the outputs may differ from those on other "
+        "processors."
+    )
 
 
 def _precision(manifest: Manifest) -> str:
@@ -127,10 +145,11 @@ def _precision(manifest: Manifest) -> str:
     reasons = Counter(
         f"{row.op}: {row.reason}" for row in manifest.precision if row.precision == "float" and row.reason
     )
-    lines = [f"Operators that compute in int8: {counts['int8']}; in float: {counts['float']}."]
+    shown = [f"in {name}: {counts[kind]}" for kind, name in _KINDS.items() if counts[kind] or kind in ("int8", "float")]
+    lines = [f"Operators that compute {'; '.join(shown)}."]
     lines += [f"- {count} × {reason}" for reason, count in reasons.most_common(_REASONS_SHOWN)]
     if len(reasons) > _REASONS_SHOWN:
-        lines.append(f"- and {len(reasons) - _REASONS_SHOWN} more reasons, in `manifest.json`")
+        lines.append(f"- {len(reasons) - _REASONS_SHOWN} more reasons are in `manifest.json`")
     return lines[0] + ("\n\n" + "\n".join(lines[1:]) if lines[1:] else "")
 
 

@@ -1,4 +1,4 @@
-"""Code for the app developer, in the language of the target: Kotlin on Android, Swift on iOS, else Python and C++."""
+"""Code examples for the app developer: Kotlin for Android, Swift for iOS, Python and C++ for other targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from toolchain.formats.tensor_spec import TensorSpec
 
 @dataclass(frozen=True)
 class Element:
-    """An element type in each language. kotlin: array, wrapping buffer, and the type to name with byte buffers."""
+    """Names of an element type in each language.
+
+    Attributes:
+        cpp: type of an element.
+        kotlin: array, buffer that wraps it, and the type that has to be given with a byte or short buffer.
+        swift: type of an element and of a tensor; None where the Swift package has no such tensors.
+    """
 
     cpp: str
     kotlin: tuple[str, str, str]
@@ -33,10 +39,10 @@ _ELEMENTS = {
 }
 
 
-def running(manifest: Manifest, target: Target, files: Set[str]) -> str:
-    """How to load the model and run it once, with the target's threads and session options."""
+def run_once(manifest: Manifest, target: Target, files: Set[str]) -> str:
+    """Write code that loads the model and runs it once, with the target's threads and session options."""
     known = all(str(port.dtype) in _ELEMENTS for port in manifest.inputs)
-    # A profile has no field for the operating system; phones are known by the first word of their name.
+    # A profile has no field for the operating system; the first word of a phone's name tells it.
     system = target.name.split("-")[0]
     phone_file = "model.ort" if "model.ort" in files else "model.onnx"
     if system == "android" and known:
@@ -50,13 +56,13 @@ def running(manifest: Manifest, target: Target, files: Set[str]) -> str:
     return "\n\n".join(blocks)
 
 
-def checking(target: Target, files: Set[str]) -> str:
-    """A Python program that compares the model with golden.npz, on the device or any other machine."""
+def compare_with_golden(target: Target, files: Set[str]) -> str:
+    """Write a Python program that compares the model's outputs with golden.npz."""
     file = "model.onnx" if "model.onnx" in files else "model.ort"
     lines = ["import numpy as np, onnxruntime as ort", "", "options = ort.SessionOptions()"]
     if target.package.ort_platform == "arm":
         entry = 'options.add_session_config_entry("session.qdqisint8allowed", "1")'
-        lines.append(f"{entry}  # as on ARM by default: other machines fuse less otherwise")
+        lines.append(f"{entry}  # the default on ARM; other machines need it to compute the same")
     lines += [
         f'session = ort.InferenceSession("{file}", options, providers=["CPUExecutionProvider"])',
         'golden = np.load("golden.npz")',

@@ -1,11 +1,11 @@
-"""Writing an exported folder, whole or not at all.
+"""Writing an exported folder; an interrupted export leaves an earlier one as it was.
 
-model.onnx                  as quantized; with model.onnx.data beside it above 1.9 GB of weights
-model.ort                   the same, optimized ahead of time, where the target's profile asks for it
-required_operators.config   what a reduced build of onnxruntime must contain to run model.ort
+model.onnx                  the quantized model; above 1.9 GB of weights with model.onnx.data beside it
+model.ort                   the same model optimized ahead of time, where the target's profile asks for it
+required_operators.config   the operators that a reduced build of onnxruntime needs for model.ort
 golden.npz                  inputs and the outputs expected for them
-README.md                   for the developer of the app
-manifest.json               everything above with its hash, and what the model was made from
+README.md                   instructions for the developer of the app
+manifest.json               hashes of these files, the origin of the model and its evidence
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ MANIFEST = "manifest.json"
 
 
 def check_folder(folder: str | Path) -> None:
-    """Refuse a folder that holds something else than an earlier export; it would be replaced whole.
+    """Refuse an output folder that contains anything but an earlier export, because it would be replaced.
 
     Raises:
-        InputError: a file stands there, or a folder that is neither empty nor an export.
+        InputError: the path is a file, or a folder that is neither empty nor an export.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError("is a file", where=folder, hint="choose another output folder")
+        raise InputError("is a file, not a folder", where=folder, hint="choose another output folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise InputError("holds files that are not an export", where=folder, hint="choose another output folder")
+        raise InputError("contains files that are not an export", where=folder, hint="choose another output folder")
 
 
 def write_artifact(
     folder: str | Path, model: ir.Model | Path, *, manifest: Manifest, target: Target, golden: Golden
 ) -> Manifest:
-    """Write an exported folder; an earlier export at the same place is replaced.
+    """Write an exported folder in place of an earlier export.
 
     Args:
-        folder: where it goes; its parent is made on demand.
-        model: the model for `target`. A file without external data is copied byte for byte, so that
-            measurements taken of it keep their hash.
-        manifest: everything but `files`, which is filled in. `notes` may be added to.
-        target: whose ``package.formats`` say which model files are written.
+        folder: where to write; its parent is made if it is missing.
+        model: the model for `target`. A file without external data is copied byte for byte, so that measurements of it
+            keep their hash.
+        manifest: complete except for `files`, which are filled in; `notes` may get another entry.
+        target: its ``package.formats`` say which model files are written.
         golden: inputs, and the outputs that `target` must give for them.
 
     Returns:
         The manifest as written.
 
     Raises:
-        ModelError: `model` cannot be read, or converted to the .ort format.
-        GateError: model.ort computes something else than model.onnx.
-        InputError: `folder` holds something else (`check_folder`), cannot be written, or the disk is full.
+        ModelError: `model` cannot be read, or cannot be converted to the .ort format.
+        GateError: model.ort gives other outputs than model.onnx.
+        InputError: `folder` contains other files (`check_folder`), cannot be written, or the disk is full.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -95,13 +95,13 @@ def _has_external_data(model: ir.Model) -> bool:
 
 
 def _add_ort(folder: Path, target: Target, golden: Golden) -> list[str]:
-    """Add what ``package.formats`` asks for beside model.onnx, and say what could not be."""
+    """Write the formats of ``package.formats`` beside model.onnx; returns notes on those that are not possible."""
     formats = target.package.formats
     if "ort" not in formats:
         return []
     model = folder / "model.onnx"
     if (folder / "model.onnx.data").exists():
-        return ["There is no model.ort: one file of that format holds less than 2 GB, and the weights are larger."]
+        return ["There is no model.ort: a file of that format has to stay below 2 GB, and the weights are larger."]
     ort_format.convert(model, folder, target.package)
     ort_format.verify(model, folder / "model.ort", golden.feeds, target.package)
     if "onnx" not in formats:

@@ -1,4 +1,7 @@
-"""The README's pictures of a report: python scripts/report-pictures.py exported/report.html docs (needs chromium)."""
+"""Take the pictures of a report that the README shows; needs chromium.
+
+python scripts/report-pictures.py exported/report.html docs
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from browser import browser
 
 SIZES = {"desktop": (1280, 1500), "phone": (390, 1500)}
-"""Width and height in pixels."""
+"""Width and height of the browser window in pixels."""
 
 
 def main(report: Path, folder: Path) -> None:
-    """Write ``report-desktop.png`` and ``report-phone.png``, with few colours so that they stay small."""
+    """Write ``report-desktop.png`` and ``report-phone.png`` to a folder, with 128 colours to keep the files small."""
     with tempfile.TemporaryDirectory() as scratch, browser(Path(scratch)) as page:
         for name, (width, height) in SIZES.items():
             page.open(report, width, height, scale=1.5 if width < 600 else 1)

@@ -1,4 +1,4 @@
-"""A report page and what it is made of."""
+"""A report page, and the findings and manifest it is made from."""
 
 from __future__ import annotations
 

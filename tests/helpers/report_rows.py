@@ -1,11 +1,9 @@
-"""Rows of results as benchmarks make them, and the text of what was rendered."""
+"""Rows of results as benchmarks make them, and their table as text."""
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from rich.console import Console
+from rendered import rendered
 
 from toolchain.formats.results import Evidence, Host, Latency, Measurement, Memory, Results, Score
 from toolchain.report.render import render
@@ -81,6 +79,5 @@ DEMO = results(
 
 
 def text(results: Results, width: int = 100) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(render(results))
-    return console.file.getvalue()
+    """Return the table as the terminal shows it."""
+    return rendered(render(results), width)

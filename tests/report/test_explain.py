@@ -1,21 +1,14 @@
-"""What ``--explain`` shows."""
+"""The explanation of an int8 model's accuracy (``--explain``)."""
 
-from rich.console import Console
+from rendered import rendered
 
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep, NodePrecision, TradeOff
 from toolchain.report import explain
 
 
-def text(renderable):
-    console = Console(width=100)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
-
-
 def test_every_step_with_its_verdict():
-    found = text(
+    shown = rendered(
         explain.steps(
             [
                 AccuracyStep(name="ranges", without_db=10.0, with_db=12.34, used=True),
@@ -23,7 +16,7 @@ def test_every_step_with_its_verdict():
             ]
         )
     )
-    ranges, rounding = found.splitlines()[2:4]
+    ranges, rounding = shown.splitlines()[2:4]
     assert ranges.split() == ["ranges", "10.0", "dB", "12.3", "dB"]
     assert rounding.endswith("not kept")
 
@@ -35,14 +28,14 @@ def test_the_worst_causes_and_the_rest_together():
         *(NoiseSource(kind="activation", at=f"u{i}", op="Add", share=0.1, fidelity_db=40.0) for i in range(2)),
     ]
     conv = NodePrecision(node="conv", op="Conv", precision="int8")
-    lines = text(explain.causes(noises, [conv], most=2)).splitlines()
+    lines = rendered(explain.causes(noises, [conv], most=2)).splitlines()
     assert lines[2].split() == ["50.0%", "20.0", "dB", "Conv", "conv", "(weight)", "int8"]
     assert lines[3].split() == ["30.0%", "30.0", "dB", "Relu", "t"]
     assert lines[4].split() == ["20.0%", "2", "others"]
 
 
 def test_the_curve():
-    lines = text(
+    lines = rendered(
         explain.tradeoff(
             [TradeOff(float_nodes=0, score=0.7, speedup=2.1), TradeOff(float_nodes=12, score=0.72, speedup=1.5)]
         )

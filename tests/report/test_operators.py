@@ -1,7 +1,8 @@
-"""The profile's table, and what is said of a sustained run."""
+"""Time by kind of operator, and the note on a sustained run."""
 
 from __future__ import annotations
 
+from rendered import rendered_lines
 from report_rows import results, row, text
 
 from toolchain.formats.results import OperatorTime, Window
@@ -13,7 +14,7 @@ def test_kinds_of_operators_by_time():
         [("Conv", 50.0), ("Relu", 10.0), ("Conv", 30.0), *((f"Op{i}", 0.5) for i in range(20))]
     )]  # fmt: skip
     profiled = row("fp32", 20.0).model_copy(update={"operators": tuple(times)})
-    lines = text_of(render(results(profiled, row("int8", 10.0))))
+    lines = rendered_lines(render(results(profiled, row("int8", 10.0))))
     assert [" ".join(line.split()) for line in lines if line.startswith(("Conv", "Relu", "others"))] == [
         "Conv 2 80 80%",
         "Relu 1 10 10%",
@@ -32,13 +33,3 @@ def test_a_sustained_run_in_a_sentence():
     assert f"run continuously for 10 minutes: {first:.3g} ms at the start, {last:.3g} ms at the end (+230 %)" in shown
     assert "2399 to 2340 MHz; 51 to 110 °C." in shown
     assert "! mobilenetv2 fp32 for host: drifting, 230% slower at the end of 10 minutes" in shown
-
-
-def text_of(shown) -> list[str]:
-    import io
-
-    from rich.console import Console
-
-    file = io.StringIO()
-    Console(file=file, width=100).print(shown)
-    return [line.rstrip() for line in file.getvalue().splitlines()]

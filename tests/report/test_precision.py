@@ -1,15 +1,13 @@
-"""The summary under the export table: counts, reasons, examples, within 100 columns."""
+"""Precision of the nodes, as it is shown below the export table: counts, reasons and examples within 100 columns."""
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
 import sys
 
 import pytest
-from rich.cells import cell_len
-from rich.console import Console
+from rendered import rendered
 
 from toolchain.core.errors import ConfigError
 from toolchain.formats.manifest import NodePrecision
@@ -35,11 +33,7 @@ CHOICES = [
 
 
 def text(choices, width=100):
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(precision.render(choices))
-    shown = console.file.getvalue()
-    assert max(map(cell_len, shown.splitlines())) <= width
-    return shown
+    return rendered(precision.render(choices), width)
 
 
 def test_groups_are_by_operator_and_reason_most_frequent_first():

@@ -1,4 +1,4 @@
-"""Rendering and deriving rows, from made-up measurements with known answers."""
+"""The results table in every format, from invented measurements with known statistics."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import re
 
 import numpy as np
 import pytest
+from rendered import rendered
 from report_rows import AGREEMENT, DEMO, HOST, OTHER, results, row, text
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Group
 
 from toolchain.core.errors import ConfigError
 from toolchain.devices.catalogue import known_targets, load_target
@@ -205,13 +206,8 @@ def test_every_format_takes_several_results():
 
 
 def test_profiles_are_shown():
-    console = Console(width=100, file=io.StringIO(), color_system=None)
     targets = [load_target(name) for name in known_targets()]
-    console.print(list_targets(targets))
-    for target in targets:
-        console.print(show_target(target))
-    shown = console.file.getvalue()
-    assert max(map(cell_len, shown.splitlines())) <= 100
+    shown = rendered(Group(list_targets(targets), *map(show_target, targets)))
     for target in targets:
         assert shown.count(target.name) >= 2
         assert f"in multiples of {target.channel_multiple}" in shown

@@ -18,7 +18,7 @@ def render(exactness: Exactness) -> RenderableType:
     """Show the verdict in one line, a row for each proof, and a row for each operator that may differ."""
     proofs = _two_columns()
     for proof in exactness.proofs:
-        used = "" if proof.used is None else f" (at most {proof.used:.2%} of the allowed range is used)"
+        used = "" if proof.used is None else f" (uses at most {proof.used:.2%} of what the proof allows)"
         proofs.add_row(Text(f"{len(proof.nodes)} × {proof.kernel}"), Text(proof.proof + used))
     lines: list[RenderableType] = [Text(_verdict(exactness)), Padding(proofs, (0, 0, 0, 2))]
     if exactness.doubts:
@@ -28,12 +28,12 @@ def render(exactness: Exactness) -> RenderableType:
 
 def _verdict(exactness: Exactness) -> str:
     if any(doubt.kernel for doubt in exactness.doubts) or not exactness.overflow_free:
-        verdict = "not proven; some int8 operators may give other integers on other processors"
+        verdict = "not proven; int8 operators may differ between processors"
     elif exactness.exceptions:
-        verdict = "int8 gives the same integers on every processor; float operators may differ in the last digits"
+        verdict = "same integers on every processor; float may differ in the last digits"
     else:
-        verdict = "the same bits on every processor"
-    return f"exactness: {verdict} (activations as {exactness.activations})"
+        verdict = "same bits on every processor"
+    return f"exactness: {verdict} ({exactness.activations} activations)"
 
 
 def _doubts(exactness: Exactness) -> RenderableType:

@@ -40,7 +40,7 @@ def test_an_exported_folder_shows_its_certificate(exported, toolchain, workplace
         assert {node for proof in manifest.exactness.proofs for node in proof.nodes} == int8
         assert manifest.exactness.doubts == ()
     shown = toolchain("inspect out/raspberry-pi-5")
-    assert "exactness: the same bits on every processor (activations as s8)" in shown.out
+    assert "exactness: same bits on every processor (s8 activations)" in shown.out
     assert "2 × QLinearConv" in shown.out
     assert toolchain("inspect out/host --json").result["exactness"]["overflow_free"] is True
 
@@ -89,7 +89,7 @@ def test_pairs_that_saturate_are_told(tmp_path):
     assert [doubt.reason for doubt in found.doubts] == [certificate.PAIR_SATURATION]
     assert not found.overflow_free
     shown = text(found)
-    assert "not proven; some int8 operators may give other integers on other processors" in shown
+    assert "not proven; int8 operators may differ between processors" in shown
     assert "1 × QLinearConv pairs of products may saturate" in shown
 
 
@@ -111,9 +111,9 @@ def test_float_doubts_do_not_unsettle_int8():
     proof = Proof(kernel="QGemm", proof=certificate.EXACT_PRODUCT, nodes=("a", "b"), used=0.125)
     doubt = Doubt(op="Softmax", kernel=None, reason=certificate.FLOAT, nodes=("s", "t"))
     shown = text(Exactness(activations="u8", overflow_free=True, exceptions=("x",), proofs=(proof,), doubts=(doubt,)))
-    assert "int8 gives the same integers on every processor; float operators may differ in the last digits" in shown
+    assert "same integers on every processor; float may differ in the last digits" in shown
     assert "2 × QGemm" in shown
-    assert "(at most 12.50% of the allowed range is used)" in shown
+    assert "(uses at most 12.50% of what the proof allows)" in shown
     assert "2 × Softmax computed in float" in shown
     assert "(e.g. s)" in shown
 

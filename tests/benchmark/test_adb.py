@@ -1,4 +1,4 @@
-"""adb:SERIAL against a scripted adb: refusals before anything is built, then a phone made of this machine."""
+"""adb:SERIAL with a scripted adb: refusals before anything is built, then benchmarks on a simulated phone."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_no_library(phone, model):
 
 
 def elf(path, machine, kind=3):
-    """The beginning of an ELF file: 64 bits, little-endian."""
+    """Write the beginning of a 64-bit little-endian ELF file."""
     path.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", kind, machine) + bytes(44))
     return path
 

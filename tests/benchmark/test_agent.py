@@ -1,4 +1,4 @@
-"""The agent as a process of this machine, without a connection."""
+"""The agent as a process on this machine, without a connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolchain.benchmark.ssh import AGENT_SCRIPT
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts agents with a cache in ``tmp_path``; each has said that it is there."""
+    """Starts agents with a cache in ``tmp_path``, and waits for the first line of each."""
     running = []
 
     def run(source: Path = AGENT_SCRIPT) -> LineProcess:
@@ -86,7 +86,7 @@ def test_a_connection_that_says_nothing_any_more_ends(start, tmp_path):
 
 @pytest.fixture
 def firmware(tmp_path, monkeypatch):
-    """The program with which a Raspberry Pi asks its firmware."""
+    """The program that asks a Raspberry Pi's firmware."""
     answers = {
         "get_throttled": "throttled=0x50005",
         "measure_clock": "frequency(48)=1500398464",

@@ -1,4 +1,4 @@
-"""What devices say of themselves, in texts as they print them."""
+"""Facts and conditions read from the text that Android devices print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench with real processes on tiny models. Speeds are compared only where one does fifty times the work."""
+"""Benchmarks in real processes with tiny models. Speeds are compared only where one model has 256 times the work."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_waiting_runners_use_no_processor(model):
 
 
 def test_runner_ends_with_its_parent(model):
-    """End of input is the end of the process, so a parent that dies leaves nothing behind."""
+    """The runner ends at the end of its input, so none is left when its parent dies."""
     command = [sys.executable, str(local.RUNNER_SCRIPT)]
     line = json.dumps(first_line(BenchJob(model), str(model), None)) + "\n"
     done = subprocess.run(command, input=line, capture_output=True, text=True, timeout=60, check=False)

@@ -23,7 +23,7 @@ ARM = ["cortex-a53", "cortex-a72", "cortex-a76"]
 
 
 def emulated(*cpus):
-    """Each CPU as a slow test's parameter, skipped with the reason where it cannot be emulated."""
+    """Make each CPU a parameter of a slow test, skipped with the reason where it cannot be emulated."""
     return [
         pytest.param(
             cpu, marks=[pytest.mark.slow, pytest.mark.skipif(ABSENT[cpu] is not None, reason=str(ABSENT[cpu]))]
@@ -39,7 +39,7 @@ def real(monkeypatch):
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
-    """An emulator that runs the program on this very machine, to test everything around the emulation."""
+    """An emulator that runs the program on this machine, to test everything but the emulation itself."""
     folder = tmp_path / "emulator"
     (folder / "bin").mkdir(parents=True)
     (folder / "onnxruntime-version").write_text(version("onnxruntime") + "\n")

@@ -1,4 +1,4 @@
-"""Reported peaks against the kernel's own accounts of an ordinary program that does the same.
+"""Reported memory peaks compared with the kernel's own count for an ordinary program that does the same.
 
 ``/usr/bin/time -v`` where it is installed, else the same counter of a reaped child: ``ru_maxrss``. A program inherits
 that of the process which starts it, so a small one does.
@@ -44,7 +44,7 @@ NAMES = ("mobilenet_v2", "crepe_tiny")
 
 
 def peak_of_a_program(model: Path, until: str, arena: bool) -> int:
-    """Bytes at the peak of a program that loads the model, and runs it or not."""
+    """Measure the peak, in bytes, of a program that loads the model (until: load) and runs it (until: run)."""
     time = shutil.which("time")
     command = [time, "-v"] if time else [sys.executable, "-S", "-c", REAP]
     line = [*command, sys.executable, "-c", PROGRAM, str(model), until, str(arena)]
@@ -53,24 +53,24 @@ def peak_of_a_program(model: Path, until: str, arena: bool) -> int:
 
 
 def maximum(said: str) -> int:
-    """Bytes, of what ``time -v`` says."""
+    """Read the bytes from the output of ``time -v``."""
     return int(re.search(r"Maximum resident set size \(kbytes\): (\d+)", said)[1]) * 1024
 
 
 def rollup(pid: int, name: str) -> int:
-    """Bytes, as the kernel tells others."""
+    """Read a process's memory, in bytes, from outside."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(re.search(rf"^{name}:\s+(\d+) kB", text, re.M)[1]) * 1024
 
 
 def lines(model: Path, arena: bool) -> list[dict]:
-    """What the runner is told, from the job on."""
+    """The lines that the runner reads."""
     line = first_line(BenchJob(model, arena=arena), str(model), None)
     return [line, {"do": "load"}, {"do": "warmup", "seconds": 0.1}, {"do": "round", "seconds": 0.2, "runs": 20}]
 
 
 def peaks(model: Path, arena: bool) -> tuple[int, int]:
-    """Of loading and of running, as the runner tells them."""
+    """The peaks of loading and of running, in bytes, as the runner reports them."""
     with LocalRunner(BenchJob(model, arena=arena)) as runner:
         answer = runner.started()
         for line in lines(model, arena)[1:]:
@@ -107,7 +107,7 @@ def test_peaks_are_the_kernels_seen_from_outside(name, arena):
 @linux
 @pytest.mark.parametrize("name", NAMES)
 def test_peaks_are_those_of_an_ordinary_program(name):
-    """The same model takes 4 % more in some processes, of either kind (what the allocator reuses): a pair must agree.
+    """One pair of runner and program must agree: in some processes of both kinds the allocator takes 4 % more.
 
     With the arena. Without it the allocator is asked at every inference, and programs differ by 20 % among themselves.
     """
@@ -125,7 +125,7 @@ def test_peaks_are_those_of_an_ordinary_program(name):
 @pytest.mark.parametrize("arena", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_peak_is_the_kernels_own_count_of_the_runner(name, arena):
-    """The counter that is reset when the model is loaded is the one that a reaped child is billed for."""
+    """The counter that is reset after loading is the same one that the kernel reports for a reaped child."""
     if reason := missing(name):
         pytest.skip(reason)
     text = "".join(json.dumps(line) + "\n" for line in [*lines(MODELS[name].onnx_path(), arena), {"do": "memory"}])

@@ -1,4 +1,4 @@
-"""The runner in C: its answers and lines against those of ``runner.py``."""
+"""The runner in C: its outputs and answers compared with those of ``runner.py``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def program(tmp_path_factory):
 
 
 def opened(program, model, stored_feed=None, **how):
-    """A runner with that model; stored_feed: as `store_feed_npy` returns it; how: fields of the job."""
+    """Start a runner with that model; stored_feed: as `store_feed_npy` returns it; how: fields of the job."""
     given = {} if stored_feed is None else {"feed": {}}  # only its presence matters, for the hint of an error
     job = BenchJob(model, **how, **given)
     return NativeRunner([str(program), str(LIBRARY)], job, first_line(job, str(model), stored_feed), library=LIBRARY)
@@ -55,7 +55,7 @@ def processor_ms(pid):
 
 
 def identities(path, **types):
-    """A model that gives back what it gets: inputs of [n, 2] and their types; outputs named ``*_out``."""
+    """Save a model that returns its inputs: [n, 2] each, of the given types; the outputs are named ``*_out``."""
     values = [helper.make_tensor_value_info(n, t, ["n", 2]) for n, t in types.items()]
     outputs = [helper.make_tensor_value_info(f"{n}_out", t, ["n", 2]) for n, t in types.items()]
     nodes = [helper.make_node("Identity", [n], [f"{n}_out"]) for n in types]
@@ -339,7 +339,7 @@ class TestBuilt:
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """The command that runs the runner, built for ARM, on an emulated CPU, with the ARM wheel's library."""
+    """The command that runs the runner, built for ARM, on an emulated CPU, and the ARM wheel's library."""
     if NO_ARM is not None:
         pytest.skip(NO_ARM)
     try:

@@ -1,4 +1,4 @@
-"""The reader of commands of the runner in C, ``json.h``, against Python's."""
+"""The JSON reader of the runner in C, ``json.h``, compared with Python's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toolchain.benchmark.native.build import COMPILER_FLAGS, SOURCE_FOLDER
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """json.h, with every check a compiler can add, as a function from a line to what it understood."""
+    """json.h, with every check that a compiler can add, as a function from a line to the value it read."""
     program = tmp_path_factory.mktemp("json") / "echo"
     checks = [*WARNINGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     source = Path(__file__).with_name("json_echo.c")
@@ -36,7 +36,7 @@ def reader(tmp_path_factory):
 
 
 def understood(value):
-    """What the echo writes for a value."""
+    """The text that the echo program writes for a value."""
     if isinstance(value, str):
         return f'"{value.encode().hex()}"'
     if isinstance(value, list):
@@ -61,7 +61,7 @@ def depth(value):
 
 
 def strict(line: str):
-    """What Python's reader makes of it, and an error for what ours refuses beyond the standard."""
+    """Read a line with Python's reader; raise ValueError for lines that only ours refuses."""
 
     def unique(pairs):
         if len({key for key, _ in pairs}) < len(pairs):

@@ -82,7 +82,7 @@ def test_a_path_means_there_what_it_means_here(tmp_path):
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
-    """An emulator that runs the program on this very machine."""
+    """An emulator that runs the program on this machine."""
     folder = tmp_path / "emulator"
     (folder / "bin").mkdir(parents=True)
     (folder / "onnxruntime-version").write_text(version("onnxruntime") + "\n")

@@ -34,7 +34,7 @@ def test_big_and_little_cores(tmp_path, name):
 
 
 def test_capacity_before_clock(tmp_path):
-    """Slow cores may have the higher clock; the kernel's capacity says which are faster."""
+    """Slow cores can have the higher clock; the kernel's capacity shows which are faster."""
     machine(tmp_path, "cpu_capacity", [400, 1024])
     for cpu, clock in enumerate((2_000_000, 1_800_000)):
         file = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq"

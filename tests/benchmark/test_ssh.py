@@ -1,4 +1,4 @@
-"""Benchmarks over SSH against a real sshd on the loopback interface: what works, every way to fail, nothing left."""
+"""Benchmarks over SSH with a real sshd on the loopback interface: successes, every failure, and no process left."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ QUICK = Bench(warmup_s=0.02, min_time_s=0.05, min_runs=6, rounds=2, processes=1)
 LONG = Bench(warmup_s=0.0, min_time_s=60.0, min_runs=3, rounds=1)
 HERE = sys.executable
 BUSY_S = 3.0
-"""Processor time of a runner by which it has imported and loaded everything, and runs the model."""
+"""Processor time after which a runner has loaded everything and runs the model."""
 BARE = "PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1"
 """The environment of a board without a network."""
 
 
 @pytest.fixture
 def server(tmp_path_factory, monkeypatch):
-    """Starts boards: ``server(command=..., environment=...)``; the client is led to the last one."""
+    """Starts boards: ``server(command=..., environment=...)``; the client connects to the last one."""
     boards = []
 
     def start(**lacks: str) -> sshd.Board:
@@ -71,7 +71,7 @@ def model(tmp_path):
 
 
 def in_the_way(folder: Path, script: str) -> str:
-    """A command of the server that puts a program called python3 in front of the real one."""
+    """Return a server command that makes a script called python3 be found before the real one."""
     folder.mkdir()
     (folder / "python3").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "python3").chmod(0o755)
@@ -84,7 +84,7 @@ def run_there(model: Path, python: str | None = HERE, progress: Progress = silen
 
 
 def refused(board: sshd.Board, model: Path, python: str | None = HERE) -> str:
-    """The sentence; whatever was started on the board has ended, and no file is half there."""
+    """Return the error's sentence, and check that no process and no incomplete file is left on the board."""
     with pytest.raises(DeviceError) as caught:
         run_there(model, python)
     assert "\n" not in str(caught.value)
@@ -94,7 +94,7 @@ def refused(board: sshd.Board, model: Path, python: str | None = HERE) -> str:
 
 
 def clean(board: sshd.Board) -> bool:
-    """Nothing runs on the board or for it here, and its cache holds whole files only."""
+    """True where no process runs for the benchmark, there or here, and the board's cache holds complete files only."""
     quiet = board.quiet()
     below = {p.pid for p in psutil.Process().children(recursive=True)}
     ours = [p for p in psutil.process_iter(["name"]) if p.pid in below and p.info["name"] == "ssh"]
@@ -331,7 +331,7 @@ def test_a_limit_of_the_size_of_files(server, tmp_path):
     board = server(command='ulimit -f 512; eval "$SSH_ORIGINAL_COMMAND"')
     big = matmul(tmp_path / "big.onnx", 1024)
     assert refused(board, big) == "ssh:board: its disk is full (File too large); free some space there"
-    # What was half sent is not taken for the whole.
+    # The incomplete file is not kept.
     assert not [path for path in board.cache.glob("files/*") if path.suffix == ".onnx"]
 
 

@@ -13,7 +13,7 @@ from toolchain.formats.results import Conditions, Latency, Reading, Window
 
 
 def latency(*rounds: np.ndarray, settled: bool = True, processes: int = 1, cpu: float = 0) -> Latency:
-    """cpu: the computing time of every sample, as a part of it; 0 is not known."""
+    """cpu: processor time of each sample, as a share of it; 0 is unknown."""
     return Latency(
         samples_ms=tuple(float(v) for r in rounds for v in r),
         rounds=tuple(accumulate((len(r) for r in rounds[:-1]), initial=0)),
@@ -27,7 +27,7 @@ def latency(*rounds: np.ndarray, settled: bool = True, processes: int = 1, cpu: 
 
 
 def order_statistic_interval(values: np.ndarray) -> tuple[float, float]:
-    """The exact 95 % interval of a median: sorted samples between which binomial(n, 1/2) lies that often."""
+    """The exact 95 % interval of a median, from the order statistics and the binomial distribution with p = 1/2."""
     n = len(values)
     tail, rank = 0.0, 0
     while tail + comb(n, rank) / 2**n <= 0.025:
@@ -132,7 +132,7 @@ def test_different_numbers_of_rounds_are_not_paired():
 
 
 def test_one_thread_is_compared_by_what_it_computed():
-    """Half of the time somebody else's turn was waited for, and only of one of the two."""
+    """Half of one model's elapsed time was spent waiting for other processes; none of the other model's was."""
     a = latency(*(quiet(40, s) for s in range(6)), cpu=1.0)
     b = latency(*(quiet(40, s + 10) * 2 for s in range(6)), cpu=0.5)
     assert stats.speedup(a, b).value == pytest.approx(1, rel=0.01)
@@ -149,7 +149,7 @@ def test_a_disturbed_round_does_not_count():
 
 
 def trial(rng: np.random.Generator, slower: float) -> stats.Estimate:
-    """30 rounds of 3 processes of a model against one that takes `slower` times as long, on a machine in use."""
+    """Compare 30 rounds, in 3 processes, with those of a model that takes `slower` times as long, on a busy machine."""
 
     def rounds(factor: float, machine: np.ndarray) -> Latency:
         placed = np.repeat(rng.normal(1, 0.009, 3), 10)
@@ -159,7 +159,7 @@ def trial(rng: np.random.Generator, slower: float) -> stats.Estimate:
             processes=3,
         )
 
-    machine = rng.lognormal(0, 0.2, 30)  # what both of a round feel
+    machine = rng.lognormal(0, 0.2, 30)  # affects both models of a round
     return stats.speedup(rounds(1, machine), rounds(slower, machine))
 
 
@@ -186,7 +186,7 @@ def test_a_difference_in_words():
 
 
 def pi(*flags: int, clocks: tuple[float, ...] = ()) -> Conditions:
-    """flags: before, during ..., after; as a Raspberry Pi 4 that was throttled on another day gives them."""
+    """flags: before, during (any number) and after, as a Raspberry Pi 4 throttled on another day reports them."""
     during = tuple(Reading(throttled=flag) for flag in flags[1:-1])
     if clocks:
         during = tuple(Reading(clock_mhz=clock) for clock in clocks)
@@ -197,9 +197,9 @@ def pi(*flags: int, clocks: tuple[float, ...] = ()) -> Conditions:
     ("conditions", "kind", "reason"),
     [
         (pi(0, 0, 0), "steady", ""),
-        (pi(0x50000, 0x50000, 0x50000), "steady", ""),  # it happened before we began
+        (pi(0x50000, 0x50000, 0x50000), "steady", ""),  # it happened before the benchmark
         (pi(0x50000, 0x50005, 0x50000), "throttled", "the voltage is too low, the processor is throttled (flags 0x5)"),
-        (pi(0, 0, 0x20000), "throttled", "the clock is capped (flags 0x2)"),  # between two looks
+        (pi(0, 0, 0x20000), "throttled", "the clock is capped (flags 0x2)"),  # between two readings
         (pi(0, 0x80008, 0x80000), "throttled", "it is too warm"),
         (pi(0, 0, clocks=(1800, 1800, 600, 1800, 1800, 1800)), "steady", ""),  # an idle moment
         (pi(0, 0, clocks=(1800, 1800, 1500, 1400, 1400, 1300)), "throttled", "fell from 1800 to 1350 MHz"),

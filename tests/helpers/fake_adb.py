@@ -1,14 +1,14 @@
 #!/usr/bin/env -S python3 -IS
-"""A scripted ``adb`` whose device is this machine: ``$FAKE_ADB`` is a folder that says how it behaves.
+"""A scripted ``adb`` whose device is this machine. The folder ``$FAKE_ADB`` controls its behaviour:
 
-    devices    what ``adb devices`` prints behind its first line: serial, tab, state
-    features   what ``adb features`` prints
+    devices    the lines that ``adb devices`` prints after its first one: serial, tab, state
+    features   the output of ``adb features``
     full       where it exists, nothing can be copied to the device
-    bin/       programs of the device, before those of this machine
-    log        every call is added here
+    bin/       programs of the device, found before those of this machine
+    log        every call is appended here
 
-A command of the device's shell is a process of its own session, as on a device: when this client is killed, its stdin
-ends and nobody kills it.
+A command of the device's shell runs in a session of its own, as on a device: when this client is killed, the command's
+stdin ends, but the command is not killed.
 """
 
 import os

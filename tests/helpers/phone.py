@@ -40,30 +40,30 @@ class Phone:
         return adb.Adb(SERIAL, LIBRARY, self.ndk)
 
     def calls(self, word: str) -> list[str]:
-        """Calls of the client so far with that command."""
+        """The client's calls so far with that command."""
         return [line for line in (self.home / "log").read_text().splitlines() if line.split(" ")[2] == word]
 
     def show(self, *devices: str) -> None:
-        """What `adb devices` shows from now on."""
+        """Set what ``adb devices`` shows from now on."""
         (self.home / "devices").write_text("".join(f"{line}\n" for line in devices))
 
     def says(self, properties: dict[str, str]) -> None:
-        """What `getprop` prints from now on."""
+        """Set what ``getprop`` prints from now on."""
         lines = "".join(f"[{key}]: [{value}]\n" for key, value in properties.items())
         program(self.home / "bin/getprop", f"cat <<'END'\n{lines}END\n")
 
     def processes(self) -> list[psutil.Process]:
-        """Those that run a program below the root."""
-        found = []
+        """Running processes whose program lies below the root."""
+        processes = []
         for process in psutil.process_iter(["exe", "status"]):
             running = process.info["status"] != psutil.STATUS_ZOMBIE
             if running and (process.info["exe"] or "").startswith(f"{self.root}/"):
-                found.append(process)
-        return found
+                processes.append(process)
+        return processes
 
 
 def make(folder: Path, monkeypatch) -> Phone:
-    """A phone that is connected and has nothing on it."""
+    """Make a phone that is connected and has no files of ours."""
     phone = Phone(folder / "client", folder / "data/edge-toolchain", folder / "ndk")
     (phone.home / "bin").mkdir(parents=True)
     phone.root.parent.mkdir()

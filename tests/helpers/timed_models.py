@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def matmul(path: Path, n: int, rows: int | str = "rows") -> Path:
-    """y = x @ w with x of [rows, n] and w of [n, n]."""
+    """Save a model y = x @ w with x of [rows, n] and w of [n, n], and return its path."""
     w = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain.api import request
+from toolchain.api.prepare import prepare as prepare_model
 from toolchain.benchmark import emulator
 from toolchain.benchmark.host import describe_host
 from toolchain.core.errors import ToolchainError
@@ -85,7 +85,7 @@ class Difference:
 
 def prepare(model: Model, folder: Path, samples: int) -> Subject:
     """Quantize everything that can be, and write it and its int8 part both ways into `folder`."""
-    float_model = request.prepare(model.onnx_path()).model
+    float_model = prepare_model(model.onnx_path()).model
     feeds = list(islice(model.calibration(CALIBRATION), CALIBRATION))
     recipe = Recipe(quantize=Quantize(measure=False))
     quantized = quantize_model(float_model, open_data(feeds, io.inputs(float_model)), recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import feeds
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.calibration.statistics import observe
 from toolchain.data.calibration import CalibrationData, open_data
 from toolchain.devices.detect import detect_host

@@ -27,7 +27,7 @@ from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, Model, missing
 from benchmarks.pruners import INGREDIENTS, Cut
 from benchmarks.tradeoff import DOCS, score
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.benchmark import stats
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.host import describe_host

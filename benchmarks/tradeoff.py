@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from benchmarks import tables
 from benchmarks.contestants import ABLATIONS
 from benchmarks.models import MODELS, NAMES, Model
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.benchmark.host import describe_host
 from toolchain.core.errors import ToolchainError
 from toolchain.core.files import write_text

@@ -1,10 +1,10 @@
-"""edge-toolchain: from a PyTorch or ONNX model to a small, fast, verified int8 model for each target.
+"""edge-toolchain: from a PyTorch or ONNX model to a small, fast, verified int8 model for each target device.
 
     import toolchain
     toolchain.export("model.onnx", targets=["raspberry-pi-5"], calibration="samples.npz", output="exported")
 
-Every command has its function: ``export`` and ``quantize`` in :mod:`toolchain.api.export`, ``convert``, ``optimize``,
-``bench``, ``compare`` and ``verify`` each in the room of that name (``verify`` in :mod:`toolchain.api.verify`).
+Each command of the command line is a function here with the same name, the same arguments and the same messages. The
+names in ``__all__`` are public; everything else is internal and may change with any release.
 """
 
 from __future__ import annotations
@@ -13,28 +13,73 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# From 1.29 on, onnxruntime's own wheels report models and timings to their maker, with an uploading thread and a
-# database in the user's cache, unless this is set before they are imported. Users' models are nobody else's business.
+# From 1.29 on, onnxruntime's wheels report models and timings to their maker, with an uploading thread and a database
+# in the user's cache, unless this is set before they are imported. That is for each user to decide.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from toolchain.api.bench import bench as bench
+    from toolchain.api.compare import compare as compare
+    from toolchain.api.convert import convert as convert
     from toolchain.api.export import export as export
+    from toolchain.api.inspect import inspect as inspect
+    from toolchain.api.optimize import optimize as optimize
+    from toolchain.api.prune import prune as prune
+    from toolchain.api.quantize import quantize as quantize
+    from toolchain.api.train import train as train
+    from toolchain.api.verify import verify as verify
     from toolchain.conversion.inputs import parse_input as parse_input
+    from toolchain.core.errors import ConfigError as ConfigError
+    from toolchain.core.errors import DataError as DataError
+    from toolchain.core.errors import DeviceError as DeviceError
+    from toolchain.core.errors import GateError as GateError
+    from toolchain.core.errors import InputError as InputError
+    from toolchain.core.errors import ModelError as ModelError
+    from toolchain.core.errors import ToolchainError as ToolchainError
     from toolchain.devices.catalogue import load_target as load_target
     from toolchain.formats.recipe import Recipe as Recipe
     from toolchain.formats.target import Target as Target
+    from toolchain.formats.training_recipe import TrainingRecipe as TrainingRecipe
 
-_LAZY = {
-    "export": "api.export",
-    "parse_input": "conversion.inputs",
-    "Recipe": "formats.recipe",
-    "Target": "formats.target",
-    "load_target": "devices.catalogue",
-}
-"""Loaded when first asked for: a machine that only benchmarks has neither onnx nor torch."""
+    __version__: str
+
+_HOMES = {
+    "api.{name}": (
+        "bench", "compare", "convert", "export", "inspect", "optimize", "prune", "quantize", "train", "verify",
+    ),
+    "core.errors": (
+        "ConfigError", "DataError", "DeviceError", "GateError", "InputError", "ModelError", "ToolchainError",
+    ),
+    "conversion.inputs": ("parse_input",),
+    "devices.catalogue": ("load_target",),
+    "formats.recipe": ("Recipe",),
+    "formats.target": ("Target",),
+    "formats.training_recipe": ("TrainingRecipe",),
+}  # fmt: skip
+"""The module of each public name. It is loaded when the name is first used: a device that only benchmarks has neither
+onnx nor torch, and a script that only asks for the version loads nothing."""
+
+_MODULES = {name: home.format(name=name) for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ConfigError", "DataError", "DeviceError", "GateError", "InputError", "ModelError", "Recipe", "Target",
+    "ToolchainError", "TrainingRecipe", "__version__", "bench", "compare", "convert", "export", "inspect",
+    "load_target", "optimize", "parse_input", "prune", "quantize", "train", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("edge-toolchain")
+    elif name in _MODULES:
+        value = getattr(import_module(f"toolchain.{_MODULES[name]}"), name)
+    else:
         raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
-    return getattr(import_module(f"toolchain.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks import tables
 from benchmarks.models import MODELS, store
 from benchmarks.train import digits, photographs, study
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.benchmark import stats
 from toolchain.benchmark.bench import Subject, bench
 from toolchain.core.files import write_text

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import tables, timing
 from benchmarks.models import store
 from benchmarks.train import digits
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.benchmark import stats
 from toolchain.benchmark.bench import Subject, bench
 from toolchain.conversion.inputs import parse_input

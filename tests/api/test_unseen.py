@@ -12,7 +12,8 @@ from toolchain.data.calibration import open_data
 from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io, run
-from toolchain.optimization.passes import TOLERANCE, optimize
+from toolchain.optimization.equivalence import TOLERANCE
+from toolchain.optimization.passes import optimize
 from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.qdq.fusion_audit import optimized_graph
 

@@ -20,7 +20,7 @@ from benchmarks import choices, curves, feeds, fresh, peers, pruners, timing
 from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, missing
 from benchmarks.prune import UNPRUNED, _measure, _page, architecture
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.benchmark.bench import bench
 from toolchain.core.errors import DataError
 from toolchain.formats.recipe import Bench

@@ -55,12 +55,12 @@ def test_a_candidate_is_measured_beside_its_baseline_and_refused(folder, toolcha
     ("arguments", "said"),
     [
         ("base.onnx new.onnx --baseline bas", "--baseline: unknown baseline 'bas'; did you mean 'base'?"),
-        ("base.onnx --max-regression 5%", "--max-regression: has nothing to be held against; give the files"),
+        ("base.onnx --max-regression 5%", "--max-regression: has no baseline to compare with; give the files"),
         ("base.onnx --arena maybe", "--arena: is 'maybe'; choose one of: both, off, on"),
         ("base.onnx --sustained 0", "--sustained: is 0; give minutes, such as 10"),
         ("base.onnx new.onnx --sustained 1", "a sustained run is of one model, and these are 2; the second would"),
         ("base.onnx --suite suite.toml", "--suite: is given beside base.onnx; give a suite or models"),
-        ("base.onnx --profile --on adb:1234", "--profile: has no meaning for adb:1234; profile the model here or over"),
+        ("base.onnx --operators --on adb:1234", "--operators: has no meaning for adb:1234; measure operators on this"),
         ("base.onnx --cpus big,1", "processors big,1: 'big,1' names no processors; give numbers like 0-3, big or"),
         ("base.onnx --cpus 4711", "processors 4711: '4711' are not all among this machine's processors ["),
     ],
@@ -72,7 +72,7 @@ def test_what_cannot_be_is_refused(folder, toolchain, arguments, said):
 
 
 def test_threads_arena_cores_and_operators(folder, toolchain):
-    done = toolchain("bench base.onnx --recipe quick.toml --threads 1,2 --arena both --cpus 0 --profile -o out.json")
+    done = toolchain("bench base.onnx --recipe quick.toml --threads 1,2 --arena both --cpus 0 --operators -o out.json")
     assert done.code == 0
     rows = json.loads((folder / "out.json").read_text())["measurements"]
     assert [(r["latency"]["threads"], r["memory"]["arena"]) for r in rows] == [

@@ -38,8 +38,13 @@ def test_help_is_short_and_whole(toolchain, command, monkeypatch):
     done = toolchain(f"{command} --help")
     lines = done.out.splitlines()
     assert (done.code, done.err) == (0, "")
-    assert len(lines) <= 35
+    shown = lines.index("  Examples:") - 1 if command in COMMANDS else len(lines)
+    assert shown <= (48 if command == "bench" else 40)  # bench has the most options
     assert max(map(len, lines)) <= 80
+    assert toolchain(f"{command} -h").out == done.out
+    examples = [line for line in lines[shown:] if line.startswith("    toolchain ")]
+    assert all(line.startswith(f"    toolchain {command} ") or line.endswith(f" {command}") for line in examples)
+    assert bool(examples) == ("-q, --quiet" in done.out) == (command in COMMANDS)
     assert "..." not in done.out.replace("COMMAND [ARGS]...", "").replace("}...", "").replace("[MODEL]...", "")
     assert ("--json" in done.out) == (command in COMMANDS)
 
@@ -214,7 +219,9 @@ def test_progress_is_drawn_on_terminals_only(toolchain, workplace):
     assert b"converting" in seen
     assert drawn.stdout == b""
     piped = toolchain(command)
-    assert (piped.out, piped.err) == ("", "written: out.onnx\n")
+    assert (piped.out, piped.err, piped.stages) == ("", "written: out.onnx\n", ("converting",))
+    quiet = toolchain(f"{command} -q")
+    assert (quiet.code, quiet.out, quiet.err, quiet.stages) == (0, "", "", ())
 
 
 def test_onnxruntime_reports_nothing_to_its_maker(tmp_path, workplace):
@@ -267,8 +274,8 @@ def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace, short_
 def test_explain_shows_the_steps_and_the_worst_causes(toolchain, workplace):
     done = toolchain(f"{QUANTIZE} -c samples.npz --explain")
     assert done.code == 0, done.err
-    assert "fidelity to float at the outputs" in done.out
-    assert "where the error that is left comes from" in done.out
+    assert "fidelity of the outputs to float" in done.out
+    assert "causes of the remaining error" in done.out
     found = toolchain(f"{QUANTIZE} -c samples.npz --explain --json").result
     assert {"without_db", "with_db", "used", "name"} == set(found["steps"][0])
     assert sum(noise["share"] for noise in found["noise"]) == pytest.approx(1.0)

@@ -1,7 +1,9 @@
 import contextlib
+import gc
 import itertools
 import sys
 import tracemalloc
+import weakref
 
 import numpy as np
 import PIL.Image
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from toolchain.core.errors import ConfigError, DataError
-from toolchain.data.calibration import open_data
+from toolchain.data import spool
+from toolchain.data.calibration import check_source, open_data
 from toolchain.formats.tensor_spec import TensorSpec
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
@@ -152,17 +155,145 @@ def test_module_callable(tmp_path, monkeypatch):
     assert next(iter(data))["x"].dtype == F32
 
 
-def test_function_is_read_one_sample_at_a_time():
-    alive = []
+def test_function_is_read_once_and_one_sample_at_a_time():
+    alive: list[weakref.ref] = []
+    most, calls = 0, []
 
     def feeds():
+        nonlocal most
+        calls.append(1)
         for i in range(20):
-            alive.append(i)
-            yield {"x": np.full((1, 3), i, np.float32)}
+            array = np.full((1, 3), i, np.float32)
+            alive.append(weakref.ref(array))
+            most = max(most, sum(reference() is not None for reference in alive))
+            yield {"x": array}
 
     data = open_data(feeds, [X])
-    alive.clear()
-    assert [len(alive) for _ in itertools.islice(data, 3)] == [1, 2, 3]
+    assert [int(feed["x"][0, 0]) for feed in data] == list(range(20))
+    assert (len(calls), most <= 2) == (1, True)
+    assert len(list(data)) == 20
+
+
+# --- what people have in Python ---
+
+
+def values(data):
+    return [float(feed["x"][0, 0]) for feed in data]
+
+
+def test_arrays_in_memory():
+    array = rows(5, 3)
+    for source in ({"x": array}, array, array.tolist() and {"x": array.astype(np.float64)}):
+        data = open_data(source, [X])
+        np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in data]), array)
+        assert [feed["x"].shape for feed in data] == [(1, 3)] * 5
+    assert len(open_data({"x": array}, [X], samples=2)) == 2
+    with pytest.raises(DataError, match=r"dictionary of arrays: its arrays hold different numbers of samples"):
+        open_data({"ids": np.zeros((2, 4), int), "mask": np.zeros((3, 4), int)}, TEXT)
+    with pytest.raises(DataError, match="the model has no input 'y'; choose one of: x"):
+        open_data({"y": array}, [X])
+    with pytest.raises(DataError, match="feeds one input, and the model takes 2"):
+        open_data(array, TEXT)
+
+
+def test_a_generator_is_read_once():
+    data = open_data(({"x": row[None]} for row in rows(9, 3)), [X], samples=4)
+    assert values(data) == values(data)
+    assert len(data) == 4
+    first, held = open_data(iter([{"x": GOOD}] * 8), [X]).split()
+    assert (len(list(first)), len(list(held))) == (6, 2)
+
+
+def test_what_shuffles_or_augments_is_kept_as_it_was_first_read():
+    """The same bytes at every later reading, and the same fingerprint."""
+    rng = np.random.default_rng(0)
+    data = open_data(lambda: ({"x": rng.standard_normal((1, 3))} for _ in range(8)), [X])
+    once = iter([{"x": GOOD}] * 3)
+    assert values(data) == values(data)
+    assert len(list(open_data(lambda: once, [X]))) == 3
+    assert data.take(3).numbers == (1, 4, 6)
+    assert len(list(data.take(3))) == 3
+
+
+def test_a_data_loader_is_divided_into_samples():
+    torch = pytest.importorskip("torch")
+    images, labels = torch.arange(30, dtype=torch.float32).reshape(10, 3), torch.arange(10)
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True)
+    data = open_data(loader, [X])
+    assert (len(data), data.source) == (10, "DataLoader")
+    assert sorted(values(data)) == [3.0 * i for i in range(10)]
+    assert values(data) == values(data)
+    (feed, *_) = open_data(loader, [X], labels=True)
+    assert feed["labels"].tolist() == [feed["x"][0, 0] // 3]
+    fixed = open_data(torch.utils.data.DataLoader(dataset, batch_size=5), [TensorSpec("x", F32, (5, 3))])
+    assert [feed["x"].shape for feed in fixed] == [(5, 3)] * 2
+    with pytest.raises(DataError, match=r"sample 0, input 'x': has shape \[4, 3\] where the model takes \[5"):
+        open_data(loader, [TensorSpec("x", F32, (5, 3))])
+
+
+def test_tuples_and_dictionaries_of_a_loader():
+    batches = [
+        (np.zeros((2, 4), int), np.ones((2, 4), int)),
+        {"ids": np.zeros((1, 4), int), "mask": np.ones((1, 4), int)},
+    ]
+
+    class Loader:
+        def __iter__(self):
+            return iter(batches)
+
+    assert len(open_data(Loader(), TEXT)) == 3
+    batches.append((1, 2, 3, 4))
+    with pytest.raises(DataError, match="Loader: sample 3: is of type tuple, not a dictionary from input"):
+        open_data(Loader(), TEXT)
+    batches[2] = None
+    with pytest.raises(DataError, match="Loader: sample 3: is of type NoneType, not a dictionary"):
+        open_data(Loader(), TEXT)
+
+
+def test_labels_are_ignored_unless_they_are_asked_for(tmp_path):
+    np.savez(tmp_path / "d.npz", x=rows(4, 3), labels=np.arange(4))
+    assert [list(feed) for feed in open_data(tmp_path / "d.npz", [X])] == [["x"]] * 4
+    feeds = list(open_data(tmp_path / "d.npz", [X], labels=True))
+    assert [feed["labels"].tolist() for feed in feeds] == [[0], [1], [2], [3]]
+    assert [list(feed) for feed in open_data([{"x": GOOD}], [X], labels=True)] == [["x"]]
+
+
+def test_a_full_spool(monkeypatch):
+    monkeypatch.setattr(spool, "MOST_BYTES", 40)
+    feeds = [{"x": np.full((1, 3), i, np.float32)} for i in range(9)]
+    with pytest.raises(
+        DataError, match=r"generator: gives more than .* GiB of samples, and can be read only once; end"
+    ):
+        open_data((feed for feed in feeds), [X])
+    data = open_data(lambda: iter(feeds), [X])  # it is read again instead, and must repeat itself
+    assert values(data) == list(range(9))
+    feeds[4]["x"][:] = -1
+    with pytest.raises(DataError, match="sample 4: differs from what it was when it was first read"):
+        list(data)
+    del feeds[5:]
+    feeds[4]["x"][:] = 4
+    with pytest.raises(DataError, match="gave 9 samples at first and 5 when read again; return a fresh iterator"):
+        list(data)
+
+
+def test_the_spool_goes_with_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = open_data(iter([{"x": GOOD}] * 3), [X])
+    part = data.take(1)
+    del data
+    gc.collect()
+    assert len(list(part)) == 1
+    del part
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_gives_no_samples_is_refused():
+    with pytest.raises(DataError, match="calibration data: is of type int, which gives no samples; give a path"):
+        open_data(3, [X])
+    with pytest.raises(DataError, match="is of type object, which gives no samples"):
+        check_source(object())
 
 
 # --- subsets and fingerprints ---
@@ -251,7 +382,8 @@ GOOD = np.zeros((1, 3), np.float32)
         ({"x": np.array([[1, 2, np.inf]], np.float32)}, "holds infinity"),
         ({"x": np.array([[1, 2, 1e300]])}, "holds infinity"),
         ("x", "is of type str, not a dictionary"),
-        (GOOD, "is of type ndarray, not a dictionary"),
+        (GOOD[0, 0], "has shape"),
+        (None, "is of type NoneType, not a dictionary"),
     ],
 )
 def test_bad_feed(feed, said):
@@ -399,7 +531,7 @@ def test_faulty_functions():
 
 
 def test_endless_function(monkeypatch):
-    monkeypatch.setattr("toolchain.data.readers.MOST_CALLS", 50)
+    monkeypatch.setattr("toolchain.data.readers.MOST_SAMPLES", 50)
     with pytest.raises(DataError, match="more than 50 samples; end it"):
         open_data(lambda: ({"x": GOOD} for _ in itertools.count()), [X], samples=3)
     assert len(open_data([{"x": GOOD}] * 50, [X])) == 50
@@ -411,17 +543,6 @@ def test_consumers_errors_are_their_own():
     next(feeds)
     with pytest.raises(ZeroDivisionError):
         feeds.throw(ZeroDivisionError)
-
-
-def test_a_function_must_repeat_itself():
-    once = iter([{"x": GOOD}] * 3)
-    data = open_data(lambda: once, [X])
-    with pytest.raises(DataError, match="gave 3 samples at first and 0 when read again; return a fresh iterator"):
-        list(data)
-    rng = np.random.default_rng(0)
-    data = open_data(lambda: ({"x": rng.standard_normal((1, 3))} for _ in range(2)), [X])
-    with pytest.raises(DataError, match="sample 0: differs from what it was"):
-        list(data)
 
 
 def test_a_file_that_vanishes(tmp_path):

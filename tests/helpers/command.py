@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -18,16 +19,19 @@ from small_models import proto, weights
 
 from toolchain.cli import main
 
+STAGE = re.compile(r"^ *\d+\.\d s  (.+)\n", re.MULTILINE)
+"""A line of progress, as it is printed where stderr is no terminal."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: its exit code and what it printed."""
+    """What a command left: its exit code and what it printed. err: stderr without the lines of stages."""
 
     code: int
     out: str
     err: str
+    stages: tuple[str, ...] = ()
 
     @property
     def result(self):
@@ -70,7 +74,7 @@ class CommandLine:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         out, err = self._capture.readouterr()
-        return Done(code, out, err)
+        return Done(code, out, STAGE.sub("", err), tuple(STAGE.findall(err)))
 
 
 FAST = """

@@ -7,7 +7,7 @@ import importlib
 import numpy as np
 import pytest
 
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.graph import io, run
 
 torch = pytest.importorskip("torch")

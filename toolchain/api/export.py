@@ -1,21 +1,21 @@
-"""`export`: a model, calibration data and targets in; for each target a verified int8 artifact out.
+"""`export`: a model, calibration data and targets in; for each target a verified int8 model with its evidence out.
 
     source ─convert─► model ─optimize─► float model ─observe─► observation       once
                                              │                      │
                                              └──── select, plan ────┘            once: a plan knows no target
                                                         │
-                 for each target:  apply (u8 or s8) ─► package ─► golden data    the same integers everywhere
+                 for each target:  write (u8 or s8) ─► package ─► golden data    the same integers everywhere
                                                         │
-                                          bench fp32 against int8, interleaved, on this machine
+                                       bench fp32 against int8, interleaved, on this computer
 
-The stages do not know each other; this is where they are joined. Everything the user gave is checked before the
-first slow step, and everything is written to a temporary folder and renamed into place at the end.
+The stages do not know each other; they are joined here. Everything the user gave is checked before the first slow step.
+Everything is written to a temporary folder, and renamed into place at the end.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,8 +23,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from toolchain.api.quantize import _Files, _prepare_int8, _Scores, _settle, _Work
-from toolchain.api.request import Prepared, model_name
+from toolchain.api.int8_model import Int8Model, ModelFiles, Scores, make_int8, meet_max_drop
+from toolchain.api.prepare import Prepared
+from toolchain.api.recipes import read_recipe, with_prune
+from toolchain.api.request import Freeze, Inputs, Metric, check_request
 from toolchain.api.verify import verify
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
@@ -34,15 +36,12 @@ from toolchain.core.files import check_output, replacing
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
 from toolchain.data.tensors import Array, Feed
-from toolchain.devices.catalogue import load_target
 from toolchain.devices.detect import detect_host
-from toolchain.evaluation.score import Evaluate
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import CalibrationEntry, Manifest, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Results, Score
 from toolchain.formats.target import Target
-from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.inspection.findings import gather
 from toolchain.packaging.golden import Golden
@@ -58,8 +57,17 @@ GOLDEN_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made. results: the fp32 row first, then a row for each target. curve: the plans that were tried
-    for ``max_drop``. pruned: what was cut out first, where the recipe asks for it. noises: where they were asked for.
+    """Result of :func:`export`.
+
+    Attributes:
+        folder: where everything was written; each target has a folder of its own in it.
+        results: the table's rows: fp32 first, then one for each target.
+        manifests: the evidence of each target's folder.
+        quantized: the plan and its evidence.
+        prepared: the float model that was quantized.
+        curve: the plans that were tried for ``max_drop``.
+        pruned: what pruning did, or None.
+        noises: the largest causes of the error that is left; empty unless asked for.
     """
 
     folder: Path
@@ -78,85 +86,99 @@ def export(
     targets: Sequence[str | Target],
     calibration: DataSpec,
     output: str | Path = "exported",
-    inputs: Sequence[TensorSpec] = (),
-    freeze: Mapping[str, int] | None = None,
     preprocess: str | Path | None = None,
-    evaluate: str | Evaluate | None = None,
-    recipe: Recipe | None = None,
+    evaluate: Metric | None = None,
+    inputs: Inputs = (),
+    freeze: Freeze | None = None,
+    recipe: Recipe | str | Path | None = None,
+    max_drop: float | None = None,
+    prune: float | None = None,
     explain: bool = False,
     progress: Progress = silent,
 ) -> Exported:
-    """Make a verified int8 artifact for every target, and measure it against float on this machine.
+    """Make a verified int8 model for each target, and compare it with the float model on this computer.
 
     Args:
         source: an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` giving an ``nn.Module``, or a module.
         targets: names of profiles, paths of profiles, or profiles.
-        calibration: see :mod:`toolchain.data.calibration`. Without `evaluate` a quarter of it is held out to measure
-            agreement.
+        calibration: unlabelled samples, see :mod:`toolchain.data.calibration`. Without `evaluate`, a quarter of them is
+            held out to measure agreement.
         output: folder to write; an earlier export in it is replaced.
-        inputs: what a torch module takes.
-        freeze: sizes for dynamic axes.
-        preprocess: the image pipeline, for folders of images.
-        evaluate: ``package.module:callable`` or a function, see :data:`toolchain.evaluation.score.Evaluate`.
-        recipe: how; None is the default recipe.
+        preprocess: the image pipeline for folders of images: ``imagenet``, ``imagenet-squash``, ``unit``, ``signed``,
+            or the path of a TOML file.
+        evaluate: a function, or ``package.module:callable``: called with ``run(feed) -> outputs``, returns a number,
+            higher is better. Without it the score is how often the model agrees with the float model.
+        inputs: the inputs of a torch module, such as ``["image:batch,3,224,224"]``; not needed for ONNX files.
+        freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
+        recipe: a recipe, or the path of one; None is the recommended one.
+        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: no limit, or
+            the recipe's.
+        prune: prune first, until int8 is this many times as fast as without, such as 1.2.
         explain: also measure which roundings make the error that is left.
-        progress: told about every step.
+        progress: is told about every stage.
+
+    Returns:
+        The folder and everything that was measured.
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.
-        GateError: parity or ``recipe.max_drop`` failed; nothing was written.
+        GateError: parity or ``max_drop`` failed; nothing was written.
     """
-    recipe = recipe or Recipe()
+    recipe = with_prune(read_recipe(recipe, max_drop), {"speedup": prune})
     output = Path(output)
-    profiles = [load_target(target) if isinstance(target, str) else target for target in targets]
+    if isinstance(targets, str):
+        raise InputError(f"is the text {targets!r}", where="targets", hint="give a list of targets")
+    request = check_request(
+        source,
+        calibration,
+        targets=targets,
+        inputs=inputs,
+        freeze=freeze,
+        preprocess=preprocess,
+        evaluate=evaluate,
+        progress=progress,
+    )
+    profiles = request.targets
     for profile in profiles:
-        if sum(other.name == profile.name for other in profiles) > 1:
-            raise InputError("is given more than once", where=f"target {profile.name!r}", hint="name each target once")
         check_folder(output / profile.name)
     for name in ("results.json", "findings.json", "report.html"):
         check_output(output / name)
-    work = _prepare_int8(
-        source,
-        calibration,
-        inputs,
-        freeze,
-        preprocess=preprocess,
-        evaluate=evaluate,
-        recipe=recipe,
-        profiles=profiles,
-        progress=progress,
-    )
+    made = make_int8(request, recipe)
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
-        work, files, scores = _settle(work, recipe, Path(scratch), progress)
-        quantized = work.quantized
-        golden = _golden(files, work.job.held)
-        rows = _bench(files, model_name(source), scores, golden.feeds[0], recipe, progress)
-        results, manifests = [*rows[:-1]], []
+        made, files, scores = meet_max_drop(made, recipe, Path(scratch))
+        quantized = made.quantized
+        golden = _golden(files, made.opened.held)
+        rows = _bench(files, request.model_name, scores, golden.feeds[0], recipe, progress)
+        measurements, manifests = [*rows[:-1]], []
         for number, profile in enumerate(profiles):
-            progress(f"packaging for {profile.name}", number, len(profiles))
-            manifest = _manifest(work, profile, recipe, scores.dense)
+            progress("packaging", number, len(profiles))
+            manifest = _manifest(made, profile, recipe, scores.dense)
             encoding = profile.int8.activations
             model = files.int8 if encoding == quantized.encoding else quantized.write(encoding)
             manifest, row = _package(folder / profile.name, model, rows[-1], manifest, profile, golden)
             manifests.append(manifest)
-            results.append(row)
-        found = Results(measurements=tuple(results))
-        (folder / "results.json").write_text(found.to_json(), encoding="utf-8")
-        progress("writing the report", 0, 0)
-        causes = quantized.noise_sources() if explain else ()
+            measurements.append(row)
+        results = Results(measurements=tuple(measurements))
+        (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
+        progress("writing the report")
+        noises = quantized.noise_sources() if explain else ()
         findings = gather(
-            work.dense, quantized, files.models, rows, golden.feeds[0], profiles, pruned=work.pruned, noises=causes
+            made.dense,
+            quantized,
+            files.variants,
+            rows,
+            golden.feeds[0],
+            profiles,
+            pruned=made.pruned,
+            noises=noises,
         )
         (folder / "findings.json").write_text(findings.to_json(), encoding="utf-8")
         report = page.render(compare([folder]), page.read_details(folder))
         (folder / "report.html").write_text(report, encoding="utf-8")
-    return Exported(output, found, tuple(manifests), quantized, work.prepared, work.curve, work.pruned, causes)
+    return Exported(output, results, tuple(manifests), quantized, made.prepared, made.curve, made.pruned, noises)
 
 
-# ---------------------------------------------------------------------------------- what export is made of
-
-
-def _golden(files: _Files, held: CalibrationData) -> Golden:
+def _golden(files: ModelFiles, held: CalibrationData) -> Golden:
     engine = run.session(files.int8, threads=1)
     feeds: list[Feed] = list(held.take(GOLDEN_SAMPLES))
     outputs: list[dict[str, Array]] = [dict(zip(files.outputs, engine.run(None, feed), strict=True)) for feed in feeds]
@@ -164,7 +186,7 @@ def _golden(files: _Files, held: CalibrationData) -> Golden:
 
 
 def _bench(
-    files: _Files, name: str, scores: _Scores, feed: Feed, recipe: Recipe, progress: Progress
+    files: ModelFiles, name: str, scores: Scores, feed: Feed, recipe: Recipe, progress: Progress
 ) -> tuple[Measurement, ...]:
     subjects = [Subject(files.dense, name, "fp32", target="host", feeds=feed, score=scores.dense)]
     if files.pruned is not None:
@@ -172,8 +194,7 @@ def _bench(
     variant = "int8" if files.pruned is None else "pruned+int8"
     subjects.append(Subject(files.int8, name, variant, target="host", feeds=feed, score=scores.int8))
     target = detect_host()
-    found = run_bench(subjects, settings=recipe.bench, target=target, progress=progress)
-    return found.measurements
+    return run_bench(subjects, settings=recipe.bench, target=target, progress=progress).measurements
 
 
 def _package(
@@ -184,7 +205,7 @@ def _package(
     profile: Target,
     golden: Golden,
 ) -> tuple[Manifest, Measurement]:
-    """Write one target's folder; returns its manifest and its row of the table."""
+    """Write one target's folder, verify it, and return its manifest and its row of the table."""
     here = profile.name == "host"
     row = measured.model_copy(
         update={
@@ -195,10 +216,10 @@ def _package(
     )
     manifest = manifest.model_copy(update={"measurements": (row,)})
     manifest = write_artifact(folder, model, manifest=manifest, target=profile, golden=golden)
-    found = verify(folder)
-    if found.mismatches and not found.tolerance:
+    verified = verify(folder)
+    if verified.mismatches and not verified.tolerance:
         raise GateError(
-            f"the packaged model is not what was planned: {found.mismatches[0]}",
+            f"the packaged model does not compute what was planned: {verified.mismatches[0]}",
             where=profile.name,
             hint="report the model; meanwhile keep the operators around that output float in a recipe",
         )
@@ -206,8 +227,8 @@ def _package(
     return manifest, row.model_copy(update={"sha256": file.sha256, "size_bytes": file.size_bytes})
 
 
-def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) -> Manifest:
-    prepared, quantized, data = work.prepared, work.quantized, work.job.data
+def _manifest(made: Int8Model, profile: Target, recipe: Recipe, reference: Score) -> Manifest:
+    prepared, quantized, data = made.prepared, made.quantized, made.opened.data
     plan = quantized.plan
     return Manifest(
         target=profile.name,
@@ -227,7 +248,7 @@ def _manifest(work: _Work, profile: Target, recipe: Recipe, reference: Score) ->
         precision=plan.choices,
         exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
         steps=quantized.steps,
-        tradeoff=work.curve,
+        tradeoff=made.curve,
         reference_score=reference,
-        notes=(*prepared.converted.notes, *([work.pruned.record.summary] if work.pruned else []), *quantized.notes),
+        notes=(*prepared.converted.notes, *([made.pruned.record.summary] if made.pruned else []), *quantized.notes),
     )

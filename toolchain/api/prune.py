@@ -1,32 +1,37 @@
-"""`prune`: a model and unlabelled data in, a smaller and faster float ONNX file out."""
+"""`prune`: a smaller and faster float model, from unlabelled samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolchain.api.request import Prepared, open_job
+from toolchain.api.prepare import Prepared
+from toolchain.api.recipes import read_recipe, with_prune
+from toolchain.api.request import Freeze, Inputs, Metric, check_request, open_request
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import InputError
 from toolchain.core.files import check_output
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import DataSpec
-from toolchain.devices.catalogue import load_target
-from toolchain.evaluation.score import Evaluate
 from toolchain.formats.findings import Pruning
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
-from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 from toolchain.pruning.goal import Pruned, prune_model
-from toolchain.pruning.sparsity import parse_sparsity, sparsify
+from toolchain.pruning.sparsity import Sparse, parse_sparsity, sparsify
 
 
 @dataclass(frozen=True)
 class PrunedFile:
-    """What :func:`prune` made. scores: before and after."""
+    """Result of :func:`prune`.
+
+    Attributes:
+        output: the file.
+        pruned: what was removed and what that gave.
+        prepared: the float model before pruning.
+        scores: before and after.
+    """
 
     output: Path
     pruned: Pruned
@@ -40,69 +45,99 @@ def prune(
     calibration: DataSpec,
     output: str | Path,
     target: str | Target = "host",
-    inputs: Sequence[TensorSpec] = (),
-    freeze: Mapping[str, int] | None = None,
-    preprocess: str | Path | None = None,
-    evaluate: str | Evaluate | None = None,
-    recipe: Recipe | None = None,
+    speedup: float | None = None,
+    latency_ms: float | None = None,
+    keep: float | None = None,
+    criterion: str | None = None,
+    minutes: float | None = None,
     for_int8: bool = False,
     sparsity: str | None = None,
+    preprocess: str | Path | None = None,
+    evaluate: Metric | None = None,
+    inputs: Inputs = (),
+    freeze: Freeze | None = None,
+    recipe: Recipe | str | Path | None = None,
     progress: Progress = silent,
 ) -> PrunedFile:
-    """Prune a model and write it.
+    """Remove channels, heads and branches of a float model until it reaches a goal, and write it.
+
+    Give one of `speedup`, `latency_ms`, `keep` and `sparsity`, or a recipe with a goal.
 
     Args:
-        source: a model as :func:`toolchain.api.export.export` takes it, and so all that follows.
-        calibration: unlabelled samples.
+        source: an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` giving an ``nn.Module``, or a module.
+        calibration: unlabelled samples, see :mod:`toolchain.data.calibration`.
         output: the ``.onnx`` file to write.
-        target: whose channel multiple is kept; latency is measured here for ``host`` and counted for others.
-        inputs: what a torch module takes.
-        freeze: sizes for dynamic axes.
-        preprocess: the image pipeline, for folders of images.
-        evaluate: scores the model before and after; None: agreement.
-        recipe: its ``prune`` says how far and how.
-        for_int8: int8 follows, so latency is int8's.
-        sparsity: a share or N:M of single weights to zero, instead of a goal for the graph.
-        progress: told about every step.
+        target: name of a profile, path of one, or a profile; its channel multiple is kept. Latency is measured on this
+            computer for ``host``, and counted from operations for other targets.
+        speedup: target speed-up, such as 1.3.
+        latency_ms: target latency of one inference, in milliseconds.
+        keep: share of the multiply-accumulates to keep, such as 0.7.
+        criterion: which channels go first: ``obs``, ``activation``, ``l2``, ``l1`` or ``random``.
+        minutes: train for this many minutes after pruning, without labels; needs PyTorch.
+        for_int8: int8 follows, so int8's latency counts.
+        sparsity: set single weights to zero instead: a share such as ``0.5``, or N:M such as ``2:4``.
+        preprocess: the image pipeline for folders of images: ``imagenet``, ``imagenet-squash``, ``unit``, ``signed``,
+            or the path of a TOML file.
+        evaluate: a function, or ``package.module:callable``: called with ``run(feed) -> outputs``, returns a number,
+            higher is better. Without it the score is how often the model agrees with the float model.
+        inputs: the inputs of a torch module, such as ``["image:batch,3,224,224"]``; not needed for ONNX files.
+        freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
+        recipe: a recipe, or the path of one; its ``prune`` part is used.
+        progress: is told about every stage.
+
+    Returns:
+        The file and what pruning did.
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.
         GateError: the cut could not be proved.
     """
-    recipe = recipe or Recipe()
-    profile = load_target(target) if isinstance(target, str) else target
+    goal = {"speedup": speedup, "latency_ms": latency_ms, "keep": keep, "criterion": criterion, "minutes": minutes}
+    recipe = with_prune(read_recipe(recipe), goal)
     check_output(output)
     zeros = parse_sparsity(sparsity) if sparsity is not None else None
     if recipe.prune.has_goal == (zeros is not None):
         both = "a goal and a sparsity are given" if zeros is not None else "no goal is given"
         raise InputError(both, where="prune", hint="give one of --speedup, --latency-ms, --keep and --sparsity")
-    job = open_job(
-        source, calibration, inputs, freeze, preprocess=preprocess, evaluate=evaluate, recipe=recipe, progress=progress
+    request = check_request(
+        source,
+        calibration,
+        targets=[target],
+        inputs=inputs,
+        freeze=freeze,
+        preprocess=preprocess,
+        evaluate=evaluate,
+        progress=progress,
     )
-    model = job.prepared.model
+    opened = open_request(request, recipe.calibrate.samples)
+    model, profile = opened.prepared.model, request.targets[0]
     if zeros is not None:
-        sparse = sparsify(model, zeros)
-        before, after = sparse.compressed_bytes
-        note = (
-            f"{sparse.zeros:.0%} of the weights are zero: compressed {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB; "
-            "no faster, since onnxruntime's CPU provider multiplies zeros like any other number"
-        )
-        found = Pruned(sparse.model, Pruning(helped=True, notes=(note,)))
+        pruned = _sparse(sparsify(model, zeros))
     else:
-        found = prune_model(
+        pruned = prune_model(
             model,
-            job.train,
+            opened.train,
             recipe.prune,
-            check=job.held,
+            check=opened.held,
             int8=for_int8,
             multiple=profile.channel_multiple,
             here=profile.name == "host",
             progress=progress,
         )
-    if found.record.helped and zeros is None:
-        found = replace(found, model=job.prepared.with_model(found.model).model)
-    progress("evaluating", 0, 0)
-    reference, engine = run.session(model), run.session(found.model)
-    scores = job.score(reference, reference), job.score(reference, engine)
-    io.save(found.model, output)
-    return PrunedFile(Path(output), found, job.prepared, scores)
+        if pruned.record.helped:
+            pruned = replace(pruned, model=opened.prepared.with_model(pruned.model).model)
+    progress("evaluating")
+    reference, engine = run.session(model), run.session(pruned.model)
+    scores = opened.scorer.score(reference, reference), opened.scorer.score(reference, engine)
+    io.save(pruned.model, output)
+    return PrunedFile(Path(output), pruned, opened.prepared, scores)
+
+
+def _sparse(sparse: Sparse) -> Pruned:
+    """Describe a model with zeros as the result of pruning."""
+    before, after = sparse.compressed_bytes
+    note = (
+        f"{sparse.zeros:.0%} of the weights are zero: compressed {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB; "
+        "no faster, since onnxruntime's CPU provider multiplies zeros like any other number"
+    )
+    return Pruned(sparse.model, Pruning(helped=True, notes=(note,)))

@@ -1,127 +1,230 @@
-"""`prepare`: whatever a user gives as a model, brought to a clean float graph; `open_job`: that and the data for it."""
+"""`Request`: what a user asked for, built and checked once, before the first slow step.
+
+Every function of the public API takes its arguments as users write them (names, paths, texts, objects), makes a
+`Request` of them at its first line, and hands that on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
+import numpy as np
 from onnxruntime import InferenceSession
 
-from toolchain.conversion.source import Converted, ModelSource, convert
-from toolchain.core.errors import DataError, ModelError, one_line
-from toolchain.core.progress import Progress, silent
+from toolchain.api.prepare import Prepared, prepare
+from toolchain.conversion.inputs import parse_freeze, parse_input
+from toolchain.conversion.source import ModelSource
+from toolchain.core.errors import DataError, InputError, ModelError, one_line
+from toolchain.core.progress import Progress
 from toolchain.core.user_code import is_callable_spec, load_callable
-from toolchain.data.calibration import CalibrationData, DataSpec, check_source, open_data
-from toolchain.evaluation.score import Evaluate, agreement_score, evaluate_score
-from toolchain.formats.recipe import Recipe
+from toolchain.data.calibration import LABELS, CalibrationData, DataSpec, check_source, open_data
+from toolchain.data.tensors import Array, Feed
+from toolchain.devices.catalogue import load_target
+from toolchain.evaluation.score import Evaluate, Run, agreement_score, evaluate_score
 from toolchain.formats.results import Score
+from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
-from toolchain.optimization.passes import Optimized, optimize
 from toolchain.quantization.qdq.reader import is_quantized
+
+Inputs = Sequence[str | TensorSpec]
+"""What a torch module takes: texts as :func:`toolchain.parse_input` reads them, or specs."""
+Freeze = Mapping[str, int] | Sequence[str]
+"""Sizes for dynamic axes: by name, or texts such as ``batch=1`` and ``input.axis=1``."""
+Metric = str | Evaluate
+"""``package.module:callable`` or a function, see :data:`toolchain.evaluation.score.Evaluate`."""
+
+FACTORY_NAMES = ("model", "module", "build", "main", "load")
+"""Names of factories that say nothing about the model they make."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A source brought to a clean float model."""
+class Request:
+    """A checked request.
 
-    converted: Converted
-    optimized: Optimized
+    Attributes:
+        source: the model.
+        data: the samples, not opened yet.
+        targets: profiles of the devices.
+        inputs: what a torch module takes.
+        freeze: sizes for dynamic axes.
+        preprocess: the image pipeline, for folders of images.
+        metric: the user's function, or None.
+        metric_name: its name in messages.
+        progress: is told about every stage.
+    """
+
+    source: ModelSource
+    data: DataSpec
+    targets: tuple[Target, ...]
+    inputs: tuple[TensorSpec, ...]
+    freeze: Mapping[str, int]
+    preprocess: str | Path | None
+    metric: Evaluate | None
+    metric_name: str
+    progress: Progress
 
     @property
-    def model(self) -> ir.Model:
-        """The optimized float model."""
-        return self.optimized.model
+    def model_name(self) -> str:
+        """The model's name in tables: its file's stem, its factory's name, or its class."""
+        if not isinstance(self.source, str | Path):
+            return type(self.source).__name__
+        text = str(self.source)
+        if Path(text).exists() or not is_callable_spec(text):
+            return Path(text).stem
+        module, _, factory = text.partition(":")
+        return module.rsplit(".", 1)[-1] if factory.lower() in FACTORY_NAMES else factory
 
-    def with_model(self, model: ir.Model) -> Prepared:
-        """The same, with a model that was made of it, cleaned up."""
-        return replace(self, optimized=optimize(model))
+    def prepare(self) -> Prepared:
+        """Convert and optimize the model.
+
+        Raises:
+            ModelError, InputError: the model cannot be used. GateError: parity failed.
+        """
+        return prepare(self.source, inputs=self.inputs, freeze=self.freeze, progress=self.progress)
+
+    def open_data(self, inputs: Sequence[TensorSpec], samples: int | None, *, labels: bool = False) -> CalibrationData:
+        """Open the data for a model with these inputs; see :func:`toolchain.data.calibration.open_data`."""
+        self.progress("checking the data")
+        return open_data(self.data, inputs, preprocess=self.preprocess, samples=samples, labels=labels)
+
+    def scorer(self, held: CalibrationData) -> Scorer:
+        """Return what scores models, on these samples where there is no metric."""
+        return Scorer(self.metric, self.metric_name, held)
 
 
-def prepare(
+def check_request(
     source: ModelSource,
+    data: DataSpec,
     *,
-    inputs: Sequence[TensorSpec] = (),
-    freeze: Mapping[str, int] | None = None,
-    progress: Progress = silent,
-) -> Prepared:
-    """Convert and optimize.
+    targets: Sequence[str | Target],
+    inputs: Inputs = (),
+    freeze: Freeze | None = None,
+    preprocess: str | Path | None = None,
+    evaluate: Metric | None = None,
+    progress: Progress,
+) -> Request:
+    """Build a request from what the user gave.
 
     Raises:
-        ModelError, InputError, GateError: as :func:`convert` and :func:`optimize` do.
+        InputError and its subclasses: something given cannot be used.
     """
-    progress("converting", 0, 0)
-    converted = convert(source, inputs=inputs, freeze=freeze)
-    progress("optimizing", 0, 0)
-    return Prepared(converted, optimize(converted.model))
+    profiles = tuple(load_target(target) if isinstance(target, str) else target for target in targets)
+    for profile in profiles:
+        if sum(other.name == profile.name for other in profiles) > 1:
+            raise InputError("is given more than once", where=f"target {profile.name!r}", hint="name each target once")
+    specs = read_inputs(inputs)
+    sizes = read_freeze(freeze)
+    metric: Evaluate | None = load_callable(evaluate) if isinstance(evaluate, str) else evaluate  # type: ignore[assignment]
+    name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
+    check_source(data, preprocess)
+    return Request(source, data, profiles, specs, sizes, preprocess, metric, name, progress)
 
 
-def model_name(source: ModelSource) -> str:
-    """What tables call a model: its file's stem, its factory's name, or its class."""
-    if not isinstance(source, str | Path):
-        return type(source).__name__
-    text = str(source)
-    if Path(text).exists() or not is_callable_spec(text):
-        return Path(text).stem
-    module, _, factory = text.partition(":")
-    # A factory called "model" says nothing; the module it lives in does.
-    return module.rsplit(".", 1)[-1] if factory.lower() in ("model", "module", "build", "main", "load") else factory
+def read_inputs(inputs: Inputs) -> tuple[TensorSpec, ...]:
+    """Return specs of texts and specs.
+
+    Raises:
+        InputError: a text that is no input, or one text instead of a list.
+    """
+    if isinstance(inputs, str):
+        raise InputError(f"is the text {inputs!r}", where="inputs", hint="give a list of inputs")
+    return tuple(parse_input(spec) if isinstance(spec, str) else spec for spec in inputs)
+
+
+def read_freeze(freeze: Freeze | None) -> Mapping[str, int]:
+    """Return sizes by axis.
+
+    Raises:
+        InputError: a text that is not of the form ``name=size``, or one text instead of a list.
+    """
+    if isinstance(freeze, str):
+        raise InputError(f"is the text {freeze!r}", where="freeze", hint="give a list of texts, or a dictionary")
+    return freeze if isinstance(freeze, Mapping) else parse_freeze(freeze or ())
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores models: by the user's metric, by held-out labels, or by agreement with the float model.
+
+    Attributes:
+        metric: the user's function, or None.
+        metric_name: its name in messages.
+        held: samples that no statistic was taken from.
+    """
+
+    metric: Evaluate | None
+    metric_name: str
+    held: CalibrationData
+
+    def score(self, reference: InferenceSession, engine: InferenceSession) -> Score:
+        """Score the model in `engine`; `reference` holds the float model.
+
+        Raises:
+            InputError: the metric fails. DataError: the model cannot be run on one of the samples.
+        """
+        if self.metric is not None:
+            return evaluate_score(self.metric, engine, self.metric_name)
+        first = next(iter(self.held))
+        try:
+            if LABELS in first and first[LABELS].dtype == np.int64:
+                accuracy = evaluate_score(self._accuracy, engine, LABELS)
+                return accuracy.model_copy(update={"samples": len(self.held)})
+            return agreement_score(reference, engine, map(without_labels, self.held))
+        except run.OrtError as error:
+            what = f"onnxruntime cannot run the model on a sample that is held out ({one_line(error)})"
+            raise DataError(what, where=self.held.source, hint="mend or remove the sample") from None
+
+    def _accuracy(self, call: Run) -> float:
+        """Return the share of held-out samples whose largest output is the label's."""
+        right = [call(without_labels(feed))[0].argmax(-1).reshape(-1) == feed[LABELS].reshape(-1) for feed in self.held]
+        return float(np.mean(right))
+
+
+def without_labels(feed: Feed) -> dict[str, Array]:
+    """Return what the model takes of a feed."""
+    return {name: array for name, array in feed.items() if name != LABELS}
 
 
 @dataclass(frozen=True)
 class OpenedRequest:
-    """All that a user gave, checked and opened. train, held: the samples that statistics are taken from, and those that
-    judge. scorer: the user's function.
+    """A request whose model was converted and whose data was opened.
+
+    Attributes:
+        request: what was asked for.
+        prepared: the float model.
+        data: all samples.
+        train: the samples that statistics are taken from.
+        held: the samples that models are scored on.
     """
 
+    request: Request
     prepared: Prepared
     data: CalibrationData
     train: CalibrationData
     held: CalibrationData
-    scorer: Evaluate | None
-    scorer_name: str
 
-    def score(self, reference: InferenceSession, engine: InferenceSession) -> Score:
-        """A model's score: the user's, or agreement with the float model on samples that were held out.
-
-        Raises:
-            DataError: the model cannot be run on one of those.
-        """
-        if self.scorer is not None:
-            return evaluate_score(self.scorer, engine, self.scorer_name)
-        try:
-            return agreement_score(reference, engine, self.held)
-        except run.OrtError as error:
-            what = f"onnxruntime cannot run the model on a sample that is held out ({one_line(error)})"
-            raise DataError(what, where=self.data.source, hint="mend or remove the sample") from None
+    @property
+    def scorer(self) -> Scorer:
+        """What scores models."""
+        return self.request.scorer(self.held)
 
 
-def open_job(
-    source: ModelSource,
-    calibration: DataSpec,
-    inputs: Sequence[TensorSpec],
-    freeze: Mapping[str, int] | None,
-    *,
-    preprocess: str | Path | None,
-    evaluate: str | Evaluate | None,
-    recipe: Recipe,
-    progress: Progress,
-) -> OpenedRequest:
-    """Check what was given, convert and optimize.
+def open_request(request: Request, samples: int | None) -> OpenedRequest:
+    """Convert and optimize the model, then open and divide the data.
+
+    Args:
+        request: what was asked for.
+        samples: use at most this many.
 
     Raises:
         InputError and its subclasses: something given cannot be used. GateError: parity failed.
     """
-    scorer: Evaluate | None = load_callable(evaluate) if isinstance(evaluate, str) else evaluate  # type: ignore[assignment]
-    check_source(calibration, preprocess)
-    prepared = prepare(source, inputs=inputs, freeze=freeze, progress=progress)
+    prepared = request.prepare()
     if is_quantized(prepared.model):
         hint = "give the float model it was made from; `toolchain inspect` and `bench` take it as it is"
         raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
-    progress("checking the calibration data", 0, 0)
-    specs = io.inputs(prepared.model)
-    data = open_data(calibration, specs, preprocess=preprocess, samples=recipe.calibrate.samples)
-    name = evaluate if isinstance(evaluate, str) else getattr(evaluate, "__name__", "evaluate")
-    return OpenedRequest(prepared, data, *data.split(), scorer, name)
+    data = request.open_data(io.inputs(prepared.model), samples)
+    return OpenedRequest(request, prepared, data, *data.split())

@@ -8,7 +8,7 @@ from pathlib import Path
 from toolchain.benchmark.find import find_place
 from toolchain.core.errors import DataError, InputError
 from toolchain.core.files import sha256
-from toolchain.core.progress import silent
+from toolchain.core.progress import Progress, silent
 from toolchain.formats.manifest import Manifest
 from toolchain.packaging.golden import Mismatch, check_golden, load_golden
 from toolchain.packaging.write import MANIFEST
@@ -37,22 +37,29 @@ class Verification:
 
 
 def verify(
-    folder: str | Path, *, on: str = "local", library: Path | None = None, ndk: Path | None = None
+    artifact: str | Path,
+    *,
+    on: str = "local",
+    library: str | Path | None = None,
+    ndk: str | Path | None = None,
+    progress: Progress = silent,
 ) -> Verification:
-    """Run an exported folder's model on its golden inputs and compare every output.
+    """Run an exported model on its golden inputs and compare every output.
 
     Args:
-        folder: one target's folder, as :func:`toolchain.api.export.export` writes it.
-        on: ``local``, ``emulator:CPU`` (:data:`toolchain.benchmark.emulator.CPUS`) or ``adb:SERIAL``.
+        artifact: one target's folder, as :func:`toolchain.export` writes it.
+        on: ``local``, ``emulator:CPU`` such as ``emulator:cortex-a76``, or ``adb:SERIAL``.
         library: with ``adb:SERIAL``, the device's ``libonnxruntime.so``.
-        ndk: with ``adb:SERIAL``, the Android NDK's folder; None looks for an installed one.
+        ndk: with ``adb:SERIAL``, the folder of the Android NDK; None looks for an installed one.
+        progress: is told about every stage.
 
     Raises:
         ConfigError, DataError, ModelError: the folder is no export, or a file in it is not the one that was exported.
         InputError: unknown place, or no library for it.
         DeviceError: the emulator is not set up, or the device cannot be used.
     """
-    folder = Path(folder)
+    folder = Path(artifact)
+    library, ndk = (None if path is None else Path(path) for path in (library, ndk))
     place = find_place(on, library=library, ndk=ndk)
     if place.answering is None:
         hint = "give local, emulator:cortex-a76 or adb:SERIAL"
@@ -65,7 +72,8 @@ def verify(
         raise DataError("holds no model.onnx or model.ort", where=folder, hint=_AGAIN)
     # Without it x86 would turn signed activations into unsigned ones first, and fuse less.
     options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
-    with place.answering(silent) as device:
+    progress(f"running the golden samples on {on}")
+    with place.answering(progress) as device:
         answers = device.answer(model, golden.feeds, session_options=options)
     outputs = iter(answers)
     tolerance = _tolerance(manifest)

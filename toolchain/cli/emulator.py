@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import typer
-
 from toolchain.cli import options
+from toolchain.cli.command import command, new_app
 from toolchain.cli.terminal import say, show, show_json, working
 
-app = typer.Typer(help="Set emulated processors up, and list them.", no_args_is_help=True)
+app = new_app(help="Set emulated processors up, and list them.")
 
 
-@app.command("setup")
+@command(app, "emulator setup", name="setup")
 def emulator_setup(as_json: options.AsJson = False) -> None:
     """Fetch the emulator and an ARM Python with onnxruntime.
 
@@ -28,7 +27,7 @@ def emulator_setup(as_json: options.AsJson = False) -> None:
     say(f"ready: {folder}; try `toolchain bench --on emulator:cortex-a72 MODEL`")
 
 
-@app.command("list")
+@command(app, "emulator list", name="list")
 def emulator_list(as_json: options.AsJson = False) -> None:
     """List the emulated processors, and whether they can run here."""
     from toolchain.benchmark import emulator

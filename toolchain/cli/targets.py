@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import typer
-
 from toolchain.cli import options
+from toolchain.cli.command import command, new_app
 from toolchain.cli.terminal import say, show, show_json, working
 from toolchain.core.errors import InputError
 from toolchain.core.files import check_output, write_text
 
-app = typer.Typer(help="List, show, detect and check device profiles.", no_args_is_help=True)
+app = new_app(help="List, show, detect and check device profiles.")
 
 
-@app.command("list")
+@command(app, "targets list", name="list")
 def targets_list(as_json: options.AsJson = False) -> None:
     """List all profiles."""
     from toolchain.devices.catalogue import known_targets, load_target
@@ -25,7 +24,7 @@ def targets_list(as_json: options.AsJson = False) -> None:
     show(list_targets(found))
 
 
-@app.command("show")
+@command(app, "targets show raspberry-pi-5", name="show")
 def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None:
     """Show everything a profile states."""
     from toolchain.devices.catalogue import load_target
@@ -38,7 +37,7 @@ def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None
     show(show_target(found))
 
 
-@app.command("detect")
+@command(app, "targets detect --on ssh:pi@raspberrypi.local -o pi.toml", name="detect")
 def targets_detect(
     on: options.Place = "local",
     output: options.ProfileOutput = None,
@@ -67,7 +66,7 @@ def targets_detect(
         say(f"written: {output}; use it with --target {output}")
 
 
-@app.command("check")
+@command(app, "targets check pi.toml", name="check")
 def targets_check(file: options.ProfileFile, as_json: options.AsJson = False) -> None:
     """Check a profile against the schema."""
     from toolchain.formats.target import Target

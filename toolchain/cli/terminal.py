@@ -1,20 +1,54 @@
-"""The terminal: results on stdout, everything else on stderr, progress only where somebody watches."""
+"""The terminal: results on stdout, everything else on stderr.
+
+Progress is a bar where stderr is a terminal, and one line a stage elsewhere. ``-q`` leaves errors and results; ``-v``
+adds what the packages log as decisions (INFO), ``-vv`` everything they log.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from toolchain.core import progress
 
 MINIMUM_WIDTH = 100
 """Tables are made for this many columns; a narrower pipe would only cut words."""
+
+log = logging.getLogger("toolchain")
+
+
+@dataclass
+class _State:
+    """How much this process says: -1 the result and errors, 0 stages, 1 decisions, 2 everything."""
+
+    verbosity: int = 0
+
+
+_state = _State()
+
+
+class _ToStderr(logging.Handler):
+    """Writes log records to stderr as it is at that moment: a bar replaces it for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.name.removeprefix('toolchain.')}: {record.getMessage()}\n")
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Decide how much is said, for the rest of the process."""
+    _state.verbosity = verbosity
+    log.handlers[:] = [_ToStderr()] if verbosity > 0 else []
+    log.setLevel({1: logging.INFO}.get(verbosity, logging.DEBUG) if verbosity > 0 else logging.NOTSET)
+    log.propagate = verbosity <= 0
 
 
 def show(content: RenderableType) -> None:
@@ -34,13 +68,19 @@ def show_json(data: object) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the user something that is not the result."""
+    """Print a remark that is not the result; ``-q`` leaves it out."""
+    if _state.verbosity >= 0:
+        sys.stderr.write(line + "\n")
+
+
+def complain(line: str) -> None:
+    """Print an error."""
     sys.stderr.write(line + "\n")
 
 
 @contextmanager
 def _stdout_aside() -> Iterator[None]:
-    """Python's stdout and the process's own both lead to stderr."""
+    """Lead Python's stdout, and the process's own, to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -54,23 +94,45 @@ def _stdout_aside() -> Iterator[None]:
 
 @contextmanager
 def working() -> Iterator[progress.Progress]:
-    """Yields ``report(what, done, total)``, a progress line on stderr; silent where stderr is not a terminal.
+    """Yield a progress function; meanwhile what users' modules and native libraries print goes to stderr."""
+    with _stdout_aside():
+        if _state.verbosity < 0:
+            yield progress.silent
+        elif sys.stderr.isatty():
+            with _bar() as report:
+                yield report
+        else:
+            yield _lines()
 
-    What users' modules, and native libraries, print meanwhile goes to stderr too: stdout holds the result alone.
-    """
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(file=sys.stderr)  # this very stream: steps may lead sys.stderr elsewhere for a while
-    bar = Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
-    with _stdout_aside(), bar:
-        task = bar.add_task("starting", total=None)
+
+def _lines() -> progress.Progress:
+    """Return a progress function that prints one line a stage, with the seconds since the start."""
+    started, seen = time.monotonic(), set[str]()
+
+    def report(what: str, done: int = 0, total: int = 0) -> None:
+        if what not in seen:
+            seen.add(what)
+            say(f"{time.monotonic() - started:7.1f} s  {what}")
+
+    return report
+
+
+@contextmanager
+def _bar() -> Iterator[progress.Progress]:
+    """Yield a progress function that draws the current stage, with a bar where its steps are counted."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    console = Console(file=sys.stderr)  # the stream as it is now: steps may lead sys.stderr elsewhere for a while
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        shown: tuple[str, TaskID] = "", bar.add_task("starting", total=None, count="")
 
         def report(what: str, done: int = 0, total: int = 0) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
+            nonlocal shown
+            name, task = shown
+            if name != what:  # a new task, since rich takes total=None for "as before"
+                bar.remove_task(task)
+                task = bar.add_task(what, total=total or None, count="")
+                shown = what, task
+            count = f"{done}/{total}" if total else ""
+            bar.update(task, completed=done, total=total or None, count=count)
 
         yield report

@@ -1,14 +1,23 @@
-"""`CalibrationData`: a few hundred unlabelled samples, read again and again and never all at once.
+"""`CalibrationData`: a few hundred unlabelled samples, read again and again and never all in memory.
 
-Sources (the command line's ``DATA``)
-    a folder of images     with a `Preprocess` pipeline; sub-folders included
-    a folder of ``.npy``   one sample a file
-    an ``.npz``            one array an input, the leading axis counts samples (a lone ``.npy`` likewise)
-    ``module:callable``    yields dictionaries of arrays, one feed each, again at every call
+Sources
+    a folder of images       with a `Preprocess` pipeline; sub-folders included
+    a folder of ``.npy``     one sample a file
+    an ``.npz``              one array an input, the leading axis counts samples; a single ``.npy`` likewise
+    a dictionary of arrays   as an ``.npz`` holds it; or one array, for a model with one input
+    a list of feeds          dictionaries of arrays with their batch axis
+    a function               returns an iterable of feeds; on the command line ``package.module:callable``
+    a generator              of feeds; it is read once
+    a data loader            such as ``torch.utils.data.DataLoader``; its batches are divided into single samples
 
-A *feed* is what the model's session takes: a dictionary from input name to array, batch axis included.
-A sample from a file whose rank is one below the input's gets a batch axis of one. Everything is checked
-against the model's inputs in one streaming pass when the data is opened; samples are numbered from 0.
+A *feed* is what the model's session takes: a dictionary from input name to array, batch axis included. A tuple of
+arrays is taken in the order of the model's inputs, a bare array as the only input; torch tensors are arrays. A sample
+from a file or an array in memory whose rank is one below the input's gets a batch axis of one. An array called
+``labels`` that the model does not take is ground truth: training learns from it, everything else ignores it.
+
+Opening the data reads all of it once and checks it against the model's inputs; samples are numbered from 0. What may
+give other samples at a second reading (a generator, a loader that shuffles, a function that augments) is kept on disk
+during that one reading, so that every later step sees the same bytes.
 """
 
 from __future__ import annotations
@@ -22,23 +31,38 @@ import numpy as np
 
 from toolchain.core.errors import DataError
 from toolchain.core.user_code import is_callable_spec, load_callable
-from toolchain.data.readers import ANONYMOUS, Reader, Sample, from_arrays, from_calls, from_images, from_npy_files
-from toolchain.data.tensors import Feed, check_finite, conform, digest
+from toolchain.data.readers import (
+    ANONYMOUS,
+    Reader,
+    Sample,
+    from_arrays,
+    from_calls,
+    from_images,
+    from_loader,
+    from_memory,
+    from_npy_files,
+)
+from toolchain.data.spool import MOST_BYTES, Spool
+from toolchain.data.tensors import Array, Feed, check_finite, conform, digest
 from toolchain.formats.preprocess import IMAGE_SUFFIXES, PIPELINES, Preprocess, load_preprocess
 from toolchain.formats.tensor_spec import TensorSpec
 
 UNNAMED = "arr_0"
-"""What numpy calls an array that was saved without a name."""
+"""The name that numpy gives an array saved without one."""
+LABELS = "labels"
+"""The array of ground truth beside a sample's inputs: int64 classes, or floats shaped as the model's first output."""
 
-DataSpec = str | Path | Callable[[], Iterable[Mapping[str, object]]] | Sequence[Mapping[str, object]]
+DataSpec = str | Path | Mapping[str, Array] | Array | Iterable[object] | Callable[[], Iterable[object]]
+"""Anything that the module's docstring lists."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Checked samples; iterating yields one `Feed` after another, freshly read every time.
+    """Checked samples; iterating reads them again and yields one `Feed` after another.
 
-    source: where they come from, as the user wrote it.
-    preprocessing: the image pipeline in full, or None.
+    Attributes:
+        source: where they come from, as the user wrote it.
+        preprocessing: the image pipeline in full, or None.
     """
 
     source: str
@@ -52,7 +76,7 @@ class CalibrationData:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Feed]:
-        """Raises DataError where a sample has changed or vanished since the data was opened."""
+        """Yield the feeds; raise DataError where a sample has changed or vanished since the data was opened."""
         read = 0
         for sample, known in zip(self._reader.read(self._numbers), self._digests, strict=False):
             feed = _feed(sample, self._reader, self._inputs)
@@ -67,22 +91,22 @@ class CalibrationData:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of the samples in their source, from 0: how errors name them."""
+        """The samples' positions in their source, from 0, as errors name them."""
         return self._numbers
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over every feed's names, dtypes, shapes and bytes, in order."""
+        """The hex SHA-256 of every feed's names, dtypes, shapes and bytes, in order."""
         return hashlib.sha256(b"".join(self._digests)).hexdigest()
 
     def take(self, n: int) -> CalibrationData:
-        """At most `n` of the samples, evenly spread."""
+        """Return at most `n` of the samples, evenly spread."""
         return self._subset(_spread(len(self), n, self.source))
 
     def split(self, every: int = 4, most: int = 64) -> tuple[CalibrationData, CalibrationData]:
-        """The samples to calibrate on, and those held out: one of `every`, at most `most`.
+        """Divide the samples into those to calibrate on and those held out: one of `every`, at most `most`.
 
-        Fewer than two times `every` samples are too few to spare any and serve for both.
+        With fewer than two times `every` samples there are none to spare, and all of them serve for both.
         """
         if len(self) < 2 * every:
             return self, self
@@ -95,10 +119,10 @@ class CalibrationData:
 
 
 def check_source(spec: DataSpec, preprocess: str | Path | None = None) -> None:
-    """Refuse what no model could be calibrated on: called before one is converted, which may take minutes.
+    """Refuse a source that no model could be calibrated on. Called before a model is converted, which takes time.
 
     Raises:
-        DataError: nothing there, an empty folder, an unreadable archive, no function of that name.
+        DataError: nothing there, an empty folder, an unreadable archive, no function of that name, no kind of samples.
         ConfigError: an unknown pipeline, or a pipeline file that does not follow its schema.
     """
     _locate(spec, preprocess)
@@ -110,14 +134,16 @@ def open_data(
     *,
     preprocess: str | Path | None = None,
     samples: int | None = None,
+    labels: bool = False,
 ) -> CalibrationData:
     """Open calibration data and check all of it against a model's inputs, one sample in memory at a time.
 
     Args:
-        spec: a path, ``module:callable``, a function, or a sequence of feeds; see the module's docstring.
-        inputs: what the model takes.
+        spec: one of the sources in the module's docstring.
+        inputs: the model's inputs.
         preprocess: a named image pipeline or the path of a TOML file; for folders of images.
-        samples: use at most so many, evenly spread over the data.
+        samples: use at most this many, evenly spread over the data.
+        labels: feeds keep the array `LABELS` where the samples have it.
 
     Raises:
         DataError: nothing there, unreadable, or a name, shape, dtype or value that does not fit
@@ -127,19 +153,38 @@ def open_data(
     inputs = tuple(inputs)
     if not inputs:
         raise DataError("the model takes no inputs", where=_name(spec), hint="calibration needs a model with inputs")
-    located = _locate(spec, preprocess)
-    reader, preprocessing = (located, None) if isinstance(located, Reader) else _fit(located, inputs, str(preprocess))
+    reader, preprocessing = _fit(_locate(spec, preprocess), inputs, str(preprocess))
     numbers = None if reader.count is None else _spread(reader.count, samples, reader.source)
-    found, digests = [], []
+    spool = None if reader.rereading == "stable" else Spool()
+    wanted: tuple[TensorSpec, ...] = ()
+    read, digests = [], []
     for sample in reader.read(numbers):
-        feed = _feed(sample, reader, inputs)
+        wanted = wanted or (*inputs, *(_label_specs(sample, reader, inputs) if labels else ()))
+        feed = _feed(sample, reader, wanted)
         check_finite(feed, _place(sample, reader))
-        found.append(sample.number)
+        read.append(sample.number)
         digests.append(digest(feed))
-    if not found:
+        if spool is not None:
+            spool.write(sample.number, feed)
+            if spool.full and reader.rereading == "never":
+                what = f"gives more than {MOST_BYTES / 2**30:g} GiB of samples, and can be read only once"
+                raise DataError(what, where=reader.source, hint="end it after a few hundred samples")
+    if not read:
         raise DataError("gives no samples", where=reader.source, hint="yield a few hundred dictionaries of arrays")
-    data = CalibrationData(reader.source, preprocessing, reader, inputs, tuple(found), tuple(digests))
+    if spool is not None and not spool.full:
+        reader = spool.reader(reader.source)
+    data = CalibrationData(reader.source, preprocessing, reader, wanted, tuple(read), tuple(digests))
     return data if samples is None else data.take(samples)
+
+
+def _label_specs(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Describe the labels of a first sample: any integers become int64, floats float32."""
+    arrays = _named(sample.arrays, inputs)
+    if not isinstance(arrays, Mapping) or LABELS not in arrays or any(spec.name == LABELS for spec in inputs):
+        return []
+    array = np.asarray(arrays[LABELS])
+    kind = np.dtype(np.float32 if array.dtype.kind == "f" else np.int64)
+    return [TensorSpec(LABELS, kind, ("batch", *(array.shape[1:] if reader.batched else array.shape)))]
 
 
 def _spread(count: int, samples: int | None, where: str) -> list[int]:
@@ -155,14 +200,26 @@ def _place(sample: Sample, reader: Reader) -> str:
 
 
 def _feed(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -> Feed:
-    arrays = sample.arrays
+    arrays = _named(sample.arrays, inputs)
     if not reader.batched and isinstance(arrays, Mapping) and len(arrays) == 1:
         name = next(iter(arrays))
         if name in (ANONYMOUS, UNNAMED) and len(inputs) == 1:
             arrays = {inputs[0].name: arrays[name]}
         elif name == ANONYMOUS:
             raise _feeds_one(reader.source, inputs)
+    if isinstance(arrays, Mapping) and LABELS in arrays and all(spec.name != LABELS for spec in inputs):
+        arrays = {name: array for name, array in arrays.items() if name != LABELS}
     return conform(arrays, inputs, _place(sample, reader), add_batch=not reader.batched)
+
+
+def _named(arrays: object, inputs: Sequence[TensorSpec]) -> object:
+    """Name the arrays of a tuple by the model's inputs in their order, and one more `LABELS`; name a bare array."""
+    names = [spec.name for spec in inputs if spec.name != LABELS]
+    if isinstance(arrays, tuple | list) and len(arrays) in (len(names), len(names) + 1):
+        return dict(zip([*names, LABELS], arrays, strict=False))
+    if hasattr(arrays, "__array__") and len(names) == 1:
+        return {names[0]: arrays}
+    return arrays
 
 
 def _feeds_one(where: object, inputs: Sequence[TensorSpec]) -> DataError:
@@ -178,37 +235,69 @@ def _name(spec: DataSpec) -> str:
         return str(spec)
     if callable(spec):
         return f"{getattr(spec, '__module__', '?')}:{getattr(spec, '__qualname__', type(spec).__name__)}"
-    return f"{type(spec).__name__} of feeds"
+    if isinstance(spec, Mapping):
+        return "dictionary of arrays"
+    return f"{type(spec).__name__} of feeds" if isinstance(spec, Sequence) else type(spec).__name__
 
 
 @dataclass(frozen=True)
 class _Images:
-    """A folder of images and how the user wants them."""
+    """A folder of images and the pipeline that the user wants."""
 
     folder: Path
     files: Sequence[Path]
     pipeline: Preprocess
 
 
-def _locate(spec: DataSpec, preprocess: str | Path | None) -> Reader | _Images:
-    """Everything that can be said before it is known what the model takes."""
+@dataclass(frozen=True)
+class _Loader:
+    """An iterable that gives batches."""
+
+    source: str
+    batches: Iterable[object]
+
+
+def _locate(spec: DataSpec, preprocess: str | Path | None) -> Reader | _Images | _Loader:
+    """Find the source and say everything that can be said before the model's inputs are known."""
     where = _name(spec)
+    located: Reader | _Loader
     if isinstance(spec, str | Path):
         path = Path(where)
         if path.is_dir():
             files = _listing(path)
             if files[0].suffix.lower() in IMAGE_SUFFIXES:
                 return _Images(path, files, _pipeline(path, preprocess))
-            reader = from_npy_files(path, files)
+            located = from_npy_files(path, files)
         elif path.exists() or not is_callable_spec(where):
-            reader = _open_file(path)
+            located = _open_file(path)
         else:
-            reader = from_calls(where, load_callable(where, error=DataError))
+            located = from_calls(where, load_callable(where, error=DataError))
     else:
-        reader = from_calls(where, spec if callable(spec) else lambda: spec)
+        located = _from_object(spec, where)
     if preprocess is not None:
         raise DataError("only images are preprocessed, and these are arrays", where=where, hint="drop --preprocess")
-    return reader
+    return located
+
+
+def _from_object(spec: object, where: str) -> Reader | _Loader:
+    """Find out how an object from Python is read."""
+    if isinstance(spec, Mapping):
+        return from_memory(where, {str(name): np.asarray(array) for name, array in spec.items()})
+    if hasattr(spec, "__array__"):
+        return from_memory(where, {ANONYMOUS: np.asarray(spec)})
+    if isinstance(spec, Sequence):
+        return from_calls(where, lambda: spec, "stable")
+    if isinstance(spec, Iterator):
+        return from_calls(where, lambda: spec, "never")
+    if isinstance(spec, Iterable):
+        return _Loader(where, spec)
+    if callable(spec):
+        return from_calls(where, spec)
+    raise DataError(
+        f"is of type {type(spec).__name__}, which gives no samples",
+        where="calibration data",
+        hint="give a path, a dictionary of arrays, an array, a list, generator or function of feeds, or a data loader",
+    )
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -255,8 +344,33 @@ def _pipeline(folder: Path, preprocess: str | Path | None) -> Preprocess:
     return load_preprocess(preprocess)
 
 
-def _fit(images: _Images, inputs: Sequence[TensorSpec], preprocess: str) -> tuple[Reader, dict[str, object]]:
-    """The images as the model takes them, and what is done to them in full."""
+def _fit(
+    located: Reader | _Images | _Loader, inputs: Sequence[TensorSpec], preprocess: str
+) -> tuple[Reader, dict[str, object] | None]:
+    """Return how samples are read for these inputs, and the image pipeline in full."""
+    if isinstance(located, _Images):
+        return _fit_images(located, inputs, preprocess)
+    if isinstance(located, _Loader):
+        return from_loader(located.source, located.batches, lambda batch: _divided(batch, inputs)), None
+    return located, None
+
+
+def _divided(batch: object, inputs: Sequence[TensorSpec]) -> list[object]:
+    """Divide a batch into single samples, unless the model takes a fixed batch of another size."""
+    arrays = _named(batch, inputs)
+    fixed = any(isinstance(spec.dims[0], int) and spec.dims[0] > 1 for spec in inputs if spec.dims)
+    if not isinstance(arrays, Mapping) or fixed:
+        return [arrays]
+    columns = {name: np.asarray(array) for name, array in arrays.items()}
+    sizes = {array.shape[:1] for array in columns.values()}
+    if len(sizes) != 1 or sizes == {()}:
+        return [columns]
+    ((size,),) = sizes
+    return [{name: array[i : i + 1] for name, array in columns.items()} for i in range(size)]
+
+
+def _fit_images(images: _Images, inputs: Sequence[TensorSpec], preprocess: str) -> tuple[Reader, dict[str, object]]:
+    """Return a reader of the images as the model takes them, and the pipeline in full."""
     folder, files = images.folder, images.files
     if len(inputs) > 1:
         raise _feeds_one(folder, inputs)

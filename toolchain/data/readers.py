@@ -1,7 +1,7 @@
-"""How samples come off the disk, or out of a function, one at a time.
+"""Reading samples one at a time: from files, arrays in memory, functions, generators and data loaders.
 
-A `Reader` yields raw arrays; whether they fit the model is checked in `tensors`. An array without a name of
-its own (an image, a ``.npy`` file) goes under `ANONYMOUS`.
+A `Reader` yields raw arrays; `tensors` checks whether they fit the model. An array without a name of its own (an image,
+a ``.npy`` file, a bare array) is stored under `ANONYMOUS`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,40 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from toolchain.core.errors import DataError
 from toolchain.core.user_code import user_code
+from toolchain.data.tensors import Array
 
 ANONYMOUS = ""
-MOST_CALLS = 100_000
-"""A function that yields more samples than this is taken to have no end."""
+MOST_SAMPLES = 100_000
+"""A source that yields more samples than this is assumed to have no end."""
+
+Rereading = Literal["stable", "possible", "never"]
+"""Whether a source can be read a second time. stable: yes, and it gives the same bytes (files, arrays in memory).
+possible: yes, but it may give other bytes (a function or loader that shuffles or augments). never: it is used up after
+one reading (a generator).
+"""
 
 _UNREADABLE = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
-"""zipfile says RuntimeError to a flipped flag: encrypted."""
+"""What numpy and zipfile raise for a damaged file; RuntimeError comes from zipfile when a flag says "encrypted"."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """label: what tells it from others beside its number, such as a file name."""
+    """One sample as its source gave it.
+
+    Attributes:
+        number: position in the source, from 0.
+        label: a file name or the like, for messages; may be empty.
+        arrays: a mapping from input name to array, a tuple of arrays, or an array; not checked yet.
+    """
 
     number: int
     label: str
@@ -42,26 +55,30 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reader:
-    """Samples that can be read again and again.
+    """A source of samples.
 
-    count: None where only reading to the end can tell.
-    read: yields the samples of these ascending numbers; of all for None.
-    batched: arrays carry the batch axis already, so none may be added.
+    Attributes:
+        source: name for messages.
+        count: number of samples; None where only reading to the end can tell.
+        read: yields the samples with these ascending numbers; all of them for None.
+        batched: arrays already carry the batch axis, so none may be added.
+        rereading: whether `read` may be called again.
     """
 
     source: str
     count: int | None
     read: Callable[[Sequence[int] | None], Iterator[Sample]]
     batched: bool = False
+    rereading: Rereading = "stable"
 
 
 def from_images(folder: Path, files: Sequence[Path], pipeline: Callable[[Path], object]) -> Reader:
-    """One image a sample."""
+    """Read one sample from each image file."""
     return _from_files(folder, files, pipeline)
 
 
 def from_npy_files(folder: Path, files: Sequence[Path]) -> Reader:
-    """One ``.npy`` file a sample."""
+    """Read one sample from each ``.npy`` file."""
     return _from_files(folder, files, _load_npy)
 
 
@@ -87,7 +104,7 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
 
 
 def from_arrays(path: Path) -> Reader:
-    """An ``.npz``, or one ``.npy``, whose leading axis counts samples; rows are streamed, not loaded at once.
+    """Read the rows of an ``.npz``, or of one ``.npy``; the leading axis counts samples. Rows are streamed from disk.
 
     Raises:
         DataError: unreadable, no arrays, arrays without or with different leading axes.
@@ -97,14 +114,7 @@ def from_arrays(path: Path) -> Reader:
             counts = {name: _header(file).shape[:1] for name, file in _members(path, stack).items()}
     except _UNREADABLE as error:
         raise _unreadable(path, error) from None
-    if not counts or any(not shape or shape[0] == 0 for shape in counts.values()):
-        empty = next((name for name, shape in counts.items() if not shape or shape[0] == 0), None)
-        what = "holds no arrays" if empty is None else f"array {empty!r} has no leading axis that counts samples"
-        raise DataError(what, where=path, hint="save one array an input, stacked along a leading sample axis")
-    if len(set(counts.values())) > 1:
-        lengths = ", ".join(f"{name!r} {shape[0]}" for name, shape in counts.items())
-        raise DataError(f"its arrays hold different numbers of samples ({lengths})", where=path, hint="save it again")
-    count = next(iter(counts.values()))[0]
+    count = _sample_count({name: shape[:1] for name, shape in counts.items()}, path)
 
     def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
         wanted = range(count) if numbers is None else numbers
@@ -117,6 +127,33 @@ def from_arrays(path: Path) -> Reader:
             raise _unreadable(path, error) from None
 
     return Reader(str(path), count, read)
+
+
+def from_memory(source: str, arrays: Mapping[str, Array]) -> Reader:
+    """Read the rows of arrays in memory, as of an ``.npz``: their leading axes count the samples.
+
+    Raises:
+        DataError: no arrays, or arrays without or with different leading axes.
+    """
+    count = _sample_count({name: array.shape[:1] for name, array in arrays.items()}, source)
+
+    def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
+        for number in range(count) if numbers is None else numbers:
+            yield Sample(number, "", {name: array[number] for name, array in arrays.items()})
+
+    return Reader(source, count, read)
+
+
+def _sample_count(leading: Mapping[str, tuple[int, ...]], where: object) -> int:
+    """Return the number of samples of arrays with these leading axes."""
+    if not leading or any(not axis or axis[0] == 0 for axis in leading.values()):
+        empty = next((name for name, axis in leading.items() if not axis or axis[0] == 0), None)
+        what = "holds no arrays" if empty is None else f"array {empty!r} has no leading axis that counts samples"
+        raise DataError(what, where=where, hint="save one array an input, stacked along a leading sample axis")
+    if len(set(leading.values())) > 1:
+        lengths = ", ".join(f"{name!r} {axis[0]}" for name, axis in leading.items())
+        raise DataError(f"its arrays hold different numbers of samples ({lengths})", where=where, hint="save it again")
+    return next(iter(leading.values()))[0]
 
 
 def _members(path: Path, stack: ExitStack) -> dict[str, IO[bytes]]:
@@ -161,32 +198,69 @@ def _rows(file: IO[bytes], wanted: Sequence[int]) -> Iterator[npt.NDArray[np.gen
         yield np.frombuffer(data, dtype).reshape(shape[1:])
 
 
-def from_calls(source: str, factory: Callable[[], object]) -> Reader:
-    """`factory` is called for every reading, and gives an iterable of dictionaries of arrays."""
+def from_calls(source: str, factory: Callable[[], object], rereading: Rereading = "possible") -> Reader:
+    """Read from a function that returns an iterable of samples; it is called for every reading.
 
+    Args:
+        source: name for messages.
+        factory: the function.
+        rereading: "stable" where the samples are known to stay the same, as those of a list.
+    """
+    return _from_iterables(source, factory, lambda item: [item], rereading)
+
+
+def from_loader(source: str, loader: Iterable[object], divide: Callable[[object], Iterable[object]]) -> Reader:
+    """Read from an iterable that gives batches, such as ``torch.utils.data.DataLoader``.
+
+    Args:
+        source: name for messages.
+        loader: iterated for every reading.
+        divide: turns a batch into samples.
+    """
+    return _from_iterables(source, lambda: loader, divide, "possible")
+
+
+def _from_iterables(
+    source: str, factory: Callable[[], object], divide: Callable[[object], Iterable[object]], rereading: Rereading
+) -> Reader:
     def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
         wanted = None if numbers is None else set(numbers)
-        with user_code(source, DataError):
-            samples = factory()
-        if not isinstance(samples, Iterable) or isinstance(samples, Mapping):
-            raise DataError(
-                f"gives an object of type {type(samples).__name__}, not an iterable of samples",
-                where=source,
-                hint="yield one dictionary from input name to array for every sample",
-            )
-        iterator = iter(samples)
-        for number in range(MOST_CALLS + 1):
-            if wanted is not None and not wanted:
-                return
-            with user_code(f"{source}: sample {number}", DataError):
-                try:
-                    arrays = next(iterator)
-                except StopIteration:
-                    return
+        for number, arrays in enumerate(_items(source, factory, divide)):
             if wanted is None or number in wanted:
                 yield Sample(number, "", arrays)
             if wanted is not None:
                 wanted.discard(number)
-        raise DataError(f"yields more than {MOST_CALLS} samples", where=source, hint="end it after a few hundred")
+                if not wanted:
+                    return
 
-    return Reader(source, None, read, batched=True)
+    return Reader(source, None, read, batched=True, rereading=rereading)
+
+
+def _items(
+    source: str, factory: Callable[[], object], divide: Callable[[object], Iterable[object]]
+) -> Iterator[object]:
+    """Yield the samples of a user's iterable, with every error of the user's code named."""
+    with user_code(source, DataError):
+        samples = factory()
+    if not isinstance(samples, Iterable) or isinstance(samples, Mapping):
+        raise DataError(
+            f"gives an object of type {type(samples).__name__}, not an iterable of samples",
+            where=source,
+            hint="yield one dictionary from input name to array for every sample",
+        )
+    number = 0
+    with user_code(f"{source}: sample {number}", DataError):
+        iterator = iter(samples)
+    while True:
+        with user_code(f"{source}: sample {number}", DataError):
+            try:
+                parts = list(divide(next(iterator)))
+            except StopIteration:
+                return
+        for part in parts:
+            if number == MOST_SAMPLES:
+                raise DataError(
+                    f"yields more than {MOST_SAMPLES} samples", where=source, hint="end it after a few hundred"
+                )
+            yield part
+            number += 1

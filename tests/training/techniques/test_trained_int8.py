@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.conversion.inputs import parse_input
 from toolchain.data.calibration import open_data
 from toolchain.formats.recipe import Quantize, Recipe

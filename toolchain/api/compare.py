@@ -1,0 +1,74 @@
+"""`compare`: results side by side, and a gate on slowing down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolchain.core.errors import InputError
+from toolchain.core.files import check_output, write_text
+from toolchain.report.compare import Comparison
+from toolchain.report.compare import compare as compare_files
+from toolchain.report.html import page
+from toolchain.report.render import check_format, render
+
+
+def compare(
+    results: Sequence[str | Path] | str | Path,
+    *,
+    baseline: str | None = None,
+    max_regression: float | str | None = None,
+    format: str = "table",
+    output: str | Path | None = None,
+) -> Comparison:
+    """Put results files side by side; with a limit, find what became slower.
+
+    Args:
+        results: results files, or folders that ``export`` or ``train`` wrote.
+        baseline: a variant, or the name of one of several files; None is ``fp32``.
+        max_regression: rows that are slower than their baseline by more are regressions: ``0.05`` or ``"5%"``.
+        format: ``table``, ``markdown``, ``csv``, ``json`` or ``html``.
+        output: write the comparison to this file, in a format other than ``table``.
+
+    Returns:
+        The rows; ``regressions`` lists those beyond the limit.
+
+    Raises:
+        ConfigError: a file is missing or malformed, or the baseline is unknown.
+        InputError: a limit or format that cannot be used.
+    """
+    check_format(format)
+    if output is not None:
+        check_output(output)
+        if format == "table":
+            raise InputError("a table is for the terminal", where="--output", hint="give --format html, or another")
+    files = [results] if isinstance(results, str | Path) else list(results)
+    comparison = compare_files(files, baseline, read_share(max_regression))
+    if output is not None:
+        write_text(output, render_text(comparison, files, format))
+    return comparison
+
+
+def render_text(comparison: Comparison, files: Sequence[str | Path], format: str) -> str:
+    """Return a comparison as text; the page of a single export also shows what its folder holds beside the rows."""
+    if format == "html" and len(files) == 1:
+        return page.render(comparison, page.read_details(files[0]))
+    return str(render(comparison, format))
+
+
+def read_share(share: float | str | None) -> float | None:
+    """Read the limit of ``--max-regression``: ``5%`` or ``0.05``.
+
+    Raises:
+        InputError: not such a share.
+    """
+    if share is None:
+        return None
+    try:
+        text = str(share)
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise InputError(f"is {share!r}", where="--max-regression", hint="give a share like 5% or 0.05")
+    return value

@@ -1,0 +1,61 @@
+"""`optimize`: a float model cleaned up, without changing what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.api.prepare import prepare
+from toolchain.api.request import Freeze, read_freeze
+from toolchain.conversion.source import ModelSource
+from toolchain.core.files import check_output
+from toolchain.core.progress import Progress, silent
+from toolchain.graph import io
+from toolchain.optimization.passes import Optimized
+from toolchain.storage.fp16 import Halved, halve_weights
+
+
+@dataclass(frozen=True)
+class OptimizedFile:
+    """Result of :func:`optimize`.
+
+    Attributes:
+        output: the file.
+        optimized: the clean model and what the clean-up did.
+        halved: what storing weights as float16 did; None where it was not asked for.
+    """
+
+    output: Path
+    optimized: Optimized
+    halved: Halved | None
+
+
+def optimize(
+    model: ModelSource,
+    *,
+    output: str | Path,
+    freeze: Freeze | None = None,
+    fp16_weights: bool = False,
+    progress: Progress = silent,
+) -> OptimizedFile:
+    """Clean a float model up and write it: fold batch normalization and constants, remove dead code, infer shapes.
+
+    Args:
+        model: an ``.onnx`` file, or another source that needs no `inputs`.
+        output: the ``.onnx`` file to write.
+        freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
+        fp16_weights: store large weights as float16; the file is half as large, the speed is the same.
+        progress: is told about every stage.
+
+    Returns:
+        The file and what the clean-up did.
+
+    Raises:
+        InputError and its subclasses: something given cannot be used; nothing was written.
+        GateError: the outputs changed; nothing was written.
+    """
+    check_output(output)
+    optimized = prepare(model, freeze=read_freeze(freeze), progress=progress).optimized
+    halved = halve_weights(optimized.model) if fp16_weights else None
+    io.save(halved.model if halved else optimized.model, output)
+    return OptimizedFile(Path(output), optimized, halved)

@@ -1,0 +1,57 @@
+"""`prepare`: any source becomes a clean float graph."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from toolchain.conversion.source import Converted, ModelSource, convert
+from toolchain.core.progress import Progress, silent
+from toolchain.formats.tensor_spec import TensorSpec
+from toolchain.optimization.passes import Optimized, optimize
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source, converted to ONNX and cleaned up."""
+
+    converted: Converted
+    optimized: Optimized
+
+    @property
+    def model(self) -> ir.Model:
+        """The optimized float model."""
+        return self.optimized.model
+
+    def with_model(self, model: ir.Model) -> Prepared:
+        """Return the same with another model in place of the float model, cleaned up."""
+        return replace(self, optimized=optimize(model))
+
+
+def prepare(
+    source: ModelSource,
+    *,
+    inputs: Sequence[TensorSpec] = (),
+    freeze: Mapping[str, int] | None = None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Convert and optimize a model.
+
+    Raises:
+        ModelError, InputError, GateError: as :func:`toolchain.conversion.source.convert` and
+            :func:`toolchain.optimization.passes.optimize` raise them.
+    """
+    started = time.perf_counter()
+    progress("converting")
+    converted = convert(source, inputs=inputs, freeze=freeze)
+    progress("optimizing")
+    optimized = optimize(converted.model)
+    counts = f"{optimized.nodes_before} nodes became {optimized.nodes_after}"
+    log.info("converted (%s) and optimized in %.1f s: %s", converted.exporter, time.perf_counter() - started, counts)
+    return Prepared(converted, optimized)

@@ -1,0 +1,59 @@
+"""Recipes as users give them: a file, an object, or nothing, and options that replace single settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from toolchain.core.errors import InputError
+from toolchain.formats.faults import first_fault
+from toolchain.formats.recipe import Prune, Recipe
+
+PRUNE_GOALS = ("speedup", "latency_ms", "keep")
+
+
+def read_recipe(recipe: Recipe | str | Path | None, max_drop: float | None = None) -> Recipe:
+    """Return a recipe.
+
+    Args:
+        recipe: a recipe, the path of one, or None for the default.
+        max_drop: replaces the recipe's.
+
+    Raises:
+        ConfigError: the file is missing or does not follow the schema. InputError: `max_drop` is no such limit.
+    """
+    if recipe is None:
+        recipe = Recipe()
+    elif not isinstance(recipe, Recipe):
+        recipe = Recipe.load(recipe)
+    if max_drop is None:
+        return recipe
+    if not 0 <= max_drop < float("inf"):
+        raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more")
+    return recipe.model_copy(update={"max_drop": max_drop})
+
+
+def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recipe:
+    """Return the recipe with these settings of pruning; a goal among them replaces the recipe's goal.
+
+    Args:
+        recipe: the recipe.
+        given: settings of `Prune` by name; None leaves the recipe's.
+
+    Raises:
+        InputError: a value that is not allowed, or two goals.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not chosen:
+        return recipe
+    settings = recipe.prune.model_dump()
+    if any(name in chosen for name in PRUNE_GOALS):
+        settings |= dict.fromkeys(PRUNE_GOALS)
+    try:
+        return recipe.model_copy(update={"prune": Prune.model_validate({**settings, **chosen})})
+    except ValidationError as error:
+        fault = first_fault(Prune, error, {**settings, **chosen}, "recipe")
+        where = f"--{str(fault.place[0]).replace('_', '-')}" if fault.place else "--speedup, --latency-ms, --keep"
+        raise InputError(fault.what, where=where, hint=fault.hint if fault.place else "give one of them") from None

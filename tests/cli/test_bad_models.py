@@ -42,9 +42,9 @@ def _opset(version):
 
 
 MODELS = {
-    "empty": (lambda: b"", "bad.onnx: holds no computation: no nodes or no outputs; export or copy it again"),
-    "text": (lambda: b"hello world, this is no model", "bad.onnx: is not an ONNX file, or it is cut short ("),
-    "cut short": (lambda: Path("net.onnx").read_bytes()[:3000], "bad.onnx: is not an ONNX file, or it is cut short ("),
+    "empty": (lambda: b"", "bad.onnx: contains no nodes or no outputs; export or copy it again"),
+    "text": (lambda: b"hello world, this is no model", "bad.onnx: is not an ONNX file, or is incomplete ("),
+    "cut short": (lambda: Path("net.onnx").read_bytes()[:3000], "bad.onnx: is not an ONNX file, or is incomplete ("),
     "custom operator": (
         lambda: altered(_operator("my.ops", "Swirl")),
         "has no operator 'Swirl' in domain 'my.ops'; export the model with standard operators",
@@ -160,7 +160,7 @@ def test_external_data(refused, workplace):
     Path("ext.bin").unlink()
     assert "its external data file 'ext.bin' is missing; copy it next to" in refused("convert ext.onnx -o out.onnx")
     Path("ext.onnx").write_bytes(Path("ext.onnx").read_bytes().replace(b"ext.bin", b"ext\xff\xffbin"[:7]))
-    assert "has no readable name" in refused("convert ext.onnx -o out.onnx")
+    assert "the name of its external data file cannot be read" in refused("convert ext.onnx -o out.onnx")
 
 
 # -------------------------------------------------------------------------------------- calibration data

@@ -305,9 +305,9 @@ REFUSED = {
     ),
     "sequence as input": (
         _sequence("input"),
-        "odd.onnx: graph value 's': is a sequence, and only tensors are supported",
+        "odd.onnx: graph value 's': is a sequence, but only tensors are supported",
     ),
-    "sequence as output": (_sequence("output"), "odd.onnx: graph value 's': is a sequence, and only tensors are"),
+    "sequence as output": (_sequence("output"), "odd.onnx: graph value 's': is a sequence, but only tensors are"),
     "no rank": (without_shape, "odd.onnx: 'x' has no shape, not even a number of axes; export the model with shapes"),
     "quantized already": (
         lambda: onnx.load(qdq_models.residual(Path("qdq.onnx"), signed=False)),

@@ -49,7 +49,7 @@ def decoded(model, shape):
 @pytest.fixture
 def always(monkeypatch):
     """Also what is too small to be worth it."""
-    monkeypatch.setattr(codebook, "OPERATORS_BYTES", -(1 << 40))
+    monkeypatch.setattr(codebook, "DECODER_BYTES", -(1 << 40))
 
 
 # ----------------------------------------------------------------------------------------------- packing
@@ -84,7 +84,7 @@ def test_bits_lie_one_behind_the_other(power, count, seed):
 def test_every_way_of_decoding_gives_the_same_bits(shape, bits, axis, per_channel, scaled, seed):
     axis %= len(shape)
     code, expected = drawn(seed, shape, bits, axis, shape[axis] if per_channel else 1, scaled)
-    with mock.patch.object(codebook, "OPERATORS_BYTES", -(1 << 40)):
+    with mock.patch.object(codebook, "DECODER_BYTES", -(1 << 40)):
         stored = store(identity(shape), {"w": code})
     onnx.checker.check_model(onnx.load_model_from_string(io.to_bytes(stored)), full_check=True)
     np.testing.assert_array_equal(code.dense(), expected)

@@ -1,4 +1,4 @@
-"""Verifying that a graph is well formed, after every change."""
+"""The check that a graph is well formed, after every change."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from toolchain.graph import io
 
 
 def check(model: ir.Model) -> None:
-    """Names are unique, every value is defined before it is used, and onnx's own checker agrees.
+    """Check that names are unique and every value is defined before it is used, and run onnx's own checker.
 
     Raises:
-        ModelError: the first fault, with the node it was found at.
+        ModelError: the first fault, with its node.
     """
     graph = model.graph
     seen = {value.name for value in graph.inputs} | set(graph.initializers)

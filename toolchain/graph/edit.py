@@ -1,4 +1,4 @@
-"""Changes to a graph, each leaving it consistent. Only ``graph/`` and the ``apply`` modules call these."""
+"""Changes to a graph, each of which leaves it consistent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolchain.data.tensors import Array
 
 
 class Names:
-    """Hands out names that are free in a graph; made once for many insertions, since a scan is linear."""
+    """Unused names in a graph. Make one object for many insertions: it reads the whole graph once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._taken: set[str | None] = {value.name for value in graph.inputs}
@@ -22,7 +22,7 @@ class Names:
             self._taken.update(output.name for output in node.outputs)
 
     def fresh(self, wanted: str) -> str:
-        """A free name like `wanted`, taken from now on."""
+        """An unused name: `wanted`, or `wanted` with a number. It counts as used from now on."""
         name = _free(wanted, self._taken)
         self._taken.add(name)
         return name
@@ -38,8 +38,8 @@ def _free(wanted: str, taken: set[str | None]) -> str:
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """Register an initializer whose type and shape are those of `array`. The name must be free."""
-    # asarray, not ascontiguousarray: that one turns a scalar into a vector, and scales must stay scalars.
+    """Register an initializer with the type and shape of `array`. The name must be unused."""
+    # asarray, because ascontiguousarray turns a scalar into a vector, and scales must stay scalars.
     tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
@@ -47,14 +47,14 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
-    """Replace one input, growing the input list for an optional one that was left off."""
+    """Replace one input; the list of inputs grows for an optional one that was left off."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
 
 
 def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
-    """Make `nodes` read `new` wherever they read `old`."""
+    """Make `nodes` read `new` instead of `old`."""
     chosen = set(nodes)
     for use in list(old.uses()):
         if use.node in chosen:
@@ -62,27 +62,28 @@ def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
 
 
 def bypass(node: ir.Node) -> None:
-    """Remove a node of one output whose first input stands for it; a graph output keeps its name.
+    """Remove a node with one output; its readers read its first input instead. A graph output keeps its name.
 
-    Where the input already is a graph input, output or constant of its own name, an Identity takes the node's place.
+    If the output is one of the graph and the input cannot take its name, because it is an input, output or constant of
+    the graph itself, an Identity replaces the node.
     """
     source, output, graph = node.inputs[0], node.outputs[0], node.graph
     if source is None:
-        raise ValueError(f"{node.op_type} has no first input to stand for it")
+        raise ValueError(f"{node.op_type} has no first input")
     if graph is None:
         raise ValueError(f"{node.op_type} is in no graph")
-    leaves, name = output.is_graph_output(), output.name
-    if leaves and (source.producer() is None or source.is_graph_output()):
+    is_output, name = output.is_graph_output(), output.name
+    if is_output and (source.producer() is None or source.is_graph_output()):
         replace_node(node, ir.node("Identity", [source], name=node.name))
         return
     output.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-    if leaves:
+    if is_output:
         source.name = name
 
 
 def replace_node(old: ir.Node, new: ir.Node) -> None:
-    """Put `new` in the place of `old`, of as many outputs, keeping the outputs' names, types and shapes."""
+    """Replace `old` by `new`, which has as many outputs; they keep their names, types and shapes."""
     graph = old.graph
     if graph is None:
         raise ValueError(f"{old.op_type} is in no graph")
@@ -102,11 +103,11 @@ def remove_unused(model: ir.Model) -> None:
 
 
 def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
-    """Make `values` the only outputs, in their order, and drop what they do not need."""
+    """Make `values` the only outputs, in this order, and remove nodes that they do not need."""
     graph, names = model.graph, Names(model.graph)
     chosen: list[ir.Value] = []
     for value in values:
-        if value.is_graph_input():  # the runtime refuses an input that is an output at once
+        if value.is_graph_input():  # onnxruntime refuses a value that is both input and output
             node = ir.node("Identity", [value], name=names.fresh(f"{value.name}_copy"))
             node.outputs[0].name = names.fresh(f"{value.name}_copy_out")
             node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
@@ -118,8 +119,8 @@ def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
     remove_unused(model)
 
 
-def _let_go(node: ir.Node) -> None:
-    """The branches of an If or Loop no longer read the graph around them."""
+def _detach_branches(node: ir.Node) -> None:
+    """Remove all inputs of nodes in the branches of an If or Loop, so that they no longer use values outside."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph().all_nodes():
@@ -128,7 +129,7 @@ def _let_go(node: ir.Node) -> None:
 
 
 def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A model of the named nodes alone: what they read becomes inputs, what others read of them outputs."""
+    """A model of the named nodes only: values they read become inputs, values that others read become outputs."""
     clone = model.clone()
     graph, chosen = clone.graph, set(names)
     inside = [node for node in graph if node.name in chosen]
@@ -152,8 +153,8 @@ def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
         graph.inputs.remove(value)
     for node in reversed(list(graph)):
         if node.name not in chosen:
-            _let_go(node)
-            graph.remove(node, safe=True)  # which also lets go of its inputs, so that unused weights are seen as such
+            _detach_branches(node)
+            graph.remove(node, safe=True)  # this also detaches its inputs, so that unused weights are recognized
     graph.inputs.extend(feeds)
     remove_unused(clone)
     return clone

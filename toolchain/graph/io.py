@@ -1,4 +1,4 @@
-"""Loading and saving models, also above the 2 GiB limit of one protobuf message."""
+"""Loading and saving of models, also above the 2 GiB limit of one protobuf message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolchain.core.errors import ModelError
 from toolchain.core.files import replacing
 from toolchain.formats.tensor_spec import TensorSpec
 
-# A protobuf message must stay under 2 GiB; the margin is for everything that is not an initializer.
+# A protobuf message must be smaller than 2 GiB; the margin is for everything but initializers.
 EMBED_LIMIT_BYTES = 1_900_000_000
 
 _UNREADABLE = (
@@ -25,43 +25,47 @@ _UNREADABLE = (
     TypeError,
     KeyError,
 )
-"""What onnx_ir raises for bytes that are no model."""
+"""Exceptions that onnx_ir raises for bytes that are not a model."""
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read an ``.onnx`` file; external data is memory-mapped, not read.
+    """Load an ``.onnx`` file; external data is memory-mapped, not read.
 
     Raises:
-        ModelError: missing, not an ONNX file, truncated, empty, or external data missing or short.
+        ModelError: the file is missing, truncated, empty or not ONNX, or external data is missing or too short.
     """
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not an ONNX file" if path.is_dir() else "no such file"
         raise ModelError(what, where=path, hint="give the path of an .onnx file")
-    if str(path).encode(errors="ignore") != os.fsencode(path):  # bytes that are no UTF-8
-        raise ModelError("has a name that onnxruntime cannot open", where=repr(str(path)), hint="rename it")
+    if str(path).encode(errors="ignore") != os.fsencode(path):  # not UTF-8
+        raise ModelError("has a name that onnxruntime cannot open", where=repr(str(path)), hint="rename the file")
     try:
         model = ir.load(path)
     except OSError as error:
         raise ModelError(f"cannot be read ({error.strerror or error})", where=path, hint="check the file") from None
     except _UNREADABLE as error:
         raise ModelError(
-            f"is not an ONNX file, or it is cut short ({_first_line(error)})",
+            f"is not an ONNX file, or is incomplete ({_first_line(error)})",
             where=path,
             hint="export or copy it again",
         ) from None
     if not model.graph.outputs or not any(True for _ in model.graph):
-        raise ModelError("holds no computation: no nodes or no outputs", where=path, hint="export or copy it again")
+        raise ModelError(
+            "contains no computation: it has no nodes or no outputs", where=path, hint="export or copy it again"
+        )
     for tensor in _external(model):
         _check_external(tensor, path)
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):
         _forget_negative_sizes(value)
-    model.graph.name = model.graph.name or path.stem  # onnxruntime takes graphs without a name, onnx's checker does not
+    model.graph.name = (
+        model.graph.name or path.stem
+    )  # onnxruntime accepts graphs without a name, onnx's checker does not
     return model
 
 
 def _forget_negative_sizes(value: ir.Value) -> None:
-    """Old exporters write -1 for a size they do not know, which shape inference takes for a number."""
+    """Make sizes of -1 unknown: old exporters write it for that, but shape inference reads it as a number."""
     shape = value.shape
     if shape is not None and any(isinstance(size, int) and size < 0 for size in shape):
         value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in shape])
@@ -69,7 +73,7 @@ def _forget_negative_sizes(value: ir.Value) -> None:
 
 def _first_line(error: BaseException) -> str:
     while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
-        error = error.__cause__  # onnx_ir tells where it was; what was wrong is at the end of the chain
+        error = error.__cause__  # onnx_ir says where; the last cause in the chain says what was wrong
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
@@ -83,8 +87,8 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _check_external(tensor: ir.ExternalTensor, model_path: Path) -> None:
-    if not isinstance(tensor.location, str):  # damaged: protobuf gives bytes for what is no UTF-8
-        what = f"its external data file has no readable name ({tensor.location!r})"
+    if not isinstance(tensor.location, str):  # damaged: protobuf returns bytes if it is not UTF-8
+        what = f"the name of its external data file cannot be read ({tensor.location!r})"
         raise ModelError(what, where=model_path, hint="export or copy it again")
     file = Path(tensor.path)
     if not file.is_file():
@@ -94,14 +98,14 @@ def _check_external(tensor: ir.ExternalTensor, model_path: Path) -> None:
     needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
     if file.stat().st_size < needed:
         raise ModelError(
-            f"its external data file {file.name!r} holds {file.stat().st_size} bytes where {needed} are needed",
+            f"its external data file {file.name!r} has {file.stat().st_size} bytes, and {needed} are needed",
             where=model_path,
             hint="copy it again",
         )
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
+    """Total bytes of all initializers."""
     return sum(
         value.const_value.nbytes
         for graph in model.graphs()
@@ -111,7 +115,7 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save(model: ir.Model, path: str | Path) -> None:
-    """Write `model` as one file, or as ``name.onnx`` and ``name.onnx.data`` when too big for one; whole or not at all.
+    """Save `model` as one file, or as ``name.onnx`` and ``name.onnx.data`` if it is too large; whole or not at all.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -122,7 +126,7 @@ def save(model: ir.Model, path: str | Path) -> None:
 
 
 def save_in_place(model: ir.Model, path: Path) -> None:
-    """As :func:`save`, for a path inside a temporary folder already."""
+    """Save as :func:`save` does, to a path in a folder that is temporary already."""
     if weight_bytes(model) > EMBED_LIMIT_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
@@ -130,10 +134,10 @@ def save_in_place(model: ir.Model, path: Path) -> None:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model as one protobuf message, external data embedded; weights must be under 1.9 GB.
+    """The model as one protobuf message with external data embedded; weights must be smaller than 1.9 GB.
 
     Raises:
-        ModelError: names that are no text, or attributes of no type, as a damaged file has them.
+        ModelError: a damaged file, with names that are not text or attributes without a type.
     """
     try:
         data: bytes = ir.to_proto(embedded(model)).SerializeToString()
@@ -144,7 +148,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def embedded(model: ir.Model) -> ir.Model:
-    """`model` itself, or a clone whose external tensors are read into memory."""
+    """`model` itself, or a clone with external tensors read into memory."""
     if not _external(model):
         return model
     return ir.external_data.load_to_model(model.clone())
@@ -154,7 +158,7 @@ def _spec(value: ir.Value) -> TensorSpec:
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         kind = type(value.type).__name__.removesuffix("Type").lower()
         hint = "export the part of the model that works on tensors"
-        raise ModelError(f"is a {kind}, and only tensors are supported", where=f"graph value {value.name!r}", hint=hint)
+        raise ModelError(f"is a {kind}, but only tensors are supported", where=f"graph value {value.name!r}", hint=hint)
     if value.name is None or value.dtype is None:
         raise ModelError("has no element type", where=f"graph value {value.name!r}", hint="export the model again")
     dims: tuple[int | str | None, ...] = ()
@@ -171,7 +175,7 @@ def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
 
 
 def inputs(model: ir.Model) -> list[TensorSpec]:
-    """What a session must be fed: the graph's inputs that have no default value."""
+    """Inputs that a session needs: those of the graph without a default value."""
     return [_spec(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 

@@ -1,4 +1,4 @@
-"""Questions about a graph. Nothing here changes it."""
+"""Queries about a graph. Nothing here changes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolchain.data.tensors import Array
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """The array behind an initializer or a Constant node's output; None for anything computed or fed."""
+    """The array of an initializer or a Constant node; None for values that are computed or fed."""
     if value is None:
         return None
     if value.is_initializer() and not value.is_graph_input():
@@ -26,21 +26,21 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """A constant of one element as a float, else None."""
+    """A constant of one element as a float; None for other values."""
     array = constant(value)
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
 def ints(value: ir.Value | None) -> list[int] | None:
-    """A constant integer tensor as a flat list, else None."""
+    """A constant integer tensor as a flat list; None for other values."""
     array = constant(value)
     return None if array is None else [int(x) for x in array.reshape(-1)]
 
 
 def slots(value: ir.Value | None) -> list[int | None] | None:
-    """The numbers of a shape that is a constant or joined from constants and single numbers, None for what is computed.
+    """The numbers of a shape that is a constant, or a Concat of constants and computed single numbers.
 
-    None as a whole where the shape is computed in another way.
+    Computed numbers are None; the result is None if the shape is computed in another way.
     """
     known = ints(value)
     if known is not None:
@@ -48,17 +48,17 @@ def slots(value: ir.Value | None) -> list[int | None] | None:
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Concat":
         return None
-    found: list[int | None] = []
+    numbers: list[int | None] = []
     for part in node.inputs:
         known = ints(part)
         if known is None and sizes(part, dynamic=-1) != (1,):
             return None
-        found += known if known is not None else [None]
-    return found
+        numbers += known if known is not None else [None]
+    return numbers
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's plain value; sequences come as lists, strings as str."""
+    """The value of an attribute; sequences are lists, strings are str."""
     attr = node.attributes.get(name)
     if attr is None or attr.value is None:
         return default
@@ -66,51 +66,51 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 
 
 def op(node: ir.Node) -> str:
-    """``Conv`` for the standard domain, ``domain::Op`` elsewhere: the key of the op table."""
+    """The key of a node in the operator table: ``Conv`` for the standard domain, else ``domain::Op``."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
 def label(node: ir.Node) -> str:
-    """How reports name a node: its name, else its first output's."""
+    """The name of a node in reports: its own, else that of its first output."""
     return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
-    """The distinct nodes reading `value`, in no promised order."""
+    """The distinct nodes that read `value`, in no fixed order."""
     return list(dict.fromkeys(use.node for use in value.uses()))
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """The one node reading `value`, or None when several do, none does, or it leaves the graph."""
+    """The only node that reads `value`; None if several or none do, or if it is a graph output."""
     nodes = consumers(value)
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether `value` is a float32 tensor."""
+    """True if `value` is a float32 tensor."""
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
 def rank(value: ir.Value) -> int | None:
-    """Number of axes, None where unknown."""
+    """Number of axes; None if unknown."""
     return None if value.shape is None else len(value.shape)
 
 
 def sizes(value: ir.Value | None, dynamic: int = 1) -> tuple[int, ...] | None:
-    """The shape with every dynamic axis taken as `dynamic`; None where the rank is unknown."""
+    """The shape, with `dynamic` for every dynamic axis; None if the rank is unknown."""
     if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) and d >= 0 else dynamic for d in value.shape)
 
 
 def elements(value: ir.Value | None) -> int | None:
-    """Number of elements with dynamic axes counted as 1; None where the rank is unknown."""
+    """Number of elements, with 1 for every dynamic axis; None if the rank is unknown."""
     shape = sizes(value)
     return None if shape is None else int(np.prod(shape, dtype=np.int64))
 
 
 def activations(model: ir.Model) -> Iterator[ir.Value]:
-    """Every value that is fed or computed, in graph order (subgraphs left out)."""
+    """All values that are fed or computed, in graph order, without those of subgraphs."""
     for value in model.graph.inputs:
         if not value.is_initializer():
             yield value
@@ -119,7 +119,7 @@ def activations(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Strides, dilations, and pads before and behind of a Conv or pool over these spatial sizes (ONNX, Conv)."""
+    """Strides, dilations, and pads before and behind, of a Conv or pool over these spatial sizes (ONNX, Conv)."""
     rank = len(spatial)
     kernel = attribute(node, "kernel_shape") or (sizes(node.inputs[1]) or ())[2:]
     strides = attribute(node, "strides", [1] * rank)
@@ -143,6 +143,6 @@ def opset(model: ir.Model) -> int:
 
 
 def float_array(value: ir.Value | None) -> F32 | None:
-    """A float32 constant, else None."""
+    """The array of a float32 constant; None for other values."""
     array = constant(value)
     return array.astype(np.float32, copy=False) if array is not None and array.dtype == np.float32 else None

@@ -1,4 +1,4 @@
-"""Running a model in onnxruntime's CPU provider, and comparing two models by what they compute."""
+"""Running a model in onnxruntime's CPU provider, and the difference between the outputs of two models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OrtError = (
     ort.capi.onnxruntime_pybind11_state.NotImplemented,
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
 )
-"""What onnxruntime raises for a model or feed it cannot use."""
+"""Exceptions that onnxruntime raises for a model or feed that it cannot use."""
 
 
 def session(
@@ -44,11 +44,11 @@ def session(
     Args:
         model: a model or the path of a file.
         threads: intra-op threads; 0 lets onnxruntime choose.
-        pattern: one block for all tensors of a run, laid out as the run before; without it the peak is lower.
+        pattern: allocate one block for all tensors of a run, as the run before needed it; the peak is lower without.
         options: session configuration entries.
-        optimized: where onnxruntime writes the graph it really runs.
-        profile: prefix of the file onnxruntime writes its per-op profile to.
-        without: onnxruntime's own graph transformers that are left out, by name.
+        optimized: path to which onnxruntime writes the graph that it really runs.
+        profile: prefix of the path to which onnxruntime writes the times of operators.
+        without: names of onnxruntime's graph transformers to disable.
 
     Raises:
         ModelError: onnxruntime does not accept the model.
@@ -82,7 +82,7 @@ def session(
 
 
 def _session(model: str | bytes, settings: ort.SessionOptions, without: Sequence[str]) -> ort.InferenceSession:
-    # Without the fallback, which would only try the same provider again, and print that it does.
+    # The fallback would only try the same provider again, and print so.
     return ort.InferenceSession(
         model, settings, providers=["CPUExecutionProvider"], enable_fallback=0, disabled_optimizers=list(without)
     )
@@ -94,13 +94,13 @@ def lean_session(model: ir.Model, threads: int = 0) -> ort.InferenceSession:
 
 
 def run(model: ir.Model | ort.InferenceSession, feeds: Iterable[Feed]) -> list[list[Array]]:
-    """Outputs of every feed, in the model's order of outputs."""
+    """The outputs for every feed, in the model's order."""
     engine = session(model) if isinstance(model, ir.Model) else model
     return [list(engine.run(None, feed)) for feed in feeds]
 
 
 def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator, dynamic: int = 1) -> Feed:
-    """Normal numbers for float inputs, 0 and 1 for integer ones (safe as ids, masks and flags)."""
+    """Random inputs: normal numbers for floats, 0 and 1 for integers (valid as ids, masks and flags)."""
 
     def draw(spec: TensorSpec) -> Array:
         shape = tuple(d if isinstance(d, int) else dynamic for d in spec.dims)
@@ -113,7 +113,7 @@ def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator, dynamic: 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models' outputs lie apart: `error` is max |a - b| over max |a|, of the worst output."""
+    """The output in which two models differ most. error: max |a - b| / max |a|."""
 
     output: str
     error: float
@@ -122,7 +122,7 @@ class Difference:
 def difference(
     names: Sequence[str], reference: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]
 ) -> Difference:
-    """The worst relative difference over all outputs and feeds."""
+    """The largest relative difference over all outputs and feeds."""
     worst = Difference(names[0] if names else "", 0.0)
     for expected, got in zip(reference, other, strict=True):
         for name, a, b in zip(names, expected, got, strict=True):
@@ -133,7 +133,7 @@ def difference(
 
 
 def relative_error(expected: Array, got: Array) -> float:
-    """The largest |expected - got| / max |expected|; infinite for different shapes or non-finite disagreement."""
+    """Max |expected - got| / max |expected|; infinite if shapes or the non-finite elements differ."""
     if expected.shape != got.shape:
         return float("inf")
     if expected.size == 0:

@@ -1,4 +1,4 @@
-"""What a model weighs: on disk, in a zip, and on the wire."""
+"""Bytes of a model: as a file, in a zip, and compressed for a download."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from toolchain.graph import io
 
 ZIP_LEVEL = 6
-"""Of zlib, as app stores and wheels use."""
+"""Level of zlib that app stores and wheels use."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes. zipped: by zlib, level 6. wire: by LZMA (xz, preset 9), the strongest in Python's standard library."""
+    """Bytes. zipped: by zlib at level 6. wire: by LZMA (xz, preset 9), the strongest method in Python's library."""
 
     raw: int
     zipped: int
@@ -28,10 +28,11 @@ class Sizes:
 
 
 def sizes(model: ir.Model | str | Path) -> Sizes:
-    """Of a model as one file with its weights inside, or of a file as it is (external data beside it not counted).
+    """Measure a model as one file with its weights inside, or a file as it is, without external data beside it.
 
     Raises:
-        ModelError: a model that is damaged. OSError: a file that cannot be read.
+        ModelError: the model is damaged.
+        OSError: the file cannot be read.
     """
     data = io.to_bytes(model) if isinstance(model, ir.Model) else Path(model).read_bytes()
     return Sizes(len(data), len(zlib.compress(data, ZIP_LEVEL)), len(lzma.compress(data, preset=9)))

@@ -1,4 +1,4 @@
-"""A graph as stable text, for diffs and tests: no addresses, one line a node."""
+"""A graph as stable text for diffs and tests: one line per node, no memory addresses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from toolchain.graph import query
 
 
 def dump(model: ir.Model) -> str:
-    """Inputs, nodes and outputs, a line each, in graph order."""
+    """Inputs, nodes and outputs, one per line, in graph order."""
     lines = [f"input  {_typed(value)}" for value in model.graph.inputs]
     for node in model.graph:
         reads = ", ".join("-" if v is None else str(v.name) for v in node.inputs)

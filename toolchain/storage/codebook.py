@@ -1,19 +1,19 @@
-"""Weights of few values in a small file: a codebook, and for every weight the number of its entry.
+"""Weights with few different values, stored as a codebook and, for every weight, the index of its entry.
 
     weight[c, i] = scale[c] · book[row of (c, i), code[c, i]]
 
-A code has k bits. It is cut into fields of 8, 4, 2 or 1 bits (k = 3 is 2 + 1), and the fields of one width lie
-densely in bytes, the first code in the lowest bits. Whole codes within a byte, rather than k planes of single bits,
-leave to zip what is uneven in how often codes occur (the Huffman stage of Han et al. 2016, arXiv 1510.00149): 4-bit
-codes of k-means come out 17 % smaller. Standard operators of the file make the float weight of them:
+A code has k bits. It is divided into fields of 8, 4, 2 or 1 bits (k = 3 is 2 + 1). Fields of one width are packed
+densely into bytes, the first code in the lowest bits. Whole codes in a byte, instead of k planes of single bits, let
+zip use that some codes are more frequent than others (the Huffman stage of Han et al. 2016, arXiv 1510.00149): 4-bit
+codes of k-means become 17 % smaller. Standard operators in the file compute the float weight from them:
 
     bytes [m, 1] → BitShift by 0, w, 2w, … → Mod 2ʷ → Reshape → Cast → Gather → Reshape → Mul → Transpose
 
-onnxruntime computes what depends on constants alone when it loads an ``.onnx`` file. So nothing of this is left at run
-time: speed and memory are those of float weights, and it is the file that is small. Loading takes 10 to 40 ms more for
-a million weights, and for that moment some more memory. (A ``.ort`` file stores the graph that is run, and so the float
-weights again.) ``toolchain optimize`` folds it likewise, with the same numbers: it gives back the dense model, which
-the stages behind it need. ONNX's own types of 4 and 2 bits need operator sets 21 and 25, and there is none of 3.
+onnxruntime computes nodes that depend on constants alone when it loads an ``.onnx`` file. So only the file is small;
+speed and memory at run time are those of float weights. Loading takes 10 to 40 ms longer for a million weights, and
+some more memory meanwhile. (A ``.ort`` file stores the graph that is run, and so the float weights again.)
+``toolchain optimize`` folds the nodes in the same way, with the same numbers: it returns the dense model, which later
+stages need. ONNX's own types of 4 and 2 bits need operator sets 21 and 25, and there is no type of 3 bits.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from toolchain.core.errors import ModelError
 from toolchain.data.tensors import Array
 from toolchain.graph import check, edit, query
 
-WIDTHS = (8, 4, 2, 1)
-"""Of fields, in bits: they fill a byte evenly."""
+FIELD_WIDTHS = (8, 4, 2, 1)
+"""Bits of a field; each divides a byte."""
 OLDEST_OPSET = 11
-"""BitShift came with it."""
-OPERATORS_BYTES = 1024
-"""What the operators and their constants take in the file; a weight that saves less is stored as it is."""
+"""The first with BitShift."""
+DECODER_BYTES = 1024
+"""Bytes of the operators that decode a weight, with their constants; a weight that saves less stays dense."""
 
 
 @dataclass(frozen=True)
 class Coded:
-    """One weight.
+    """One weight as codes.
 
     Attributes:
-        codes: uint8, of the weight's shape, each below 2^bits and the length of a row of the book.
-        book: float32 [rows, entries]. The weight with its channels first is cut into that many equal parts; each reads
-            a row of its own: one row for the whole tensor, or one for every channel or so many channels.
+        codes: uint8, in the weight's shape, each smaller than 2^bits and than the number of entries in the book.
+        book: float32 [rows, entries]. The weight, channels first, is divided into `rows` equal parts, each with its own
+            row: one row for the whole tensor, or one for each channel or group of channels.
         bits: 1 to 8.
         axis: the weight's axis of output channels.
         scale: float32 [channels], or None.
 
     Raises:
-        ValueError: these do not fit each other.
+        ValueError: shapes or numbers do not fit together.
     """
 
     codes: U8
@@ -71,17 +71,17 @@ class Coded:
 
     @property
     def first(self) -> tuple[int, ...]:
-        """The weight's shape with the channels in front."""
+        """The weight's shape with the channels first."""
         return np.moveaxis(self.codes, self.axis, 0).shape
 
     @property
     def nbytes(self) -> int:
-        """Of codes, book and scale as they are stored."""
+        """Bytes of codes, book and scale as they are stored."""
         tables = self.book.nbytes + (0 if self.scale is None else self.scale.nbytes)
         return tables + sum(-(-self.codes.size * width // 8) for width, _ in fields(self.bits))
 
     def dense(self) -> F32:
-        """The weight, float32; what the stored form gives, bit for bit."""
+        """The float32 weight, bit for bit as the stored form computes it."""
         rows = np.moveaxis(self.codes, self.axis, 0).reshape(len(self.book), -1)
         weight = np.take_along_axis(self.book, rows.astype(np.int64), 1).reshape(self.first)
         if self.scale is not None:
@@ -91,12 +91,12 @@ class Coded:
 
 def fields(bits: int) -> list[tuple[int, int]]:
     """Width and lowest bit of the fields of a code: ``fields(3) == [(2, 0), (1, 2)]``."""
-    widths = [width for width in WIDTHS if bits & width]
+    widths = [width for width in FIELD_WIDTHS if bits & width]
     return [(width, sum(widths[:i])) for i, width in enumerate(widths)]
 
 
 def pack(codes: U8, width: int) -> U8:
-    """Numbers below 2^width, 8 / width to a byte, the first in the lowest bits; the last byte is filled with zeros.
+    """Pack numbers below 2^width into bytes, 8 / width in each, the first in the lowest bits; zeros fill the last byte.
 
     width: 8, 4, 2 or 1.
     """
@@ -108,22 +108,22 @@ def pack(codes: U8, width: int) -> U8:
 
 
 def store(model: ir.Model, coded: Mapping[str, Coded]) -> ir.Model:
-    """A clone of `model` whose initializers of these names hold what `coded` says, stored as codes where that saves.
+    """A clone of `model` with the weights in `coded`, by the names of initializers, as codes if that saves bytes.
 
-    A weight that is small, that is an output, or that the branch of an If or Loop reads is stored dense.
+    A weight that is small, that is an output, or that a branch of an If or Loop reads is stored dense.
 
     Raises:
-        ModelError: the model's operator set is older than what the stored form needs.
+        ModelError: the model's operator set is too old for the stored form.
     """
     if query.opset(model) < OLDEST_OPSET:
-        what = f"is of operator set {query.opset(model)}, and codes can be stored from {OLDEST_OPSET} on"
-        raise ModelError(what, where=model.graph.name, hint="convert it first")
+        what = f"has operator set {query.opset(model)}, and codes can be stored from {OLDEST_OPSET} on"
+        raise ModelError(what, where=model.graph.name, hint="convert it first with `toolchain convert`")
     result = model.clone()
-    builder = _Builder(result.graph)
+    builder = _DecoderWriter(result.graph)
     for name, code in coded.items():
         value = result.graph.initializers[name]
         here = all(node.graph is result.graph for node in query.consumers(value)) and not value.is_graph_output()
-        if here and code.codes.size * 4 - code.nbytes > OPERATORS_BYTES:
+        if here and code.codes.size * 4 - code.nbytes > DECODER_BYTES:
             builder.replace(value, code)
         else:
             value.const_value = ir.tensor(code.dense(), name=name)
@@ -132,15 +132,15 @@ def store(model: ir.Model, coded: Mapping[str, Coded]) -> ir.Model:
     return result
 
 
-class _Builder:
-    """Puts operators in front of a graph; equal small constants are shared by all weights."""
+class _DecoderWriter:
+    """Inserts operators at the start of a graph; all weights share equal small constants."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph, self._names, self._first = graph, edit.Names(graph), next(iter(graph))
         self._known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def replace(self, value: ir.Value, code: Coded) -> None:
-        """Readers of `value` read the decoded weight, which takes its name."""
+        """Let readers of `value` read the decoded weight, which gets its name."""
         name = str(value.name)
         decoded = self._decoded(name, code)
         decoded.type, decoded.shape = value.type, value.shape
@@ -169,20 +169,20 @@ class _Builder:
         return weight
 
     def _field(self, name: str, code: Coded, width: int, low: int) -> ir.Value:
-        """Bits `low` to `low` + `width` of all codes at their places, int32 in one axis."""
+        """Bits `low` to `low` + `width` of all codes, in their positions, as int32 in one axis."""
         codes = np.moveaxis(code.codes, code.axis, 0).reshape(-1)
         packed = pack(codes >> np.uint8(low) & np.uint8((1 << width) - 1), width)
-        found = self._constant(f"{name}_bits{low}", packed.reshape(-1, 1))
+        field = self._constant(f"{name}_bits{low}", packed.reshape(-1, 1))
         if width < 8:
             shifts = width * np.arange(8 // width, dtype=np.uint8)
-            found = self._node("BitShift", found, self._constant("shifts", shifts), direction="RIGHT")
-            found = self._node("Mod", found, self._constant("base", np.array([1 << width], np.uint8)))
-        found = self._node("Reshape", found, self._small("flat", [-1]))
+            field = self._node("BitShift", field, self._constant("shifts", shifts), direction="RIGHT")
+            field = self._node("Mod", field, self._constant("base", np.array([1 << width], np.uint8)))
+        field = self._node("Reshape", field, self._small("flat", [-1]))
         if codes.size % (8 // width):
-            found = self._node("Slice", found, self._small("start", [0]), self._small("stop", [codes.size]))
+            field = self._node("Slice", field, self._small("start", [0]), self._small("stop", [codes.size]))
         if low:
-            found = self._node("BitShift", found, self._constant("low", np.array([low], np.uint8)), direction="LEFT")
-        return self._node("Cast", found, to=ir.DataType.INT32)
+            field = self._node("BitShift", field, self._constant("low", np.array([low], np.uint8)), direction="LEFT")
+        return self._node("Cast", field, to=ir.DataType.INT32)
 
     def _small(self, name: str, numbers: Sequence[int]) -> ir.Value:
         return self._constant(name, np.array(numbers, np.int64))

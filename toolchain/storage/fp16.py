@@ -1,10 +1,10 @@
-"""Half the download: weights that stay float are stored as float16 and cast to float32 where the model is loaded.
+"""Float weights stored as float16, in half the bytes, and cast to float32 when the model is loaded.
 
-    initializer float16 → Cast → whoever read the float32 weight
+    initializer float16 → Cast → readers of the float32 weight
 
 onnxruntime folds a Cast of a constant when it loads an ``.onnx`` file, so speed and memory at run time are those of
 float32 weights. (A ``.ort`` file stores the graph that is run, and so the float32 weights again.) A weight keeps 11 of
-24 bits: at most 2⁻¹¹ = 0.05 % off where it is 6e-5 or larger, and up to 3e-8 below that.
+24 bits: its error is at most 2⁻¹¹ = 0.05 % if it is 6e-5 or larger, and at most 3e-8 if it is smaller.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import onnx_ir as ir
 from toolchain.core.arrays import F16, F32
 from toolchain.graph import check, edit, query
 
-LEAST_BYTES = 4096
-"""Smaller weights are not worth an operator."""
-LARGEST_ERROR = 1e-3
+MIN_WEIGHT_BYTES = 4096
+"""Smaller weights stay float32: the Cast would not pay."""
+MAX_RELATIVE_ERROR = 1e-3
 """Root mean square of a tensor's rounding error, relative to that of the tensor."""
-NEVER = frozenset({"QuantizeLinear", "DequantizeLinear"})
-"""They read scales, which must be what the integers were rounded with."""
+SCALE_READERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Their scales must stay those with which the integers were rounded."""
 
 
 @dataclass(frozen=True)
 class Halved:
-    """tensors: how many are float16 now; saved_bytes: by that. error: the largest relative error of one (rms).
+    """A model with float16 weights.
 
-    kept: names of large float32 weights that float16 cannot hold well.
+    tensors: number of tensors stored as float16. saved_bytes: bytes saved by that. error: the largest relative error of
+        a tensor (root mean square). kept: names of large weights that stay float32 because float16 would round them too
+        coarsely.
     """
 
     model: ir.Model
@@ -40,9 +42,9 @@ class Halved:
 
     def __str__(self) -> str:
         if not self.tensors:
-            return "no float weight is stored as float16: none is large enough and within its range"
+            return "no float weight is stored as float16: none is large enough and in the range of float16"
         text = f"{self.tensors} float weights are stored as float16, rounded by up to {self.error:.1e} (relative)"
-        return text + (f"; {len(self.kept)} stay float32, since float16 cannot hold them" if self.kept else "")
+        return text + (f"; {len(self.kept)} stay float32, outside the range of float16" if self.kept else "")
 
 
 def halve_weights(model: ir.Model) -> Halved:
@@ -56,11 +58,11 @@ def halve_weights(model: ir.Model) -> Halved:
     saved, kept, errors = 0, [], []
     for value in list(graph.initializers.values()):
         array = query.float_array(value)
-        if array is None or array.nbytes < LEAST_BYTES or value.is_graph_output() or not _is_weight(value):
+        if array is None or array.nbytes < MIN_WEIGHT_BYTES or value.is_graph_output() or not _is_weight(value):
             continue
         half = _half(array)
         error = _relative_error(array, half)
-        if not error <= LARGEST_ERROR:
+        if not error <= MAX_RELATIVE_ERROR:
             kept.append(str(value.name))
             continue
         stored = edit.add_constant(graph, names.fresh(f"{value.name}_fp16"), half)
@@ -77,9 +79,9 @@ def halve_weights(model: ir.Model) -> Halved:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether only float operators of the graph itself read it; a branch's reader may need a plain constant."""
+    """True if only float operators of the graph itself read it; readers in branches may need a plain constant."""
     readers = query.consumers(value)
-    return bool(readers) and all(node.graph is value.graph and query.op(node) not in NEVER for node in readers)
+    return bool(readers) and all(node.graph is value.graph and query.op(node) not in SCALE_READERS for node in readers)
 
 
 def _half(array: F32) -> F16:
@@ -88,7 +90,7 @@ def _half(array: F32) -> F16:
 
 
 def _relative_error(array: F32, half: F16) -> float:
-    """Infinite where a number left float16's range."""
+    """Error relative to the array, root mean square; infinite if a number is outside the range of float16."""
     if not np.isfinite(half).all():
         return float("inf")
     size = float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))

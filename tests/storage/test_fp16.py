@@ -11,7 +11,7 @@ from toolchain.graph import io
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.qdq.fusion_audit import optimized_graph
-from toolchain.storage.fp16 import LARGEST_ERROR, halve_weights
+from toolchain.storage.fp16 import MAX_RELATIVE_ERROR, halve_weights
 
 SIZE = 64
 LINE = f"float[2, {SIZE}] x"
@@ -72,7 +72,7 @@ def test_the_error_bound_is_that_of_the_tensor():
     """Numbers of 1e-6 lie on a grid of 6e-8: 2 % off, which large neighbours make up for."""
     assert halve_weights(build(weight(1e-6))).kept == ("w",)
     mixed = np.where(np.arange(SIZE) % 2, weight(), weight(1e-6))
-    assert halve_weights(build(mixed)).error < LARGEST_ERROR
+    assert halve_weights(build(mixed)).error < MAX_RELATIVE_ERROR
 
 
 def test_small_constants_and_scales_stay():

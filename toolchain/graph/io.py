@@ -51,9 +51,7 @@ def load(path: str | Path) -> ir.Model:
             hint="export or copy it again",
         ) from None
     if not model.graph.outputs or not any(True for _ in model.graph):
-        raise ModelError(
-            "contains no computation: it has no nodes or no outputs", where=path, hint="export or copy it again"
-        )
+        raise ModelError("contains no nodes or no outputs", where=path, hint="export or copy it again")
     for tensor in _external(model):
         _check_external(tensor, path)
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):

@@ -149,14 +149,14 @@ def test_a_name_that_is_no_text(refused, workplace):
     name = os.fsdecode(b"n\xfft.onnx")
     Path("net.onnx").rename(name)
     said = refused(f"convert -o out.onnx {name}")
-    assert said == r"'n\udcfft.onnx': has a name that onnxruntime cannot open; rename it"
+    assert said == r"'n\udcfft.onnx': has a name that onnxruntime cannot open; rename the file"
 
 
 def test_external_data(refused, workplace):
     onnx.save(onnx.load("net.onnx"), "ext.onnx", save_as_external_data=True, location="ext.bin", size_threshold=0)
     whole = Path("ext.bin").read_bytes()
     Path("ext.bin").write_bytes(whole[:100])
-    assert "its external data file 'ext.bin' holds 100 bytes where " in refused("convert ext.onnx -o out.onnx")
+    assert "its external data file 'ext.bin' has 100 bytes, and " in refused("convert ext.onnx -o out.onnx")
     Path("ext.bin").unlink()
     assert "its external data file 'ext.bin' is missing; copy it next to" in refused("convert ext.onnx -o out.onnx")
     Path("ext.onnx").write_bytes(Path("ext.onnx").read_bytes().replace(b"ext.bin", b"ext\xff\xffbin"[:7]))

@@ -56,9 +56,7 @@ def load(path: str | Path) -> ir.Model:
         _check_external(tensor, path)
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):
         _forget_negative_sizes(value)
-    model.graph.name = (
-        model.graph.name or path.stem
-    )  # onnxruntime accepts graphs without a name, onnx's checker does not
+    model.graph.name = model.graph.name or path.stem  # onnx's checker wants a name, onnxruntime does not
     return model
 
 

@@ -137,6 +137,14 @@ def test_rounds_go_there_and_back_in_fresh_processes():
     assert len(around.during) == 4  # when processes have warmed up and when they are done
 
 
+def test_how_long_the_rounds_took_is_logged(caplog):
+    settings = Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=3)
+    device = ScriptedDevice([], [], run_s=0.5)
+    with caplog.at_level("INFO", "toolchain.benchmark"):
+        measure(device, jobs(), settings, Extras(), clock=device.clock)
+    assert caplog.messages == ["3 rounds of 2 models took 3.0 s"]
+
+
 def test_a_runner_that_cannot_be_bound_is_refused():
     with pytest.raises(DeviceError, match="processors big: the runner there cannot be bound to processors"):
         measure(ScriptedDevice([], []), jobs("big"), Bench(), Extras())

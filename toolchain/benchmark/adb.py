@@ -12,6 +12,7 @@ connection, ends every process of the benchmark.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 import tempfile
@@ -36,6 +37,8 @@ from toolchain.core.progress import Progress
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.results import Host, Reading
 from toolchain.formats.target import Architecture, Target
+
+LOGGER = logging.getLogger(__name__)
 
 DEVICE_FOLDER = "/data/local/tmp/edge-toolchain"
 ABI_ARCHITECTURES: dict[str, Architecture] = {"arm64-v8a": "aarch64", "x86_64": "x86_64"}
@@ -247,6 +250,7 @@ class AdbDevice:
         content = "\n".join(f"{sha256(path)} {name}" for name, path in sorted(files.items()))
         folder = f"{DEVICE_FOLDER}/files/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
         if self._client.shell(f"if [ -d {folder} ]; then echo there; fi").strip() == "there":
+            LOGGER.debug("%s has %s already", self._place.name, ", ".join(files))
             return folder
         part = f"{folder}.{os.getpid()}.part"
         try:

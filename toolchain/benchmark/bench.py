@@ -5,6 +5,7 @@ Every sample is kept; statistics are derived from them (see `stats`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from toolchain.data.tensors import Feed
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Conditions, Evidence, Host, Measurement, Results, Score
 from toolchain.formats.target import Target
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def _time(reserve: ReserveTiming, subjects: Sequence[Subject], shared: _Settings
         host, about = device.describe(), device.evidence_for(shared.target)
         target_threads = (shared.target or device.detect()).runtime.threads
         threads = shared.threads or shared.bench.threads or max(1, min(target_threads, host.cores))
+        LOGGER.info("timing %d models on %s, onnxruntime %s", len(subjects), host.name, host.onnxruntime)
         jobs = [subject.job(shared.session_options, threads, shared.cpus) for subject in subjects]
         measurements, conditions = measure(device, jobs, shared.bench, shared.extras, shared.progress)
     return _PlaceResults(host, about, measurements, [subject.note for subject in subjects], conditions)

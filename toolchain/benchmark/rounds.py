@@ -7,6 +7,7 @@ whole life, so several fresh processes share the rounds, one after the other.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from toolchain.core.errors import DeviceError
 from toolchain.core.progress import Progress, silent
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Conditions, Latency, Memory, OperatorTime, Reading, Window
+
+LOGGER = logging.getLogger(__name__)
 
 READING_INTERVAL_S = 1.0
 """Least time between two readings of the machine's conditions."""
@@ -116,6 +119,7 @@ def measure(
             if done == total:
                 operators = _profile(runners, extras.profile_runs, progress)
                 sustained = [_sustain(device, runner, extras.sustained_s, progress, clock) for runner in runners]
+    LOGGER.info("%d rounds of %d models took %.1f s", settings.rounds, len(jobs), clock() - start_s)
     measurements = [
         JobMeasurement(_latency(job, answer), _memory(job, answer.processes[0]), times, windows)
         for job, answer, times, windows in zip(jobs, answers, operators, sustained, strict=True)

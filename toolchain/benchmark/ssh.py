@@ -9,6 +9,7 @@ the command to use, ``ssh`` where it is not set. Its exit code is the remote com
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -36,6 +37,8 @@ from toolchain.devices.cpuinfo import read_cpu
 from toolchain.devices.detect import detect_host
 from toolchain.formats.results import Host, Reading
 from toolchain.formats.target import Target
+
+LOGGER = logging.getLogger(__name__)
 
 AGENT_SCRIPT = Path(__file__).with_name("agent.py")
 
@@ -228,12 +231,15 @@ class SshDevice:
             self._raise_if_full(runtime["error"])
             what = f"has no onnxruntime, and it cannot be installed there ({one_line(runtime['error'])})"
             raise self._error(what, "install python3-venv there, or name a Python that has it with --python")
+        LOGGER.info("%s runs %s with onnxruntime %s", self._place.name, runtime["python"], runtime["onnxruntime"])
         return runtime
 
     def _send(self, path: Path) -> str:
         """Send the file unless it is there already, and return its name on the host."""
         name = f"{sha256(path)}{path.suffix}"
-        if not self.call("have", name=name)["have"]:
+        if self.call("have", name=name)["have"]:
+            LOGGER.debug("%s has %s already", self._place.name, path.name)
+        else:
             size = path.stat().st_size
             self._progress(f"sending {path.name} ({size / 1e6:.1f} MB)")
             self.call("put", content=path, name=name, size=size)

@@ -6,6 +6,7 @@ of the sources, the command and the compiler's version.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,8 @@ from toolchain.core.cache import cache_path
 from toolchain.core.errors import DeviceError, InputError, one_line
 from toolchain.core.files import replacing
 from toolchain.formats.target import Architecture
+
+LOGGER = logging.getLogger(__name__)
 
 SOURCE_FOLDER = Path(__file__).parent
 COMPILER_FLAGS = ("-std=c11", "-O2")
@@ -101,6 +104,7 @@ def build(compiler: Compiler, sources: Path = SOURCE_FOLDER) -> Path:
     name = f"-{compiler.architecture}"
     program = cache_path("runner", compiler.command, COMPILER_FLAGS, version, *contents, suffix=name)
     if not program.is_file():
+        LOGGER.info("compiling the runner with %s", compiler.command[0])
         with replacing(program) as folder:
             output = str(folder / program.name)
             _run([*compiler.command, *COMPILER_FLAGS, "-o", output, str(sources / "runner.c"), *LINKED_LIBRARIES])

@@ -20,7 +20,7 @@ def after(sparse):
     return {v.name: query.constant(v) for v in sparse.model.graph.initializers.values()}
 
 
-def test_the_smallest_go_over_all_weights_together():
+def test_the_smallest_weights_of_the_whole_model_become_zero():
     sparse = sparsify(net(), 0.5)
     found = after(sparse)
     sizes = np.concatenate([np.abs(CONSTANTS[n]).reshape(-1) for n in ("w", "v")])
@@ -30,7 +30,7 @@ def test_the_smallest_go_over_all_weights_together():
     assert sparse.compressed_bytes[1] < 0.8 * sparse.compressed_bytes[0]
 
 
-def test_two_of_four_along_what_is_summed():
+def test_two_of_four_along_the_summed_axis():
     found = after(sparsify(net(), (2, 4)))
     assert ((found["w"].reshape(8, 4, 9) != 0).sum(axis=1) == 2).all()
     assert ((found["v"].reshape(5, 2, 4) != 0).sum(axis=2) == 2).all()
@@ -39,18 +39,18 @@ def test_two_of_four_along_what_is_summed():
     assert np.abs(kept).sum() == pytest.approx(largest)
 
 
-def test_an_odd_rest_stays_whole():
+def test_weights_that_fill_no_block_are_kept():
     found = after(sparsify(net(), (1, 3)))
     assert ((found["w"][:, :3] != 0).sum(axis=1) == 1).all()
     assert (found["w"][:, 3] != 0).all()
 
 
 @pytest.mark.parametrize(("text", "meant"), [("0.5", 0.5), ("2:4", (2, 4))])
-def test_what_may_be_written(text, meant):
+def test_valid_sparsities(text, meant):
     assert parse_sparsity(text) == meant
 
 
 @pytest.mark.parametrize("text", ["0", "1", "4:2", "0:4", "half", "-0.5", "2:4:8"])
-def test_what_may_not(text):
+def test_invalid_sparsities(text):
     with pytest.raises(InputError, match="give a share such as"):
         parse_sparsity(text)

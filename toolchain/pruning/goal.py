@@ -1,16 +1,17 @@
-"""`prune_model`: a smaller, faster graph from a float model and unlabelled data, without training.
+"""`prune_model`: structured pruning of a float model to a goal, from unlabelled data, without training.
 
     groups ──► rank their channels ──► loss and saving of every width ──► search ──► cut ──► prove ──► repair
                                                                             ▲                            │
                                                                             └──── measure the whole ◄────┘
 
-Losses are measured at the model's outputs, savings in the precision that will be deployed. What comes back is never
-slower than what was given: where nothing helps, that is said, and the input returned.
+Losses are measured at the model's outputs, savings in the precision of the deployment. The result is never slower than
+the input: where pruning does not help, the input model is returned with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 
@@ -33,21 +34,36 @@ from toolchain.formats.recipe import Prune
 from toolchain.graph import run
 from toolchain.latency.race import Race, race
 from toolchain.ops.cost import total_macs
-from toolchain.pruning.latency import Clock, counted, measured, quick_int8
-from toolchain.pruning.options import PruneBasis, basis_of, items, kept_of
+from toolchain.pruning.latency import PartClock, counted_clock, measured_clock, quick_int8
+from toolchain.pruning.options import PruneBasis, kept_channels, prune_basis, pruning_units
 from toolchain.pruning.repair import repair
-from toolchain.pruning.search import Widths, aligned, walk
+from toolchain.pruning.search import WidthPlan, aligned_widths, greedy_path
 from toolchain.training.engine.distil import distil, require_trainable
 
+LOGGER = logging.getLogger(__name__)
+
+NO_USEFUL_CUT = "no cut saves time before the outputs degrade"
+MEASURED_SLOWER = "the pruned model was measured slower"
+
 CHECK_SAMPLES = 16
-"""So many samples judge an option."""
+"""Number of held-out samples that losses are measured on."""
 INT8_SAMPLES = 4
-"""So many are enough for an int8 model whose speed alone is of interest."""
+"""Number of samples for an int8 model of which only the speed is measured."""
+RACE_SECONDS = 1.0
+"""Time for one comparison of two whole models."""
+
+RaceModels = Callable[[ir.Model, ir.Model, Feed], Race]
+"""A function that times two models in turn."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """The result of :func:`prune_model`. model: the pruned graph, or the input where pruning did not help."""
+    """The result of :func:`prune_model`.
+
+    Attributes:
+        model: the pruned model, or the input where pruning did not help.
+        record: what was cut, why, and the effect.
+    """
 
     model: ir.Model
     record: Pruning
@@ -63,18 +79,22 @@ def prune_model(
     multiple: int = 16,
     here: bool = True,
     progress: Progress = silent,
+    clock: PartClock | None = None,
+    race_models: RaceModels | None = None,
 ) -> Pruned:
     """Prune an optimized float model.
 
     Args:
-        model: as :func:`toolchain.optimization.passes.optimize` leaves it.
-        data: unlabelled samples that decisions and repairs are made from.
-        settings: the goal, and how.
-        check: samples that losses are judged by; None holds a quarter of `data` out.
-        int8: whether int8 follows; latency is then int8's.
-        multiple: channels that the target's kernels take at once.
-        here: whether latency is measured on this machine; else it is counted.
+        model: the result of :func:`toolchain.optimization.passes.optimize`.
+        data: unlabelled samples for moments and repair.
+        settings: the goal and the method.
+        check: samples that losses are measured on; None holds a quarter of `data` back.
+        int8: int8 follows, so time is measured in int8.
+        multiple: channels that the target's kernels process at once.
+        here: time is measured on this machine; otherwise it is estimated.
         progress: told about every step.
+        clock: times parts of the model; None: the one that `settings` and `here` ask for.
+        race_models: times whole models; None: :func:`race_on_this_machine`.
 
     Raises:
         ModelError: nothing in the model can be cut. GateError: the goal is out of reach, or the proof fails.
@@ -84,28 +104,42 @@ def prune_model(
         require_trainable(model)
     if check is None:
         data, check = data.split()
-    basis = basis_of(model, data, settings, progress)
+    basis = prune_basis(model, data, settings, progress)
     if not basis.free:
         reasons = sorted({pin for group in groups(basis.model, basis.layout) for pin in group.pins})
         raise ModelError(
             "has no channels that may be cut", where=model.graph.name, hint=f"they are pinned: {'; '.join(reasons[:4])}"
         )
-    clock, savings = _clock(settings, int8=int8, multiple=multiple, here=here)
-    job = _PruneTask(
-        basis, data, check, settings, Probe(basis.model, list(check.take(CHECK_SAMPLES))), int8, savings, progress
+    default_clock, chosen_by = _clock(settings, int8=int8, multiple=multiple, here=here)
+    task = _PruneTask(
+        basis,
+        data,
+        check,
+        settings,
+        Probe(basis.model, list(check.take(CHECK_SAMPLES))),
+        int8,
+        chosen_by,
+        progress,
+        race_models or race_on_this_machine,
     )
     if settings.uniform:
-        return _finish(job, _uniform(basis, settings, multiple))
-    return _reach_goal(job, walk(items(basis, settings, job.probe, clock, multiple, progress)))
+        return _finish(task, _uniform_plan(basis, settings, multiple))
+    units = pruning_units(basis, settings, task.probe, clock or default_clock, multiple, progress)
+    return _reach_goal(task, greedy_path(units))
 
 
-def _clock(settings: Prune, *, int8: bool, multiple: int, here: bool) -> tuple[Clock, str]:
-    """What tells the time, and how reports name it."""
+def _clock(settings: Prune, *, int8: bool, multiple: int, here: bool) -> tuple[PartClock, str]:
+    """Choose what measures the time of parts, and its name in reports."""
     if settings.uniform or settings.keep is not None:
-        return counted(1), "multiply-accumulates"
+        return counted_clock(1), "multiply-accumulates"
     if here:
-        return measured(int8=int8), f"measured here in {'int8' if int8 else 'fp32'}"
-    return counted(multiple), "counted, not measured: the target is not this machine"
+        return measured_clock(int8=int8), f"measured on this machine in {'int8' if int8 else 'fp32'}"
+    return counted_clock(multiple), "estimated, because the target is not this machine"
+
+
+def race_on_this_machine(dense: ir.Model, pruned: ir.Model, feed: Feed) -> Race:
+    """Time two models in turn on this machine, one thread."""
+    return race(run.session(dense, threads=1), run.session(pruned, threads=1), feed, seconds=RACE_SECONDS)
 
 
 # --------------------------------------------------------------------------------------------- to the goal
@@ -113,7 +147,11 @@ def _clock(settings: Prune, *, int8: bool, multiple: int, here: bool) -> tuple[C
 
 @dataclass(frozen=True)
 class _PruneTask:
-    """What is asked for, and everything it is decided by. savings: what widths are chosen by."""
+    """The request and everything that decisions are made from.
+
+    Attributes:
+        chosen_by: the cost by which widths are chosen, for the report.
+    """
 
     basis: PruneBasis
     data: CalibrationData
@@ -121,133 +159,151 @@ class _PruneTask:
     settings: Prune
     probe: Probe
     int8: bool
-    savings: str
-    report: Progress
+    chosen_by: str
+    progress: Progress
+    race_models: RaceModels
 
     def deployed(self, model: ir.Model) -> ir.Model:
-        """As fast as it will be."""
+        """Return a model that is as fast as the deployed one."""
         return quick_int8(model, self.data.take(INT8_SAMPLES)) if self.int8 else model
 
-    def cuts(self, widths: Widths) -> dict[str, list[int]]:
-        """The places that widths keep."""
-        return {name: kept_of(self.basis, name, width) for name, width in widths.kept.items()}
+    def cuts(self, plan: WidthPlan) -> dict[str, list[int]]:
+        """Return the channels that each cut group keeps."""
+        return {name: kept_channels(self.basis, name, width) for name, width in plan.kept.items()}
 
     def macs(self, model: ir.Model) -> int:
-        """Multiply-accumulates for the first sample; the model's shapes are filled in."""
+        """Count multiply-accumulates for the first sample; sets the shapes of the model."""
         return total_macs(self.basis.sized(model))
 
-    def cut(self, widths: Widths) -> ir.Model:
-        """The model with these widths, not repaired."""
-        return drop_branches(apply_cuts(self.basis.model, self.cuts(widths)), widths.dropped)
+    def cut(self, plan: WidthPlan) -> ir.Model:
+        """Cut the model, without repair."""
+        return drop_branches(apply_cuts(self.basis.model, self.cuts(plan)), plan.dropped)
+
+    def speedup(self, dense: ir.Model, pruned: ir.Model) -> float:
+        """Measure how many times as fast the second model is."""
+        return _speedup(self.race_models(dense, pruned, self.basis.feed))
 
 
-def _uniform(basis: PruneBasis, settings: Prune, multiple: int) -> Widths:
-    """The same part of every group: the largest with which the goal's part of the work is left."""
+def _uniform_plan(basis: PruneBasis, settings: Prune, multiple: int) -> WidthPlan:
+    """Keep the same share of every group: the largest that meets the goal, counted in multiply-accumulates."""
     wanted = (settings.keep or 1 / (settings.speedup or 1.0)) * total_macs(basis.sized(basis.model.clone()))
     widths: dict[str, int] = {}
     for percent in range(95, 4, -5):
-        tried = {name: aligned(group.size, multiple, (percent / 100,)) for name, group in basis.free.items()}
-        widths = {name: found[0] for name, found in tried.items() if found}
-        cut = apply_cuts(basis.model, {name: kept_of(basis, name, width) for name, width in widths.items()})
+        options = {name: aligned_widths(group.size, multiple, (percent / 100,)) for name, group in basis.free.items()}
+        widths = {name: option[0] for name, option in options.items() if option}
+        cut = apply_cuts(basis.model, {name: kept_channels(basis, name, width) for name, width in widths.items()})
         if total_macs(basis.sized(cut)) <= wanted:
             break
-    return Widths(widths, (), 0.0, 0.0)
+    return WidthPlan(widths, (), 0.0, 0.0)
 
 
-def _reach_goal(job: _PruneTask, path: Sequence[Widths]) -> Pruned:
-    """The first point of the walk at which the goal is met: found by bisection, and measured, not predicted."""
-    basis, settings = job.basis, job.settings
+def _reach_goal(task: _PruneTask, path: Sequence[WidthPlan]) -> Pruned:
+    """Find the first plan of a path that meets the goal, by bisection; every tried plan is measured as a whole.
+
+    Raises:
+        GateError: no plan of the path meets the goal.
+    """
+    basis, settings = task.basis, task.settings
     if settings.keep is not None:
-        whole = job.macs(basis.model.clone())
+        whole = task.macs(basis.model.clone())
 
-        def reached(widths: Widths) -> float:
-            return whole / job.macs(job.cut(widths))
+        def reached(plan: WidthPlan) -> float:
+            return whole / task.macs(task.cut(plan))
 
         goal = 1 / settings.keep
     else:
-        dense = job.deployed(basis.model)
-        base_ms = _race(dense, dense, basis.feed).medians_s[0] * 1e3
+        dense = task.deployed(basis.model)
+        base_ms = task.race_models(dense, dense, basis.feed).medians_s[0] * 1e3
         goal = settings.speedup or base_ms / (settings.latency_ms or base_ms)
         if goal <= 1:
-            return _unpruned(job, f"it takes {base_ms:.2f} ms already")
+            return _unpruned(task, f"the model already takes only {base_ms:.2f} ms")
 
-        def reached(widths: Widths) -> float:
-            return _speedup(_race(dense, job.deployed(job.cut(widths)), basis.feed))
+        def reached(plan: WidthPlan) -> float:
+            return task.speedup(dense, task.deployed(task.cut(plan)))
 
     if len(path) == 1:
-        return _unpruned(job, "no cut that was tried saves time and leaves the answer")
+        return _unpruned(task, NO_USEFUL_CUT)
     low, high, turns = 1, len(path) - 1, ceil(log2(len(path)))
     while low < high:
-        job.report("measuring whole models", turns - ceil(log2(high - low + 1)), turns)
+        task.progress("measuring whole models", turns - ceil(log2(high - low + 1)), turns)
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(path[middle]) >= goal else (middle + 1, high)
+        ratio = reached(path[middle])
+        LOGGER.info("plan %d of %d: %.2f of the wanted %.2f", middle, len(path) - 1, ratio, goal)
+        low, high = (low, middle) if ratio >= goal else (middle + 1, high)
     if low == len(path) - 1 and (most := reached(path[low])) < goal:
         if most <= 1:
-            return _unpruned(job, "pruned, it was measured slower")
+            return _unpruned(task, MEASURED_SLOWER)
         raise GateError(
-            f"cannot be pruned so far: {most:.2f} of {goal:.2f} times, and little of its answer is left",
+            f"a {'reduction' if settings.keep is not None else 'speed-up'} of {goal:.2f} times is out of reach; "
+            f"{most:.2f} is the most before outputs degrade",
             where=basis.model.graph.name,
-            hint="ask for less; `toolchain inspect --groups` tells what cannot be cut",
+            hint="ask for less; `toolchain inspect --groups` shows which channels cannot be cut",
         )
-    return _finish(job, path[low])
+    return _finish(task, path[low])
 
 
-def _race(dense: ir.Model, pruned: ir.Model, feed: Feed) -> Race:
-    return race(run.session(dense, threads=1), run.session(pruned, threads=1), feed, seconds=1.0)
+def _speedup(times: Race) -> float:
+    """Compute the median ratio over rounds; both models run in every round, so a slow round affects both."""
+    return float(np.median(np.array(times.first_s) / np.array(times.second_s)))
 
 
-def _speedup(found: Race) -> float:
-    """Median over rounds, in each of which both ran: what slows one round slows both."""
-    return float(np.median(np.array(found.first_s) / np.array(found.second_s)))
+def _finish(task: _PruneTask, plan: WidthPlan) -> Pruned:
+    """Prove, repair and measure a plan.
 
-
-def _finish(job: _PruneTask, widths: Widths) -> Pruned:
-    """Prove, repair and measure a choice of widths."""
-    basis, settings, cuts = job.basis, job.settings, job.cuts(widths)
-    if not cuts and not widths.dropped:
-        return _unpruned(job, "no cut that was tried saves time and leaves the answer")
-    job.report("proving the cut", 0, 0)
+    Raises:
+        GateError: the cut graph differs from the masked original.
+    """
+    basis, settings, cuts = task.basis, task.settings, task.cuts(plan)
+    if not cuts and not plan.dropped:
+        return _unpruned(task, NO_USEFUL_CUT)
+    for name, width in plan.kept.items():
+        LOGGER.info("%s keeps %d of %d channels", name, width, basis.free[name].size)
+    for name in plan.dropped:
+        LOGGER.info("the branch at %s is removed", name)
+    task.progress("proving the cut")
     proof = verify_cuts(basis.model, cuts, apply_cuts(basis.model, cuts)) if cuts else None
     if proof is not None and proof.mismatches:
-        hint = "report the model; meanwhile prune with fewer groups"
-        raise GateError(f"the pruned graph is not the masked one: {proof.mismatches[0]}", where="prune", hint=hint)
-    pruned = job.cut(widths)
-    before_db = job.probe.fidelity_db(pruned)
+        hint = "report the model, and prune fewer groups meanwhile"
+        what = f"the pruned model differs from the original with these channels masked: {proof.mismatches[0]}"
+        raise GateError(what, where="prune", hint=hint)
+    pruned = task.cut(plan)
+    before_db = task.probe.fidelity_db(pruned)
     if settings.repair:
-        pruned = _repaired(job, cuts, pruned)
+        pruned = _repaired(task, cuts, pruned)
     if settings.minutes:
         pruned = distil(
             pruned,
             basis.model,
-            job.data,
+            task.data,
             minutes=settings.minutes,
             seed=settings.seed,
-            check=job.check,
-            progress=job.report,
+            check=task.check,
+            progress=task.progress,
         ).model
-    deployed = fp32 = _race(basis.model, pruned, basis.feed)
-    if job.int8:
-        deployed = _race(job.deployed(basis.model), job.deployed(pruned), basis.feed)
+    deployed = fp32 = task.race_models(basis.model, pruned, basis.feed)
+    if task.int8:
+        deployed = task.race_models(task.deployed(basis.model), task.deployed(pruned), basis.feed)
     record = Pruning(
         helped=True,
         speedup=_speedup(fp32),
-        int8_speedup=_speedup(deployed) if job.int8 else None,
-        fidelity_db=CutFidelity(cut=before_db, repaired=job.probe.fidelity_db(pruned)),
-        macs=(job.macs(basis.model.clone()), job.macs(pruned.clone())),
+        int8_speedup=_speedup(deployed) if task.int8 else None,
+        fidelity_db=CutFidelity(cut=before_db, repaired=task.probe.fidelity_db(pruned)),
+        macs=(task.macs(basis.model.clone()), task.macs(pruned.clone())),
         parameters=(parameter_count(basis.model), parameter_count(pruned)),
-        chosen_by=job.savings,
-        groups=tuple(_cut_group(basis.free[name], width) for name, width in widths.kept.items()),
-        dropped=widths.dropped,
+        chosen_by=task.chosen_by,
+        groups=tuple(_cut_group(basis.free[name], width) for name, width in plan.kept.items()),
+        dropped=plan.dropped,
         proof=proof,
     )
     if deployed.second_is_slower(by=1.0):
-        slower = record.model_copy(update={"helped": False, "reason": "pruned, it was measured slower"})
+        slower = record.model_copy(update={"helped": False, "reason": MEASURED_SLOWER})
         return Pruned(basis.model, slower)
     return Pruned(pruned, record)
 
 
-def _unpruned(job: _PruneTask, reason: str) -> Pruned:
-    return Pruned(job.basis.model, Pruning(helped=False, reason=reason, chosen_by=job.savings))
+def _unpruned(task: _PruneTask, reason: str) -> Pruned:
+    LOGGER.info("not pruned: %s", reason)
+    return Pruned(task.basis.model, Pruning(helped=False, reason=reason, chosen_by=task.chosen_by))
 
 
 def _cut_group(group: Group, kept: int) -> CutGroup:
@@ -255,24 +311,27 @@ def _cut_group(group: Group, kept: int) -> CutGroup:
     return CutGroup(name=group.name, size=group.size, kept=kept, nodes=nodes)
 
 
-def _repaired(job: _PruneTask, cuts: Cuts, pruned: ir.Model) -> ir.Model:
-    """Fitted to the dense model's answers, where that brings the outputs nearer to them."""
-    basis = job.basis
+def _repaired(task: _PruneTask, cuts: Cuts, pruned: ir.Model) -> ir.Model:
+    """Repair the layers; keep the repair only where it brings the outputs nearer to the dense model's."""
+    basis = task.basis
     keep = keep_sets(basis.model, basis.layout, cuts)
-    known = {str(value.name): (value, axes) for value, axes in basis.layout.axes.items()}
+    by_name = {str(value.name): (value, axes) for value, axes in basis.layout.axes.items()}
 
     def kept(tensor: str) -> Index | None:
-        value, axes = known[tensor]
+        value, axes = by_name[tensor]
         axis = axes[1] if _has_channels_first(value) else axes[-1]
-        found = kept_positions(axis, keep) if axis.root.size is not None else None
-        return None if found is None or len(found) == axis.root.size else found
+        positions = kept_positions(axis, keep) if axis.root.size is not None else None
+        return None if positions is None or len(positions) == axis.root.size else positions
 
-    mended = repair(pruned, basis.model, job.data, kept, progress=job.report)
-    return mended if job.probe.fidelity_db(mended) > job.probe.fidelity_db(pruned) else pruned
+    repaired = repair(pruned, basis.model, task.data, kept, progress=task.progress)
+    before_db, after_db = (task.probe.fidelity_db(model) for model in (pruned, repaired))
+    better = after_db > before_db
+    LOGGER.info("layer repair: %.2f dB -> %.2f dB, %s", before_db, after_db, "kept" if better else "not kept")
+    return repaired if better else pruned
 
 
 def _has_channels_first(value: ir.Value) -> bool:
-    """Whether a convolution makes it, or a sum of which one is a part."""
+    """Check whether a tensor is the output of a convolution, or of sums with a convolution among their terms."""
     node = value.producer()
     while node is not None and node.op_type == "Add":
         conv = any(v is not None and (n := v.producer()) is not None and n.op_type == "Conv" for v in node.inputs)

@@ -1,17 +1,17 @@
-"""Which places of a group to give up first: importance, without labels and without training.
+"""Importance of the channels of a group, without labels and without training.
 
-Whoever sums over a group is its *consumer*: y = W x, with x what it reads. Moments H = E[x xᵀ] over the calibration
-data say what a place is worth to it.
+A *consumer* of a group is an operator that sums over its channels: y = W x, where x is its input. The second moments
+H = E[x xᵀ] over the calibration data tell how important a channel is to it.
 
 obs          structured Optimal Brain Surgeon (Hassibi and Stork 1993; for whole channels OBSPA, arXiv 2403.18955): the
-             least squared change of y when place i goes and the weights of the others make up for it as well as they
-             can: |W_i|² / [H⁻¹]_ii. Greedy: the place of the least goes, H⁻¹ is brought down to the others, and so on.
-activation   |W_i|² H_ii: the change of y when nobody makes up for it
-l2, l1       |W_i| of the consumer's and the maker's weights, as is customary
-random       seeded
+             smallest squared change of y when channel i is removed and the weights of the others compensate for it:
+             |W_i|² / [H⁻¹]_ii. Greedy: remove the lowest-scoring channel, update H⁻¹, repeat.
+activation   |W_i|² H_ii: the change of y without compensation
+l2, l1       |W_i| of the weights of consumers and producers, the usual criteria
+random       by a seed
 
-A place may be a block of a consumer's axis: a head of an attention, a channel of a flattened map. Several consumers
-have their say in proportion to the energy of their outputs.
+A channel may be a block of a consumer's axis: a head of an attention, a channel of a flattened map. Scores of several
+consumers are divided by the energy of their outputs and added.
 """
 
 from __future__ import annotations
@@ -31,42 +31,48 @@ from toolchain.graph import query
 from toolchain.ops import cells, table
 from toolchain.ops.weights import weight_axes
 
-Criterion = Literal["obs", "activation", "l2", "l1", "random"]
+ChannelCriterion = Literal["obs", "activation", "l2", "l1", "random"]
 
 DAMPING = 1e-3
-"""Of the mean of H's diagonal."""
+"""Added to the diagonal of H, relative to its mean."""
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """A sum over a group. reads: the tensor and its axis of C places. weight: float64 [C, R], all that place c is
-    multiplied with; None where it is multiplied with other activations.
+    """An operator that sums over the channels of a group.
+
+    Attributes:
+        node: its label.
+        reads: name of the tensor it reads.
+        axis: of that tensor, with C positions.
+        positions: the channel of the group at each position of the axis, -1 where there is none.
+        weight: float64 [C, R], all factors of each position; None where it is multiplied with other activations.
     """
 
     node: str
     reads: str
     axis: int
-    places: Index
+    positions: Index
     weight: F64 | None
 
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """Second moments [C, C] and means [C] of the places of one axis, over all other axes and the data."""
+    """Second moments [C, C] and means [C] of the positions of one axis, over all other axes and the data."""
 
     second: F64
     mean: F64
 
 
-def consumers(model: ir.Model, found: Layout, group: Group) -> list[Consumer]:
-    """Everybody who sums over a group; places: for every place of the axis that of the group, or -1."""
+def consumers(model: ir.Model, spaces: Layout, group: Group) -> list[Consumer]:
+    """List the operators that sum over a group."""
     result = []
     for node in model.graph:
-        for index, axis in found.summed.get(node, ()):
+        for index, axis in spaces.summed.get(node, ()):
             value = node.inputs[index]
             if value is None or query.constant(value) is not None:
                 continue
-            space = found.axes[value][axis]
+            space = spaces.axes[value][axis]
             if group.leaf not in set(leaves(space)):
                 continue
             result.append(
@@ -78,7 +84,7 @@ def consumers(model: ir.Model, found: Layout, group: Group) -> list[Consumer]:
 
 
 def _weight(node: ir.Node, index: int) -> F64 | None:
-    """[C, R]: what every place of the input's channels is multiplied with."""
+    """Return the factors of every position of the input's channels, [C, R]."""
     cell = table.rule(node).channels
     if index != 0 or len(node.inputs) < 2 or (array := query.float_array(node.inputs[1])) is None:
         return None
@@ -86,7 +92,7 @@ def _weight(node: ir.Node, index: int) -> F64 | None:
         groups = query.attribute(node, "group", 1)
         if cell.out == 1:  # [G x I, O, k]
             return array.reshape(len(array), -1).astype(np.float64)
-        # [G x O, I, k]: place (g, i) is read by the rows of g alone
+        # [G x O, I, k]: position (g, i) is read by the rows of g alone
         split = array.reshape(groups, len(array) // groups, array.shape[1], -1)
         return split.transpose(0, 2, 1, 3).reshape(groups * array.shape[1], -1).astype(np.float64)
     if isinstance(cell, cells.Recurrent):
@@ -96,96 +102,96 @@ def _weight(node: ir.Node, index: int) -> F64 | None:
     return None
 
 
-def ranking(
+def rank_channels(
     group: Group,
-    read: Sequence[Consumer],
+    readers: Sequence[Consumer],
     moments: Mapping[tuple[str, int], ChannelMoments],
-    criterion: Criterion,
+    criterion: ChannelCriterion,
     *,
-    made: Mapping[str, F64] | None = None,
+    producers: Mapping[str, F64] | None = None,
     seed: int = 0,
-    least: int = 1,
+    min_greedy: int = 1,
 ) -> Index:
-    """The places of a group, the most dispensable first.
+    """Rank the channels of a group, the least important first.
 
     Args:
-        group: whose.
-        read: its consumers.
+        group: the group.
+        readers: its consumers.
         moments: by (tensor, axis) that the consumers read.
         criterion: see the module.
-        made: for l1 and l2, what makes the places: [size, R] by parameter.
+        producers: for l1 and l2, the weights that make the channels: [size, R] by parameter.
         seed: for `random`.
-        least: obs stops being greedy here; what is left is ordered by its last scores.
+        min_greedy: obs stops updating H⁻¹ at this number of channels and ranks the rest by their last scores.
     """
     if criterion == "random":
         return np.random.default_rng(seed).permutation(group.size)
     if criterion in ("l1", "l2"):
         power = 1 if criterion == "l1" else 2
         scores = np.zeros(group.size)
-        for weight in (made or {}).values():
+        for weight in (producers or {}).values():
             scores += (np.abs(weight) ** power).sum(axis=1) / max((np.abs(weight) ** power).sum(), 1e-30)
-        for consumer in read:
+        for consumer in readers:
             if consumer.weight is not None:
-                scores += _normalized(_by_place(consumer, (np.abs(consumer.weight) ** power).sum(axis=1), group.size))
+                scores += _normalized(_by_channel(consumer, (np.abs(consumer.weight) ** power).sum(axis=1), group.size))
         return np.argsort(scores, kind="stable")
     if criterion == "activation":
         scores = np.zeros(group.size)
-        for consumer in read:
+        for consumer in readers:
             energy = np.diag(moments[consumer.reads, consumer.axis].second)
-            scores += _normalized(_by_place(consumer, energy * _power(consumer), group.size))
+            scores += _normalized(_by_channel(consumer, energy * _power(consumer), group.size))
         return np.argsort(scores, kind="stable")
-    surgeons = [_Surgeon(consumer, moments[consumer.reads, consumer.axis], group.size) for consumer in read]
-    return _greedy(group.size, surgeons, least)
+    states = [_ObsState(consumer, moments[consumer.reads, consumer.axis], group.size) for consumer in readers]
+    return _greedy(group.size, states, min_greedy)
 
 
 def _power(consumer: Consumer) -> F64:
-    """|W_c|² for every place of the axis; 1 where activations are multiplied with activations."""
-    return np.ones(len(consumer.places)) if consumer.weight is None else (consumer.weight**2).sum(axis=1)
+    """Compute |W_c|² for every position; 1 where activations are multiplied with activations."""
+    return np.ones(len(consumer.positions)) if consumer.weight is None else (consumer.weight**2).sum(axis=1)
 
 
-def _by_place(consumer: Consumer, scores: F64, size: int) -> F64:
-    inside = consumer.places >= 0
-    return np.bincount(consumer.places[inside], scores[inside], minlength=size).astype(np.float64)
+def _by_channel(consumer: Consumer, scores: F64, size: int) -> F64:
+    inside = consumer.positions >= 0
+    return np.bincount(consumer.positions[inside], scores[inside], minlength=size).astype(np.float64)
 
 
 def _normalized(scores: F64) -> F64:
     return scores / max(float(scores.sum()), 1e-30)
 
 
-class _Surgeon:
-    """One consumer's H⁻¹ and weights, brought down as places go."""
+class _ObsState:
+    """H⁻¹ and weights of one consumer, updated as channels are removed."""
 
     def __init__(self, consumer: Consumer, channels: ChannelMoments, size: int) -> None:
         second = channels.second
         damping = DAMPING * max(float(np.mean(np.diag(second))), 1e-12)
         self.inverse = np.linalg.inv(second + damping * np.eye(len(second)))
         self.weight = np.sqrt(np.diag(second))[:, None] if consumer.weight is None else consumer.weight.copy()
-        if self.weight.shape[1] > len(second):  # only W Wᵀ counts: a smaller factor of it does as well
+        if self.weight.shape[1] > len(second):  # only W Wᵀ matters, so a smaller factor of it is used
             values, vectors = np.linalg.eigh(self.weight @ self.weight.T)
             self.weight = vectors * np.sqrt(np.maximum(values, 0))
         energy = float(np.einsum("cr,cd,dr->", self.weight, second, self.weight, optimize=True))
         self.share = 1 / max(energy, 1e-30)
-        self.blocks = [np.flatnonzero(consumer.places == place) for place in range(size)]
+        self.blocks = [np.flatnonzero(consumer.positions == channel) for channel in range(size)]
         self.single = all(len(block) == 1 for block in self.blocks)
         self.first = np.array([block[0] if len(block) else -1 for block in self.blocks])
 
     def scores(self, alive: Index) -> F64:
-        """What every place that is left would cost."""
+        """Compute the loss of removing each channel that is left."""
         if self.single:
             at = self.first[alive]
             lost: F64 = (self.weight[at] ** 2).sum(axis=1) / np.maximum(np.diag(self.inverse)[at], 1e-30)
             return self.share * lost
-        found = np.zeros(len(alive))
-        for number, place in enumerate(alive):
-            block = self.blocks[place]
+        scores = np.zeros(len(alive))
+        for number, channel in enumerate(alive):
+            block = self.blocks[channel]
             if len(block):
                 inverse = self.inverse[np.ix_(block, block)]
-                found[number] = np.sum(self.weight[block] * np.linalg.solve(inverse, self.weight[block]))
-        return self.share * found
+                scores[number] = np.sum(self.weight[block] * np.linalg.solve(inverse, self.weight[block]))
+        return self.share * scores
 
-    def remove(self, place: int) -> None:
-        """The others make up for it, and it is gone from H."""
-        block = self.blocks[place]
+    def remove(self, channel: int) -> None:
+        """Remove a channel from H⁻¹; the weights of the others compensate for it."""
+        block = self.blocks[channel]
         if not len(block):
             return
         columns = self.inverse[:, block]
@@ -198,46 +204,55 @@ class _Surgeon:
         self.inverse[block, block] = 1e-30
 
 
-def _greedy(size: int, surgeons: Sequence[_Surgeon], least: int) -> Index:
+def _greedy(size: int, states: Sequence[_ObsState], min_greedy: int) -> Index:
     alive = np.arange(size)
     order: list[int] = []
     scores = np.zeros(size)
-    while len(alive) > max(least, 1):
-        scores = sum((surgeon.scores(alive) for surgeon in surgeons), np.zeros(len(alive)))
+    while len(alive) > max(min_greedy, 1):
+        scores = sum((state.scores(alive) for state in states), np.zeros(len(alive)))
         worst = int(np.argmin(scores))
         order.append(int(alive[worst]))
-        for surgeon in surgeons:
-            surgeon.remove(order[-1])
+        for state in states:
+            state.remove(order[-1])
         alive, scores = np.delete(alive, worst), np.delete(scores, worst)
     return np.array([*order, *alive[np.argsort(scores, kind="stable")]], np.intp)
 
 
-def makers(model: ir.Model, found: Layout, group: Group) -> dict[str, F64]:
-    """By parameter, [size, R]: the weights that make the places of a group."""
+def producer_weights(model: ir.Model, spaces: Layout, group: Group) -> dict[str, F64]:
+    """Return absolute weights that make the channels of a group, [size, R] by parameter."""
     result: dict[str, F64] = {}
     values = {str(value.name): value for value in model.graph.initializers.values()}
     for member in group.members:
         array = query.float_array(values.get(member.parameter))
         if member.makes and array is not None and array.ndim > 1:
-            place = leaf_positions(found.axes[values[member.parameter]][member.axis], group.leaf)
-            rows = np.moveaxis(array, member.axis, 0).reshape(len(place), -1)
+            channel = leaf_positions(spaces.axes[values[member.parameter]][member.axis], group.leaf)
+            rows = np.moveaxis(array, member.axis, 0).reshape(len(channel), -1)
             total = np.zeros((group.size, rows.shape[1]))
-            np.add.at(total, place[place >= 0], np.abs(rows[place >= 0]))
+            np.add.at(total, channel[channel >= 0], np.abs(rows[channel >= 0]))
             result[member.parameter] = total
     return result
 
 
-def fold(weight: F64, second: F64, kept: Index) -> F64:
-    """The kept rows of W [C, R], changed so that W x stays as it was in the least squares' sense.
+def fold_removed(weight: F64, second: F64, kept: Index) -> F64:
+    """Change the kept rows of W so that W x stays the same in the least-squares sense.
 
-    W_S + Σ_SS⁻¹ Σ_SP W_P: what the kept places tell of the others goes into their weights.
+    W_S + H_SS⁻¹ H_SP W_P, where S are the kept and P the removed positions: the part of the removed inputs that the
+    kept ones predict is added to their weights.
+
+    Args:
+        weight: W, [C, R].
+        second: H, [C, C].
+        kept: positions S.
+
+    Returns:
+        float64 [len(kept), R].
     """
-    gone = np.setdiff1d(np.arange(len(weight)), kept)
+    removed = np.setdiff1d(np.arange(len(weight)), kept)
     inner = second[np.ix_(kept, kept)]
     inner = inner + DAMPING * max(float(np.mean(np.diag(inner))), 1e-12) * np.eye(len(kept))
-    return np.asarray(weight[kept] + np.linalg.solve(inner, second[np.ix_(kept, gone)] @ weight[gone]))
+    return np.asarray(weight[kept] + np.linalg.solve(inner, second[np.ix_(kept, removed)] @ weight[removed]))
 
 
-def needed(read: Iterable[Consumer]) -> set[tuple[str, int]]:
-    """The (tensor, axis) pairs whose moments the consumers ask for."""
-    return {(consumer.reads, consumer.axis) for consumer in read}
+def needed_moments(readers: Iterable[Consumer]) -> set[tuple[str, int]]:
+    """Return the (tensor, axis) pairs whose moments the consumers need."""
+    return {(consumer.reads, consumer.axis) for consumer in readers}

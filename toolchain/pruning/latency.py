@@ -1,8 +1,8 @@
-"""What a part of a model costs: measured on this machine in the precision it will be deployed in, or counted.
+"""The time that a part of a model takes: measured on this machine in the precision of the deployment, or estimated.
 
-Parts are cut out of the model with their shapes as they are, and run by themselves; so the difference of two widths is
-what counts, not the time of one. The parts of one question are timed in turn, round by round. Answers are kept on disk,
-by shapes, operators, precision, processor and runtime: weights do not matter.
+Parts are extracted with their shapes and run on their own, so the difference between two widths is reliable, not the
+time of one. The parts of one comparison are timed in turn, round by round. Results are cached on disk by shapes,
+operators, precision, processor and runtime; weights do not matter.
 """
 
 from __future__ import annotations
@@ -23,28 +23,35 @@ from toolchain.graph import io, query, run
 from toolchain.ops import table
 from toolchain.quantization.loop import quantize_model
 
-Clock = Callable[[Sequence[ir.Model]], list[float]]
-"""Milliseconds of each of several parts, comparable with each other."""
+PartClock = Callable[[Sequence[ir.Model]], list[float]]
+"""A function that returns the milliseconds of several parts, comparable with each other."""
+TimedPart = tuple[ir.Model, Feed]
+"""A part and the inputs it is run with."""
 
-ROUNDS = 5
-SECONDS = 0.12
-"""For one part, over all rounds."""
-PLAIN = Recipe(
+TIMING_ROUNDS = 5
+PART_SECONDS = 0.12
+"""Time spent on one part, over all rounds."""
+FAST_INT8 = Recipe(
     quantize=Quantize(
         ranges="minmax", equalize=False, bias_correction=False, rounding=False, mixed=False, measure=False
     )
 )
-"""int8 without any of what makes it accurate: as fast, and planned in a moment."""
+"""int8 without the accuracy steps: equally fast, and planned in a moment."""
 
 
 def quick_int8(model: ir.Model, data: CalibrationData) -> ir.Model:
-    """An int8 model as fast as the one that will be made, not as accurate."""
-    quantized = quantize_model(model, data, PLAIN, check=data)
+    """Make an int8 model that is as fast as the final one, but less accurate."""
+    quantized = quantize_model(model, data, FAST_INT8, check=data)
     return quantized.write(quantized.encoding)
 
 
-def measured(*, int8: bool) -> Clock:
-    """A clock for this machine, one thread."""
+def measured_clock(*, int8: bool, time_parts: Callable[[Sequence[TimedPart]], list[float]] | None = None) -> PartClock:
+    """Make a clock that measures on this machine, one thread.
+
+    Args:
+        int8: parts are quantized first.
+        time_parts: measures the milliseconds of parts; None: :func:`time_parts_here`.
+    """
     host = describe_host()
     about = (host.cpu, host.features, host.onnxruntime, int8)
 
@@ -52,16 +59,21 @@ def measured(*, int8: bool) -> Clock:
         path = cache_path("latency", *about, *(_shapes(part) for part in parts), suffix=".json")
         times_ms = read_cache(path, lambda content: [float(ms) for ms in json.loads(content)])
         if times_ms is None or len(times_ms) != len(parts):
-            times_ms = _time([_prepared(part, int8) for part in parts])
+            times_ms = (time_parts or time_parts_here)([_prepared(part, int8) for part in parts])
             write_cache(path, json.dumps(times_ms).encode())
         return times_ms
 
     return clock
 
 
-def counted(multiple: int) -> Clock:
-    """A clock for a machine that is not here: multiply-accumulates, channels rounded up to what its kernels take, and
-    bytes moved. Its milliseconds are of no machine; only shares of them mean anything.
+def counted_clock(multiple: int) -> PartClock:
+    """Make a clock that estimates, for a target that is not this machine.
+
+    It counts multiply-accumulates, with channels rounded up to a multiple, and elements moved. Its milliseconds are not
+    those of any machine; only their ratios are meaningful.
+
+    Args:
+        multiple: channels that the target's kernels process at once.
     """
 
     def clock(parts: Sequence[ir.Model]) -> list[float]:
@@ -81,7 +93,7 @@ def _count(node: ir.Node, multiple: int) -> float:
 
 
 def _shapes(model: ir.Model) -> object:
-    """Everything that time depends on."""
+    """Return everything that the time depends on."""
     return [
         (
             query.op(node),
@@ -100,20 +112,23 @@ def _prepared(model: ir.Model, int8: bool) -> tuple[ir.Model, Feed]:
     return quick_int8(model, open_data(lambda: iter(feeds), specs)), feeds[0]
 
 
-def _time(subjects: Sequence[tuple[ir.Model, Feed]]) -> list[float]:
-    engines = [(run.session(model, threads=1), feed) for model, feed in subjects]
+def time_parts_here(parts: Sequence[TimedPart]) -> list[float]:
+    """Measure the milliseconds of parts on this machine, one thread, in turn.
+
+    The lower quartile of the thread's own time is taken, because disturbances only add time.
+    """
+    engines = [(run.session(model, threads=1), feed) for model, feed in parts]
     repeats = []
     for engine, feed in engines:
         engine.run(None, feed)
         started = time.thread_time()
         engine.run(None, feed)
-        repeats.append(max(3, int(SECONDS / ROUNDS / max(time.thread_time() - started, 1e-6))))
+        repeats.append(max(3, int(PART_SECONDS / TIMING_ROUNDS / max(time.thread_time() - started, 1e-6))))
     rounds: list[list[float]] = [[] for _ in engines]
-    for _ in range(ROUNDS):
+    for _ in range(TIMING_ROUNDS):
         for (engine, feed), count, samples in zip(engines, repeats, rounds, strict=True):
             for _ in range(count):
                 started = time.thread_time()
                 engine.run(None, feed)
                 samples.append(time.thread_time() - started)
-    # Time of the thread itself, and of that the lower quartile: what disturbs only ever adds.
     return [float(np.quantile(samples, 0.25)) * 1e3 for samples in rounds]

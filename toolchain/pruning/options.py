@@ -1,11 +1,12 @@
-"""What could be cut, and what each cut would cost: the candidates that pruning chooses from.
+"""The options of pruning: every width of a group and every branch, with its loss and its saving.
 
-Losses are noise at the model's outputs on held-out samples, with just this one cut made and folded into its consumers.
-Savings are milliseconds of the part of the graph in which the group appears, by whatever clock is given.
+A loss is noise at the model's outputs on held-out samples, with only this cut made and folded into its consumers. A
+saving is the time of the part of the graph in which the group appears, by the clock that is given.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,34 +28,56 @@ from toolchain.formats.recipe import Prune
 from toolchain.graph import edit, query, tap
 from toolchain.ops.table import macs
 from toolchain.ops.weights import weight_axes
-from toolchain.pruning.importance import ChannelMoments, Consumer, consumers, fold, makers, needed, ranking
-from toolchain.pruning.latency import Clock
-from toolchain.pruning.search import Item, Option, aligned, without_dominated
+from toolchain.pruning.importance import (
+    ChannelMoments,
+    Consumer,
+    consumers,
+    fold_removed,
+    needed_moments,
+    producer_weights,
+    rank_channels,
+)
+from toolchain.pruning.latency import PartClock
+from toolchain.pruning.search import PruningUnit, WidthOption, aligned_widths, with_rising_losses
 
-FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
-"""Widths that are tried for a group."""
-LEAST_SAVING = 0.005
-"""Of the time of a group's neighbourhood; what saves less is noise."""
+LOGGER = logging.getLogger(__name__)
+
+WIDTH_FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+"""Widths that are measured for a group, relative to its size."""
+MIN_SAVING_SHARE = 0.005
+"""Smallest saving, relative to the time of the nodes around a group; less is noise."""
 
 
 @dataclass(frozen=True)
 class PruneBasis:
-    """What every decision is made from. sizes, integers: shapes and whole numbers of tensors in the first sample."""
+    """Everything that pruning decisions are made from.
+
+    Attributes:
+        model: the float model, with weights that no two nodes share.
+        sizes: shapes of tensors in the first sample, where only the run tells them.
+        integers: values of integer tensors in the first sample.
+        layout: index spaces of all axes.
+        free: the groups that may be cut, by name.
+        readers: the consumers of each group.
+        moments: second moments, by (tensor, axis).
+        order: channels of each group, the least important first.
+        feed: the first sample.
+    """
 
     model: ir.Model
     sizes: Mapping[str, tuple[int, ...]]
     integers: Mapping[str, Array]
     layout: Layout
     free: Mapping[str, Group]
-    read: Mapping[str, Sequence[Consumer]]
+    readers: Mapping[str, Sequence[Consumer]]
     moments: Mapping[tuple[str, int], ChannelMoments]
     order: Mapping[str, Index]
     feed: Feed
 
     def sized(self, model: ir.Model) -> ir.Model:
-        """A model that was cut from this one, with every axis as long as in the first sample. It is changed in place.
+        """Set the shapes of a model that was cut from this one to those of the first sample, in place.
 
-        Axes of which only the run tells the size are never cut, so they are as long as they were.
+        Axes whose size only the run tells are never cut, so they keep their size.
         """
         for value in query.activations(model):
             known = self.sizes.get(str(value.name))
@@ -65,57 +88,62 @@ class PruneBasis:
         return model
 
     def part(self, model: ir.Model, names: Sequence[str]) -> ir.Model:
-        """The named nodes of a model that was cut from this one, by themselves, with the shapes of the first sample."""
+        """Extract the named nodes of a model that was cut from this one, with the shapes of the first sample."""
         known = {node.name for node in self.model.graph}
-        shapes = [str(node.name) for node in model.graph if node.name not in known]  # joined anew by the cut
-        found = edit.extract(self.sized(model), [*names, *shapes])
-        for value in list(found.graph.inputs):
+        shapes = [str(node.name) for node in model.graph if node.name not in known]  # added by the cut
+        part = edit.extract(self.sized(model), [*names, *shapes])
+        for value in list(part.graph.inputs):
             numbers = self.integers.get(str(value.name))
             if numbers is not None:
-                value.replace_all_uses_with(edit.add_constant(found.graph, f"{value.name}_first", numbers))
-                found.graph.inputs.remove(value)
-        return found
+                value.replace_all_uses_with(edit.add_constant(part.graph, f"{value.name}_first", numbers))
+                part.graph.inputs.remove(value)
+        return part
 
 
-def basis_of(model: ir.Model, data: CalibrationData, settings: Prune, report: Progress) -> PruneBasis:
-    """Groups, who reads them, and the order in which their channels go.
+def prune_basis(model: ir.Model, data: CalibrationData, settings: Prune, progress: Progress) -> PruneBasis:
+    """Find the groups of a model and their consumers, and rank their channels.
 
     Args:
         model: an optimized float model.
-        data: what moments are taken from.
+        data: samples that moments are computed from.
         settings: criterion and seed.
-        report: told about every step.
+        progress: told about every step.
     """
     separated = separate(model)
-    found = layout(separated)
-    free = {group.name: group for group in groups(separated, found) if group.free}
-    read = {name: consumers(separated, found, group) for name, group in free.items()}
-    wanted = needed(consumer for some in read.values() for consumer in some)
+    spaces = layout(separated)
+    free = {group.name: group for group in groups(separated, spaces) if group.free}
+    readers = {name: consumers(separated, spaces, group) for name, group in free.items()}
+    wanted = needed_moments(consumer for some in readers.values() for consumer in some)
     moments = (
-        {at: ChannelMoments(*m) for at, m in channel_moments(separated, data, wanted, progress=report).items()}
+        {at: ChannelMoments(*m) for at, m in channel_moments(separated, data, wanted, progress=progress).items()}
         if wanted
         else {}
     )
     order = {}
     for number, (name, group) in enumerate(free.items()):
-        report("ranking channels", number + 1, len(free))
-        made = makers(separated, found, group)
-        order[name] = ranking(
-            group, read[name], moments, settings.criterion, made=made, seed=settings.seed, least=max(1, group.size // 5)
+        progress("ranking channels", number + 1, len(free))
+        order[name] = rank_channels(
+            group,
+            readers[name],
+            moments,
+            settings.criterion,
+            producers=producer_weights(separated, spaces, group),
+            seed=settings.seed,
+            min_greedy=max(1, group.size // 5),
         )
     feed = next(iter(data))
-    return PruneBasis(separated, *_first_run(separated, feed), found, free, read, moments, order, feed)
+    return PruneBasis(separated, *_first_run(separated, feed), spaces, free, readers, moments, order, feed)
 
 
 def _first_run(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
-    """For one sample: shapes of all tensors of which only the run tells a size, and the numbers of all integer ones."""
+    """Run one sample: shapes of all tensors of which only the run tells a size, and values of all integer tensors."""
     values = {str(value.name): value for value in query.activations(model) if not value.is_graph_input()}
     wanted = [name for name, value in values.items() if -1 in _sizes(value) or value.dtype == ir.DataType.INT64]
-    found = dict(feed)
+    tensors = dict(feed)
     if wanted:
-        found |= tap.capture(model, wanted, [feed])[0]
-    integers = {name: array for name, array in found.items() if array.dtype.kind == "i"}
-    return {name: array.shape for name, array in found.items()}, integers
+        tensors |= tap.capture(model, wanted, [feed])[0]
+    integers = {name: array for name, array in tensors.items() if array.dtype.kind == "i"}
+    return {name: array.shape for name, array in tensors.items()}, integers
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:
@@ -125,59 +153,60 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------- options, and what they cost
 
 
-def items(
-    basis: PruneBasis, settings: Prune, probe: Probe, clock: Clock, multiple: int, report: Progress
-) -> list[Item]:
-    """Every group's widths and every branch, with what they lose and save.
+def pruning_units(
+    basis: PruneBasis, settings: Prune, probe: Probe, clock: PartClock, multiple: int, progress: Progress
+) -> list[PruningUnit]:
+    """Measure loss and saving of every group's widths and of every branch.
 
     Args:
         basis: of the model.
-        settings: whether branches may go, and whether losses are taken after folding.
-        probe: measures at the outputs.
-        clock: tells the time of parts.
+        settings: whether branches may be removed, and whether losses are measured after folding.
+        probe: measures noise at the outputs.
+        clock: measures the time of parts.
         multiple: widths are multiples of it.
-        report: progress.
+        progress: told about every step.
     """
-    items = []
+    units = []
     droppable = branches(basis.model) if settings.branches and settings.criterion != "random" else ()
     total = len(basis.free) + len(droppable)
     for number, (name, group) in enumerate(basis.free.items()):
-        report("measuring widths", number + 1, total)
-        around = _touched(basis.layout, basis.model, group)
-        widths = aligned(group.size, multiple, FRACTIONS)
-        cuts = [{name: kept_of(basis, name, width)} for width in widths]
+        progress("measuring widths", number + 1, total)
+        around = _nodes_around(basis.layout, basis.model, group)
+        widths = aligned_widths(group.size, multiple, WIDTH_FRACTIONS)
+        cuts = [{name: kept_channels(basis, name, width)} for width in widths]
         models = [basis.model.clone(), *(apply_cuts(basis.model, cut) for cut in cuts)]
         parts = [basis.part(model, around) for model in models]
         base, *times = clock(parts)
         options = []
         for width, cut, ms in zip(widths, cuts, times, strict=True):
-            if base - ms > LEAST_SAVING * base:
+            if base - ms > MIN_SAVING_SHARE * base:
                 loss = _loss(probe, _folded(basis, cut, settings.repair))
-                options.append(Option(width, loss, base - ms))
+                options.append(WidthOption(width, loss, base - ms))
         if options:
-            items.append(without_dominated(Item(name, group.size, tuple(options), _work(basis.model, around))))
-    nodes_of = {name: set(_touched(basis.layout, basis.model, group)) for name, group in basis.free.items()}
+            units.append(with_rising_losses(PruningUnit(name, group.size, tuple(options), _work(basis.model, around))))
+    nodes_of = {name: set(_nodes_around(basis.layout, basis.model, group)) for name, group in basis.free.items()}
     for number, branch in enumerate(droppable):
-        report("measuring branches", len(basis.free) + number + 1, total)
-        items.append(_branch_item(basis, branch, nodes_of, probe, clock))
-    return items
+        progress("measuring branches", len(basis.free) + number + 1, total)
+        units.append(_branch_unit(basis, branch, nodes_of, probe, clock))
+    LOGGER.info("%d groups and %d branches can save time", len(units) - len(droppable), len(droppable))
+    return units
 
 
-def _branch_item(
-    basis: PruneBasis, branch: Branch, nodes_of: Mapping[str, set[str]], probe: Probe, clock: Clock
-) -> Item:
+def _branch_unit(
+    basis: PruneBasis, branch: Branch, nodes_of: Mapping[str, set[str]], probe: Probe, clock: PartClock
+) -> PruningUnit:
     inside = tuple(name for name, nodes in nodes_of.items() if nodes <= set(branch.nodes))
     whole = [*branch.nodes, branch.name]
     (time_ms,) = clock([basis.part(basis.model.clone(), whole)])
     loss = _loss(probe, drop_branches(basis.model, [branch.name]))
-    return Item(branch.name, 1, (Option(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
+    return PruningUnit(branch.name, 1, (WidthOption(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
 
 
-def _touched(found: Layout, model: ir.Model, group: Group) -> list[str]:
-    """The nodes that read or make a tensor with the group in it."""
+def _nodes_around(spaces: Layout, model: ir.Model, group: Group) -> list[str]:
+    """List the nodes that read or make a tensor with the group in it."""
 
     def has(value: ir.Value | None) -> bool:
-        return value is not None and any(group.leaf in set(leaves(axis)) for axis in found.axes.get(value, ()))
+        return value is not None and any(group.leaf in set(leaves(axis)) for axis in spaces.axes.get(value, ()))
 
     return [str(n.name) for n in model.graph if any(has(v) for v in n.inputs) or any(has(v) for v in n.outputs)]
 
@@ -187,32 +216,32 @@ def _work(model: ir.Model, names: Sequence[str]) -> dict[str, float]:
     return {str(n.name): float(macs(n) or 0) for n in model.graph if n.name in chosen and (macs(n) or 0)}
 
 
-def kept_of(basis: PruneBasis, name: str, width: int) -> list[int]:
-    """The places that a group of so many keeps."""
-    return sorted(int(place) for place in basis.order[name][basis.free[name].size - width :])
+def kept_channels(basis: PruneBasis, name: str, width: int) -> list[int]:
+    """Return the channels that a group keeps at a width, sorted."""
+    return sorted(int(channel) for channel in basis.order[name][basis.free[name].size - width :])
 
 
 def _loss(probe: Probe, model: ir.Model) -> float:
     return db_to_power(probe.fidelity_db(model))
 
 
-def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], mend: bool) -> ir.Model:
-    """Cut, and what the consumers lose folded into what they keep."""
+def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], fold: bool) -> ir.Model:
+    """Cut a model, and fold the part of removed channels that the kept ones predict into their weights."""
     pruned = apply_cuts(basis.model, cuts)
-    if not mend:
+    if not fold:
         return pruned
     keep = keep_sets(basis.model, basis.layout, cuts)
     before, after = ({n.name: n for n in m.graph} for m in (basis.model, pruned))
     names = edit.Names(pruned.graph)
     for name in cuts:
-        for consumer in basis.read[name]:
+        for consumer in basis.readers[name]:
             old, new = before[consumer.node], after.get(consumer.node)
             if consumer.weight is None or new is None or old.op_type not in ("Conv", "Gemm", "MatMul"):
                 continue
             if old.inputs[0] is None or old.inputs[0].name != consumer.reads or query.attribute(old, "group", 1) > 1:
                 continue
             kept = kept_positions(basis.layout.axes[old.inputs[0]][consumer.axis], keep)
-            rows = fold(consumer.weight, basis.moments[consumer.reads, consumer.axis].second, kept)
+            rows = fold_removed(consumer.weight, basis.moments[consumer.reads, consumer.axis].second, kept)
             array = query.float_array(old.inputs[1])
             if array is None:
                 continue

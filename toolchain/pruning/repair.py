@@ -1,24 +1,23 @@
-"""Repair after pruning, without labels and without gradients: every layer is fitted anew, in depth order.
+"""Layer repair after pruning, without labels and without gradients: every layer is fitted again, in depth order.
 
-A layer that followed cut channels, or follows a layer that did, reads other numbers than before: x̂ instead of x. Its
-weights are set to those that give the dense model's answer y from x̂ with the least squared error, over positions of the
-calibration data (the dense model's are run beside):
+A layer behind a cut reads other numbers than before: x̂ instead of x. Its weights W are replaced by those that reproduce
+the dense model's output y from x̂ with the smallest squared error, over positions of the calibration data (the dense
+model is run on the same samples):
 
-    W' = (E[y x̂ᵀ] + λ W) (E[x̂ x̂ᵀ] + λ I)⁻¹       x̂ with a 1 behind, for the bias
+    W' = (E[y x̂ᵀ] + λ W) (E[x̂ x̂ᵀ] + λ I)⁻¹       x̂ with a 1 appended, for the bias
 
-λ is chosen by the error on a quarter of the positions, which the sums leave out; so is whether W is changed at all.
-Where the layer's answer is added to a stream, r̂ + f̂ must be r + f: the branch makes up for what the stream has lost.
+λ is chosen by the error on a quarter of the positions, which are not part of the sums; W stays where no λ lowers that
+error. :mod:`toolchain.pruning.ridge` solves it.
 
-Behind a Relu or Clip it is of no matter how far below zero an answer lies: where the activation cuts y off, W' is free
-to answer anything that is cut off, too. What is wanted is then set anew from what is answered, a few times over (the
-non-linear reconstruction of Zhang et al., arXiv 1505.06798).
+Where the output of the layer is added to a residual stream, r̂ + f̂ has to be r + f: the branch also compensates for what
+the stream has lost.
 
-With more columns than positions the same ridge is solved in the space of positions (its dual).
 Sources: GRAIL and CORP (closed-form repair after pruning), ThiNet (arXiv 1707.06342, sequential least squares).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -34,23 +33,30 @@ from toolchain.graph import edit, query, run, tap
 from toolchain.ops import table
 from toolchain.ops.cells import Contracted, Weighted
 from toolchain.ops.weights import weight_axes
+from toolchain.pruning.ridge import UNLIMITED, Positions, fit_matrix
 
-POSITIONS_A_COLUMN = 6
-MOST_POSITIONS = 12_000
-PRIMAL_COLUMNS = 2_400
-"""Up to so many columns E[x̂ x̂ᵀ] is inverted; beyond, positions are fewer and the dual is solved."""
+LOGGER = logging.getLogger(__name__)
+
+POSITIONS_PER_COLUMN = 6
+"""Positions that are used for every column of x̂."""
+MAX_POSITIONS = 12_000
+MAX_PRIMAL_COLUMNS = 2_400
+"""Layers with more columns use fewer positions and the dual."""
 DUAL_POSITIONS = 3_000
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""λ in parts of the mean of E[x̂ x̂ᵀ]'s diagonal."""
-UNLIMITED = (-np.inf, np.inf)
-ROUNDS = 4
-"""With a Relu or Clip behind, what is wanted depends on what is answered, and is set so often."""
+MIN_SAMPLE_POSITIONS = 8
+"""Positions that are drawn from every sample at least."""
+
+KeptChannels = Callable[[str], Index | None]
+"""From the name of a tensor of the dense model to its channels that are left; None: all of them."""
 
 
 @dataclass(frozen=True)
 class RepairedLayer:
-    """A product with constant weights of the pruned graph. sums: the Add that its answer goes into and the input that
-    is not its own, where there is one.
+    """A product with constant weights in the pruned graph.
+
+    Attributes:
+        node: the product.
+        sums: the output of the Add behind it and the other input of that Add; None where no Add follows.
     """
 
     node: ir.Node
@@ -58,29 +64,29 @@ class RepairedLayer:
 
 
 def repair(
-    pruned: ir.Model,
-    dense: ir.Model,
-    data: CalibrationData,
-    kept: Callable[[str], Index | None],
-    *,
-    progress: Progress = silent,
+    pruned: ir.Model, dense: ir.Model, data: CalibrationData, kept: KeptChannels, *, progress: Progress = silent
 ) -> ir.Model:
-    """A clone of `pruned` whose layers are fitted to the answers of `dense`.
+    """Fit the layers of a clone of `pruned` to the outputs of the same layers in `dense`.
 
     Args:
         pruned: a cut model; its nodes have the names they have in `dense`.
-        dense: what it was cut from.
+        dense: the model it was cut from.
         data: unlabelled samples.
-        kept: which channels (axis 1 of a Conv's answer, the last of others) of a tensor of `dense` are left; None: all.
+        kept: channels that are left of a tensor of `dense`, on axis 1 of a Conv's output and the last axis of others.
         progress: told about every layer.
     """
     clone = pruned.clone()
-    changed = _changed(clone, dense)
-    todo = [layer for layer in _layers(clone) if changed & {layer.node.name, layer.sums and layer.sums[0].name}]
-    for number, layer in enumerate(todo):
-        _fit(clone, dense, data, layer, kept)
-        progress("repairing", number + 1, len(todo))
+    changed = _changed_names(clone, dense)
+    layers = [layer for layer in _layers(clone) if changed & {layer.node.name, layer.sums and layer.sums[0].name}]
+    fitted = 0
+    for number, layer in enumerate(layers):
+        fitted += _repair_layer(clone, dense, data, layer, kept)
+        progress("repairing layers", number + 1, len(layers))
+    LOGGER.info("layer repair: %d of %d layers have new weights", fitted, len(layers))
     return clone
+
+
+# ------------------------------------------------------------------------------------------------ which layers
 
 
 def _layers(model: ir.Model) -> Iterator[RepairedLayer]:
@@ -95,6 +101,7 @@ def _layers(model: ir.Model) -> Iterator[RepairedLayer]:
 
 
 def _sum_behind(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """Find the Add that alone reads a product, if its other input is computed before the product."""
     reader = query.sole_consumer(node.outputs[0])
     if reader is None or reader.op_type != "Add":
         return None
@@ -102,89 +109,82 @@ def _sum_behind(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     other = b if a is node.outputs[0] else a
     if other is None or query.constant(other) is not None or other is node.outputs[0]:
         return None
-    # The other side must be there already: two branches cannot both make up for the stream.
+    # The other input must be computed already: two branches cannot both compensate for the stream.
     order = {n: i for i, n in enumerate(reader.graph)}  # type: ignore[arg-type]
-    made = other.producer()
-    return (reader.outputs[0], other) if made is None or order[made] < order[node] else None
+    producer = other.producer()
+    return (reader.outputs[0], other) if producer is None or order[producer] < order[node] else None
 
 
-def _changed(pruned: ir.Model, dense: ir.Model) -> set[str | None]:
-    """Nodes that read something else than in the dense model, by name, and tensors that stand for others.
+def _changed_names(pruned: ir.Model, dense: ir.Model) -> set[str | None]:
+    """Name the nodes that read other numbers than in the dense model, and the tensors that replace others.
 
-    A product whose rows were cut and that reads what it read before gives what it gave: there is nothing to repair.
+    A product whose output channels were cut, but which reads the same as before, needs no repair.
     """
-    before = {node.name: node for node in dense.graph}
+    of_dense = {node.name: node for node in dense.graph}
     tainted: set[ir.Value] = set()
-    found: set[str | None] = set()
+    changed: set[str | None] = set()
     for node in pruned.graph:
-        twin = before.get(node.name)
-        if twin is None or any(value in tainted for value in node.inputs):
-            found.add(node.name)
+        original = of_dense.get(node.name)
+        if original is None or any(value in tainted for value in node.inputs):
+            changed.add(node.name)
             tainted.update(node.outputs)
             continue
-        if any(_differ(mine, its) for mine, its in zip(node.inputs, twin.inputs, strict=True)):
+        if any(_differ(value, of_original) for value, of_original in zip(node.inputs, original.inputs, strict=True)):
             tainted.update(node.outputs)
-        renamed = {value.name for value in node.outputs} - {value.name for value in twin.outputs}
+        renamed = {value.name for value in node.outputs} - {value.name for value in original.outputs}
         if renamed:
-            found |= {node.name, *renamed}
+            changed |= {node.name, *renamed}
             tainted.update(node.outputs)
-    return found
+    return changed
 
 
-def _differ(mine: ir.Value | None, its: ir.Value | None) -> bool:
-    if mine is None or its is None:
-        return mine is not its
-    sizes = query.sizes(mine, dynamic=-1) != query.sizes(its, dynamic=-1)
-    return sizes or (mine.name != its.name and query.constant(mine) is None)
+def _differ(value: ir.Value | None, original: ir.Value | None) -> bool:
+    if value is None or original is None:
+        return value is not original
+    sizes = query.sizes(value, dynamic=-1) != query.sizes(original, dynamic=-1)
+    return sizes or (value.name != original.name and query.constant(value) is None)
 
 
-def _fit(
-    model: ir.Model,
-    dense: ir.Model,
-    data: CalibrationData,
-    layer: RepairedLayer,
-    kept: Callable[[str], Index | None],
-) -> None:
+# ------------------------------------------------------------------------------------------------ one layer
+
+
+def _repair_layer(
+    model: ir.Model, dense: ir.Model, data: CalibrationData, layer: RepairedLayer, kept: KeptChannels
+) -> bool:
+    """Fit one layer in place; False where its weights stay."""
     node = layer.node
     weight = query.float_array(node.inputs[1])
     if weight is None:
-        return
-    matrix, groups = _matrix(node, weight)
-    columns = matrix.shape[2] + 1
-    wanted = min(MOST_POSITIONS, POSITIONS_A_COLUMN * columns) if columns <= PRIMAL_COLUMNS else DUAL_POSITIONS
+        return False
+    matrix, groups = _weight_matrix(node, weight)
+    count = matrix.shape[2]
+    x, y = _read_positions(model, dense, data, layer, kept, _position_count(count + 1), groups)
     old = matrix.astype(np.float64)
-    x, y = _samples(model, dense, data, layer, kept, wanted, groups)
-    if biased := node.op_type != "MatMul":
+    if has_bias := node.op_type != "MatMul":
         bias = _bias(node, groups * matrix.shape[1]).reshape(groups, -1, 1)
         old = np.concatenate([old, bias], axis=2)
         x = np.concatenate([x, np.ones((*x.shape[:2], 1))], axis=2)
     held = np.arange(x.shape[1]) % 4 == 3
-    train, check = _Positions(x[:, ~held], y[:, ~held]), _Positions(x[:, held], y[:, held])
-    new = _ridge(train, check, old, _limits(node))
-    if new is not old:
-        count = matrix.shape[2]
-        _write(model, node, new[:, :, :count], new[:, :, count:].reshape(-1) if biased else None, weight)
+    train, check = Positions(x[:, ~held], y[:, ~held]), Positions(x[:, held], y[:, held])
+    limits = _activation_limits(node)
+    new = fit_matrix(train, check, old, limits)
+    if new is old:
+        LOGGER.debug("%s: no ridge is better, its weights stay", query.label(node))
+        return False
+    before, after = check.error(old, limits), check.error(new, limits)
+    LOGGER.debug("%s: held-out squared error %.4g -> %.4g", query.label(node), before, after)
+    _write(model, node, new[:, :, :count], new[:, :, count:].reshape(-1) if has_bias else None, weight)
+    return True
 
 
-@dataclass(frozen=True)
-class _Positions:
-    """x: [groups, n, columns] that the layer reads, y: [groups, n, outputs of one] that it should answer."""
-
-    x: F64
-    y: F64
-
-    def answers(self, matrix: F64) -> F64:
-        """Of a layer with this matrix [groups, outputs of one, columns]."""
-        found: F64 = np.matmul(self.x, matrix.transpose(0, 2, 1))
-        return found
-
-    def error(self, matrix: F64, limits: tuple[float, float]) -> float:
-        """Squared, of what passes the activation behind."""
-        return float(np.sum((np.clip(self.y, *limits) - np.clip(self.answers(matrix), *limits)) ** 2))
+def _position_count(columns: int) -> int:
+    if columns > MAX_PRIMAL_COLUMNS:
+        return DUAL_POSITIONS
+    return min(MAX_POSITIONS, POSITIONS_PER_COLUMN * columns)
 
 
-def _limits(node: ir.Node) -> tuple[float, float]:
-    """Between which the activation behind a layer passes its answers on."""
+def _activation_limits(node: ir.Node) -> tuple[float, float]:
+    """Return the range that a Relu or Clip behind a layer passes on."""
     reader = query.sole_consumer(node.outputs[0])
     if reader is None or reader.op_type not in ("Relu", "Clip"):
         return UNLIMITED
@@ -194,8 +194,12 @@ def _limits(node: ir.Node) -> tuple[float, float]:
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
-def _matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
-    """Lay out a weight as [groups, outputs of one, columns], with columns as in `moments.product_inputs`."""
+def _weight_matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
+    """Lay out a weight as [groups, outputs of a group, columns], with columns as in `moments.product_inputs`.
+
+    Returns:
+        The matrix and the number of groups.
+    """
     if node.op_type == "Conv":
         groups = query.attribute(node, "group", 1)
         flat = np.moveaxis(weight, 1, -1).reshape(groups, len(weight) // groups, -1)
@@ -211,36 +215,40 @@ def _bias(node: ir.Node, count: int) -> Array:
     return np.broadcast_to(bias.reshape(-1) * np.float32(query.attribute(node, "beta", 1.0)), (count,))
 
 
-def _samples(
+def _read_positions(
     model: ir.Model,
     dense: ir.Model,
     data: CalibrationData,
     layer: RepairedLayer,
-    kept: Callable[[str], Index | None],
+    kept: KeptChannels,
     wanted: int,
     groups: int,
 ) -> tuple[F64, F64]:
-    """x̂ [groups, n, columns] and the answers wanted of it [groups, n, outputs of one]."""
+    """Run both models and draw positions.
+
+    Returns:
+        x̂ [groups, n, columns] and the wanted outputs [groups, n, outputs of a group].
+    """
     node = layer.node
     read = [str(node.inputs[0].name)]  # type: ignore[union-attr]
     target = str(node.outputs[0].name)
     if layer.sums is not None:
         target = str(layer.sums[0].name)
         read.append(str(layer.sums[1].name))
-    engines = run.lean_session(tap.expose(model, read)), run.lean_session(tap.expose(dense, [target]))
-    share = max(8, wanted // len(data))
+    of_pruned, of_dense = run.lean_session(tap.expose(model, read)), run.lean_session(tap.expose(dense, [target]))
+    share = max(MIN_SAMPLE_POSITIONS, wanted // len(data))
     channels = 1 if node.op_type == "Conv" else -1
     index = kept(target)
     xs, ys = [], []
     for number, feed in zip(data.numbers, data, strict=True):
-        found = engines[0].run(None, feed)
-        (answer,) = engines[1].run(None, feed)
+        inputs = of_pruned.run(None, feed)
+        (output,) = of_dense.run(None, feed)
         if index is not None:
-            answer = answer.take(index, channels)
+            output = output.take(index, channels)
         if layer.sums is not None:
-            answer = answer - found[1]
-        x = product_inputs(node, found[0], share, number)
-        flat = np.moveaxis(answer, channels, -1).reshape(-1, answer.shape[channels])
+            output = output - inputs[1]
+        x = product_inputs(node, inputs[0], share, number)
+        flat = np.moveaxis(output, channels, -1).reshape(-1, output.shape[channels])
         ys.append(flat[position_sampler(share, number)(len(flat))])
         xs.append(x)
     columns: F64 = np.concatenate(xs, axis=1).astype(np.float64)
@@ -248,42 +256,8 @@ def _samples(
     return columns, y.reshape(len(y), groups, -1).transpose(1, 0, 2)
 
 
-def _ridge(train: _Positions, held: _Positions, old: F64, limits: tuple[float, float]) -> F64:
-    """The best of several ridges toward `old` [G, O, K], or `old` itself, judged by what passes the activation."""
-    x, (n, columns) = train.x, train.x.shape[1:]
-    turned_x = x.transpose(0, 2, 1)
-    dual = columns > n
-    values, vectors = np.linalg.eigh(np.matmul(x, turned_x) if dual else np.matmul(turned_x, x))
-    scale = np.maximum(values.sum(axis=1) / columns, 1e-12)
-    answers = train.answers(old)
-    best, least, wanted = old, held.error(old, limits), train.y
-    for _ in range(ROUNDS if limits != UNLIMITED else 1):
-        rest = wanted - answers
-        turned = np.matmul(vectors.transpose(0, 2, 1), rest if dual else np.matmul(turned_x, rest))
-        found = None
-        for ridge in RIDGES:
-            shrunk = turned / (np.maximum(values, 0) + ridge * scale[:, None])[:, :, None]
-            change = np.matmul(vectors, shrunk)  # [G, n or K, O]
-            change = np.matmul(turned_x, change) if dual else change
-            tried = old + change.transpose(0, 2, 1)
-            error = held.error(tried, limits)
-            if np.isfinite(error) and error < least:
-                best, least, found = tried, error, tried
-        if found is None:
-            break
-        wanted = _wanted(train.y, train.answers(found), limits)
-    return best
-
-
-def _wanted(y: F64, now: F64, limits: tuple[float, float]) -> F64:
-    """What the layer should answer: where an activation cuts y off, anything else that it cuts off will do."""
-    low, high = limits
-    wanted: F64 = np.where(y <= low, np.minimum(now, low), y)
-    return np.where(y >= high, np.maximum(now, high), wanted)
-
-
 def _write(model: ir.Model, node: ir.Node, matrix: F64, bias: F64 | None, weight: Array) -> None:
-    """Put fitted weights in; a Conv or Gemm without a bias gets one."""
+    """Write fitted weights into a layer; a Conv or Gemm without a bias gets one."""
     names = edit.Names(model.graph)
     if node.op_type == "Conv":
         spatial = weight.shape[2:]

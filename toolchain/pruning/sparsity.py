@@ -1,9 +1,10 @@
-"""Single weights set to zero: for the size of the download, not for speed.
+"""Single weights set to zero, for a smaller download; the model does not get faster.
 
 unstructured   the smallest magnitudes over all weights of products (Han et al. 2015, arXiv 1506.02626)
-N:M            of every M consecutive weights that are summed, the N largest stay (Mishra et al. 2021, arXiv 2104.08378)
+N:M            of every M consecutive weights along the summed axis, the N largest are kept (Mishra et al. 2021, arXiv
+               2104.08378)
 
-onnxruntime's CPU provider multiplies zeros like any other number. What shrinks is the file once it is compressed.
+onnxruntime's CPU provider multiplies zeros like any other number. Only the compressed file gets smaller.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from toolchain.data.tensors import Array
 from toolchain.graph import io
 from toolchain.ops.weights import product_weights
 
-LEVEL = 6
-"""Of zlib, as app stores and wheels use."""
+ZLIB_LEVEL = 6
+"""Compression level of app stores and wheels."""
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """zeros: part of the products' weights that are zero. compressed_bytes: of the file, before and after."""
+    """A model with zeros.
+
+    Attributes:
+        model: a clone with zeros in its weights.
+        zeros: share of the weights of products that are zero.
+        compressed_bytes: size of the compressed file, before and after.
+    """
 
     model: ir.Model
     zeros: float
@@ -35,10 +42,10 @@ class Sparse:
 
 
 def parse_sparsity(text: str) -> float | tuple[int, int]:
-    """``0.5`` or ``2:4``.
+    """Read a share such as ``0.5`` or a pattern such as ``2:4``.
 
     Raises:
-        InputError: neither a share between 0 and 1 nor N:M with N below M.
+        InputError: the text is neither a share between 0 and 1 nor N:M with N below M.
     """
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         n, m = int(match[1]), int(match[2])
@@ -54,25 +61,30 @@ def parse_sparsity(text: str) -> float | tuple[int, int]:
     raise InputError(f"is {text!r}", where="--sparsity", hint="give a share such as 0.5, or a pattern such as 2:4")
 
 
-def sparsify(model: ir.Model, how: float | tuple[int, int]) -> Sparse:
-    """A clone with zeros in the weights of all products."""
+def sparsify(model: ir.Model, sparsity: float | tuple[int, int]) -> Sparse:
+    """Set weights of all products to zero, in a clone.
+
+    Args:
+        model: a float model.
+        sparsity: the share of zeros, or (n, m): n of every m weights along the summed axis are kept.
+    """
     clone = model.clone()
     weights = {weight.value: (weight.array, weight.axes.in_) for weight in product_weights(clone)}
     limit = 0.0
-    if isinstance(how, float) and weights:
+    if isinstance(sparsity, float) and weights:
         sizes = np.concatenate([np.abs(array).reshape(-1) for array, _ in weights.values()])
-        limit = float(np.partition(sizes, int(how * len(sizes)))[int(how * len(sizes))])
+        limit = float(np.partition(sizes, int(sparsity * len(sizes)))[int(sparsity * len(sizes))])
     zeros = total = 0
     for value, (array, axis) in weights.items():
-        kept = np.abs(array) >= limit if isinstance(how, float) else _largest(array, axis, *how)
+        kept = np.abs(array) >= limit if isinstance(sparsity, float) else _largest(array, axis, *sparsity)
         value.const_value = ir.tensor(np.where(kept, array, np.float32(0)), name=value.name)
         zeros, total = zeros + int((~kept).sum()), total + kept.size
-    before, after = (len(zlib.compress(io.to_bytes(m), LEVEL)) for m in (model, clone))
+    before, after = (len(zlib.compress(io.to_bytes(m), ZLIB_LEVEL)) for m in (model, clone))
     return Sparse(clone, zeros / max(total, 1), (before, after))
 
 
 def _largest(array: Array, axis: int, n: int, m: int) -> Bool:
-    """Which of every m consecutive places of an axis are among the n largest; an odd rest stays whole."""
+    """Keep the n largest of every m consecutive weights along an axis, and all that do not fill a block."""
     moved = np.moveaxis(np.abs(array), axis, -1)
     whole = moved.shape[-1] // m * m
     blocks = moved[..., :whole].reshape(*moved.shape[:-1], -1, m)

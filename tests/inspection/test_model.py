@@ -162,7 +162,7 @@ def test_without_a_target_all_are_looked_at(net, monkeypatch):
     assert {"raspberry-pi-5", "rk3588"} <= {fit.target for fit in found.fits}
     assert f"fits all {len(found.fits)} profiles" in text(found)
     tiny = load_target("rk3588").model_copy(update={"name": "tiny", "budget": Budget(size_mib=0.001)})
-    monkeypatch.setattr(looked, "_known", lambda: [load_target("rk3588"), tiny])
+    monkeypatch.setattr(looked, "shipped_targets", lambda: [load_target("rk3588"), tiny])
     said = " ".join(text(inspect(net)).split())
     assert "fits 1 of 2 profiles in size and memory; too large for tiny (size limit 0.001 MiB)" in said
 

@@ -40,3 +40,9 @@ def load_target(name: str) -> Target:
     if not path.is_file():
         raise ConfigError(f"unknown target {name!r}", hint=did_you_mean(name, known_targets()))
     return Target.load(path)
+
+
+def shipped_targets() -> list[Target]:
+    """Load all shipped profiles, the one with the least memory first."""
+    targets = [Target.load(path) for path in sorted(profile_folder().glob("*.toml"))]
+    return sorted(targets, key=lambda target: target.memory_mib or 0)

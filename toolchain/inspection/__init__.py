@@ -1,3 +1,1 @@
-"""What a model is made of: operators, cost, precision, channel groups, and how it fits a target. Nothing is
-rendered.
-"""
+"""The content of a model: operators, cost, precision, channel groups, and the fit to a target. It renders nothing."""

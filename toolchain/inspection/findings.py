@@ -1,4 +1,4 @@
-"""`gather`: an export's `Findings`, from what its stages left and a run of onnxruntime's profiler."""
+"""`gather`: the `Findings` of an export, from the results of its stages and a run of onnxruntime's profiler."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from toolchain.ops.table import rule
 from toolchain.pruning.goal import Pruned
 from toolchain.quantization.loop import Quantized
 
-PROFILED_S = 0.5
-"""A variant is profiled so long, in not more than so many runs:"""
-RUNS = 20
+PROFILE_SECONDS = 0.5
+"""Seconds of profiling for each variant, about."""
+LEAST_PROFILE_RUNS, MOST_PROFILE_RUNS = 3, 20
 
 _FUSED = re.compile(r"_nchwc$|_token_\d+$")
-"""What onnxruntime appends to the name of a node, or of the tensor it makes, when it puts another in its place."""
+"""Suffixes of the names that onnxruntime gives to fused nodes: it appends them to the name of the node that it
+replaces, or of that node's output."""
 
 
 def gather(
@@ -40,17 +41,17 @@ def gather(
     pruned: Pruned | None = None,
     noises: Sequence[NoiseSource] = (),
 ) -> Findings:
-    """Profile the models and collect the rest.
+    """Profile the models and collect the findings of all stages.
 
     Args:
         dense: the float model before pruning.
-        quantized: the plan.
-        models: a file of every variant, as this machine runs it.
-        rows: their measurements on this machine.
+        quantized: the quantized model with its plan.
+        models: the file of every variant as this machine runs it.
+        rows: measurements of the variants on this machine.
         feed: inputs for the profiler.
         profiles: the targets.
-        pruned: what was cut first.
-        noises: of the plan, where they were computed.
+        pruned: the result of pruning, None where nothing was pruned.
+        noises: sources of the plan's error, where they were measured.
     """
     float_model = quantized.source
     counts = cost.count(float_model)
@@ -62,7 +63,8 @@ def gather(
     return Findings(
         when=rows[0].when,
         profiles=tuple(
-            _profile(variant, path, feed, layers, seconds.get(variant, PROFILED_S)) for variant, path in models.items()
+            _profile(variant, path, feed, layers, seconds.get(variant, PROFILE_SECONDS))
+            for variant, path in models.items()
         ),
         macs={node: macs for node, macs in counts.macs.items() if macs},
         fits=tuple(fits),
@@ -72,22 +74,23 @@ def gather(
 
 
 def _profile(variant: str, path: Path, feed: Feed, layers: Mapping[str, str], seconds: float) -> Profile:
-    runs = max(3, min(RUNS, int(PROFILED_S / seconds)))
-    found = profile(path, feed, runs=runs)
-    return Profile(
-        variant=variant,
-        operators=tuple(
-            operator.model_copy(update={"layer": layers.get(_FUSED.sub("", operator.node))}) for operator in found
-        ),
+    runs = max(LEAST_PROFILE_RUNS, min(MOST_PROFILE_RUNS, int(PROFILE_SECONDS / seconds)))
+    operators = (
+        operator.model_copy(update={"layer": layers.get(_FUSED.sub("", operator.node))})
+        for operator in profile(path, feed, runs=runs)
     )
+    return Profile(variant=variant, operators=tuple(operators))
 
 
 def _layers(model: ir.Model) -> dict[str, str]:
-    """Nodes by their own name and by those of the tensors they make, the latter through a Relu or Clip behind them."""
-    found: dict[str, str] = {}
+    """Map names to names of nodes: each node's own, and those of its outputs.
+
+    The output of a Relu or Clip belongs to the node that it follows, because the two are fused.
+    """
+    layers: dict[str, str] = {}
     for node in model.graph:
         maker = node
         while isinstance(rule(maker).int8, Absorbed) and maker.inputs[0] and (before := maker.inputs[0].producer()):
             maker = before
-        found.update({str(value.name): query.label(maker) for value in node.outputs})
-    return found | {query.label(node): query.label(node) for node in model.graph}
+        layers.update({str(value.name): query.label(maker) for value in node.outputs})
+    return layers | {query.label(node): query.label(node) for node in model.graph}

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The channel groups of a model: which channels are coupled, and which groups pruning may cut."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ from toolchain.optimization.passes import optimize
 
 @dataclass(frozen=True)
 class Grouping:
-    """All groups of a model, and its multiply-accumulates."""
+    """All channel groups of a model, and its multiply-accumulates."""
 
     groups: tuple[Group, ...]
     macs: int
 
-    @property
-    def free_share(self) -> float:
-        """Part of the groups that may be cut."""
-        return sum(group.free for group in self.groups) / max(len(self.groups), 1)
-
 
 def inspect_groups(path: str | Path) -> Grouping:
-    """The groups of a float model.
+    """Find the channel groups of a float model.
+
+    Args:
+        path: an ``.onnx`` or ``.pt2`` file.
 
     Raises:
-        ModelError: as :func:`toolchain.conversion.convert` does.
+        ModelError: the model cannot be read, see :func:`toolchain.conversion.source.convert`.
     """
     model = separate(optimize(convert(path).model, verify=False).model)
     return Grouping(groups(model, layout(model)), total_macs(model))
 
 
 def record(grouping: Grouping) -> dict[str, Any]:
-    """JSON data of a grouping: full numbers, every member."""
+    """Return a grouping as JSON data: full numbers, every member."""
     return {
         "macs": grouping.macs,
         "groups": [

@@ -1,4 +1,12 @@
-"""TODO."""
+"""The content of a model file, what int8 would change about it, and its fit to a target.
+
+The numbers are those of the model as an export works on it: brought to a current opset and cleaned up. A quantized
+model is taken as it is: the file, and the graph that onnxruntime makes of it.
+
+The size as int8 counts constants as an export writes them. A weight of an int8 product takes one byte. Each of its
+output channels takes a float32 scale and an int8 zero point, and where the operator has a bias, an int32 bias with a
+scale and a zero point of its own. All other constants keep their size.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +20,7 @@ import pydantic
 from toolchain.benchmark.model_files import model_bytes
 from toolchain.conversion.source import convert
 from toolchain.core.errors import DataError
-from toolchain.devices.catalogue import known_targets, load_target
+from toolchain.devices.catalogue import shipped_targets
 from toolchain.formats.findings import TargetFit
 from toolchain.formats.manifest import Exactness, NodePrecision
 from toolchain.formats.target import Target
@@ -36,14 +44,25 @@ _SPECS = pydantic.TypeAdapter(tuple[TensorSpec, ...])
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The content of a model.
 
-    size_bytes: of the file. notes: what was changed to read it. file_nodes: before clean-up, constants left out.
-    quantized: whether it holds int8 already; `choices` then say what is, not what would be, and `running` what
-        onnxruntime makes of it.
-    int8_weight_bytes: of all constants once reader. fit: on the target asked for; fits: else on all that are known.
-    certificate: of a quantized model, as it was
-        exported or as its integers prove it.
+    Attributes:
+        path: the model file.
+        producer: the program that wrote it.
+        opset: version of the standard operators.
+        notes: what was changed to read the file.
+        inputs: inputs of the model.
+        outputs: outputs of the model.
+        size_bytes: size of the file, external data included.
+        file_nodes: number of nodes in the file, without constants.
+        cost: operators and their cost, after clean-up.
+        quantized: the file contains int8 already.
+        choices: precision of every node; of a quantized model in the file, of a float model after an export.
+        int8_weight_bytes: size of all constants in int8.
+        running: the graph that onnxruntime makes of a quantized model.
+        fit: comparison with the target that was asked for.
+        certificate: exactness of a quantized model, from its manifest or proved from its integers.
+        fits: comparison with all shipped profiles, where no target was asked for.
     """
 
     path: str
@@ -65,12 +84,12 @@ class Inspection:
 
     @property
     def int8_macs(self) -> int:
-        """MACs of the int8 nodes."""
+        """Multiply-accumulates of the int8 nodes."""
         return sum(self.cost.macs[choice.node] or 0 for choice in self.choices if choice.int8)
 
     @property
     def int8_share(self) -> float | None:
-        """Their part of all MACs but those of conversions; None where those of an int8 node are not known."""
+        """Part of all multiply-accumulates that is int8; None where those of an int8 node are not known."""
         if any(choice.int8 and self.cost.macs[choice.node] is None for choice in self.choices):
             return None
         total = sum(self.cost.macs[choice.node] or 0 for choice in self.choices)
@@ -78,35 +97,35 @@ class Inspection:
 
 
 def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[str, int] | None = None) -> Inspection:
-    """Look into a model file.
+    """Read a model file and analyse it; nothing is written or measured.
 
     Args:
         path: an ``.onnx`` or ``.pt2`` file, or a folder that export wrote.
-        target: a profile whose budgets and channel multiple the model is held against.
+        target: a profile to compare with; None compares with all shipped ones.
         freeze: sizes for dynamic axes; the others count as 1.
 
     Raises:
-        ModelError: missing, damaged, of an unsupported opset or operator.
-        InputError: wrong `freeze`.
-        GateError: the file is of an old opset, and upgraded it computes something else.
-        DataError: the folder is no export, or holds no ``.onnx`` file.
+        ModelError: the file is missing or damaged, or has an unsupported opset or operator.
+        InputError: `freeze` names no dynamic axis of the model.
+        GateError: the file has an old opset, and upgraded it computes something else.
+        DataError: the folder is no export, or has no ``.onnx`` file.
     """
     path = Path(path)
     certificate = certificate_of(path)
     if path.is_dir():
         if certificate is None or not (path / "model.onnx").is_file():
-            hint = "give a target's folder, as export writes it, or a file"
-            raise DataError("is no exported folder with a model.onnx", where=path, hint=hint)
+            hint = "give a model file, or the folder that export wrote for one target"
+            raise DataError("is not an exported folder with a model.onnx", where=path, hint=hint)
         path = path / "model.onnx"
     converted = convert(path, freeze=freeze)
-    already = reader.is_quantized(converted.model)
-    model = converted.model if already else optimize(converted.model, verify=False).model
-    name_everything(model)  # so that what runs can be told from what the file holds
-    choices = reader.file_precisions(model) if already else select(model).choices
+    quantized = reader.is_quantized(converted.model)
+    model = converted.model if quantized else optimize(converted.model, verify=False).model
+    name_everything(model)  # nodes of the running graph are found in the file by name
+    choices = reader.file_precisions(model) if quantized else select(model).choices
     counts = cost.count(model)
     # Which activations become int8 is not known before the export.
-    peak = counts.peak_activation_bytes if already else counts.int8_peak_activation_bytes
-    runs = reader.running_graph(model, choices) if already else None
+    peak = counts.peak_activation_bytes if quantized else counts.int8_peak_activation_bytes
+    runs = reader.running_graph(model, choices) if quantized else None
     if certificate is None and runs is not None:
         certificate = certify_file(model, choices, () if runs.foreign else runs.unfused)
     weights = counts.weight_bytes - _saved_bytes(model, {choice.node for choice in choices if choice.int8})
@@ -120,24 +139,18 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         size_bytes=model_bytes(path),
         file_nodes=sum(node.op_type != "Constant" for node in converted.model.graph),
         cost=counts,
-        quantized=already,
+        quantized=quantized,
         choices=choices,
         int8_weight_bytes=weights,
         running=runs,
         fit=fit_to(target, model, counts, weights=weights, peak=peak) if target else None,
         certificate=certificate,
-        fits=() if target else tuple(fit_to(t, model, counts, weights=weights, peak=peak) for t in _known()),
+        fits=() if target else tuple(fit_to(t, model, counts, weights=weights, peak=peak) for t in shipped_targets()),
     )
 
 
-def _known() -> list[Target]:
-    """All profiles, in the order of their memory; this machine is not one of them."""
-    targets = [load_target(name) for name in known_targets() if name != "host"]
-    return sorted(targets, key=lambda target: target.memory_mib or 0)
-
-
 def _saved_bytes(model: ir.Model, int8: set[str]) -> int:
-    """What the constants of int8 products lose when they become int8, shared weights counted once."""
+    """Count the bytes that the constants of int8 products lose when they become int8; shared weights count once."""
     saved: dict[ir.Value, int] = {}
     for node in model.graph:
         cell = rule(node).int8
@@ -151,35 +164,35 @@ def _saved_bytes(model: ir.Model, int8: set[str]) -> int:
     return sum(saved.values())
 
 
-def record(found: Inspection) -> dict[str, object]:
-    """An inspection as JSON data: full numbers, units in the names."""
-    counts = found.cost
+def record(inspection: Inspection) -> dict[str, object]:
+    """Return an inspection as JSON data: full numbers, units in the names."""
+    counts = inspection.cost
     return {
-        "path": found.path,
-        "producer": found.producer,
-        "opset": found.opset,
-        "notes": list(found.notes),
-        "inputs": _SPECS.dump_python(found.inputs, mode="json"),
-        "outputs": _SPECS.dump_python(found.outputs, mode="json"),
-        "size_bytes": found.size_bytes,
-        "nodes_in_file": found.file_nodes,
+        "path": inspection.path,
+        "producer": inspection.producer,
+        "opset": inspection.opset,
+        "notes": list(inspection.notes),
+        "inputs": _SPECS.dump_python(inspection.inputs, mode="json"),
+        "outputs": _SPECS.dump_python(inspection.outputs, mode="json"),
+        "size_bytes": inspection.size_bytes,
+        "nodes_in_file": inspection.file_nodes,
         "nodes": sum(operator.nodes for operator in counts.operators),
-        "quantized": found.quantized,
+        "quantized": inspection.quantized,
         "macs": counts.total_macs,
-        "int8_macs": found.int8_macs,
-        "int8_share": found.int8_share,
+        "int8_macs": inspection.int8_macs,
+        "int8_share": inspection.int8_share,
         "parameters": counts.parameters,
         "weight_bytes": counts.weight_bytes,
-        "int8_weight_bytes": found.int8_weight_bytes,
+        "int8_weight_bytes": inspection.int8_weight_bytes,
         "peak_activation_bytes": counts.peak_activation_bytes,
         "peak_node": counts.peak_node,
         "axes_counted_as_1": list(counts.dynamic),
         "operators": [asdict(operator) for operator in counts.operators],
         "unknown_macs": dict(counts.unknown),
-        "choices": [choice.model_dump(mode="json") for choice in found.choices],
-        "float": [asdict(group) for group in float_groups(found.choices)],
-        "running": asdict(found.running) if found.running else None,
-        "fit": found.fit.model_dump(mode="json") if found.fit else None,
-        "fits": [fit.model_dump(mode="json") for fit in found.fits],
-        "exactness": found.certificate.model_dump(mode="json") if found.certificate else None,
+        "choices": [choice.model_dump(mode="json") for choice in inspection.choices],
+        "float": [asdict(group) for group in float_groups(inspection.choices)],
+        "running": asdict(inspection.running) if inspection.running else None,
+        "fit": inspection.fit.model_dump(mode="json") if inspection.fit else None,
+        "fits": [fit.model_dump(mode="json") for fit in inspection.fits],
+        "exactness": inspection.certificate.model_dump(mode="json") if inspection.certificate else None,
     }

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Groups of nodes that stay float for the same reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from toolchain.formats.manifest import NodePrecision
 
 @dataclass(frozen=True)
 class FloatGroup:
-    """Nodes of one operator that stay float for one reason. example: the first of them."""
+    """Nodes with the same operator that stay float for the same reason.
+
+    Attributes:
+        op: type of the operator.
+        reason: why they stay float.
+        nodes: number of them.
+        example: name of the first one.
+    """
 
     op: str
     reason: str
@@ -19,10 +26,10 @@ class FloatGroup:
 
 
 def float_groups(choices: Iterable[NodePrecision]) -> tuple[FloatGroup, ...]:
-    """Float nodes by operator and reason, the most frequent first."""
+    """Group the float nodes by operator and reason, the largest group first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for choice in choices:
         if choice.precision == "float":
             groups.setdefault((choice.op, choice.reason or "no reason is known"), []).append(choice.node)
-    found = [FloatGroup(op, reason, len(nodes), nodes[0]) for (op, reason), nodes in groups.items()]
-    return tuple(sorted(found, key=lambda group: -group.nodes))
+    listed = (FloatGroup(op, reason, len(nodes), nodes[0]) for (op, reason), nodes in groups.items())
+    return tuple(sorted(listed, key=lambda group: -group.nodes))

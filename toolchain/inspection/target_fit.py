@@ -1,4 +1,11 @@
-"""TODO."""
+"""The fit of a model to a target: budgets, and widths of convolutions.
+
+size       bytes of the constants; the file has the graph in addition
+memory     constants and peak activations, the least that the model needs; the runtime comes in addition. Without a
+           budget, the limit is the memory of the device
+latency    only a measurement can tell
+channels   output channels of convolutions; a number that is no multiple of the target's is padded or runs slower
+"""
 
 from __future__ import annotations
 
@@ -15,14 +22,14 @@ MIB = 2**20
 
 
 def fit_to(target: Target, model: ir.Model, counts: Cost, *, weights: int, peak: int) -> TargetFit:
-    """Hold a model against a profile.
+    """Compare a model with a target's profile.
 
     Args:
         target: the profile.
-        model: with the nodes' names that `counts` has.
-        counts: what it costs.
+        model: the model; its nodes have the names that `counts` uses.
+        counts: its cost.
         weights: bytes of its constants on the target.
-        peak: bytes of its activations there, at the least.
+        peak: bytes of its activations on the target at the peak, at least.
     """
     widths: dict[int, list[str]] = {}
     convolutions = [node for node in model.graph if isinstance(rule(node).channels, Weighted)]

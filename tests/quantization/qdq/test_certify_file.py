@@ -58,10 +58,10 @@ def test_a_file_beside_its_manifest_is_certified_by_it_and_a_changed_one_by_itse
 
 def test_a_folder_that_is_no_export_is_one_sentence(exported, toolchain, workplace):
     out = workplace / "out"
-    with pytest.raises(DataError, match=r"is no exported folder with a model\.onnx; give a target's folder"):
+    with pytest.raises(DataError, match=r"is not an exported folder with a model\.onnx; give a model file"):
         inspect(out)
     shutil.move(out / "host" / "model.onnx", out / "model.onnx")
-    with pytest.raises(DataError, match="is no exported folder with"):
+    with pytest.raises(DataError, match="is not an exported folder with"):
         inspect(out / "host")
     assert toolchain("inspect out").code == 2
 

@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from benchmarks import choices, tables
 from benchmarks.models import MODELS, NAMES, Model, missing
-from toolchain.api.request import prepare
+from toolchain.api.prepare import prepare
 from toolchain.benchmark.host import describe_host
 from toolchain.core.errors import DataError, ToolchainError
 from toolchain.core.files import write_text

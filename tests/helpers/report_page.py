@@ -102,7 +102,7 @@ FINDINGS = Findings(
 
 
 def manifest(**changes):
-    known = Manifest(
+    base = Manifest(
         target="host",
         created="2026-01-01T00:00:00+00:00",
         versions={"onnx": "1.23.2"},
@@ -118,7 +118,7 @@ def manifest(**changes):
         ),
         exactness=Exactness(activations="u8", overflow_free=True),
     )
-    return known.model_copy(update=changes)
+    return base.model_copy(update=changes)
 
 
 def page(results: Results, details: html.Details | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Comparing results files: baselines, the gate, and files that are not results."""
+"""Comparison of results files: baselines, the gate, and malformed files."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_against_a_file(before, after):
     assert "| int8 (after) |" in render(compared, "markdown")
 
 
-def test_each_file_is_held_against_its_own_baseline_variant(before, after):
+def test_each_file_is_compared_with_its_own_baseline_variant(before, after):
     (block,) = compare([before, after]).blocks
-    found = {(r.measurement.variant, r.source): r.speedup.value for r in block.rows if r.speedup}
-    assert found[("int8", "before")] == pytest.approx(2, rel=0.01)
-    assert found[("int8", "after")] == pytest.approx(20 / 11, rel=0.01)
+    speedups = {(r.measurement.variant, r.source): r.speedup.value for r in block.rows if r.speedup}
+    assert speedups[("int8", "before")] == pytest.approx(2, rel=0.01)
+    assert speedups[("int8", "after")] == pytest.approx(20 / 11, rel=0.01)
 
 
 def test_noise_does_not_fail_the_gate(tmp_path):
@@ -89,7 +89,7 @@ def test_files_of_one_name_are_told_apart(before, tmp_path):
         ('{"schema_version": 1, "measurements": []}', "hold no measurement"),
     ],
 )
-def test_what_is_no_results_file(tmp_path, content, message):
+def test_a_malformed_results_file_is_refused(tmp_path, content, message):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):

@@ -160,8 +160,8 @@ def test_the_baseline_is_of_the_same_model_and_rather_of_the_same_target():
         row("int8", 30.0, model="resnet50"),
     ]
     (block,) = derive([(None, results(*rows))])
-    found = [r.speedup.value if r.speedup else None for r in block.rows]
-    assert [None if v is None else round(v, 1) for v in found] == [None, None, 4.0, 2.0, None, 3.0]
+    speedups = [r.speedup.value if r.speedup else None for r in block.rows]
+    assert [None if v is None else round(v, 1) for v in speedups] == [None, None, 4.0, 2.0, None, 3.0]
 
 
 def test_unknown_baseline_and_format():

@@ -81,8 +81,7 @@ def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
         p50 += " !" if row.verdict and row.verdict.kind != "steady" else ""
         p90 = marked.format(short_number(m.latency.p90_ms))
     if row.speedup:
-        uncertain = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
-        faster = marked.format(f"{uncertain}{row.speedup.value:.2f}×")
+        faster = marked.format(f"{'~' if row.uncertain else ''}{row.speedup.value:.2f}×")
     elif row.baseline:
         faster = "1×"
     if m.memory:

@@ -35,6 +35,11 @@ class Row:
     regressed: bool = False
 
     @property
+    def uncertain(self) -> bool:
+        """True if the 95 % interval of the speed-up includes 1: there may be no difference."""
+        return self.speedup is not None and self.speedup.low <= 1 <= self.speedup.high
+
+    @property
     def difference(self) -> str | None:
         """The speed-up as text: ``no significant difference`` or ``5.1 % slower (95 %: ...)``."""
         return difference(self.speedup) if self.speedup else None

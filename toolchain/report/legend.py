@@ -10,6 +10,7 @@ from typing import Literal
 
 from toolchain.benchmark.stats import sustained
 from toolchain.formats.results import Evidence, Window
+from toolchain.report.amounts import plural
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
 
@@ -35,13 +36,13 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
     measurements = [row.measurement for row in rows]
     entries = [("MB", "size of the model file"), ("score", "; ".join(_scores(rows)))]
     if any(m.latency for m in measurements):
-        entries.append(("median ms", "half of the inferences took less time; with the 95 % interval of this median"))
+        entries.append(("median ms", "half of the inferences took less time; ± its 95 % confidence interval"))
         entries.append(("p90 ms", "nine of ten inferences took less time"))
     if compared := [row for row in rows if row.speedup]:
         names = " and ".join(sorted({str(row.baseline) for row in compared}))
         how = f"round by round if both ran in turns{_cpu_time(rows)}"
         entries.append(("speed-up", f"compared with {names} on the same computer; {how}"))
-        if any(_uncertain(row) for row in compared):
+        if any(row.uncertain for row in compared):
             entries.append(("~", "the 95 % interval of the speed-up includes 1, so there may be no difference"))
     if empty := [m.memory.baseline_bytes for m in measurements if m.memory]:
         without = f"{max(empty) / 1e6:.0f} MB without a model"
@@ -60,10 +61,6 @@ def _scores(rows: Sequence[Row]) -> Iterator[str]:
         yield f"≈ how often the model gives the same answer as the original ({samples}{others}); not accuracy"
 
 
-def _uncertain(row: Row) -> bool:
-    return row.speedup is not None and row.speedup.low <= 1 <= row.speedup.high
-
-
 def notes(comparison: Comparison) -> list[str]:
     """Return a sentence for each: unsteady rows (!), notes on rows, sustained runs, and what the gate found."""
     rows = [row for block in comparison.blocks for row in block.rows]
@@ -72,9 +69,9 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"The tables differ in {_differences(comparison.blocks)}: no speed-up is computed between them.")
     sweep = len({block.threads for block in comparison.blocks}) > 1
     unsteady = [(f"{r.verdict.kind}, {r.verdict.reason}", r) for r in rows if r.verdict and r.verdict.kind != "steady"]
-    lines += [f"! {names(group, sweep)}: {text}." for text, group in _grouped(unsteady)]
+    lines += [f"! {row_names(group, sweep)}: {text}." for text, group in _grouped(unsteady)]
     noted = [(row.measurement.note, row) for row in rows if row.measurement.note]
-    lines += [f"{names(group)}: {text.removesuffix('.')}." for text, group in _grouped(noted)]
+    lines += [f"{row_names(group)}: {text.removesuffix('.')}." for text, group in _grouped(noted)]
     lines += [line for row in rows for line in _sustained(row)]
     limit = comparison.max_regression
     if comparison.baseline is not None or limit is not None:
@@ -82,7 +79,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines += [f"{row.label} compared with {row.baseline}: {row.difference}." for row in passed]
     if limit is not None:
         if comparison.without_baseline:
-            lines.append(f"No baseline to compare with: {names(comparison.without_baseline)}.")
+            lines.append(f"No baseline to compare with: {row_names(comparison.without_baseline)}.")
         lines += [
             f"REGRESSION: {r.label} compared with {r.baseline}: {r.difference}, {limit * 100:.1f} % allowed."
             for r in comparison.regressions
@@ -136,12 +133,12 @@ def _grouped(texts: Iterable[tuple[str, Row]]) -> Iterable[tuple[str, list[Row]]
     return groups.items()
 
 
-def names(rows: Sequence[Row], with_threads: bool = False) -> str:
+def row_names(rows: Sequence[Row], with_threads: bool = False) -> str:
     """Name rows in a sentence, the targets of one model and variant together: ``net int8 for host, rk3588``."""
     groups: dict[tuple[str, str, str | None], list[str]] = {}
     for row in rows:
         m = row.measurement
-        threads = f" with {m.latency.threads} threads" if with_threads and m.latency else ""
+        threads = f" with {plural(m.latency.threads, 'thread')}" if with_threads and m.latency else ""
         groups.setdefault((m.model, m.variant + threads, row.source), []).append(m.target or "host")
     return "; ".join(
         f"{model} {variant} for {', '.join(targets)}" + (f" in {source}" if source else "")

@@ -1,4 +1,4 @@
-"""The report in a real browser: it is drawn without an error, fits a phone, follows the dark, and prints."""
+"""The report in a real browser: it is drawn without an error, fits a phone, follows dark mode, and prints."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def test_charts_follow_the_window(tab, report):
     assert (seen["scroll"], seen["wide"]) == (390, [])
 
 
-def test_it_follows_the_dark(tab, report):
-    found = []
+def test_it_follows_dark_mode(tab, report):
+    themes = []
     for dark in (False, True):
         tab.open(report, 800, dark=dark)
-        found.append(tab.evaluate(SEEN))
-    light, dark = found
-    for seen in found:
+        themes.append(tab.evaluate(SEEN))
+    light, dark = themes
+    for seen in themes:
         assert seen["label"] == seen["ink"]
         assert seen["fill"].startswith("rgb(")
     assert dark["ink"] != light["ink"]

@@ -1,4 +1,4 @@
-"""The report: what its charts draw is what was measured, and the file needs nothing but itself."""
+"""The report: its charts draw what was measured, and it needs no other file."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def test_rows_that_repeat_the_hosts_are_drawn_once():
     int8 = row("int8", 10.0, target="host")
     copy = int8.model_copy(update={"target": "raspberry-pi-5", "evidence": "host"})
     (block,) = derive([(None, results(fp32, int8, copy))])
-    found = series_of(block)
-    assert [(s.name, s.colour) for s in found] == [("fp32", "var(--fp32)"), ("int8", "var(--int8)")]
+    drawn = series_of(block)
+    assert [(s.name, s.colour) for s in drawn] == [("fp32", "var(--fp32)"), ("int8", "var(--int8)")]
 
 
 def test_a_variant_has_one_colour_and_no_two_series_share_it():
     (block,) = derive([("a", DEMO), ("b", DEMO)])
-    found = series_of(block)
-    assert found[0].colour == "var(--fp32)"
-    assert len({s.colour for s in found}) == len({s.name for s in found}) == len(found)
+    drawn = series_of(block)
+    assert drawn[0].colour == "var(--fp32)"
+    assert len({s.colour for s in drawn}) == len({s.name for s in drawn}) == len(drawn)
 
 
 def test_accuracy_is_held_against_latency():
@@ -125,9 +125,9 @@ def test_the_front_leaves_out_what_is_beaten():
 
 
 def test_distributions_count_every_sample():
-    found = series()
-    outlines, marks = latency_outlines(found)
-    for number, s in enumerate(found):
+    drawn = series()
+    outlines, marks = latency_outlines(drawn)
+    for number, s in enumerate(drawn):
         latency = s.measurement.latency
         mine = [o for o in outlines if o["row"] == number]
         assert marks[number]["median"] == pytest.approx(np.median(latency.samples_ms))
@@ -153,8 +153,8 @@ def test_memory_is_that_above_the_baseline():
 
 
 def test_quantized_operators_are_counted_with_their_kind():
-    found = {(r["operator"], r["series"]): r["us"] for r in by_operator(PROFILES)}
-    assert found == {
+    drawn = {(r["operator"], r["series"]): r["us"] for r in by_operator(PROFILES)}
+    assert drawn == {
         ("Conv", "fp32"): 100.0, ("Conv", "int8"): 45.0,
         ("layout change", "fp32"): 5.0, ("int8 conversion", "int8"): 3.0,
     }  # fmt: skip
@@ -167,15 +167,15 @@ def test_small_kinds_are_summed_and_nothing_is_lost():
         variant="fp32",
         operators=tuple(OperatorTime(node=f"n{i}", op=f"Op{i}", median_us=float(i + 1)) for i in range(20)),
     )
-    found = by_operator([many])
-    assert len(found) == MOST_KINDS + 1
-    assert sum(r["us"] for r in found) == sum(range(1, 21))
-    assert found[-1]["operator"] == "8 other kinds"
+    drawn = by_operator([many])
+    assert len(drawn) == MOST_KINDS + 1
+    assert sum(r["us"] for r in drawn) == sum(range(1, 21))
+    assert drawn[-1]["operator"] == "8 other kinds"
 
 
 def test_layers_are_matched_between_variants():
-    found = [(r["layer"], r["number"], r["series"], r["us"]) for r in by_layer(PROFILES)]
-    assert found == [("a", 1, "fp32", 40.0), ("a", 1, "int8", 20.0), ("b", 2, "fp32", 60.0), ("b", 2, "int8", 25.0)]
+    drawn = [(r["layer"], r["number"], r["series"], r["us"]) for r in by_layer(PROFILES)]
+    assert drawn == [("a", 1, "fp32", 40.0), ("a", 1, "int8", 20.0), ("b", 2, "fp32", 60.0), ("b", 2, "int8", 25.0)]
     assert [layer.name for layer in slowest_layers(PROFILES, 1)] == ["b"]
 
 
@@ -191,8 +191,8 @@ def test_charts_hold_the_data_they_were_given():
 
 def test_what_cannot_be_drawn_is_left_out():
     (block,) = derive([(None, results(row("int8", None)))])
-    found = series_of(block)
-    assert charts.accuracy(found) is charts.distributions(found) is charts.steadiness(found) is None
+    drawn = series_of(block)
+    assert charts.accuracy(drawn) is charts.distributions(drawn) is charts.steadiness(drawn) is None
     assert "Latency in numbers" not in page(results(row("int8", None)))
 
 
@@ -292,12 +292,12 @@ def test_models_share_the_colours_of_variants_and_scores_of_several_are_not_comp
     (block,) = derive(
         [(None, results(*(row(v, 9.0, model=m, score=ACCURACY) for m in "ab" for v in ("fp32", "int8"))))]
     )
-    found = series_of(block)
-    assert [(s.name, s.colour) for s in found] == [
+    drawn = series_of(block)
+    assert [(s.name, s.colour) for s in drawn] == [
         ("a fp32", "var(--fp32)"), ("a int8", "var(--int8)"), ("b fp32", "var(--fp32)"), ("b int8", "var(--int8)"),
     ]  # fmt: skip
-    assert charts.accuracy(found) is None
-    assert {r["size"] for r in sizes(found)} >= {"a file", "b running"}
+    assert charts.accuracy(drawn) is None
+    assert {r["size"] for r in sizes(drawn)} >= {"a file", "b running"}
 
 
 def test_several_models_and_hosts_on_one_page():

@@ -154,10 +154,7 @@ def _label(m: Measurement) -> str:
 
 
 def _speed(row: Row) -> str:
-    if row.speedup is None:
-        return ""
-    uncertain = "~" if row.speedup.low <= 1 <= row.speedup.high else ""
-    return f"{uncertain}{row.speedup.value:.2f}×"
+    return f"{'~' if row.uncertain else ''}{row.speedup.value:.2f}×" if row.speedup else ""
 
 
 def _kind(score: Score) -> str:
@@ -165,4 +162,4 @@ def _kind(score: Score) -> str:
 
 
 def _score(score: Score) -> str:
-    return f"{score.value:.2%}".replace("%", " %") if 0 <= score.value <= 1 else f"{score.value:.4g}"
+    return f"{score.value:.2%}".replace("%", "\xa0%") if 0 <= score.value <= 1 else f"{score.value:.4g}"

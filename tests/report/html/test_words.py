@@ -45,7 +45,7 @@ def test_tiles_say_what_their_number_is_compared_with():
     assert shown["other processors"] == ("identical, except", EXCEPTIONS[0])
     value, note = shown["speed-up"]
     assert value == "2.00×"
-    assert note.startswith("24 → 12 ms; 95 %: ")
+    assert note.startswith("24 → 12 ms; 95\xa0%: ")
 
 
 def test_a_row_measured_on_the_target_comes_before_those_of_absent_devices():

@@ -62,7 +62,7 @@ def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
     shown = []
     if best.speedup and base.p50_ms and best.p50_ms:
         steady = all(row.verdict is None or row.verdict.kind == "steady" for row in pair)
-        interval = f"95 %: {best.speedup.low:.2f}–{best.speedup.high:.2f}×"
+        interval = f"95\xa0%: {best.speedup.low:.2f}–{best.speedup.high:.2f}×"
         note = f"{base.p50_ms.value:.3g} → {best.p50_ms.value:.3g} ms; {interval}"
         shown.append(Tile("speed-up" + ("" if steady else " !"), _speed(best), note))
     shown.append(Tile("file", bytes_text(b.size_bytes), f"{a.variant}: {bytes_text(a.size_bytes)}"))

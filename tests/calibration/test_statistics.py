@@ -1,4 +1,4 @@
-"""What the streaming engine sees, against NumPy on the same activations kept whole."""
+"""The streaming engine, compared with NumPy on the same activations kept in memory."""
 
 import itertools
 import subprocess

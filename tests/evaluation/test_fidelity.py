@@ -1,4 +1,4 @@
-"""Decibels of errors that were put in on purpose."""
+"""Fidelity in decibels, for errors that are made on purpose."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ def test_integer_outputs_do_not_count():
 
 
 def test_another_shape_is_as_bad_as_zeros():
-    """As where a detector finds another number of boxes."""
+    """A detector that finds another number of boxes has such an output."""
 
     def above(limit):
         body = "b = Greater(x, k) n = NonZero(b) y = Cast<to = 1>(n)"
@@ -116,7 +116,7 @@ def test_another_shape_is_as_bad_as_zeros():
 
 
 def test_an_output_of_zeros_does_not_outweigh_all_other_samples():
-    """As that of a final Relu: there is no energy to relate an error to."""
+    """A final Relu can give zeros: there is no energy to relate an error to."""
     samples = [{"x": np.zeros((1, 4), np.float32)}, {"x": np.full((1, 4), 10, np.float32)}]
 
     def shifted(shift):
@@ -128,7 +128,7 @@ def test_an_output_of_zeros_does_not_outweigh_all_other_samples():
 
 
 def test_nan_is_no_perfect_answer():
-    """Where the float model computes numbers, NaN and infinity are as bad as zeros."""
+    """NaN and infinity are as bad as zeros where the float model computes numbers."""
     body = "d = Div(x, k) y = Mul(d, k)"
     probe = Probe(scaled(1, body), [{"x": np.float32([[0, 1, 2, 3]])}])
     assert probe.fidelity_db(scaled(0, body)) == 0

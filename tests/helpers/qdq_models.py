@@ -86,7 +86,7 @@ def heavy_weights(channels: int = 64):
 
 
 def heavy_answer(x):
-    """What :func:`heavy_conv` is by its definition, in 64-bit integers and exact float arithmetic."""
+    """Compute :func:`heavy_conv` by its definition, in 64-bit integers and exact float arithmetic."""
     quantized = np.clip(np.rint(x / IN_SCALE), 0, 255).astype(np.int64)
     sums = np.einsum("oc,nchw->nohw", heavy_weights(x.shape[1])[:, :, 0, 0].astype(np.int64), quantized)
     real = sums.astype(np.float64) * (IN_SCALE * WEIGHT_SCALE)

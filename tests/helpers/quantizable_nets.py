@@ -1,4 +1,4 @@
-"""Small float networks that int8 takes, one for each way there is, and random ones."""
+"""Small float networks that can be quantized, one for each kind of int8 operator, and random ones."""
 
 import numpy as np
 import quantize_by_hand as by_hand

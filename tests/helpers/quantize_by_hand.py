@@ -19,7 +19,7 @@ BINS = 2048
 
 
 def named(*args, **kwargs):
-    """A model every node of which has a name: its own, or its first output's."""
+    """Make a model in which every node has a name: its own, or that of its first output."""
     model = small_models.model(*args, **kwargs)
     for node in model.graph:
         node.name = node.name or node.outputs[0].name
@@ -27,7 +27,7 @@ def named(*args, **kwargs):
 
 
 def observation(model, feeds, tensors):
-    """What the engine would see, by NumPy on activations kept whole."""
+    """Compute the engine's statistics by NumPy, on activations kept in memory."""
     runs = [small_models.every_value(ir.to_proto(model), feed) for feed in feeds]
     return Observation({n: _stats([r[n] for r in runs], axis) for n, axis in tensors.items()}, len(feeds), "", "")
 
@@ -49,19 +49,19 @@ def _stats(arrays, axis):
 
 
 def planned(model, feeds, *, keep_float=(), **recipe):
-    """A plan for `model`, calibrated on `feeds`."""
+    """Plan `model`, calibrated on `feeds`."""
     selection = select(model, keep_float)
     return plan_quantization(model, selection, observation(model, feeds, selection.tensors), Quantize(**recipe))
 
 
 def quantized(model, feeds, encoding="u8", **options):
-    """The plan and the model written from it."""
+    """Return the plan and the model written from it."""
     plan = planned(model, feeds, **options)
     return plan, apply_quantization(model, plan, encoding)
 
 
 def reference(model, feed):
-    """As onnx's reference implementation computes it; it knows QDQ from opset 19 on, which changed only other types."""
+    """Run with onnx's reference implementation. It knows QDQ from opset 19 on, which changed only other types."""
     proto = ir.to_proto(model)
     proto.opset_import[0].version, proto.ir_version = 19, 9
     return small_models.reference(proto, feed)
@@ -97,12 +97,12 @@ def simulate(model, plan, feed):
 
 
 def on_grid(array, grid):
-    """Quantized and dequantized by ONNX's definition, in float64."""
+    """Quantize and dequantize by ONNX's definition, in float64."""
     return (np.clip(np.rint(array / grid.scale) + grid.zero_point, 0, 255) - grid.zero_point) * grid.scale
 
 
 def dequantized(values, scales, axis):
-    """Per channel, in float64."""
+    """Dequantize per channel, in float64."""
     shape = [1] * values.ndim
     shape[axis] = -1
     return values.astype(np.float64) * scales.astype(np.float64).reshape(shape)

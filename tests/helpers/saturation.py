@@ -1,4 +1,4 @@
-"""Which pairs of weights saturate."""
+"""Find the pairs of weights that saturate."""
 
 import numpy as np
 

@@ -31,7 +31,7 @@ CONVS = {
 
 
 def corrected(model, feeds):
-    """What correction adds to each product's bias, in real numbers, and the plan."""
+    """Return what correction adds to each product's bias, in real numbers, and the plan."""
     without, plan = (by_hand.planned(model, feeds, ranges="minmax", bias_correction=flag) for flag in (False, True))
     found = {}
     for name, product in plan.products.items():

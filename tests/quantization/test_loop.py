@@ -1,4 +1,4 @@
-"""The loop from float model to audited and raced plan."""
+"""`quantize_model`: from a float model to a plan that is audited and raced."""
 
 import numpy as np
 import onnx_ir as ir
@@ -47,7 +47,7 @@ def verdict(ratio):
 
 @pytest.fixture
 def raced(monkeypatch):
-    """Replaces the clock: ``raced.slower`` says of a pair of models whether int8 lost; ``raced.pairs`` keeps them."""
+    """Replace the clock: ``raced.slower`` decides if int8 loses; ``raced.pairs`` keeps the pairs of models."""
 
     class Clock:
         slower = staticmethod(lambda first: False)
@@ -222,6 +222,29 @@ def test_a_fragment_that_is_slower_stays_float_with_both_times(raced):
     assert result.notes == ()
 
 
+def test_what_is_left_float_is_logged_with_the_reason(raced, caplog):
+    caplog.set_level("INFO", logger="toolchain")
+    raced.slower = lambda first: "second" in names(first) and "first" not in names(first)
+    source = model()
+    quantize_model(source, data(source), RACED)
+    [line] = [record.message for record in caplog.records if record.message.startswith("left float")]
+    assert line.startswith("left float, second, relu: int8 is slower on this machine: 1500.0 µs")
+
+
+def test_leaving_more_float_changes_nothing_that_is_there():
+    """Reasons come in and go out with a plan: the plan they were taken from, and plans beside it, stay as they are."""
+    source = model()
+    quantized = quantize_model(source, data(source), UNRACED)
+    before = dict(quantized.planned.reasons)
+    one = quantized.leaving_float({"first": "a test"})
+    other = quantized.leaving_float({"second": "another test"})
+    assert quantized.planned.reasons == before == {}
+    assert (one.planned.reasons, other.planned.reasons) == ({"first": "a test"}, {"second": "another test"})
+    assert floats(one)["first"] == "a test"
+    assert "first" in other.plan.int8_nodes()
+    assert floats(one.leaving_float({"second": "both"})).keys() >= {"first", "second"}
+
+
 def test_a_whole_that_is_slower_stays_float_with_a_note(raced):
     raced.slower = lambda first: {"first", "second"} <= names(first)
     source = model()
@@ -251,7 +274,7 @@ def test_without_measuring_nothing_races(raced):
 
 
 def test_the_real_clock_gives_a_verdict():
-    """No claim who wins: only that the race runs, and that what it decides is a whole and clean plan."""
+    """Either side may win; the race must run, and its decision must give a complete and clean plan."""
     source = model()
     result = quantize_model(source, data(source), RACED)
     assert result.audit.clean

@@ -12,7 +12,7 @@ BINS = 2048
 
 
 def stats_of(values):
-    """What the engine would report, by NumPy's own histogram."""
+    """Statistics by NumPy's own histogram, to compare with the engine."""
     low, high = float(values.min()), float(values.max())
     counts = (
         np.histogram(values, BINS, (low, high))[0] if high > low else np.bincount([0], minlength=BINS) * values.size

@@ -1,4 +1,4 @@
-"""Which nodes become int8, and every reason why one does not."""
+"""Selection: the nodes that become int8, and every reason why a node does not."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ REFUSED = {
         f"{CONV} [n] y = Add(c, k)", IMAGE, {**W, "k": np.float32(3)}, "combines an activation with a constant",
     ),
     "addition of integers": ("[n] y = Add(x, x)", "int64[N, 2] x", {}, "is not float32"),
-    "glue in a float sea": ("t = Tanh(x) [n] y = Add(t, x)", IMAGE, {}, "it reads mostly float tensors, and"),
+    "glue among float operators": ("t = Tanh(x) [n] y = Add(t, x)", IMAGE, {}, "it reads mostly float tensors, and"),
     "half of it float": (f"{CONV} t = Tanh(c) [n] y = Add(c, t)", IMAGE, W, "it reads mostly float tensors"),
     "interpolation": (
         f'{CONV} [n] y = Resize<mode = "linear">(c, , s)', IMAGE, {**W, "s": np.array([1, 1, 2, 2], np.float32)},

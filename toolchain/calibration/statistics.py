@@ -16,6 +16,8 @@ onnxruntime's own calibrators keep every activation of every sample; here nothin
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +40,8 @@ AXES_ARE_INPUTS = 18
 
 CHUNK_ELEMENTS = 1 << 16
 """Number of elements binned at a time, so that temporaries stay in the second-level cache."""
+
+_log = logging.getLogger(__name__)
 
 
 def observe(
@@ -69,7 +73,9 @@ def observe(
     digest = hashlib.sha256(io.to_bytes(model)).hexdigest() if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else ""
     path = cache_path("observations", VERSION, digest, data.fingerprint, sorted(tensors.items()), bins, suffix=".npz")
     if cache and digest and (known := Observation.load(path)) is not None:
+        _log.info("statistics of %d tensors read from %s", len(known.tensors), path)
         return known
+    started = time.monotonic()
     summary = _first_pass(model, data, tensors, threads, progress)
     counts = _second_pass(model, data, summary, bins, group_mib, threads, progress)
     observation = Observation(
@@ -78,6 +84,8 @@ def observe(
         model_sha256=digest,
         data_fingerprint=data.fingerprint,
     )
+    seconds = time.monotonic() - started
+    _log.info("observed %d tensors on %d samples in %.1f s", len(summary), len(data), seconds)
     if cache and digest:
         observation.save(path)
     return observation

@@ -85,6 +85,7 @@ class Planner:
             plan = basis.plan()
             report = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
             added = {name: UNFUSED for name in report.unfused if name not in reasons} | dict(plan.inexact)
+            _log.debug("audit: %d int8 nodes planned, %d not fused", len(plan.int8_nodes()), len(report.unfused))
             if not added:
                 return AuditedPlan(basis, plan, report, reasons)
             log_left_float(added)

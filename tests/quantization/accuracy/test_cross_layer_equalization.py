@@ -200,7 +200,7 @@ def test_weights_shared_between_nodes_are_changed_for_each_alone():
 
 
 def test_one_product_can_be_both_ends_of_a_group():
-    """As in a residual stage: its weight takes 1/s along the outputs and s along the inputs."""
+    """A residual stage has this case: the weight takes 1/s along the outputs and s along the inputs."""
     model, groups = groups_of(
         "a = Conv(x, w) d = Conv(a, v) e = Add(a, d) y = Conv(e, u)",
         IMAGE,

@@ -1,4 +1,4 @@
-"""Which scales equalization chooses: for less noise, with room below a Clip, and only for what was observed."""
+"""The scales that equalization chooses: less noise, room below a Clip, and only for observed tensors."""
 
 import numpy as np
 import onnx_ir as ir

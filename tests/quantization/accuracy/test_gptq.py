@@ -141,7 +141,7 @@ def test_inputs_without_correlation_gain_nothing_but_a_scale():
 
 
 def test_few_columns_come_near_the_best_of_all_roundings():
-    """Of all integers beside the real ones, at the scale it took: 3⁵ for each of 40 channels."""
+    """Try all integers next to the real weights, at the chosen scale: 3⁵ for each of 40 channels."""
     rng = np.random.default_rng(0)
     columns, outputs = 5, 40
     weight = rng.standard_normal((outputs, columns)).astype(np.float32)
@@ -177,7 +177,7 @@ def test_groups_are_rounded_each_by_its_own_moments():
 
 
 def test_blocks_are_layers_side_by_side():
-    """Of one scale: so neither block's rounding knows of the other, but that channels are judged as a whole."""
+    """With one scale the rounding of a block does not depend on the other; only the channel is judged as a whole."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((8, 20)).astype(np.float32)
     h = whole_of(cut(correlated(rng, 20), [12, 8]))

@@ -1,4 +1,4 @@
-"""Noise of single roundings, the clusters they suggest, and the search within a drop."""
+"""The noise of single roundings, the clusters to leave float, and the search within an allowed drop."""
 
 import json
 
@@ -29,7 +29,7 @@ PLAIN = Recipe.parse({"quantize": {"measure": False, "equalize": False, "roundin
 
 @pytest.fixture
 def net():
-    """Three convolutions; the last looks most at two small channels of `q`, so the rounding of `q` is the loudest."""
+    """Three convolutions; the last weighs two small channels of `q` most, so rounding `q` makes the most noise."""
     constants = weights(u=(8, 4, 1, 1), v=(8, 8, 1, 1), w=(8, 8, 1, 1))
     constants["v"][:2] *= 0.01
     constants["w"][:, :2] *= 100
@@ -120,7 +120,7 @@ def test_a_cluster_is_all_int8_around_its_tensor_and_none_is_in_two(quantized):
 
 @pytest.fixture
 def still(monkeypatch):
-    """No clock: int8 is as fast as float."""
+    """Replace the clock: int8 is as fast as float."""
     monkeypatch.setattr(mixed_precision, "race", lambda *args, **kwargs: Race((1e-3,) * 7, (1e-3,) * 7))
 
 

@@ -88,6 +88,18 @@ def test_steps_are_told_with_both_fidelities_and_only_gains_are_kept(measured):
     assert best.weights is basis.weights
 
 
+def test_every_step_is_logged_with_its_decibels_and_the_decision(measured, caplog):
+    caplog.set_level("INFO", logger="toolchain")
+    measured([30.0, 29.0, 31.0, 30.5])
+    run(*setup(recipe=Recipe(quantize=Quantize(equalize=False))))
+    lines = [record.message for record in caplog.records if record.message.startswith("accuracy step")]
+    assert lines == [
+        "accuracy step range search: 30.00 dB, with it 29.00 dB, left out",
+        "accuracy step bias correction: 30.00 dB, with it 31.00 dB, kept",
+        "accuracy step GPTQ rounding: 31.00 dB, with it 30.50 dB, left out",
+    ]
+
+
 def test_a_nan_is_no_gain(measured):
     basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
     measured([30.0, *[float("nan")] * 3])

@@ -1,4 +1,4 @@
-"""Which input of a sum keeps its scale must not depend on Python's hash seed: the file would differ from run to run."""
+"""The choice of the input that keeps its scale must not depend on Python's hash seed, or files differ between runs."""
 
 from toolchain.quantization.exactness.lattice_scales import Site, align
 from toolchain.quantization.ranges import Affine

@@ -1,4 +1,4 @@
-"""Int8 sums on a lattice are never near a tie: every pair of operands is tried."""
+"""Int8 sums on a lattice are never near a rounding tie: every pair of operands is tried."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_an_addition_of_a_tensor_to_itself_is_no_tie():
 
 
 def test_chains_keep_what_was_settled_before():
-    """As in a residual network: each sum is an operand of the next."""
+    """A residual network has this case: each sum is an operand of the next."""
     rng = np.random.default_rng(0)
     names = [f"t{i}" for i in range(9)]
     grids = {name: Affine(float(np.float32(rng.uniform(0.01, 0.05))), 100) for name in names}

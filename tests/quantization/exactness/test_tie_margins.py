@@ -1,4 +1,4 @@
-"""Whether a tie is near is held against the kernels' arithmetic, written down in NumPy step by step."""
+"""Tie margins, compared with the arithmetic of the kernels, written in NumPy step by step."""
 
 import numpy as np
 import onnx

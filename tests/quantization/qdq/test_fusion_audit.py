@@ -43,7 +43,7 @@ def test_a_convolution_whose_result_stays_float_does_not_fuse():
 
 
 def test_a_weight_on_a_path_that_is_not_constant_does_not_fuse():
-    """As a per-channel mask fed at run time would do."""
+    """A per-channel mask that is fed at run time would do the same."""
     body = f"{INPUT} {WEIGHT} m = Mul(wd, mask) [conv] c = Conv(d, m) {OUTPUT}"
     found = audited(body, {"conv"}, IMAGE + ", float[4, 1, 1, 1] mask")
     assert found.unfused == ("conv",)

@@ -126,7 +126,7 @@ def test_an_absorbed_activation_is_gone_and_one_pair_stands_behind_each_tensor()
 
 
 def test_float_readers_take_what_exists_on_the_device():
-    """Of a tensor computed in int8 the rounded numbers, of one computed in float the float ones."""
+    """They read rounded numbers of a tensor that int8 computes, and float numbers of one that float computes."""
     written = by_hand.quantized(build("float island"), draw_feeds(build("float island")))[1]
     nodes = {node.name: node for node in written.graph}
     assert nodes["t"].inputs[0].producer().op_type == "DequantizeLinear"

@@ -26,7 +26,7 @@ to its output, in units of the output's own energy Σ_oc V_oc² E[y_c²].
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,8 +94,49 @@ class _Members:
     pinned: bool = False
 
 
+@dataclass
+class _Links:
+    """How the operators of a graph bind its tensors.
+
+    Attributes:
+        joined: pairs of tensors that must have the same scales.
+        pinned: tensors that cannot be rescaled.
+        products: the products that can take up scales.
+        clips: the Clips between joined tensors.
+    """
+
+    joined: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
+    pinned: list[ir.Value] = field(default_factory=list)
+    products: list[ir.Node] = field(default_factory=list)
+    clips: list[ir.Node] = field(default_factory=list)
+
+
 def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     """Find the groups whose channels can be rescaled, in graph order."""
+    values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
+    links = _links(model, values)
+    members = _members(values, links, _representatives(links.joined))
+    return [group for each in members if (group := _group(each)) is not None]
+
+
+def _links(model: ir.Model, values: Iterable[ir.Value]) -> _Links:
+    """Collect the demands of every operator on its tensors."""
+    links = _Links(pinned=[value for value in values if _is_used_outside(value, model.graph)])
+    for node in model.graph:
+        computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
+        if scalable_product(node):
+            links.products.append(node)
+        elif node.op_type in HOMOGENEOUS_OPERATORS and (carriers := _carriers(node)):
+            links.joined += [(value, node.outputs[0]) for value in carriers]
+            links.pinned += [value for value in computed if value not in carriers]
+            links.clips += [node] * (node.op_type == "Clip")
+        else:
+            links.pinned += [*computed, *node.outputs]
+    return links
+
+
+def _representatives(joined: Iterable[tuple[ir.Value, ir.Value]]) -> Callable[[ir.Value], ir.Value]:
+    """Return a function from a tensor to the representative of all tensors it is joined with (union-find)."""
     leader: dict[ir.Value, ir.Value] = {}
 
     def find(value: ir.Value) -> ir.Value:
@@ -103,34 +144,27 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
             value = leader[value]
         return value
 
-    values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
-    pinned = [value for value in values if _is_used_outside(value, model.graph)]
-    products, clips = [], []
-    for node in model.graph:
-        computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
-        if scalable_product(node):
-            products.append(node)
-        elif node.op_type in HOMOGENEOUS_OPERATORS and (carriers := _carriers(node)):
-            for value in carriers:
-                leader[find(value)] = find(node.outputs[0])
-            pinned += [value for value in computed if value not in carriers]
-            clips += [node] * (node.op_type == "Clip")
-        else:
-            pinned += [*computed, *node.outputs]
+    for one, other in joined:
+        leader[find(one)] = find(other)
+    return find
+
+
+def _members(values: Iterable[ir.Value], links: _Links, find: Callable[[ir.Value], ir.Value]) -> list[_Members]:
+    """Collect the members of every set of joined tensors, in the order of their first tensor."""
     members: dict[ir.Value, _Members] = {}
     for value in values:
         members.setdefault(find(value), _Members()).values.append(value)
-    for value in pinned:
+    for value in links.pinned:
         if find(value) in members:
             members[find(value)].pinned = True
-    for node in products:
+    for node in links.products:
         members[find(node.outputs[0])].producers.append(node)
         members[find(node.inputs[0])].consumers.append(node)  # type: ignore[arg-type]
-    for node in clips:
+    for node in links.clips:
         group, limit = members[find(node.outputs[0])], _ceiling(node)
         group.ceiling = min(group.ceiling, limit)
         group.clipped += [str(node.outputs[0].name)] * (limit < float("inf"))
-    return [found for group in members.values() if (found := _group(group)) is not None]
+    return list(members.values())
 
 
 def _is_used_outside(value: ir.Value, graph: ir.Graph) -> bool:
@@ -232,28 +266,48 @@ def plan_equalization(
     nodes = {query.label(node): node for node in model.graph}
     result = {}
     for group in groups:
-        names = [name for name in group.tensors if name in quantized and name in observation.tensors]
-        stats = [s for name in names if (s := observation.tensors[name].channels) is not None]
-        if not stats or not set(group.clipped) <= set(names):
-            continue
-        low = np.min([s.minimum for s in stats], axis=0).clip(max=0.0)
-        high = np.max([s.maximum for s in stats], axis=0).clip(min=0.0)
-        largest = np.maximum(high, -low)
-        if not largest.any():
-            continue
-        square = np.max([s.square for s in stats], axis=0)
-        readers = [_reader(nodes[name], square) for name in group.consumers]
-        share = np.minimum(1.0, RANGE_MARGIN * largest / largest.max())
-        least = np.minimum(1.0, RANGE_MARGIN * largest / group.ceiling)
-        candidates = [np.ones(group.channels)]
-        candidates += [
-            np.maximum(np.maximum(share, group.min_share) ** exponent, least) for exponent in SCALE_EXPONENTS
-        ]
-        noises = [sum(_noise(s, low, high, square, *reader) for reader in readers) for s in candidates]
-        best = int(np.argmin(noises))
-        if noises[best] < MAX_NOISE_RATIO * noises[0]:
-            result[group] = candidates[best]
+        ranges = _channel_ranges(group, observation, quantized)
+        if ranges is not None and (scales := _best_scales(group, ranges, nodes)) is not None:
+            result[group] = scales
     return result
+
+
+@dataclass(frozen=True)
+class _ChannelRanges:
+    """Ranges of a group's channels over all its tensors, float64 [channels] each; square: mean of x²."""
+
+    low: F64
+    high: F64
+    square: F64
+
+
+def _channel_ranges(group: ScaleGroup, observation: Observation, quantized: Collection[str]) -> _ChannelRanges | None:
+    """Join the statistics of the group's quantized tensors; None where one that is needed was not observed."""
+    names = [name for name in group.tensors if name in quantized and name in observation.tensors]
+    stats = [s for name in names if (s := observation.tensors[name].channels) is not None]
+    if not stats or not set(group.clipped) <= set(names):
+        return None
+    low = np.min([s.minimum for s in stats], axis=0).clip(max=0.0)
+    high = np.max([s.maximum for s in stats], axis=0).clip(min=0.0)
+    square = np.max([s.square for s in stats], axis=0)
+    return _ChannelRanges(low, high, square) if low.any() or high.any() else None
+
+
+def _best_scales(group: ScaleGroup, ranges: _ChannelRanges, nodes: Mapping[str, ir.Node]) -> F64 | None:
+    """Return the candidate scales of least noise at the readers; None where the group does not gain enough."""
+    readers = [_reader(nodes[name], ranges.square) for name in group.consumers]
+    candidates = [np.ones(group.channels), *_candidate_scales(group, np.maximum(ranges.high, -ranges.low))]
+    noises = [sum(_noise(s, ranges.low, ranges.high, ranges.square, *reader) for reader in readers) for s in candidates]
+    best = int(np.argmin(noises))
+    return candidates[best] if noises[best] < MAX_NOISE_RATIO * noises[0] else None
+
+
+def _candidate_scales(group: ScaleGroup, largest: F64) -> list[F64]:
+    """Compute the scales for each exponent α; largest: each channel's largest magnitude."""
+    share = np.minimum(1.0, RANGE_MARGIN * largest / largest.max())
+    below_clip = np.minimum(1.0, RANGE_MARGIN * largest / group.ceiling)
+    bounded = np.maximum(share, group.min_share)
+    return [np.maximum(bounded**exponent, below_clip) for exponent in SCALE_EXPONENTS]
 
 
 def _reader(node: ir.Node, square: F64) -> tuple[F64, float]:

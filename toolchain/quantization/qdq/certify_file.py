@@ -49,6 +49,16 @@ def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Col
         choice.model_copy(update={"precision": "float"}) if choice.int8 and choice.node in unfused else choice
         for choice in choices
     )
+    grids, signed = _activation_grids(model)
+    int8 = {choice.node for choice in choices if choice.int8}
+    products = {query.label(node): p for node in model.graph if query.label(node) in int8 and (p := _product(node))}
+    judged = {choice.node for choice in choices}
+    verdicts = certify(model, Plan(tuple(choices), grids, products, {}))
+    return exactness(model, [verdict for verdict in verdicts if verdict.node in judged], "s8" if signed else "u8")
+
+
+def _activation_grids(model: ir.Model) -> tuple[dict[str, Affine], bool]:
+    """Read the grids of all activations by tensor name; also return True where any is spelled with signed numbers."""
     grids: dict[str, Affine] = {}
     signed = False
     for node in model.graph:
@@ -58,11 +68,7 @@ def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Col
             if grid is not None and value is not None:
                 grids[str(value.name)] = grid
                 signed |= is_signed
-    int8 = {choice.node for choice in choices if choice.int8}
-    products = {query.label(node): p for node in model.graph if query.label(node) in int8 and (p := _product(node))}
-    judged = {choice.node for choice in choices}
-    verdicts = certify(model, Plan(tuple(choices), grids, products, {}))
-    return exactness(model, [verdict for verdict in verdicts if verdict.node in judged], "s8" if signed else "u8")
+    return grids, signed
 
 
 def _grid(node: ir.Node) -> tuple[Affine | None, bool]:

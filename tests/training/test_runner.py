@@ -252,7 +252,7 @@ def net():
     [
         ({"technique": "prune", "structure": "rows"}, "'rows' is neither channels"),
         ({"technique": "prune", "structure": "4:2"}, "'4:2' is neither channels"),
-        ({"technique": "prune", "amount": 1.5}, "less than 1"),
+        ({"technique": "prune", "amount": 1.5}, "give a number below 1"),
         ({"technique": "prune", "amont": 0.5}, "unknown key"),
         ({"technique": "grow"}, "grow"),
     ],
@@ -329,7 +329,7 @@ def test_int8_is_written_for_the_kernels_of_a_target(tmp_path, toolchain):
 
 def test_bad_requests_end_before_anything_is_slow(tmp_path, toolchain):
     command = given_files(tmp_path)
-    assert "no run to go on with" in toolchain(*command, "-o", str(tmp_path / "o"), "--resume").sentence
+    assert "no run to resume" in toolchain(*command, "-o", str(tmp_path / "o"), "--resume").sentence
     (tmp_path / "r.toml").write_text('schema_version = 1\nsteps = [{ technique = "distil", student = "gone.onnx" }]\n')
     assert "student 'gone.onnx'" in toolchain(*command).sentence
     recipe = 'schema_version = 1\nsteps = [{ technique = "share" }, { technique = "distil", %s }]\n'

@@ -31,6 +31,7 @@ import numpy as np
 
 from toolchain.core.errors import DataError
 from toolchain.core.user_code import is_callable_spec, load_callable
+from toolchain.data.images import IMAGE_SUFFIXES, read_image
 from toolchain.data.readers import (
     ANONYMOUS,
     Reader,
@@ -44,7 +45,7 @@ from toolchain.data.readers import (
 )
 from toolchain.data.spool import MOST_BYTES, Spool
 from toolchain.data.tensors import Array, Feed, check_finite, conform, digest
-from toolchain.formats.preprocess import IMAGE_SUFFIXES, PIPELINES, Preprocess, load_preprocess
+from toolchain.formats.preprocess import PIPELINES, Preprocess, load_preprocess
 from toolchain.formats.tensor_spec import TensorSpec
 
 UNNAMED = "arr_0"
@@ -384,5 +385,5 @@ def _fit_images(images: _Images, inputs: Sequence[TensorSpec], preprocess: str) 
         )
     stated = {"name": preprocess, **pipeline.model_dump(mode="json", exclude={"schema_version"})}
     if inputs[0].dtype == np.uint8:
-        return from_images(folder, files, lambda path: pipeline(path).astype(np.uint8)), stated
-    return from_images(folder, files, pipeline), stated
+        return from_images(folder, files, lambda path: read_image(path, pipeline).astype(np.uint8)), stated
+    return from_images(folder, files, lambda path: read_image(path, pipeline)), stated

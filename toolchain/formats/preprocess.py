@@ -1,32 +1,23 @@
 """`Preprocess`: the pipeline from an image file to the array that a model takes, by name or in a TOML file.
 
-An image is decoded, converted to `channels`, resized (bilinear with antialiasing, as torchvision does with Pillow
-images), cropped around its centre, and normalized: ``(pixel * scale - mean) / std`` in float32. Pixels are used as they
-are stored; an orientation tag is ignored.
+:func:`toolchain.data.images.read_image` carries it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
 import pydantic
 
-from toolchain.core.arrays import F32
 from toolchain.core.errors import ConfigError, DataError, did_you_mean
 from toolchain.formats.base import Document
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 Size = int | tuple[int, int]
 
 
-def _pair(size: Size) -> tuple[int, int]:
+def pair(size: Size) -> tuple[int, int]:
+    """Return a size as height and width."""
     return (size, size) if isinstance(size, int) else size
 
 
@@ -66,7 +57,7 @@ class Preprocess(Document):
         if any(value <= 0 for value in self.std):
             raise ValueError("std holds a number that is not above 0")
         for name, size in (("size", self.size), ("crop", self.crop)):
-            if size is not None and min(_pair(size)) < 1:
+            if size is not None and min(pair(size)) < 1:
                 raise ValueError(f"{name} is below 1 pixel")
         if self.resize == "shorter" and isinstance(self.size, tuple):
             raise ValueError("resize = 'shorter' takes one number as size")
@@ -110,24 +101,6 @@ class Preprocess(Document):
             )
         return self.model_copy(update={"size": min(height, width) if self.resize == "shorter" else (height, width)})
 
-    def __call__(self, path: Path) -> F32:
-        """Read the image at `path` as a batch of one, float32 [1, C, H, W] or [1, H, W, C].
-
-        Raises:
-            DataError: the file cannot be read as an image, or is smaller than the crop.
-        """
-        with _decoding(path) as image:
-            if image.mode[0] in "IF":
-                raise DataError(f"has {image.mode} pixels, not 8 bits a channel", hint="save it with 8 bits a channel")
-            image = _cropped(_resized(image.convert("L" if self.channels == "L" else "RGB"), self), self.crop)
-            pixels = np.array(image, dtype=np.uint8)
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if self.channels == "BGR":
-            pixels = pixels[:, :, ::-1]
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        out = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
-        return np.ascontiguousarray(out.transpose(2, 0, 1) if self.layout == "NCHW" else out)[None]
-
 
 PIPELINES: dict[str, Preprocess] = {
     "imagenet": Preprocess(resize="shorter", size=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -151,52 +124,3 @@ def load_preprocess(name: str | Path) -> Preprocess:
         return Preprocess.load(name)
     what = f"{str(name)!r} is neither a named pipeline nor a .toml file"
     raise ConfigError(what, hint=did_you_mean(str(name), PIPELINES))
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[Image]:
-    try:
-        import PIL.Image
-    except ImportError:
-        raise DataError(
-            "reading images needs Pillow", where=path, hint="pip install 'edge-toolchain[images]'"
-        ) from None
-    try:
-        with PIL.Image.open(path) as image:
-            image.load()
-            yield image
-    except DataError as error:
-        raise DataError(error.what, where=path, hint=error.hint) from None
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError for a broken PNG chunk.
-        raise DataError(f"cannot be read as an image ({error})", where=path, hint="remove or replace it") from None
-
-
-def _resized(image: Image, pipeline: Preprocess) -> Image:
-    import PIL.Image
-
-    width, height = image.size
-    if pipeline.resize == "none" or pipeline.size is None:
-        return image
-    if pipeline.resize == "squash":
-        new_height, new_width = _pair(pipeline.size)
-    else:
-        short = _pair(pipeline.size)[0]
-        # The longer side is cut, not rounded, as torchvision does.
-        new_width, new_height = (
-            (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        )
-    return image.resize((new_width, new_height), PIL.Image.Resampling.BILINEAR)
-
-
-def _cropped(image: Image, crop: Size | None) -> Image:
-    if crop is None:
-        return image
-    height, width = _pair(crop)
-    if image.width < width or image.height < height:
-        raise DataError(
-            f"is {image.height} × {image.width} pixels (height × width), smaller than the crop {height} × {width}",
-            hint="resize first, or choose a smaller crop",
-        )
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

@@ -36,7 +36,9 @@ _TIP_TITLES = {"series": "variant", "ms": "median ms"}
 LOG_AXIS_RATIO = 4.0
 """Latencies that differ by more than this factor get a logarithmic axis."""
 STEP_COLOURS = ("var(--int8)", "var(--pruned)", "var(--spare-1)", "var(--spare-2)", "var(--spare-3)", "var(--fp32)")
+"""Colours of the steps of a training recipe, in their order."""
 CAUSE_COLOURS = {"activation": "var(--int8)", "weight": "var(--spare-3)"}
+"""Colours of causes of the error, by what is rounded."""
 MOST_LABELS = 6
 """Points that are labelled; the labels of more would overlap."""
 MOST_TICKS = 10
@@ -65,10 +67,10 @@ def accuracy(series: Sequence[Series]) -> Spec | None:
     margin = max(0.25 * (max(scores) - min(scores)), 1.0 if share else 0.05 * max(map(abs, scores)))
     low, high = min(p["low"] for p in points), max(p["high"] for p in points)
     pad = max((high / low) ** 0.25, 1.15)
-    for point in points:
-        point["align"] = _label_side(math.log(point["ms"] * pad / low) / math.log(high * pad * pad / low))
-    base = alt.Chart(_data(points))
     kind = "log" if high / low > LOG_AXIS_RATIO else "linear"
+    for point in points:
+        point["align"] = _label_side(point["ms"], low / pad, high * pad, kind)
+    base = alt.Chart(_data(points))
     along = alt.Scale(domain=[low / pad, high * pad], type=kind, nice=False)
     x = alt.X("ms:Q", title="median latency (ms)", scale=along, axis=alt.Axis(format="~g", tickCount=6))
     y = alt.Y(
@@ -94,8 +96,11 @@ def accuracy(series: Sequence[Series]) -> Spec | None:
     return _spec(alt.layer(*layers).properties(height=240))
 
 
-def _label_side(place: float) -> str:
-    """Align the label of a point, at 0 (left) to 1 (right) of the chart, so that it stays inside."""
+def _label_side(value: float, low: float, high: float, kind: str) -> str:
+    """Align the label of a point on an axis from `low` to `high` so that it stays inside the chart."""
+    if kind == "log":
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    place = (value - low) / (high - low)
     return "left" if place < 1 / 3 else "right" if place > 2 / 3 else "center"
 
 

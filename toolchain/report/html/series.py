@@ -27,6 +27,7 @@ MOST_KINDS = 12
 """Kinds of operators shown one by one; the rest is summed."""
 
 Records = list[dict[str, Any]]
+"""Data of a chart, a dictionary for each mark."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,8 @@ def layers_of(profiles: Sequence[Profile]) -> list[LayerTimes]:
     for profile in profiles:
         for operator in profile.operators:
             if operator.layer is not None:
-                mine = times.setdefault(operator.layer, {})
-                mine[profile.variant] = mine.get(profile.variant, 0.0) + operator.median_us
+                layer_us = times.setdefault(operator.layer, {})
+                layer_us[profile.variant] = layer_us.get(profile.variant, 0.0) + operator.median_us
                 kinds.setdefault(operator.layer, kind_of(operator.op))
     shared = [(name, us) for name, us in times.items() if len(us) > 1]
     return [LayerTimes(name, kinds[name], number, us) for number, (name, us) in enumerate(shared, 1)]

@@ -1,7 +1,7 @@
-"""Whole residual branches: y = x + f(x) becomes y = x.
+"""Removal of whole residual branches: y = x + f(x) becomes y = x.
 
-A branch is what lies between a tensor x and a sum that adds x to it: everything that only this sum needs. With few
-samples, dropping a whole branch loses less than thinning all of them by as much time (PRACTISE, arXiv 2202.07861).
+A branch is f: all nodes between a tensor x and a sum that adds x to it, if nothing else needs them. With few samples,
+removing one branch loses less accuracy than thinning all of them to save the same time (PRACTISE, arXiv 2202.07861).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toolchain.graph import check, edit, query
 
 @dataclass(frozen=True)
 class Branch:
-    """name: of the sum. stream: the tensor that passes. nodes: what would go, by name."""
+    """A residual branch. name: node of its sum. stream: the tensor x. nodes: names of the nodes in the branch."""
 
     name: str
     stream: str
@@ -26,10 +26,10 @@ class Branch:
 
 
 def branches(model: ir.Model) -> tuple[Branch, ...]:
-    """All branches with weights whose stream is of the sum's shape, in the graph's order."""
+    """All branches that contain weights and whose stream has the shape of the sum, in graph order."""
     weighted = {node for node, _, _ in parameters(model)}
     order = {node: number for number, node in enumerate(model.graph)}
-    found = []
+    result = []
     for node in model.graph:
         if query.op(node) != "Add" or len(node.inputs) != 2 or node.outputs[0].is_graph_output():
             continue
@@ -39,13 +39,13 @@ def branches(model: ir.Model) -> tuple[Branch, ...]:
                 continue
             if stream is not None and query.sizes(stream, dynamic=-1) == query.sizes(node.outputs[0], dynamic=-1):
                 names = tuple(query.label(n) for n in sorted(inside, key=order.__getitem__))
-                found.append(Branch(query.label(node), str(stream.name), names))
+                result.append(Branch(query.label(node), str(stream.name), names))
                 break
-    return tuple(found)
+    return tuple(result)
 
 
 def _only_for(sum_: ir.Node, branch: ir.Value | None, stream: ir.Value | None) -> set[ir.Node] | None:
-    """The nodes that compute a branch from the stream and serve nothing else; None where it is no such branch."""
+    """The nodes that compute a branch from the stream, if nothing else needs them; None if it is not a branch."""
     if branch is None or stream is None or query.constant(stream) is not None or branch is stream:
         return None
     inside: set[ir.Node] = set()
@@ -70,8 +70,8 @@ def _only_for(sum_: ir.Node, branch: ir.Value | None, stream: ir.Value | None) -
 def drop_branches(model: ir.Model, names: Iterable[str]) -> ir.Model:
     """A clone without the branches of these sums.
 
-    The stream takes the sum's name where a product or another sum makes it: it stands for the sum from now on, and a
-    repair that goes by names fits it to what the sum was.
+    If a product or another sum computes the stream, the stream takes the name of the removed sum: repair, which finds
+    tensors by name, then fits it to the values of that sum.
 
     Raises:
         ModelError: there is no such branch.

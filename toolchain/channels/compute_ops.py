@@ -305,12 +305,12 @@ def _axes_read(node: ir.Node, rank: int) -> set[int]:
 
 def _readers(value: ir.Value) -> tuple[list[ir.Node], bool]:
     """Nodes that read a value, also through Casts, and whether it is an output of the graph."""
-    found: list[ir.Node] = []
+    readers: list[ir.Node] = []
     leaves = value.is_graph_output()
     for reader in query.consumers(value):
         if reader.op_type == "Cast":
             behind, out = _readers(reader.outputs[0])
-            found, leaves = [*found, *behind], leaves or out
+            readers, leaves = [*readers, *behind], leaves or out
         else:
-            found.append(reader)
-    return found, leaves
+            readers.append(reader)
+    return readers, leaves

@@ -1,7 +1,7 @@
-"""Cutting a model: every parameter is sliced, and every number that tells a size is written anew, from the layout.
+"""Cutting a model: every parameter is sliced, and every number that states a size is written anew, from the layout.
 
-`separate` comes first: constants of equal content are one initializer in a cleaned-up model, and two layers that share
-their zeros must not be cut together for that.
+`separate` comes first: in a cleaned-up model, constants of equal content are one initializer, and two layers must not
+be cut together only because both have a constant of zeros.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from toolchain.data.tensors import Array
 from toolchain.graph import check, edit, query
 
 Cuts = Mapping[str, Sequence[int]]
-"""What is kept, by the group's name: sorted places. Groups that are not named stay whole."""
+"""Sorted positions that are kept, by the name of the group. Other groups stay whole."""
 
-TIED = 1 << 16
-"""Constants with more elements that several operators read are tied on purpose, as an embedding is to a classifier."""
+SHARED_ELEMENTS = 1 << 16
+"""Larger constants with several readers are shared on purpose, as by an embedding and a classifier."""
 
 
 def separate(model: ir.Model) -> ir.Model:
-    """A clone in which every operator has small constants of its own."""
+    """A clone in which every operator has its own small constants."""
     clone = model.clone()
     names = edit.Names(clone.graph)
     for value in list(clone.graph.initializers.values()):
         uses = list(value.uses())
         array = query.constant(value)
-        if array is None or array.size > TIED:
+        if array is None or array.size > SHARED_ELEMENTS:
             continue
         for use in uses[1:]:
             copy = edit.add_constant(clone.graph, names.fresh(str(value.name)), array)
@@ -42,13 +42,13 @@ def separate(model: ir.Model) -> ir.Model:
     return clone
 
 
-def keep_sets(model: ir.Model, found: Layout, cuts: Cuts) -> dict[Space, Index]:
-    """The cuts by leaf.
+def keep_sets(model: ir.Model, model_layout: Layout, cuts: Cuts) -> dict[Space, Index]:
+    """Kept positions by leaf.
 
     Raises:
-        ModelError: a group is unknown or pinned, or the places are not sorted, distinct, inside and at least one.
+        ModelError: a group is unknown or pinned, or its positions are none, unsorted, repeated or too large.
     """
-    known = by_name(groups(model, found))
+    known = by_name(groups(model, model_layout))
     keep = {}
     for name, kept in cuts.items():
         if name not in known or not known[name].free:
@@ -56,23 +56,23 @@ def keep_sets(model: ir.Model, found: Layout, cuts: Cuts) -> dict[Space, Index]:
             raise ModelError(f"cannot be cut: {why}", where=f"group {name!r}", hint="see `toolchain inspect --groups`")
         array = np.asarray(kept, np.intp)
         if not len(array) or array[0] < 0 or array[-1] >= known[name].size or (np.diff(array) <= 0).any():
-            what = f"what is kept must be sorted places of {known[name].size}, at least one"
+            what = f"the channels to keep must be sorted numbers below {known[name].size}, at least one"
             raise ModelError(what, where=f"group {name!r}")
         keep[known[name].leaf] = array
     return keep
 
 
 def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
-    """A clone of a model (as :func:`separate` leaves it) without what is not kept.
+    """A clone of a model, as :func:`separate` returns it, with only the positions that are kept.
 
     Raises:
-        ModelError: as :func:`keep_sets`, or the result is not well formed.
+        ModelError: see :func:`keep_sets`; or the result is not well formed.
     """
     clone = model.clone()
-    found = layout(clone)
-    keep = keep_sets(clone, found, cuts)
-    before = {value: query.sizes(value, dynamic=-1) for value in found.axes}
-    for value, axes in found.axes.items():
+    model_layout = layout(clone)
+    keep = keep_sets(clone, model_layout, cuts)
+    before = {value: query.sizes(value, dynamic=-1) for value in model_layout.axes}
+    for value, axes in model_layout.axes.items():
         kept = [kept_positions(axis, keep) if axis.root.size is not None else None for axis in axes]
         array = query.constant(value) if value.is_initializer() else None
         if array is not None and any(k is not None and len(k) < n for k, n in zip(kept, array.shape, strict=True)):
@@ -87,18 +87,20 @@ def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
     for node in list(clone.graph):
         changed = any(v in before and query.sizes(v, dynamic=-1) != before[v] for v in (*node.inputs, *node.outputs))
         if changed and query.op(node) in RESIZED:
-            RESIZED[query.op(node)](_Context(clone, names, found, keep), node)
+            RESIZED[query.op(node)](_Writer(clone, names, model_layout, keep), node)
     edit.remove_unused(clone)
     check.check(clone)
     return clone
 
 
-class _Context:
-    def __init__(self, model: ir.Model, names: edit.Names, found: Layout, keep: Mapping[Space, Index]) -> None:
-        self.model, self.names, self.layout, self.keep = model, names, found, keep
+class _Writer:
+    """Writes sizes into the nodes of a cut model, from the layout of the model before."""
 
-    def give(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
-        """Make an integer constant input anew, of the type it had: operators want one type for all of theirs."""
+    def __init__(self, model: ir.Model, names: edit.Names, model_layout: Layout, keep: Mapping[Space, Index]) -> None:
+        self.model, self.names, self.layout, self.keep = model, names, model_layout, keep
+
+    def write(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
+        """Replace an integer constant input, keeping its type: operators need one type for all of them."""
         old = query.constant(node.inputs[index]) if len(node.inputs) > index else None
         array = np.array(numbers, np.int64 if old is None else old.dtype)
         name = self.names.fresh(f"{query.label(node)}_sizes")
@@ -114,8 +116,8 @@ def _static(value: ir.Value) -> list[int]:
     return list(query.sizes(value, dynamic=-1) or ())
 
 
-def _group(c: _Context, node: ir.Node) -> None:
-    """Channels of the input over channels of one group, which the weight tells (Conv), or the bias (its transpose)."""
+def _group(writer: _Writer, node: ir.Node) -> None:
+    """Set the number of groups: channels of the input (of the output for ConvTranspose) over those of one group."""
     group = query.attribute(node, "group", 1)
     if group == 1:
         return
@@ -125,18 +127,18 @@ def _group(c: _Context, node: ir.Node) -> None:
     node.attributes["group"] = ir.AttrInt64("group", count)
 
 
-def _norm_groups(c: _Context, node: ir.Node) -> None:
+def _norm_groups(writer: _Writer, node: ir.Node) -> None:
     x = node.inputs[0]
-    inner = c.layout.axes[x][1].root.size // node.attributes["num_groups"].as_int()  # type: ignore[index, operator]
+    inner = writer.layout.axes[x][1].root.size // node.attributes["num_groups"].as_int()  # type: ignore[index, operator]
     node.attributes["num_groups"] = ir.AttrInt64("num_groups", _static(x)[1] // inner)  # type: ignore[arg-type]
 
 
-def _hidden(c: _Context, node: ir.Node) -> None:
+def _hidden(writer: _Writer, node: ir.Node) -> None:
     node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", _static(node.inputs[2])[2])  # type: ignore[arg-type]
 
 
-def _shape(c: _Context, node: ir.Node) -> None:
-    """Sizes that are known are written; -1, 0, 1 and what the run tells stay."""
+def _shape(writer: _Writer, node: ir.Node) -> None:
+    """Write known sizes; -1, 0, 1 and sizes computed at run time stay."""
     index = 0 if node.op_type == "ConstantOfShape" else 1
     shape, new = node.inputs[index], _static(node.outputs[0])
     old = query.slots(shape)
@@ -144,62 +146,64 @@ def _shape(c: _Context, node: ir.Node) -> None:
         return
     numbers = [then if then is None or then <= 1 or now < 0 else now for then, now in zip(old, new, strict=True)]
     if None not in numbers:
-        c.give(node, index, [number for number in numbers if number is not None])
+        writer.write(node, index, [number for number in numbers if number is not None])
         return
     concat = shape.producer()
     if concat is None:
         return
-    # Others may read the same shape for tensors that are not cut, so this node gets one of its own.
+    # Other nodes may read the same shape for tensors that are not cut, so this node gets its own.
     parts, at = [], 0
     for part in concat.inputs:
         count = (query.sizes(part) or (1,))[0]
         if query.ints(part) is not None:
-            name = c.names.fresh(f"{query.label(node)}_sizes")
-            part = edit.add_constant(c.model.graph, name, np.array(numbers[at : at + count], np.int64))
+            name = writer.names.fresh(f"{query.label(node)}_sizes")
+            part = edit.add_constant(writer.model.graph, name, np.array(numbers[at : at + count], np.int64))
         parts.append(part)
         at += count
-    own = ir.node("Concat", parts, {"axis": 0}, name=c.names.fresh(f"{query.label(node)}_shape"))
-    own.outputs[0].name, own.outputs[0].type = c.names.fresh(f"{own.name}_out"), shape.type
+    own = ir.node("Concat", parts, {"axis": 0}, name=writer.names.fresh(f"{query.label(node)}_shape"))
+    own.outputs[0].name, own.outputs[0].type = writer.names.fresh(f"{own.name}_out"), shape.type
     own.outputs[0].shape = shape.shape
-    c.model.graph.insert_before(node, own)
+    writer.model.graph.insert_before(node, own)
     edit.set_input(node, index, own.outputs[0])
 
 
-def _split(c: _Context, node: ir.Node) -> None:
+def _split(writer: _Writer, node: ir.Node) -> None:
     at = query.attribute(node, "axis", 0)
     sizes = [_static(output)[at] for output in node.outputs]
     node.attributes.pop("num_outputs", None)
-    if "split" in node.attributes or query.opset(c.model) < 13:
+    if "split" in node.attributes or query.opset(writer.model) < 13:
         node.attributes["split"] = ir.AttrInt64s("split", sizes)
     else:
-        c.give(node, 1, sizes)
+        writer.write(node, 1, sizes)
 
 
-def _slice(c: _Context, node: ir.Node) -> None:
+def _slice(writer: _Writer, node: ir.Node) -> None:
     x = node.inputs[0]
     starts, ends = query.ints(node.inputs[1]), query.ints(node.inputs[2])
     if x is None or starts is None or ends is None:
         return
-    rank = len(c.layout.axes[x])
+    rank = len(writer.layout.axes[x])
     axes = query.ints(given(node, 3)) or list(range(len(starts)))
     steps = query.ints(given(node, 4)) or [1] * len(starts)
     for index, (at, step) in enumerate(zip(axes, steps, strict=True)):
-        size = c.layout.axes[x][at % rank].root.size
-        kept = c.kept(x, at % rank)
+        size = writer.layout.axes[x][at % rank].root.size
+        kept = writer.kept(x, at % rank)
         if size is None or len(kept) == size:
             continue
         start, end = (min(max(p + size if p < 0 else p, 0), size) for p in (starts[index], ends[index]))
-        # In steps, whole rows of as many places as a step were cut, so that the first stays where it was in its row.
+        # With a step, only whole rows of `step` positions were cut, so the first stays at its place in the row.
         bounds = (start, len(kept)) if step != 1 else (np.searchsorted(kept, start), np.searchsorted(kept, end))
         starts[index], ends[index] = map(int, bounds)
-    c.give(node, 1, starts)
-    c.give(node, 2, ends)
+    writer.write(node, 1, starts)
+    writer.write(node, 2, ends)
 
 
-def _resize(c: _Context, node: ir.Node) -> None:
+def _resize(writer: _Writer, node: ir.Node) -> None:
     sizes = query.ints(given(node, 3))
     if sizes is not None and len(sizes) == len(_static(node.outputs[0])):
-        c.give(node, 3, [now if now >= 0 else then for then, now in zip(sizes, _static(node.outputs[0]), strict=True)])
+        writer.write(
+            node, 3, [now if now >= 0 else then for then, now in zip(sizes, _static(node.outputs[0]), strict=True)]
+        )
 
 
 RESIZED = {
@@ -215,11 +219,11 @@ RESIZED = {
     "Slice": _slice,
     "Resize": _resize,
 }
-"""Operators that state a size themselves."""
+"""Operators that state a size in an attribute or input, and how it is written anew."""
 
 
 def parameter_count(model: ir.Model) -> int:
-    """Elements of all float constants."""
+    """Number of elements of all float constants."""
     return sum(_size(query.constant(value)) for value in model.graph.initializers.values() if query.is_float(value))
 
 

@@ -1,7 +1,7 @@
-"""Groups: what can only be cut together, who is in it, and why it is not cut where it is not.
+"""Groups of channels that can only be cut together: their parameters, and why some cannot be cut.
 
-A group is one leaf of the index spaces (``axes.py``) with every parameter axis of which it is a part. Its name is that
-of the first operator that makes it: the Conv whose output channels they are.
+A group is one leaf of the index spaces (``index_spaces.py``) with every axis of a parameter that contains it. Its name
+is that of the first operator that makes it, e.g. the Conv whose output channels they are.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from toolchain.graph import query
 from toolchain.ops import table
 from toolchain.ops.cells import SpatialOnly
 
-UNUSED = "nothing sums over it, so cutting it changes the answer"
-STRUCTURE = {KERNEL_AXIS, GATES}
-"""Axes that are no channels: nobody asks why they are not cut."""
+NOT_SUMMED = "no operator sums over it, so cutting it changes the outputs"
+NOT_CHANNELS = {KERNEL_AXIS, GATES}
+"""Reasons of leaves that are not channels; they form no groups."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A parameter's axis that a group is a part of. node: who reads the parameter. makes: the axis is one of the node's
-    output, else it sums over it.
+    """An axis of a parameter that contains a group.
+
+    node, op: the operator that reads the parameter. makes: True if the group is in the operator's output, False if the
+    operator sums over it.
     """
 
     node: str
@@ -39,8 +41,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """size: places. pins: why it is not cut; empty where it may be. macs: multiply-accumulates of the operators whose
-    weights it is in, with each one's share where it is only a part of an axis. leaf: in the layout it was found in.
+    """Channels that can only be cut together.
+
+    size: number of channels. pins: reasons why it cannot be cut; empty if it can. macs: multiply-accumulates of the
+    operators whose weights contain it; where it is a part of an axis, its share of them. leaf: its leaf in the layout.
     """
 
     name: str
@@ -52,18 +56,18 @@ class Group:
 
     @property
     def free(self) -> bool:
-        """Whether it may be cut."""
+        """True if it may be cut."""
         return not self.pins
 
 
 def parameters(model: ir.Model) -> list[tuple[ir.Node, int, ir.Value]]:
-    """(node, input's number, value) for every float constant that is not a scalar, in the graph's order."""
+    """(node, index of the input, value) for every float constant that is not a scalar, in graph order."""
     return [
         (node, index, value)
         for node in model.graph
         for index, value in enumerate(node.inputs)
         if value is not None
-        and not isinstance(table.rule(node).channels, SpatialOnly)  # scales of a Resize
+        and not isinstance(table.rule(node).channels, SpatialOnly)  # the scales of a Resize
         and query.is_float(value)
         and query.constant(value) is not None
         and max(query.sizes(value) or (0,)) > 1
@@ -71,7 +75,7 @@ def parameters(model: ir.Model) -> list[tuple[ir.Node, int, ir.Value]]:
 
 
 def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
-    """All groups that are in a parameter, in the order in which they are first met; kernels' extents left out."""
+    """All groups in the order of their first parameters; axes of kernels and gates form none."""
     members: dict[Space, list[Member]] = {}
     macs: dict[Space, dict[str, float]] = {}
     summed = _summed_leaves(layout)
@@ -81,7 +85,7 @@ def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
         for axis, space in enumerate(layout.axes.get(value, ())):
             parts = list(leaves(space))
             for leaf in dict.fromkeys(parts):
-                if not leaf.size or leaf.size == 1 or STRUCTURE & set(leaf.pins):
+                if not leaf.size or leaf.size == 1 or NOT_CHANNELS & set(leaf.pins):
                     continue
                 member = Member(query.label(node), query.op(node), str(value.name), axis, leaf in made)
                 members.setdefault(leaf, []).append(member)
@@ -89,18 +93,18 @@ def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
                 known = macs.setdefault(leaf, {})
                 known[query.label(node)] = max(known.get(query.label(node), 0.0), cost * share)
     names: dict[str, int] = {}
-    found = []
+    result = []
     for leaf, where in members.items():
         first = next((m for m in where if m.makes), where[0])
         number = names[first.node] = names.get(first.node, 0) + 1
         name = first.node if number == 1 else f"{first.node}:{number}"
-        pins = leaf.pins or (() if leaf in summed else (UNUSED,))
-        found.append(Group(name, leaf.size or 0, tuple(where), pins, int(sum(macs[leaf].values())), leaf))
-    return tuple(found)
+        pins = leaf.pins or (() if leaf in summed else (NOT_SUMMED,))
+        result.append(Group(name, leaf.size or 0, tuple(where), pins, int(sum(macs[leaf].values())), leaf))
+    return tuple(result)
 
 
 def _summed_leaves(layout: Layout) -> set[Space]:
-    """Leaves that some operator sums over."""
+    """Leaves over which some operator sums."""
     return {
         leaf
         for node, where in layout.summed.items()
@@ -110,10 +114,10 @@ def _summed_leaves(layout: Layout) -> set[Space]:
 
 
 def _share(space: Space, leaf: Space) -> float:
-    """Which part of an axis stands or falls with a leaf."""
+    """Part of an axis that depends on a leaf."""
     return float(np.mean(leaf_positions(space, leaf) >= 0))
 
 
-def by_name(found: tuple[Group, ...]) -> Mapping[str, Group]:
-    """Groups by their names."""
-    return {group.name: group for group in found}
+def by_name(all_groups: tuple[Group, ...]) -> Mapping[str, Group]:
+    """Groups by name."""
+    return {group.name: group for group in all_groups}

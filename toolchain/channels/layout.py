@@ -1,8 +1,8 @@
-"""How the channels of every tensor run through a graph: one index space for each axis of each value.
+"""The layout of a graph: one index space for each axis of each value, which shows where channels run.
 
-The nodes are visited in order, and each ties the spaces of what it reads, of its weights and of what it computes, by
-the *channels* cell of its operator's row (``ops.py``). What leaves the graph, what nobody knows, and what is read as
-data is pinned. How a cell ties them stands in ``compute_ops.py`` and ``movement_ops.py``.
+The nodes are visited in order. Each unifies the spaces of its inputs, weights and outputs as the *channels* cell of its
+operator says (``ops/table.py``); ``compute_ops.py`` and ``movement_ops.py`` have one function for each kind of cell.
+Inputs and outputs of the graph, axes of unknown operators, and sizes that are read as data are pinned.
 
     stream [N, 24] ──Conv──► [N, 144] ──depthwise──► [N, 144] ──Conv──► [N, 24] ──Add──►   144 is free: one group, in
        └───────────────────────────────────────────────────────────────────────────┘      six weights; 24 is another,
@@ -24,27 +24,28 @@ from toolchain.ops import cells
 from toolchain.ops.table import BARRIER, rule
 
 INPUT, OUTPUT = "it is an input of the model", "it is an output of the model"
-CAPTURED = "the branch of an {op} reads it"
+READ_IN_BRANCH = "the branch of an {op} reads it"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The index spaces of every value of known rank. closed: for every node, the spaces over which it sums and of
-    which nothing is left in its outputs, with the input and axis: (input's index, axis).
+    """Index spaces of all values of known rank.
+
+    summed: for every node, the axes over which it sums, and which its outputs do not contain, as (input's index, axis).
     """
 
     axes: Mapping[ir.Value, Axes]
     summed: Mapping[ir.Node, tuple[tuple[int, int], ...]]
 
     def sizes(self, value: ir.Value) -> tuple[int | None, ...]:
-        """Of a value, as far as they are known."""
+        """Sizes of the axes of a value; None where unknown."""
         return tuple(axis.root.size for axis in self.axes[value])
 
 
 def layout(model: ir.Model) -> Layout:
-    """Lay out an optimized float model. The model is left as it is."""
+    """Compute the layout of an optimized float model, which is not changed."""
     ledger = Ledger()
-    for value in model.graph.inputs:  # with a default or without: whoever runs the model may feed it
+    for value in model.graph.inputs:  # also those with a default value, since it may be fed
         ledger.axes[value] = ledger.fresh(value, INPUT)
     for node in model.graph:
         _visit(ledger, node)
@@ -55,40 +56,40 @@ def layout(model: ir.Model) -> Layout:
 
 def _visit(ledger: Ledger, node: ir.Node) -> None:
     if query.op(node) == "Constant":
-        return  # met like an initializer, when somebody reads it
+        return  # handled like an initializer, when a node reads it
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph().all_nodes():
                 for value in inner.inputs:
-                    ledger.pin(value, CAPTURED.format(op=query.op(node)))
-    found, reason = _tied(ledger, node)
-    if found is None:
+                    ledger.pin(value, READ_IN_BRANCH.format(op=query.op(node)))
+    axes, reason = _output_axes(ledger, node)
+    if axes is None:
         for value in node.inputs:
             ledger.pin(value, reason)
         ledger.summed.pop(node, None)
-        found = [ledger.fresh(output, reason) for output in node.outputs]
-    ledger.axes.update(zip(node.outputs, found, strict=False))
+        axes = [ledger.fresh(output, reason) for output in node.outputs]
+    ledger.axes.update(zip(node.outputs, axes, strict=False))
 
 
-def _tied(ledger: Ledger, node: ir.Node) -> tuple[list[Axes] | None, str]:
-    """The axes of a node's outputs, or None and why it is a barrier."""
+def _output_axes(ledger: Ledger, node: ir.Node) -> tuple[list[Axes] | None, str]:
+    """The axes of a node's outputs, or None and the reason why it is a barrier."""
     row = rule(node)
     if row is BARRIER:
         return None, NO_ROW.format(op=query.op(node))
     try:
-        found = HANDLERS[type(row.channels)](ledger, node, row.channels)
+        outputs = HANDLERS[type(row.channels)](ledger, node, row.channels)
     except NotUnderstoodError as error:
         return None, error.reason.format(op=query.op(node))
     except ValueError:  # sizes that do not fit together
         return None, NOT_UNDERSTOOD.format(op=query.op(node))
-    return (found if _agree(node, found) else None), NOT_UNDERSTOOD.format(op=query.op(node))
+    return (outputs if _agree(node, outputs) else None), NOT_UNDERSTOOD.format(op=query.op(node))
 
 
-def _agree(node: ir.Node, found: Sequence[Axes]) -> bool:
-    """Whether what a rule says is what shape inference said."""
-    if len(found) < sum(bool(output.name) for output in node.outputs):
+def _agree(node: ir.Node, outputs: Sequence[Axes]) -> bool:
+    """True if the axes have the sizes that shape inference found."""
+    if len(outputs) < sum(bool(output.name) for output in node.outputs):
         return False
-    for output, axes in zip(node.outputs, found, strict=False):
+    for output, axes in zip(node.outputs, outputs, strict=False):
         known = query.sizes(output, dynamic=-1)
         if known is not None and not _agree_sizes(known, axes):
             return False

@@ -1,16 +1,16 @@
-"""The proof that a cut is a cut and nothing else: the pruned graph against the dense one with masks.
+"""Proof that a cut only removed channels: the pruned graph against the dense graph with masks.
 
-The reference is the dense graph in which every operator that sums over channels reads them through a mask: zero where
-they were cut. It shares nothing with the cutting but the layout: no slices, no sizes, no attributes. (To zero what
-*makes* the channels instead would be wrong: their bias, and f(0) of what follows, leak through.)
+The reference is the dense graph in which every operator that sums over channels reads them through a mask, which is 0
+for those that were cut. It has nothing in common with the cutting but the layout: no slices, sizes or attributes.
+(Zeroing the operators that *make* the channels would be wrong: their bias, and f(0) of the operators behind, remain.)
 
-Both are run on random inputs twice:
+Both graphs are run on random inputs twice:
 
-real weights        to a relative tolerance, because sums over fewer terms are rounded in another order
-selection weights   every row of a weight has one single entry, +1 or -1, at a random place, and biases are small
-                    whole numbers. A sum then has one term that is not zero, so that no rounding depends on its length,
-                    whatever non-linearities stand between, and the two must be equal bit for bit. Where activations are
-                    multiplied with each other, as in attention, the tolerance holds here, too.
+real weights        Equal up to a relative tolerance, since sums over fewer terms are rounded in another order.
+selection weights   Every row of a weight has a single entry, +1 or -1, at a random position; biases are small whole
+                    numbers. A sum then has one term that is not zero, so no rounding depends on the number of terms,
+                    whatever non-linear operators there are, and the two must be equal bit for bit. If activations are
+                    multiplied with each other, as in attention, the tolerance applies here as well.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from toolchain.ops.table import rule
 from toolchain.ops.weights import operand_axes
 
 # float32 sums of a few thousand terms in another order differ by 1e-6 of their size; a hundred layers add up, and a
-# normalization may divide by something small.
+# normalization may divide by a small number.
 TOLERANCE = 1e-4
 SEEDS = (0, 1)
-REORDERING = ("NchwcTransformer", "ConvBNFusion", "ConvMulFusion", "MatMul_BatchNormalization_Fusion")
-"""Of onnxruntime's own transformers, those after which rounding depends on how many channels there are: in blocks of
-them an average is summed in another order, and weights that a scale was multiplied into are no selection any more.
+REORDERING_TRANSFORMERS = ("NchwcTransformer", "ConvBNFusion", "ConvMulFusion", "MatMul_BatchNormalization_Fusion")
+"""Graph transformers of onnxruntime after which rounding depends on the number of channels: an average over blocks of
+channels is summed in another order, and weights multiplied by a scale are no longer selection weights.
 """
 
 
 def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, dynamic: int = 1) -> CutProof:
-    """Hold a pruned model against the masked dense one.
+    """Compare a pruned model with the masked dense one.
 
     Args:
-        model: the dense model the cuts are of, as :func:`separate` leaves it.
-        cuts: what was kept.
-        pruned: the result, with weights as they were cut; None cuts anew.
-        dynamic: size of dynamic axes.
+        model: the dense model, as :func:`separate` returns it.
+        cuts: the positions that are kept.
+        pruned: the pruned model, with the weights that cutting left; None: `model` is cut here.
+        dynamic: size for dynamic axes.
     """
     pruned = apply_cuts(model, cuts) if pruned is None else pruned
     mismatches: list[str] = []
@@ -81,29 +81,29 @@ def _largest(array: Array) -> float:
 
 
 def _both(model: ir.Model, pruned: ir.Model, cuts: Cuts, feed: Feed) -> tuple[Sequence[Array], Sequence[Array]]:
-    engines = [run.session(m, threads=1, without=REORDERING) for m in (masked(model, cuts), pruned)]
+    engines = [run.session(m, threads=1, without=REORDERING_TRANSFORMERS) for m in (masked(model, cuts), pruned)]
     reference, result = (engine.run(None, feed) for engine in engines)
     return reference, result
 
 
 def masked(model: ir.Model, cuts: Cuts) -> ir.Model:
-    """A clone in which whoever sums over cut channels reads them as zero."""
+    """A clone in which every operator that sums over cut channels reads them as zero."""
     clone = model.clone()
-    found = layout(clone)
-    keep = keep_sets(clone, found, cuts)
+    model_layout = layout(clone)
+    keep = keep_sets(clone, model_layout, cuts)
     names = edit.Names(clone.graph)
-    for node, where in found.summed.items():
+    for node, where in model_layout.summed.items():
         for index, at in where:
             value = node.inputs[index]
             if value is None:
                 continue
-            space = found.axes[value][at]
+            space = model_layout.axes[value][at]
             kept = kept_positions(space, keep)
             if space.root.size is None or len(kept) == space.root.size:
                 continue
             mask = np.zeros(space.root.size, (value.dtype or ir.DataType.FLOAT).numpy())
             mask[kept] = 1
-            mask = mask.reshape([-1 if a == at else 1 for a in range(len(found.axes[value]))])
+            mask = mask.reshape([-1 if a == at else 1 for a in range(len(model_layout.axes[value]))])
             factor = edit.add_constant(clone.graph, names.fresh(f"{value.name}_mask"), mask)
             product = ir.node("Mul", [value, factor], name=names.fresh(f"{value.name}_masked"))
             product.outputs[0].name = names.fresh(f"{value.name}_masked_out")
@@ -114,7 +114,7 @@ def masked(model: ir.Model, cuts: Cuts) -> ir.Model:
 
 
 def selection(model: ir.Model, seed: int) -> ir.Model:
-    """A clone with selection weights: see above."""
+    """A clone with selection weights; see the module's docstring."""
     rng = np.random.default_rng(seed)
     clone = model.clone()
     values = {value.name: value for value in clone.graph.initializers.values()}
@@ -143,7 +143,7 @@ def _selecting(node: ir.Node, cell: cells.Channels, index: int, array: Array, rn
     """A weight of this shape with one entry in each of its sums."""
     split = (1, *array.shape)
     if isinstance(cell, cells.Weighted):
-        # The rows of a ConvTranspose's weight, which it sums over, are those of all groups; each has sums of its own.
+        # A ConvTranspose sums over the rows of its weight, which are those of all groups, for each group by itself.
         groups = query.attribute(node, "group", 1) if cell.in_ == 0 else 1
         split = (groups, array.shape[0] // groups, *array.shape[1:])
         axes: tuple[int, ...] = (cell.in_ + 1, *range(3, len(split)))
@@ -160,13 +160,13 @@ def _selecting(node: ir.Node, cell: cells.Channels, index: int, array: Array, rn
 
 
 def _multiplies_activations(node: ir.Node) -> bool:
-    """Sums whose terms are all alive, whatever the weights are."""
+    """True for a sum in which several terms may differ from zero, whatever the weights are."""
     cell = rule(node).channels
     if isinstance(cell, cells.Contracted):
         return all(query.constant(value) is None for value in node.inputs[:2])
     if isinstance(cell, cells.Weighted):
         return query.constant(node.inputs[1]) is None
-    # A recurrent cell reads its own state; sums over channels that are cut are rounded in another order.
+    # A recurrent cell reads its own state; a sum over channels is rounded in another order once some are cut.
     return isinstance(cell, cells.Recurrent) or (isinstance(cell, cells.Reduced) and not cell.weighs)
 
 

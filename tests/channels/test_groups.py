@@ -5,7 +5,7 @@ import pytest
 import small_models
 from small_models import weights
 
-from toolchain.channels.groups import UNUSED, Member, by_name, groups
+from toolchain.channels.groups import NOT_SUMMED, Member, by_name, groups
 from toolchain.channels.layout import layout
 
 IMAGE = "float[1, 3, 8, 8] x"
@@ -49,7 +49,7 @@ def test_what_nobody_sums_over_stays():
     constants = {**weights(w=(6, 3, 1, 1), v=(4, 4, 1, 1)), "s": np.array([0]), "e": np.array([4]), "c": np.array([1])}
     found = grouped(body, IMAGE, "float[1, 4, 8, 8] y", constants)
     assert found["one"].free
-    assert found["one:2"].pins == (UNUSED,)
+    assert found["one:2"].pins == (NOT_SUMMED,)
 
 
 READERS = {

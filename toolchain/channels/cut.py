@@ -201,9 +201,8 @@ def _slice(writer: _Writer, node: ir.Node) -> None:
 def _resize(writer: _Writer, node: ir.Node) -> None:
     sizes = query.ints(given(node, 3))
     if sizes is not None and len(sizes) == len(_static(node.outputs[0])):
-        writer.write(
-            node, 3, [now if now >= 0 else then for then, now in zip(sizes, _static(node.outputs[0]), strict=True)]
-        )
+        new = zip(sizes, _static(node.outputs[0]), strict=True)
+        writer.write(node, 3, [now if now >= 0 else then for then, now in new])
 
 
 RESIZED = {

@@ -238,8 +238,8 @@ def test_a_default_that_may_be_fed_is_not_cut():
         ({"first": []}, "at least one"),
         ({"first": [1, 1]}, "sorted"),
         ({"first": [2, 1]}, "sorted"),
-        ({"first": [8]}, "places of 8"),
-        ({"first": [-1, 2]}, "places of 8"),
+        ({"first": [8]}, "numbers below 8"),
+        ({"first": [-1, 2]}, "numbers below 8"),
     ],
 )
 def test_cuts_that_cannot_be_are_refused_in_one_sentence(cuts, what):

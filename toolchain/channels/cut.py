@@ -87,13 +87,13 @@ def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
     for node in list(clone.graph):
         changed = any(v in before and query.sizes(v, dynamic=-1) != before[v] for v in (*node.inputs, *node.outputs))
         if changed and query.op(node) in RESIZED:
-            RESIZED[query.op(node)](_Writer(clone, names, model_layout, keep), node)
+            RESIZED[query.op(node)](_SizeWriter(clone, names, model_layout, keep), node)
     edit.remove_unused(clone)
     check.check(clone)
     return clone
 
 
-class _Writer:
+class _SizeWriter:
     """Writes sizes into the nodes of a cut model, from the layout of the model before."""
 
     def __init__(self, model: ir.Model, names: edit.Names, model_layout: Layout, keep: Mapping[Space, Index]) -> None:
@@ -116,7 +116,7 @@ def _static(value: ir.Value) -> list[int]:
     return list(query.sizes(value, dynamic=-1) or ())
 
 
-def _group(writer: _Writer, node: ir.Node) -> None:
+def _group(writer: _SizeWriter, node: ir.Node) -> None:
     """Set the number of groups: channels of the input (of the output for ConvTranspose) over those of one group."""
     group = query.attribute(node, "group", 1)
     if group == 1:
@@ -127,17 +127,17 @@ def _group(writer: _Writer, node: ir.Node) -> None:
     node.attributes["group"] = ir.AttrInt64("group", count)
 
 
-def _norm_groups(writer: _Writer, node: ir.Node) -> None:
+def _norm_groups(writer: _SizeWriter, node: ir.Node) -> None:
     x = node.inputs[0]
     inner = writer.layout.axes[x][1].root.size // node.attributes["num_groups"].as_int()  # type: ignore[index, operator]
     node.attributes["num_groups"] = ir.AttrInt64("num_groups", _static(x)[1] // inner)  # type: ignore[arg-type]
 
 
-def _hidden(writer: _Writer, node: ir.Node) -> None:
+def _hidden(writer: _SizeWriter, node: ir.Node) -> None:
     node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", _static(node.inputs[2])[2])  # type: ignore[arg-type]
 
 
-def _shape(writer: _Writer, node: ir.Node) -> None:
+def _shape(writer: _SizeWriter, node: ir.Node) -> None:
     """Write known sizes; -1, 0, 1 and sizes computed at run time stay."""
     index = 0 if node.op_type == "ConstantOfShape" else 1
     shape, new = node.inputs[index], _static(node.outputs[0])
@@ -167,7 +167,7 @@ def _shape(writer: _Writer, node: ir.Node) -> None:
     edit.set_input(node, index, own.outputs[0])
 
 
-def _split(writer: _Writer, node: ir.Node) -> None:
+def _split(writer: _SizeWriter, node: ir.Node) -> None:
     at = query.attribute(node, "axis", 0)
     sizes = [_static(output)[at] for output in node.outputs]
     node.attributes.pop("num_outputs", None)
@@ -177,7 +177,7 @@ def _split(writer: _Writer, node: ir.Node) -> None:
         writer.write(node, 1, sizes)
 
 
-def _slice(writer: _Writer, node: ir.Node) -> None:
+def _slice(writer: _SizeWriter, node: ir.Node) -> None:
     x = node.inputs[0]
     starts, ends = query.ints(node.inputs[1]), query.ints(node.inputs[2])
     if x is None or starts is None or ends is None:
@@ -198,7 +198,7 @@ def _slice(writer: _Writer, node: ir.Node) -> None:
     writer.write(node, 2, ends)
 
 
-def _resize(writer: _Writer, node: ir.Node) -> None:
+def _resize(writer: _SizeWriter, node: ir.Node) -> None:
     sizes = query.ints(given(node, 3))
     if sizes is not None and len(sizes) == len(_static(node.outputs[0])):
         new = zip(sizes, _static(node.outputs[0]), strict=True)

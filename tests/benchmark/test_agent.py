@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,9 @@ def start(tmp_path):
     """Starts agents with a cache in ``tmp_path``, and waits for the first line of each."""
     running = []
 
-    def run(source: Path = AGENT_SCRIPT) -> LineProcess:
-        process = LineProcess([sys.executable, str(source)], env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    def run(*program: str) -> LineProcess:
+        command = [sys.executable, *(program or [str(AGENT_SCRIPT)])]
+        process = LineProcess(command, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
         running.append(process)
         assert set(process.receive(20)) == {"load", "clock_mhz", "temperature_c", "governor", "throttled"}
         return process
@@ -76,9 +76,7 @@ def test_what_fails_there_is_told(start, tmp_path):
 
 
 def test_a_connection_that_says_nothing_any_more_ends(start, tmp_path):
-    impatient = tmp_path / "agent.py"
-    impatient.write_text(AGENT_SCRIPT.read_text().replace("IDLE_S = 900", "IDLE_S = 0.3"))
-    process = start(impatient)
+    process = start("-c", "from toolchain.benchmark import agent; agent.main(idle_s=2)")
     assert ask(process, "lock") == {}
     assert process.receive(20) == ProcessEnd(0)  # it ends by itself: there is no timeout and no signal
     assert not (tmp_path / "edge-toolchain" / "run").exists()

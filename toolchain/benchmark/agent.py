@@ -321,8 +321,8 @@ def stop(number: int, frame: object) -> NoReturn:
     sys.exit()
 
 
-def main() -> None:
-    """Answer the lines of stdin until it ends."""
+def main(idle_s: float = IDLE_S) -> None:
+    """Answer the lines of stdin until it ends, or until no line has come for `idle_s` seconds."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     agent = _Agent()
@@ -336,7 +336,7 @@ def main() -> None:
                 reply = {"error": f"{error.filename}: {error.strerror}" if error.filename else str(error)}
             sys.stdout.write(json.dumps(reply) + "\n")
             sys.stdout.flush()
-            ready = select.select([sys.stdin], [], [], IDLE_S)[0]
+            ready = select.select([sys.stdin], [], [], idle_s)[0]
             line = sys.stdin.buffer.readline() if ready else b""
     except BrokenPipeError:
         pass

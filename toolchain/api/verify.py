@@ -53,6 +53,9 @@ def verify(
         ndk: with ``adb:SERIAL``, the folder of the Android NDK; None looks for an installed one.
         progress: is told about every stage.
 
+    Returns:
+        What differs, and the tolerance that was applied.
+
     Raises:
         ConfigError, DataError, ModelError: the folder is no export, or a file in it is not the one that was exported.
         InputError: unknown place, or no library for it.

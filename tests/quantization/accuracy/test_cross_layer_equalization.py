@@ -12,12 +12,11 @@ from small_models import weights
 
 from toolchain.graph import query
 from toolchain.quantization.accuracy.cross_layer_equalization import (
-    MIN_CHANNEL_SHARE,
     RANGE_MARGIN,
     apply_equalization,
     plan_equalization,
-    scale_groups,
 )
+from toolchain.quantization.accuracy.scale_groups import MIN_CHANNEL_SHARE, scale_groups
 
 IMAGE = "float[1, 4, 8, 8] x"
 ZERO_SIX = {"zero": np.float32(0), "six": np.float32(6)}

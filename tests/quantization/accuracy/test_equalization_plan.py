@@ -8,12 +8,11 @@ import small_models
 from small_models import weights
 
 from toolchain.quantization.accuracy.cross_layer_equalization import (
-    MIN_CHANNEL_SHARE,
     _noise,
     apply_equalization,
     plan_equalization,
-    scale_groups,
 )
+from toolchain.quantization.accuracy.scale_groups import MIN_CHANNEL_SHARE, scale_groups
 from toolchain.quantization.selection import select
 
 IMAGE = "float[1, 4, 8, 8] x"

@@ -20,12 +20,8 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F64
 from toolchain.graph import check, edit, query
-from toolchain.quantization.accuracy.cross_layer_equalization import (
-    ScaleGroup,
-    rescale,
-    scalable_product,
-    scale_consumers,
-)
+from toolchain.quantization.accuracy.cross_layer_equalization import rescale, scale_consumers
+from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scalable_product
 
 MIN_NORMALIZED_SHARE = 1 / 32
 """Lower than for other tensors: the large channels of a normalization are the same in every sample, so their sizes are

@@ -32,8 +32,9 @@ from toolchain.formats.recipe import Calibrate, Quantize, Recipe
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
-from toolchain.quantization.accuracy.cross_layer_equalization import apply_equalization, plan_equalization, scale_groups
+from toolchain.quantization.accuracy.cross_layer_equalization import apply_equalization, plan_equalization
 from toolchain.quantization.accuracy.gptq import round_by_moments
+from toolchain.quantization.accuracy.scale_groups import scale_groups
 from toolchain.quantization.accuracy.smooth_quant import apply_smooth_quant, smooth_quant_groups
 from toolchain.quantization.plan import Plan, constant_weight, is_depthwise, nearest_weight, plan_quantization
 from toolchain.quantization.qdq.writer import apply_quantization

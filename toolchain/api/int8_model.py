@@ -1,4 +1,4 @@
-"""What `export` and `quantize` share: the way from a request to an int8 model whose score is within the limit."""
+"""From a request to an int8 model whose score is within the limit: the part that `export` and `quantize` share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Request`: what a user asked for, built and checked once, before the first slow step.
+"""`Request`: everything a user asked for, built and checked once, before the first slow step.
 
 Every function of the public API takes its arguments as users write them (names, paths, texts, objects), makes a
 `Request` of them at its first line, and hands that on.
@@ -30,7 +30,7 @@ from toolchain.graph import io, run
 from toolchain.quantization.qdq.reader import is_quantized
 
 Inputs = Sequence[str | TensorSpec]
-"""What a torch module takes: texts as :func:`toolchain.parse_input` reads them, or specs."""
+"""The inputs of a torch module: texts as :func:`toolchain.parse_input` reads them, or specs."""
 Freeze = Mapping[str, int] | Sequence[str]
 """Sizes for dynamic axes: by name, or texts such as ``batch=1`` and ``input.axis=1``."""
 Metric = str | Evaluate
@@ -48,7 +48,7 @@ class Request:
         source: the model.
         data: the samples, not opened yet.
         targets: profiles of the devices.
-        inputs: what a torch module takes.
+        inputs: the inputs of a torch module.
         freeze: sizes for dynamic axes.
         preprocess: the image pipeline, for folders of images.
         metric: the user's function, or None.
@@ -91,7 +91,7 @@ class Request:
         return open_data(self.data, inputs, preprocess=self.preprocess, samples=samples, labels=labels)
 
     def scorer(self, held: CalibrationData) -> Scorer:
-        """Return what scores models, on these samples where there is no metric."""
+        """Return the scorer of models; where there is no metric it uses these samples."""
         return Scorer(self.metric, self.metric_name, held)
 
 
@@ -184,7 +184,7 @@ class Scorer:
 
 
 def without_labels(feed: Feed) -> dict[str, Array]:
-    """Return what the model takes of a feed."""
+    """Return a feed without its ground truth."""
     return {name: array for name, array in feed.items() if name != LABELS}
 
 
@@ -208,7 +208,7 @@ class OpenedRequest:
 
     @property
     def scorer(self) -> Scorer:
-        """What scores models."""
+        """The scorer of this request's models."""
         return self.request.scorer(self.held)
 
 

@@ -1,4 +1,4 @@
-"""`verify`: does an exported model give its golden outputs here, on an emulated processor or on a phone?"""
+"""`verify`: an exported model run on its golden inputs, here, on an emulated processor or on a phone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from toolchain.packaging.golden import Mismatch, check_golden, load_golden
 from toolchain.packaging.write import MANIFEST
 
 FLOAT_TOLERANCE = 1e-5
-"""Where float operators remain, vector widths and libraries move the last of 24 bits (6e-8 relative); sums of hundreds
-of terms behind one another may add up to this."""
+"""Tolerance with float operators. Their last bit (6e-8 relative) depends on vector widths and libraries, and sums of
+hundreds of terms, one after the other, may add up to this."""
 
 STEP_TOLERANCE = 1e-2
-"""Where int8 operators lie behind such float operators, an integer next to a tie may move by a step of 1/255."""
+"""Tolerance where int8 operators follow such float operators: an integer at a tie may move by a step of 1/255."""
 
 DYNAMIC_TOLERANCE = 0.02
-"""A dynamic operator rounds what it computed the step before. Where a last bit differs, a value may come out a whole
-step of 1/255 away, and the steps behind it carry that on."""
+"""Tolerance with dynamic operators, which round their own previous result: where a last bit differs, a value may move by
+a whole step of 1/255, and the following steps carry that on."""
 
 _AGAIN = "copy the folder whole, or export again"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """tolerance: 0 where the manifest promises the same bits, else relative to an output's largest value."""
+    """Result of :func:`verify`.
+
+    Attributes:
+        mismatches: the outputs that differ by more than the tolerance.
+        samples: number of golden samples.
+        tolerance: 0 where the manifest promises the same bits; else relative to an output's largest value.
+    """
 
     mismatches: tuple[Mismatch, ...]
     samples: int
@@ -102,7 +108,11 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Every file but the README, which an app's developer may well write in, is still the one that was exported."""
+    """Refuse a folder whose files are not those that were exported; the README may have been edited.
+
+    Raises:
+        DataError: a file is missing or was changed.
+    """
     for entry in manifest.files:
         path = folder / entry.name
         if not path.is_file():

@@ -28,7 +28,7 @@ log = logging.getLogger("toolchain")
 
 @dataclass
 class _State:
-    """How much this process says: -1 the result and errors, 0 stages, 1 decisions, 2 everything."""
+    """Verbosity of this process: -1 the result and errors, 0 stages, 1 decisions, 2 everything."""
 
     verbosity: int = 0
 

@@ -1,1 +1,1 @@
-"""What every package needs: errors, files and caches, progress and logging, and running code that users wrote."""
+"""The foundation of every package: errors, files and caches, progress, array types, and running users' code."""

@@ -1,4 +1,4 @@
-"""The exceptions a user can meet, each with an exit code.
+"""The exceptions that users see, each with an exit code.
 
     ToolchainError                 exit 2
     ├── InputError                 something the user gave cannot be used
@@ -6,10 +6,10 @@
     │   ├── DataError              calibration data: missing, wrong name, shape or dtype, NaN
     │   └── ConfigError            a profile, recipe or results file: unknown key, wrong type
     ├── DeviceError                a device or runtime could not be reached or used
-    └── GateError                  exit 1: the work was done and a gate said no (parity, accuracy, latency)
+    └── GateError                  exit 1: the work was done, and a gate refused the result (parity, accuracy, latency)
 
-A message is one sentence of three parts: *where* (file, node, input), *what* was seen, and a *hint*,
-what to do next. Anything that is not a ToolchainError reaching the command line is a bug of ours.
+A message is one sentence of three parts: *where* (file, node, input), *what* is wrong, with the value seen, and a
+*hint*: what to do next. Any other exception that reaches the command line is a bug of the toolchain.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class ToolchainError(Exception):
     """Base of all errors meant for users.
 
     Args:
-        what: what was found wrong, with the value seen.
-        where: the file, node or option it concerns.
-        hint: what to do next, an imperative clause.
+        what: the problem, with the value seen.
+        where: the file, node or option that it concerns.
+        hint: the next step for the user, an imperative clause.
     """
 
     exit_code = 2
@@ -68,11 +68,11 @@ class GateError(ToolchainError):
 
 
 MANY = 20
-"""Choices beyond this are not listed one by one."""
+"""A hint lists this many choices at most."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?`` for a near match, else the list of what exists, or its beginning."""
+    """Return ``did you mean 'x'?`` for a near match, else a list of the choices, or its beginning."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
@@ -83,10 +83,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Non-zero status code returned while running "
-    r"|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? "  # a line of its source and the signature of the function there
+    r"|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? "  # a line of its source code and the signature of the function
 )
 
 
 def one_line(message: object) -> str:
-    """An error's message on one line of at most 240 characters, without onnxruntime's codes, sources and signatures."""
+    """Return a message on one line of at most 240 characters, without onnxruntime's codes, sources and signatures."""
     return _NOISE.sub("", " ".join(str(message).split()))[:240]

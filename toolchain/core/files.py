@@ -1,7 +1,7 @@
-"""Writing so that a file or folder is either whole or absent.
+"""Writing files and folders so that they are either whole or absent.
 
-Everything is written to a temporary sibling and renamed into place; an exception or an interrupt
-removes the sibling and leaves what stood there before untouched.
+Everything is written to a temporary sibling and renamed into place. An exception or an interrupt removes the sibling,
+and the old file or folder stays untouched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolchain.core.errors import InputError
 
 
 def check_output(path: str | Path) -> None:
-    """Refuse a file that could not be written when the work is done; called before the work begins.
+    """Refuse an output that could not be written at the end. Called before the work begins.
 
     Raises:
         InputError: a folder stands there, or the folder it goes to cannot be made or written.
@@ -47,9 +47,8 @@ def _named(path: str | Path) -> Path:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling *folder* whose entry ``path.name`` becomes `path` when the block ends.
 
-    The caller writes ``folder / path.name`` (a file or a folder) and, for models with external data,
-    other files beside it; all of them are renamed next to `path`, `path` itself last. A file never takes
-    the place of a folder.
+    The caller writes ``folder / path.name`` (a file or a folder) and, for models with external data, other files
+    beside it. All of them are renamed next to `path`, and `path` itself last. A file never replaces a folder.
 
     Raises:
         InputError: the parent cannot be written, or the disk is full.
@@ -66,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             _move(entry, path.parent / entry.name)
     except OSError as error:
         if temporary is not None and _concerns_other(error, temporary.parent):
-            raise  # the caller's block failed to read something; the output is not to blame
+            raise  # the caller could not read another file: the output is not the problem
         hint = "choose another output"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"free some space or {hint}"
@@ -74,13 +73,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-        for folder in new:  # those that hold nothing, because nothing was written
+        for folder in new:  # they are empty where nothing was written
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _concerns_other(error: OSError, parent: Path) -> bool:
-    """Whether the error names a file outside the output's folder; a copy that fails names its source first."""
+    """Return whether the error names a file outside the output's folder; a failing copy names its source first."""
     named = error.filename if error.filename2 is None else error.filename2
     return isinstance(named, str) and not Path(named).absolute().is_relative_to(parent.absolute())
 
@@ -111,6 +110,6 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Return the hex SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

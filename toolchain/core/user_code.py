@@ -1,7 +1,7 @@
-"""Running code the user named: ``package.module:callable``.
+"""Running code that the user named: ``package.module:callable``.
 
-The one place where any exception at all is caught, because the user's code may raise anything. It is
-reported with its file and line and chained, never swallowed.
+This is the only place that catches every exception, because the user's code may raise any. The exception is reported
+with its file and line, and chained; it is never swallowed.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def is_callable_spec(text: str) -> bool:
-    """Whether `text` reads ``package.module:callable``."""
+    """Return whether `text` has the form ``package.module:callable``."""
     return _SPEC.fullmatch(text) is not None
 
 
 @contextmanager
 def user_code(where: object, error: type[InputError] = InputError, hint: str = "mend the code there") -> Iterator[None]:
-    """Turn whatever the block raises into `error`, naming the file and line; our own errors pass unchanged."""
+    """Turn every exception of the block into `error` with its file and line; our own errors pass unchanged."""
     try:
         yield
     except ToolchainError:
         raise
-    except (Exception, SystemExit) as fault:  # code that ends the program by itself would leave no sentence at all
+    except (Exception, SystemExit) as fault:  # user code that exits would otherwise end without a message
         lines = str(fault).strip().splitlines()
         message = f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
         raise error(f"raised {message}{_place(fault)}", where=where, hint=hint) from fault
 
 
 def _place(fault: BaseException) -> str:
-    """The innermost line of Python code; a SyntaxError names its own in its message."""
+    """Return the innermost line of Python code; a SyntaxError already names it in its message."""
     frame = traceback.extract_tb(fault.__traceback__)[-1]
     return "" if isinstance(fault, SyntaxError) else f" ({Path(frame.filename).name} line {frame.lineno})"
 
 
 def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callable[..., object]:
-    """Import ``package.module:callable``; the current folder is put first on ``sys.path``, as ``python -m`` does.
+    """Import ``package.module:callable``, with the current folder first on ``sys.path``, as ``python -m`` does.
 
     Raises:
         error: not of that form, not found, failing when imported, or not callable.

@@ -27,7 +27,7 @@ MOST_SAMPLES = 100_000
 """A source that yields more samples than this is assumed to have no end."""
 
 Rereading = Literal["stable", "possible", "never"]
-"""Whether a source can be read a second time. stable: yes, and it gives the same bytes (files, arrays in memory).
+"""Kinds of sources by a second reading. stable: yes, and it gives the same bytes (files, arrays in memory).
 possible: yes, but it may give other bytes (a function or loader that shuffles or augments). never: it is used up after
 one reading (a generator).
 """
@@ -35,7 +35,7 @@ one reading (a generator).
 _UNREADABLE = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
-"""What numpy and zipfile raise for a damaged file; RuntimeError comes from zipfile when a flag says "encrypted"."""
+"""Exceptions that numpy and zipfile raise for a damaged file; zipfile raises RuntimeError for a flag "encrypted"."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Arrays, feeds, and whether a feed fits what a model takes."""
+"""Arrays and feeds, and the check that a feed fits a model's inputs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from toolchain.formats.tensor_spec import TensorSpec
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
 
-# Casts that lose nothing a model would notice, and that numpy's defaults make necessary.
+# Casts without a loss that a model would notice; numpy's default dtypes make them necessary.
 _SILENT_CASTS = {("float64", "float32"), ("int32", "int64")}
 
 
 def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:
-    """`arrays` as a feed for `inputs`, in their order and with their dtypes.
+    """Return `arrays` as a feed for `inputs`, in their order and with their dtypes.
 
-    float64 is taken as float32 and int32 as int64 where the model wants those; no other cast is made.
+    float64 becomes float32 and int32 becomes int64 where the model takes those; no other cast is made.
 
     Args:
-        arrays: should be a mapping from input name to array.
-        inputs: what the model takes.
-        where: names the feed in errors.
-        add_batch: give an array whose rank is one below its input's a leading axis of one.
+        arrays: a mapping from input name to array; anything else is refused.
+        inputs: the model's inputs.
+        where: the feed's name in errors.
+        add_batch: add a leading axis of one to an array whose rank is one below its input's.
 
     Raises:
-        DataError: the first thing that does not fit: names, dtypes, ranks, sizes (axes of one name must agree).
+        DataError: a name, dtype, rank or size does not fit; axes of one name must have one size.
     """
     names = [spec.name for spec in inputs]
     if not isinstance(arrays, Mapping):
@@ -64,8 +64,8 @@ def _refuse(where: str, spec: TensorSpec, what: str, hint: str) -> NoReturn:
 
 
 def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tuple[int, str]]) -> None:
-    """`bound` keeps the sizes of this feed's named axes."""
-    if not spec.dims:  # a scalar, or a rank the model does not state
+    """Refuse a shape that does not fit; `bound` collects the sizes of this feed's named axes."""
+    if not spec.dims:  # a scalar, or a rank that the model does not state
         return
     wanted = "[" + ", ".join("any" if d is None else str(d) for d in spec.dims) + "]"
     what = f"has shape {list(array.shape)} where the model takes {wanted}"
@@ -105,7 +105,7 @@ def check_finite(feed: Feed, where: str) -> None:
     """Refuse NaN and infinity.
 
     Raises:
-        DataError: with the input's name and how many values are bad.
+        DataError: names the input and the number of bad values.
     """
     for name, array in feed.items():
         if array.dtype.kind != "f":
@@ -118,7 +118,7 @@ def check_finite(feed: Feed, where: str) -> None:
 
 
 def digest(feed: Feed) -> bytes:
-    """SHA-256 over names, dtypes, shapes and bytes."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for name, array in feed.items():
         total.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())

@@ -76,7 +76,7 @@ def test_every_fact_says_where_it_comes_from(path):
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
 def test_a_shipped_profile_says_what_a_build_needs(path):
-    """What the schema leaves open and every device of ours states."""
+    """Fields that the schema leaves open and that every shipped profile states."""
     data = tomllib.loads(path.read_text())
     assert {"runtime", "int8", "package", "channel_multiple"} <= set(data)
     assert "saturates" in data["int8"]
@@ -111,7 +111,7 @@ def test_session_options_are_known_to_the_installed_onnxruntime():
 
 
 def test_facts_of_three_devices_hold():
-    """Against the vendors' pages, written down here independently of the files."""
+    """Compare with facts from the vendors' pages, written here independently of the files."""
     pi4, pi5, n100 = (load_target(name) for name in ("raspberry-pi-4", "raspberry-pi-5", "intel-n100"))
     assert pi4.features == ("asimd",)
     assert "dotprod" in pi5.features

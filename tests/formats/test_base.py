@@ -10,6 +10,7 @@ import pytest
 
 from toolchain.core.errors import ConfigError
 from toolchain.formats.base import Document, Record
+from toolchain.formats.tensor_spec import TensorSpec
 
 
 class Engine(Record):
@@ -173,6 +174,7 @@ class Everything(Document):
     size: int | tuple[int, int] | None = None
     share: float = pydantic.Field(default=0.5, lt=1)
     level: Literal[1, 2] = 1
+    inputs: tuple[TensorSpec, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,15 @@ class Everything(Document):
         ({"size": [1, 2, 3]}, "size: is [1, 2, 3]; give a whole number or a list with at most 2 entries"),
         ({"share": 1}, "share: is 1; give a number below 1"),
         ({"level": 3}, "level: is 3; give 1 or 2"),
+        ({"inputs": [3]}, "inputs.0: is 3; give a table of keys and values"),
+        (
+            {"inputs": [{"name": "x", "dtyp": "int8", "dims": []}]},
+            "inputs.0.dtyp: unknown key; did you mean 'dtype'?",
+        ),
+        (
+            {"inputs": [{"name": "x", "dtype": "flaot32", "dims": []}]},
+            "inputs.0.dtype: 'flaot32' is not the name of a numpy dtype, such as 'float32'; correct the value",
+        ),
         ({"level": "x" * 80}, f"level: '{'x' * 80}' is not allowed; choose one of: 1, 2"),
         ({"share": "x" * 80}, f'share: is "{"x" * 59}…; give a number'),
     ],

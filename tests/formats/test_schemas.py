@@ -66,4 +66,4 @@ def test_the_command(tmp_path):
 
 def test_the_command_without_a_folder(capsys):
     assert main([]) == 2
-    assert capsys.readouterr().err == "toolchain.formats.schemas: takes one folder; for example docs/schemas\n"
+    assert capsys.readouterr().err == "toolchain.formats.schemas: needs one folder; for example docs/schemas\n"

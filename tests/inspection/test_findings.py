@@ -1,4 +1,4 @@
-"""What an export finds out for its report, and that the report can be made again from its folder."""
+"""Findings of an export, and its report made again from its folder."""
 
 from __future__ import annotations
 

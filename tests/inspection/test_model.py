@@ -1,4 +1,4 @@
-"""Looking into float and quantized models, against what was worked out by hand."""
+"""Inspection of float and quantized models, compared with numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toolchain.devices.detect import detect_host
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.formats.target import Budget
 from toolchain.graph import io as graph_io
-from toolchain.inspection import model as looked
+from toolchain.inspection import model as inspection
 from toolchain.inspection.model import inspect, record
 from toolchain.ops import cost
 from toolchain.optimization.passes import optimize
@@ -157,12 +157,12 @@ def test_budgets(net):
     assert "toolchain bench" in line(shown, "latency: ")
 
 
-def test_without_a_target_all_are_looked_at(net, monkeypatch):
+def test_without_a_target_all_profiles_are_compared(net, monkeypatch):
     found = inspect(net)
     assert {"raspberry-pi-5", "rk3588"} <= {fit.target for fit in found.fits}
     assert f"fits all {len(found.fits)} profiles" in text(found)
     tiny = load_target("rk3588").model_copy(update={"name": "tiny", "budget": Budget(size_mib=0.001)})
-    monkeypatch.setattr(looked, "shipped_targets", lambda: [load_target("rk3588"), tiny])
+    monkeypatch.setattr(inspection, "shipped_targets", lambda: [load_target("rk3588"), tiny])
     said = " ".join(text(inspect(net)).split())
     assert "fits 1 of 2 profiles in size and memory; too large for tiny (size limit 0.001 MiB)" in said
 
@@ -171,7 +171,7 @@ def test_without_a_target_all_are_looked_at(net, monkeypatch):
 
 
 def native():
-    """Whether this machine's kernels take signed activations."""
+    """Tell whether this machine's kernels take signed activations."""
     return detect_host().int8.activations == "s8"
 
 

@@ -13,6 +13,9 @@ import pydantic
 
 from toolchain.core.errors import did_you_mean
 
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+"""Pydantic's names of the fault, for records and for dataclasses."""
+
 LONGEST_VALUE = 60
 """Characters of a value that a message shows."""
 
@@ -43,14 +46,14 @@ def first_fault(model: type[pydantic.BaseModel], error: pydantic.ValidationError
     """
     faults = [(_place(fault, data), fault) for fault in error.errors()]
     # A misspelt key is also a missing one; the misspelling is the one to report.
-    first, _ = next((f for f in faults if f[1]["type"] == "extra_forbidden"), faults[0])
+    first, _ = next((f for f in faults if f[1]["type"] in UNKNOWN_KEY), faults[0])
     # Every branch of a union has a fault of its own; the branch that got furthest is the one that was meant.
     place = max((place for place, _ in faults if place[: len(first)] == first), key=len)
     fault, *others = (fault for at, fault in faults if at == place)
     problem, context = fault["type"], fault.get("ctx", {})
     if problem.startswith("union_tag"):
         place = (*place, context["discriminator"].strip("'"))
-    if problem == "extra_forbidden":
+    if problem in UNKNOWN_KEY:
         return Fault(place, "unknown key", did_you_mean(str(place[-1]), _fields(model, fault["loc"][:-1])))
     if problem in ("missing", "union_tag_not_found"):
         return Fault(place, f"is missing from this {kind}", "add it")

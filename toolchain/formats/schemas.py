@@ -1,7 +1,7 @@
-"""The published JSON Schemas of everything kept in files.
+"""The published JSON Schemas of all documents.
 
-``python -m toolchain.formats.schemas docs/schemas`` writes one ``NAME.schema.json`` a document; editors use them
-to complete and check profiles and recipes. Checked in, and a test compares them with the code.
+``python -m toolchain.formats.schemas docs/schemas`` writes ``NAME.schema.json`` for each document. Editors use them to
+complete and check profiles and recipes. They are checked in, and a test compares them with the code.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ DOCUMENTS: Mapping[str, type[Document]] = MappingProxyType(
         "training": TrainingRecipe,
     }
 )
-"""The document of every schema, by the schema's name."""
+"""Documents by the name of their schema."""
 
 
 def schema_text(name: str) -> str:
-    """The schema called `name` as indented JSON with a trailing newline."""
+    """Return the schema called `name` as indented JSON with a newline at the end."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **DOCUMENTS[name].model_json_schema()}
     return json.dumps(schema, indent=2) + "\n"
 
 
 def write_schemas(folder: str | Path) -> list[Path]:
-    """Write every schema to ``folder/NAME.schema.json``; returns the paths written.
+    """Write every schema to ``folder/NAME.schema.json``, and return the paths.
 
     Raises:
         InputError: the folder cannot be written.
@@ -59,10 +59,10 @@ def write_schemas(folder: str | Path) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the schemas to the folder given; 0 when done, 2 with a sentence on standard error otherwise."""
+    """Write the schemas to the folder in `arguments`; return 0, or 2 after a sentence on standard error."""
     try:
         if len(arguments) != 1:
-            raise InputError("takes one folder", where="toolchain.formats.schemas", hint="for example docs/schemas")
+            raise InputError("needs one folder", where="toolchain.formats.schemas", hint="for example docs/schemas")
         write_schemas(arguments[0])
     except InputError as error:
         sys.stderr.write(f"{error}\n")

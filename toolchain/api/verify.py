@@ -21,8 +21,8 @@ STEP_TOLERANCE = 1e-2
 """Tolerance where int8 operators follow such float operators: an integer at a tie may move by a step of 1/255."""
 
 DYNAMIC_TOLERANCE = 0.02
-"""Tolerance with dynamic operators, which round their own previous result: where a last bit differs, a value may move by
-a whole step of 1/255, and the following steps carry that on."""
+"""Tolerance with dynamic operators, which round their own previous result: where a last bit differs, a value may move
+by a whole step of 1/255, and the following steps carry that on."""
 
 _AGAIN = "copy the folder whole, or export again"
 

@@ -17,7 +17,7 @@ from toolchain.optimization.passes import optimize
 pytestmark = pytest.mark.slow
 
 NO_REASONS = ("not understood", "a reshape mixes", "has no row")
-"""What only says that the engine could not follow."""
+"""Parts of reasons that explain nothing: the engine could not follow the operator."""
 
 OPEN = ("shufflenet", "vit", "gpt2", "llama", "torchvision swin")
 """Exported with an open batch too: their reshapes depend on it."""

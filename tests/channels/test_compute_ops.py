@@ -1,4 +1,4 @@
-"""How each operator of the table ties the axes of what it reads and computes, against what was worked out by hand."""
+"""Axes that each operator of the table makes the same, against those worked out by hand."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,6 +1,7 @@
 """ONNX files as users have them: old, damaged, foreign, with external data."""
 
 import hashlib
+import logging
 
 import numpy as np
 import onnx
@@ -93,6 +94,14 @@ def test_weights_listed_as_inputs_become_constants(tmp_path):
     conv = next(node for node in got.model.graph if node.op_type == "Conv")
     assert query.constant(conv.inputs[1]) is not None
     assert "5 weights were listed as inputs and are now constants" in got.notes
+
+
+def test_exporter_parity_and_notes_are_logged(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="toolchain.conversion"):
+        got = convert(saved(conv_net(12), tmp_path / "net.onnx"))
+    assert f"net.onnx with {got.exporter}" in caplog.text
+    assert f"largest relative error {got.parity.max_rel_error:.1e} on {got.parity.samples} samples" in caplog.text
+    assert "opset 12 was upgraded to 17" in caplog.text
 
 
 def test_an_ir_version_newer_than_needed_is_lowered(tmp_path):

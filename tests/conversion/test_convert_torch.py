@@ -246,7 +246,7 @@ def test_fallback_gives_its_reason():
     ],
 )
 def test_wrong_exports_are_refused(kind, said, capfd):
-    """In silence: torch prints the graphs it gives up on."""
+    """Nothing is printed, though torch prints the graphs that it cannot export."""
     with pytest.raises(GateError, match=said):
         convert(make(kind), inputs=[parse_input("x:-1x3")])
     assert capfd.readouterr() == ("", "")

@@ -41,7 +41,7 @@ def external(tmp_path):
 
 
 def answers(path, feed):
-    """What the file at `path` computes, its external data read by onnx."""
+    """Outputs of the file at `path`, with external data read by onnx."""
     return small_models.plain(onnx.load(path), feed)["y"]
 
 

@@ -21,7 +21,7 @@ class Architecture:
 
 
 class First(nn.Module):
-    """The first output of a model that gives several by name."""
+    """The first output of a model that returns several by name."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -32,7 +32,7 @@ class First(nn.Module):
 
 
 def library(name: str):
-    """A library of models, or the test is left out. Of torchvision the operators may be built for another torch; its
+    """Import a library of models, or skip the test. Operators of torchvision may be built for another torch; its
     classifiers need none of them.
     """
     try:
@@ -47,11 +47,11 @@ def library(name: str):
 
 
 DEFINED: list[torch.library.Library] = []
-"""Definitions last as long as their library does."""
+"""Libraries of stand-in operators, kept so that their definitions last."""
 
 
 def vision(name: str, size: int = 64, **settings) -> Architecture:
-    """Of torchvision, by the name of the function that builds it."""
+    """A model of torchvision, by the name of the function that builds it."""
 
     def make() -> nn.Module:
         return getattr(library("torchvision").models, name)(weights=None, num_classes=10, **settings)
@@ -60,7 +60,7 @@ def vision(name: str, size: int = 64, **settings) -> Architecture:
 
 
 def vision_class(name: str, size: int = 64, **settings) -> Architecture:
-    """Of torchvision, of fewer or narrower layers than those with a name."""
+    """A model of torchvision with fewer or narrower layers than those with a name."""
 
     def make() -> nn.Module:
         return getattr(library("torchvision").models, name)(num_classes=10, **settings)
@@ -75,7 +75,7 @@ def convnext() -> nn.Module:
 
 
 def hugging(model: str, config: str, shape: tuple[int, ...], vocabulary: int = 0, **settings) -> Architecture:
-    """Of transformers, by the names of its classes."""
+    """A model of transformers, by the names of its classes."""
 
     def make() -> nn.Module:
         models = library("transformers")
@@ -221,8 +221,8 @@ ARCHITECTURES = {
 
 
 def built(name: str) -> nn.Module:
-    """In evaluation mode. What begins as all zeros or all ones is moved, as training does: a bias that is zero cannot
-    be missed, and behind a last layer of zeros nothing can.
+    """Build an architecture in evaluation mode. Constant parameters get random values, as training would give them: a
+    test cannot see that a bias of zeros was lost, and behind a last layer of zeros it sees nothing.
     """
     torch.manual_seed(0)
     module = ARCHITECTURES[name].make().eval()

@@ -15,7 +15,7 @@ BATCH_NORM = {
     "mu": np.array([0.25, 3.0], np.float32),
     "var": np.array([0.5, 4.0], np.float32),
 }
-"""What a BatchNormalization of two channels reads behind its data."""
+"""Parameters of a BatchNormalization with two channels."""
 
 
 def proto(body, inputs, outputs, constants=None, *, opset=17, ir_version=8):
@@ -28,7 +28,7 @@ def proto(body, inputs, outputs, constants=None, *, opset=17, ir_version=8):
 
 
 def model(*args, **kwargs):
-    """As :func:`proto`, an ``onnx_ir`` model with every shape inferred."""
+    """The model of :func:`proto` as an ``onnx_ir`` model, with every shape inferred."""
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto(*args, **kwargs), strict_mode=True))
 
 
@@ -72,7 +72,7 @@ def ops(model):
 
 
 def assert_same_results(before, after, feed):
-    """By onnxruntime and by onnx's reference."""
+    """Compare two models in onnxruntime and in onnx's reference."""
     for how in (plain, reference):
         expected, found = how(before, feed), how(after, feed)
         assert list(found) == list(expected), "output names and their order"

@@ -94,7 +94,7 @@ def test_a_branch_keeps_what_it_reads():
 
 
 def test_a_branch_that_hands_on_an_outer_value_keeps_its_identity():
-    """What torch writes for ``x if condition else f(x)``; onnx_ir's own pass leaves a branch without its output."""
+    """Torch's export of ``x if condition else f(x)``; onnx_ir's own pass leaves a branch without its output."""
     model = small_models.model(
         """r = Relu(x) s = ReduceSum<keepdims = 0>(r) b = Greater(s, limit)
         i = If(b) <

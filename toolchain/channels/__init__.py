@@ -1,1 +1,1 @@
-"""Which channels of a graph can only be removed together, removing them, and the proof that it was done right."""
+"""Groups of channels that can only be removed together, their removal, and the proof that it is right."""

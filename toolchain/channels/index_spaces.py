@@ -236,7 +236,7 @@ def common_refinement(left: Factors, right: Factors) -> Refinement:
 
 
 def _first_match(left: Factors, right: Factors) -> tuple[tuple[Factors, Factors], tuple[Factors, Factors]] | None:
-    """For each side the pieces that hold the same positions, and what remains behind them; None if there are none."""
+    """For each side, the pieces that hold the same positions and those behind them; None if there is no match."""
     if not left or not right or not left[0].size or not right[0].size:
         return None
     large, small = left[0].size, right[0].size

@@ -1,1 +1,1 @@
-"""A torch module, a ``.pt2`` or an ``.onnx`` file becomes one checked ONNX model, its parity measured."""
+"""A torch module, a ``.pt2`` or an ``.onnx`` file becomes a checked ONNX model, and is compared with it."""

@@ -11,9 +11,10 @@ from toolchain.graph import edit, query, run
 
 
 def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A clone with the named tensors as its only outputs, in this order; what they do not need is dropped.
+    """A clone with the named tensors as its only outputs, in this order; nodes that they do not need are removed.
 
-    A name must be that of an input or of a node's output.
+    Raises:
+        KeyError: a name is neither an input nor the output of a node.
     """
     clone = model.clone()
     values = {str(value.name): value for value in query.activations(clone)}

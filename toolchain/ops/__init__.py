@@ -1,1 +1,1 @@
-"""What is known of each ONNX operator, one row of one table: its channels, its int8 kernel, its cost."""
+"""The operator table: one row for each ONNX operator with its channels, its int8 kernel and its cost."""

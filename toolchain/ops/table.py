@@ -2,7 +2,7 @@
 
 The cells of a row (see ``cells.py``) say how *channels* run through the operator, how it takes *int8* on onnxruntime's
 CPU provider, and what it *costs* in multiply-accumulates. An operator without a row is a barrier: it stays float,
-nothing is pruned across it, and reports name it. What a target can do does not belong here; its profile says it.
+nothing is pruned across it, and reports name it. Abilities of a target do not belong here, but in its profile.
 
 To add an operator: one row here, one line in ``tests/ops/test_table.py``.
 """
@@ -83,7 +83,7 @@ UNIT = (0.0, 1.0)
 NO_KERNEL = Float("onnxruntime's CPU provider has no fused int8 kernel for it")
 FLOAT_NORM = Float("normalization divides by a computed deviation; int8 has no kernel and loses accuracy")
 FLOAT_SOFTMAX = Float("int8 Softmax loses small probabilities and wrapped around on older runtimes (onnxruntime#29727)")
-BEFORE_BN = Float("folded into its convolution where possible; there is no int8 kernel for what remains")
+BEFORE_BN = Float("folded into its convolution where possible; there is no int8 kernel for those that remain")
 INTEGERS = Float("computes shapes or indices, not activations")
 BOOLEANS = Float("computes true or false, not activations")
 ALREADY = Float("is quantized already")

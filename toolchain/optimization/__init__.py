@@ -1,1 +1,1 @@
-"""Clean-up: the list of passes over a float graph, each checked to keep what the model computes."""
+"""Clean-up: the list of passes over a float graph, and the check that the model still computes the same."""

@@ -95,7 +95,7 @@ class _Rows:
         return self._place(ir.node("Gemm", inputs, name=name), add, weight.shape[1])
 
     def rowwise(self, node: ir.Node) -> ir.Value | None:
-        """The matrix of what a node computes row by row; None unless the matrix of one of its inputs is known."""
+        """The matrix of a node that computes row by row; None unless the matrix of one of its inputs is known."""
         output = node.outputs[0]
         if query.op(node) not in ROWWISE or len(node.outputs) > 1 or not _can_be_rows(output):
             return None

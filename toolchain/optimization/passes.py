@@ -49,7 +49,7 @@ def optimize(model: ir.Model, *, verify: bool = True) -> Optimized:
 
     Args:
         model: a float model; it is not changed.
-        verify: compare what the two compute, on random inputs.
+        verify: compare the outputs of the two on random inputs.
 
     Raises:
         GateError: the cleaned-up model computes something else, or does not run where the original does.

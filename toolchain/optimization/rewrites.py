@@ -13,7 +13,7 @@ def drop_identities(model: ir.Model) -> None:
     """Remove ``Identity`` nodes, also in branches, except where a graph's output needs a node of its own.
 
     It does if the value is also an input, a constant or another output, or if a branch of an If or Loop returns a value
-    of the graph around it: a branch may only return what it computes (onnx_ir's pass does not see to that).
+    of the graph around it: a branch may only return values that it computes (onnx_ir's pass ignores that).
     """
     for node in list(model.graph.all_nodes()):
         source = node.inputs[0] if query.op(node) == "Identity" else None

@@ -153,11 +153,11 @@ class Manifest(Document):
     versions: dict[str, str]
     """Versions of the packages that made the model."""
     source: Source
-    """The model that was converted."""
+    """Origin of the model."""
     recipe: Recipe
     """The choices of the export."""
     calibration: CalibrationEntry
-    """The samples that activation ranges were computed from."""
+    """The calibration data."""
     inputs: tuple[TensorSpec, ...]
     """Inputs of the model."""
     outputs: tuple[TensorSpec, ...]

@@ -62,7 +62,9 @@ class Prune(Record):
     keep: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """Goal: part of the multiply-accumulates to keep, e.g. 0.7."""
     criterion: Literal["obs", "activation", "l2", "l1", "random"] = "obs"
-    """Importance by which channels are ranked, see :mod:`toolchain.pruning.importance`."""
+    """Importance by which channels are ranked; the least important are cut first. obs: change of the outputs after the
+    other weights compensate, by second moments. activation: the change without compensation. l2, l1: size of the
+    weights. random: for comparison."""
     uniform: bool = False
     """Keep the same part of every group of channels, instead of choosing widths by loss and latency."""
     branches: bool = True
@@ -111,7 +113,7 @@ class Recipe(Document):
     schema_version: Literal[1] = 1
     """Version of this file format."""
     calibrate: Calibrate = Calibrate()
-    """How calibration data is read and observed."""
+    """Reading and observing of calibration data."""
     prune: Prune = Prune()
     """How the float model is pruned; nothing is pruned without a goal."""
     quantize: Quantize = Quantize()

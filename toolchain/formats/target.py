@@ -115,11 +115,11 @@ class Target(Document):
     channel_multiple: int = pydantic.Field(ge=1)
     """Multiple of output channels that the convolution kernels want; other widths run on slower kernels."""
     runtime: Runtime
-    """How onnxruntime runs on the device."""
+    """Version, threads and options of onnxruntime."""
     int8: Int8
-    """How int8 models are written for the device."""
+    """Encoding of int8 models."""
     package: Package
-    """The model files in an exported folder."""
+    """Model files to export."""
     budget: Budget = Budget()
     """Limits of the application."""
 

@@ -425,8 +425,11 @@ def test_the_command_is_ended_while_a_model_runs(board, model, tmp_path, number)
         process.send_signal(number)
         out, err = process.communicate(timeout=40)
     if number == signal.SIGINT:
-        assert (process.returncode, out) == (2, "")
-        assert err == "error: interrupted; nothing was written\n"
+        assert (process.returncode, out) == (130, "")
+        *stages, error = err.splitlines()
+        assert error == "error: interrupted; nothing was written"
+        assert stages[0].endswith("connecting to board")
+        assert stages[-1].endswith("timing")
     assert board.quiet()
     assert clean(board)
     assert not (tmp_path / "results.json").exists()

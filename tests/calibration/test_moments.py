@@ -1,4 +1,4 @@
-"""Second moments, against patches that onnxruntime itself cuts out: convolutions whose kernels are single ones."""
+"""Second moments, compared with patches that onnxruntime cuts out by convolutions with one-hot kernels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""An observation's file holds all of it, and a foreign or broken file is no observation."""
+"""The file of an observation holds all of it, and a foreign or damaged file counts as absent."""
 
 import numpy as np
 import pytest

@@ -60,7 +60,7 @@ def kept_whole(model, feeds):
 
 
 def assert_histogram(stats, values):
-    """Counts are those of exact edges, but for values so near an edge that float32 cannot tell the side.
+    """Counts equal those of exact edges, except for values so near an edge that float32 cannot tell the side.
 
     The engine bins (x - low) · bins / (high - low) in float32: three roundings of 2^-24 relative to at most the whole
     range, and one of the factor. So a value farther than range · 2^-21 from an edge is on its exact side.
@@ -97,7 +97,7 @@ def test_limits_means_and_counts_of_every_tensor():
 
 @pytest.mark.parametrize("opset", [13, 17, 18])
 def test_limits_and_squares_of_every_channel(opset):
-    """Along any axis of tensors of one to four axes; channels without a value above, or below, zero among them."""
+    """Any axis of tensors with one to four axes; some channels have no value above or below zero."""
     model = small_models.model(
         "a = Conv(x, w) b = Relu(a) c = Neg(b) f = Flatten(c) v = ReduceMean<axes = [0], keepdims = 0>(f) y = Abs(v)"
         if opset < 18
@@ -139,7 +139,7 @@ def test_channels_keep_their_places_in_the_file(tmp_path):
 
 
 def test_histograms_are_numpys_where_edges_are_float32_numbers():
-    """Integers over [-2^k, 2^k] in 2^k bins: every edge is exact, so there is no excuse."""
+    """Integers over [-2^k, 2^k] in 2^k bins: every edge is exact, so the counts must be exact."""
     model = small_models.model("y = Relu(x)", "float[N, 4] x", "float[N, 4] y")
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.integers(-64, 65, (500, 4)).astype(np.float32)} for _ in range(3)]

@@ -69,7 +69,7 @@ SCORES = "m = Add(x, k) {}"
     ["y = Softmax(m)", "y = Sigmoid(m)", "y = LogSoftmax<axis = 0>(m)", "s = Softmax(m) y = Sigmoid(s)"],
 )
 def test_saturating_outputs_are_measured_before_they_saturate(tail):
-    """A shift of all scores changes no Softmax; here it is seen all the same."""
+    """A shift of all scores does not change a Softmax, and is measured nevertheless."""
     body = SCORES.format(tail)
     samples = [{"x": np.full((1, 4), 20, np.float32)}]
     probe = Probe(scaled(0, body), samples)

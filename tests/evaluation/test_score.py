@@ -1,4 +1,4 @@
-"""Agreement and the user's own figure."""
+"""Scores: agreement with the source model, and the user's own metric."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from toolchain.evaluation.score import agreement_score, evaluate_score
 
 
 class Answers:
-    """Stands for a session: gives the n-th feed its n-th list of outputs."""
+    """A stand-in for a session: returns the n-th list of outputs for the n-th feed."""
 
     def __init__(self, *outputs):
         self.outputs = outputs

@@ -41,14 +41,14 @@ def corrected(model, feeds):
 
 
 def constant_feed(shape, seed):
-    """Each channel has one value everywhere, so its mean says all of it."""
+    """Each channel has one value everywhere, so its mean describes it completely."""
     levels = np.random.default_rng(seed).standard_normal((1, shape[1], *[1] * (len(shape) - 2)))
     return {"x": np.broadcast_to(levels, shape).astype(np.float32)}
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_the_mean_error_is_taken_out_exactly_for_flat_pictures(name):
-    """Zeros around the picture carry no error: a tap that lies outside at times counts less."""
+    """Padding carries no error, so a tap that sometimes lies outside the input counts less."""
     attributes, shape, weight = CONVS[name]
     text = f"float[{', '.join(map(str, shape))}] x"
     constants = weights(w=weight, b=weight[:1])
@@ -106,7 +106,7 @@ def test_nothing_is_corrected_where_no_mean_was_observed():
 
 @pytest.mark.parametrize("length", [6, 4])
 def test_a_tensor_whose_readers_disagree_on_its_channels(length):
-    """A convolution takes axis 1 of [N, C, L] for the channels, a MatMul axis 2: its means serve neither."""
+    """A convolution takes axis 1 of [N, C, L] for the channels, a MatMul axis 2: its means are of no use to either."""
     model = by_hand.named(
         "c = Conv(x, v, b) y = MatMul(x, w)",
         f"float[1, 4, {length}] x",

@@ -108,7 +108,7 @@ def test_what_the_runtime_does_not_fuse_is_left_float_with_the_reason(monkeypatc
 
 
 def test_what_the_audit_says_decides(monkeypatch):
-    """One node after another turns out not to fuse; each leaves float the glue that only followed it."""
+    """One node after another is reported as not fused; operators that only followed it become float as well."""
     real, order = planner.audit, ["second", "first"]
 
     def stubborn(graph, planned):

@@ -74,7 +74,7 @@ def test_depthwise_weights_use_their_whole_range():
 
 @pytest.mark.parametrize("body", ["y = Conv(x, w, b)", "y = Conv<group = 4>(x, w, b)"])
 def test_a_huge_bias_on_tiny_weights_survives(body):
-    """b / (s_x s_w) would be 1e12: int32 ends at 2e9, and onnxruntime would wrap around without a word."""
+    """b / (s_x s_w) would be 1e12: int32 ends at 2e9, and onnxruntime would wrap around silently."""
     group = 4 if "group" in body else 1
     w = np.random.default_rng(0).standard_normal((4, 4 // group, 1, 1)).astype(np.float32) * np.float32(1e-9)
     b = np.array([5.0, -3.0, 1e-9, 0.0], np.float32)

@@ -1,4 +1,4 @@
-"""Ranges: inside what was seen, around zero, and never worse than min-max where it counts."""
+"""Ranges: inside the observed limits, around zero, and never of larger squared error than min-max."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def squared_error(values, limits):
 
 @st.composite
 def samples(draw):
-    """Activations as networks have them: bells, tails, clipped, shifted, with a few far outliers."""
+    """Typical activations of networks: bell-shaped, with tails, clipped, shifted, with a few far outliers."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kind = draw(st.sampled_from(("normal", "laplace", "uniform", "student", "exponential")))
     draws = {
@@ -87,7 +87,7 @@ def test_percentiles_are_numpys_up_to_a_bin(values, percentile):
 @given(samples())
 @settings(max_examples=50, deadline=None)
 def test_the_least_error_is_no_more_than_that_of_minmax(values):
-    """Both by brute force on the very values; 2 % because the choice knows them only up to a bin."""
+    """Both by brute force on the values themselves; 2 %, because the choice knows values only to within a bin."""
     stats = stats_of(values)
     chosen = choose_range(stats, "mse", 99.99)
     assert squared_error(values, chosen) <= 1.02 * squared_error(values, choose_range(stats, "minmax", 99.99))
@@ -125,7 +125,7 @@ def test_exact_zeros_do_not_argue_for_a_finer_grid():
 
 
 def test_a_bulk_within_one_step_is_not_taken_for_spread_out():
-    """Far outliers make a step wider than all else: clipping them gains nothing and costs much."""
+    """Far outliers make a step wider than all other values: clipping them gains nothing and costs much."""
     values = np.append(np.random.default_rng(0).normal(0, 1e-3, 10_000), [1000.0]).astype(np.float32)
     assert choose_range(stats_of(values), "mse", 99.99)[1] == 1000.0
 
@@ -143,7 +143,7 @@ def test_a_constant_tensor(method, value):
 
 
 def slow_entropy(stats):
-    """Bin by bin: what lies beyond is counted into the ends of P; Q is each level's mean over its bins of P."""
+    """Bin by bin: values outside count in the ends of P; Q is the mean of each level over its bins of P."""
     edges = np.linspace(stats.minimum, stats.maximum, len(stats.histogram) + 1)
     bins = [((a + b) / 2, float(n)) for a, b, n in zip(edges, edges[1:], stats.histogram, strict=False)]
     widest = min(stats.minimum, 0.0), max(stats.maximum, 0.0)

@@ -1,4 +1,4 @@
-"""Overflow-free weights: a simulated VPMADDUBSW never saturates on them, and little accuracy is paid."""
+"""Overflow-free weights: a simulated VPMADDUBSW never saturates on them, and they cost little accuracy."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def channel_errors(weight, dequantized, axis):
 
 
 def rounded_at(weight, axis, top):
-    """The plain way: scale max|w| / top a channel, every weight to the nearest integer."""
+    """Plain rounding: scale max|w| / top per channel, every weight to the nearest integer."""
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
     scales = np.abs(rows).max(axis=1, keepdims=True) / top
     rounded = np.rint(rows / np.where(scales == 0, 1, scales)) * scales
@@ -86,7 +86,7 @@ def rounded_at(weight, axis, top):
 @given(layers())
 @settings(max_examples=50, deadline=None)
 def test_exactness_costs_less_than_a_bit(layer):
-    """Reduced range (7 bits, integers up to 64) is what others do about saturation; no channel may be worse off."""
+    """Others avoid saturation by a reduced range (7 bits, integers up to 64); no channel may have a larger error."""
     weight, axis = layer
     ours = channel_errors(weight, quantize_weight(weight, axis, exact=True).dequantized(), axis)
     theirs = channel_errors(weight, rounded_at(weight, axis, 63.5), axis)

@@ -1,4 +1,4 @@
-"""Equalization: the same function, tensors divided by their scales, and only where that is so."""
+"""Equalization: the model computes the same, tensors are divided by their scales, and only suitable groups change."""
 
 import numpy as np
 import onnx
@@ -114,7 +114,7 @@ def nets(draw):
 @given(nets())
 @settings(max_examples=60, deadline=None)
 def test_every_tensor_of_a_group_is_divided_and_all_others_stay(net):
-    """By any scales that keep the observed values below a Clip's limit, here against plain onnxruntime."""
+    """Any scales that keep observed values below a Clip's limit change nothing, compared with plain onnxruntime."""
     model, rng = net
     feed = {"x": rng.standard_normal((2, 3, 6, 6)).astype(np.float32)}
     before = small_models.every_value(ir.to_proto(model), feed)

@@ -1,4 +1,4 @@
-"""Dynamic int8 in the loop: kept where it is accurate and faster, named where it is not."""
+"""Dynamic int8 in the loop: kept where it is accurate and faster, otherwise left float with the reason."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_an_ordinary_input_is_accurate_enough(source):
 
 
 def test_an_input_of_many_magnitudes_is_not(source):
-    """Most of it lies below one step of the largest number, while large weights would make much of it."""
+    """Most of the input lies below one step of its largest number, and large weights amplify that loss."""
     source.graph.initializers["w"].const_value = small_models.ir.tensor(
         small_models.weights(w=(1, 4 * HIDDEN, WIDTH))["w"] * 30, name="w"
     )

@@ -33,7 +33,7 @@ def groups_of(body, constants):
 
 
 def uneven(ratio=100.0):
-    """Channels of ranges 1 : ratio whose readers make up for it, so that all matter alike."""
+    """Channels with ranges 1 : ratio whose readers compensate, so that all channels matter equally."""
     sizes = np.geomspace(1, 1 / ratio, 8).astype(np.float32)
     rng = np.random.default_rng(0)
     first = rng.standard_normal((8, 4, 1, 1)).astype(np.float32) * sizes[:, None, None, None]
@@ -78,7 +78,7 @@ def test_even_channels_are_left_alone():
 
 @pytest.mark.parametrize("dead", [slice(0, 3), slice(0, 8)])
 def test_dead_channels_make_no_trouble(dead):
-    """All zero on every sample; or the whole tensor is."""
+    """Either one channel or the whole tensor is zero on every sample."""
     model, groups = uneven()
     value = model.graph.initializers["w"]
     array = value.const_value.numpy().copy()
@@ -112,7 +112,7 @@ def test_tensors_that_were_not_observed_are_passed_over():
 
 
 def test_a_clip_that_was_not_observed_forbids_everything_but_one():
-    """Here only the mean behind a Clip is int8, and a mean tells nothing of the values the Clip would cut off."""
+    """Here only the mean behind a Clip is int8, and a mean says nothing about values that the Clip cuts off."""
     constants = {**weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1)), **ZERO_SIX}
     constants["w"] *= np.float32([3, 0.3, 0.3, 0.1])[:, None, None, None]
     constants["v"] *= np.float32([1, 10, 10, 30])[:, None, None]

@@ -1,4 +1,4 @@
-"""Rounding by second moments: never worse than to nearest, never beyond the bound of a pair, near the best there is."""
+"""Rounding by second moments: never worse than to nearest, pairs within their bound, close to the optimum."""
 
 import itertools
 from dataclasses import replace
@@ -13,7 +13,7 @@ from toolchain.quantization.accuracy.gptq import round_by_moments
 from toolchain.quantization.weights import as_rows, quantize_weight
 
 MANY = 10**9
-"""Positions enough for the least damping."""
+"""Enough positions for the least damping."""
 
 
 def correlated(rng, columns, groups=1, positions=None, rank=None):
@@ -162,7 +162,7 @@ def test_few_columns_come_near_the_best_of_all_roundings():
 
 
 def test_groups_are_rounded_each_by_its_own_moments():
-    """A grouped layer is as many layers."""
+    """A layer with groups is rounded like one layer per group."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((6, 3, 2, 2)).astype(np.float32)
     h = correlated(rng, 12, groups=3)

@@ -1,4 +1,4 @@
-"""Migration: the same function, whatever else reads the tensor, and less noise where a few channels stand out."""
+"""SmoothQuant: the model computes the same, whoever reads the tensor, with less noise where few channels are large."""
 
 import numpy as np
 import onnx
@@ -147,7 +147,7 @@ def test_what_a_branch_reads_stays():
 
 
 def test_outlying_channels_are_brought_in_and_the_noise_falls():
-    """Two of sixty-four channels fifty times as large, read by small weights, as in language models."""
+    """Two of sixty-four channels are fifty times as large and read by small weights, as in language models."""
     rng = np.random.default_rng(0)
     scale = np.ones(64, np.float32)
     scale[[3, 40]] = 50

@@ -1,4 +1,4 @@
-"""The certificate states what is true of a plan's integers, and notices when it is not."""
+"""The certificate is true of a plan's integers, and reports when a condition is broken."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The int8 kernels on every emulated processor: what is proven to be the same is, what is not can differ."""
+"""The int8 kernels on every emulated processor: results proven equal are equal, others can differ."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def extreme(rng, shape, sign):
 
 
 def renamed(text, prefix, names):
-    """The nodes with every name of `names` made this case's own."""
+    """Nodes of a case with all names in `names` made unique to it."""
     words = re.split(r"(\w+)", text)
     return "".join(f"{prefix}_{word}" if word in names else word for word in words)
 
@@ -109,7 +109,7 @@ def test_what_is_proven_is_the_same(cpu, zoo, monkeypatch):
 
 
 def products(path, grids, *, signed):
-    """A QLinearMul a triple of grids, over all pairs of operands."""
+    """One QLinearMul for each triple of grids, over all pairs of operands."""
     kind, shift, element = (np.int8, 128, TensorProto.INT8) if signed else (np.uint8, 0, TensorProto.UINT8)
     nodes, constants, outputs = [], [], []
     for i, triple in enumerate(grids):

@@ -1,4 +1,4 @@
-"""Plans of real pretrained models: what they promise, checked by oracles of their own on a few samples."""
+"""Plans of real pretrained models: their guarantees, checked by independent oracles on a few samples."""
 
 from dataclasses import replace
 from itertools import islice
@@ -84,7 +84,7 @@ def _only(chosen, choice):
 
 
 def test_every_product_alone_is_within_a_step_of_its_definition(case):
-    """Fused against node by node, on the tensors it meets in the model: real weights, real ties."""
+    """Fused compared with node by node, on tensors of the real model: real weights, real ties."""
     model, data = case
     selection = select(model)
     plan = plan_quantization(model, selection, observe(model, data, selection.tensors, cache=False), Quantize())

@@ -94,7 +94,7 @@ def test_clear_sums_are_one_sum(a, b, factor, zero):
 
 
 def test_scales_of_an_even_ratio_make_ties():
-    """(a + b) / 2 of two grids of the same scale: a quarter of all sums are ties, and the kernels part."""
+    """(a + b) / 2 of two grids of the same scale: a quarter of all sums are ties, and the kernels differ."""
     a, out = Affine(0.01, 100), Affine(0.02, 100)
     assert not np.array_equal(x86_sum(a, a, out, False), arm_sum(a, a, out, False))
     near = sum_margin(a, a, out)
@@ -166,7 +166,7 @@ def test_a_clear_sigmoid_is_the_functions_own_table(x):
 
 
 def test_what_saturates_is_no_tie():
-    """All sums are half-integers beyond the ends, whose rounding nobody sees."""
+    """All sums are half-integers beyond the ends, where rounding has no effect."""
     a, out = Affine(1.0, 255), Affine(1.0, 0)  # a is never positive, the result never negative
     assert sum_margin(a, Affine(0.5, 255), out).distance == 0.5
 

@@ -1,4 +1,4 @@
-"""The certificate as it is read: from a manifest, or from the integers of any quantized file."""
+"""Certificates read from a manifest, or computed from the integers of any quantized file."""
 
 from __future__ import annotations
 

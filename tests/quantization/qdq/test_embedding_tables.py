@@ -1,4 +1,4 @@
-"""Embedding tables as int8 rows: which, how exact, and that only the rows asked for are computed with."""
+"""Embedding tables as int8 rows: which tables, how exact, and that only requested rows are computed with."""
 
 import numpy as np
 import onnxruntime as ort
@@ -27,7 +27,7 @@ def table(rows=ROWS, width=WIDTH, seed=0):
 
 
 def oracle(array, ids):
-    """Rounded to 255 steps a row, by the definition, in float64."""
+    """Round to 255 steps per row, by the definition, in float64."""
     scale = np.abs(array.astype(np.float64)).max(axis=1, keepdims=True) / 127
     steps = np.divide(array, scale, out=np.zeros(array.shape), where=scale > 0)
     return (np.rint(steps) * scale)[ids]

@@ -1,4 +1,4 @@
-"""Fragments: every int8 node once, connected, and computing alone what it computes in the whole."""
+"""Fragments: every int8 node is in one, they are connected, and each computes alone what it computes in the model."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,4 +1,4 @@
-"""The audit tells integer kernels from float ones between conversions, on graphs written by hand and by us."""
+"""The audit distinguishes integer kernels from float kernels between conversions, on handwritten graphs and ours."""
 
 import numpy as np
 import onnx
@@ -100,7 +100,7 @@ def test_a_file_is_audited_like_a_model(tmp_path):
 
 
 def test_session_options_reach_the_audit(tmp_path):
-    """Told to leave quantized graphs alone, onnxruntime fuses nothing."""
+    """With its QDQ fusions switched off, onnxruntime fuses nothing."""
     path = qdq_models.residual(tmp_path / "m.onnx", signed=False)
     found = audit(optimized_graph(path, {"session.disable_quant_qdq": "1"}), set())
     assert not [op for op in found.operators if "QLinear" in op]
@@ -128,7 +128,7 @@ def test_names_lose_what_the_runtime_appended(name, original):
 
 
 def test_our_own_plans_are_clean_on_unsigned_activations():
-    """Every operator that the table calls int8, in one network."""
+    """A network with every operator that has an int8 cell in the table."""
     body = """c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) d = Conv<group = 4>(r, k)
     p = MaxPool<kernel_shape = [2, 2]>(d) e = Conv(p, v)
     l = LeakyRelu(e) s = Sigmoid(e) m = Mul(l, s) a = Add(m, p) t = Concat<axis = 1>(a, m)

@@ -1,4 +1,4 @@
-"""A plan written into a graph computes what the plan says, fused or not, in either spelling."""
+"""A plan written into a graph computes the plan's numbers, fused or not, in either encoding."""
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from toolchain.quantization.qdq.writer import apply_quantization
 
 
 def assert_within_a_step(found, expected, plan, message, share=0.02):
-    """Equal, but for elements a step of their grid apart.
+    """Compare arrays that are equal except for elements one step of their grid apart.
 
     Unfused kernels add products in float32, fused ones integers, the simulation float64: what lies within 1e-5 of a tie
     rounds either way, about one element in ten thousand a layer, and a flipped step in front moves a few behind it.

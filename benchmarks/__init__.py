@@ -1,1 +1,1 @@
-"""What the toolchain is held to: real models, labelled data, peers."""
+"""Measures the toolchain on real models with labelled data, and compares it with other tools."""

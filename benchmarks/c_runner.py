@@ -1,9 +1,9 @@
-"""The runner in C against the runner in Python, on this machine, on the same models and feeds:
+"""Compares the runner in C with the runner in Python, on this machine, with the same models and feeds:
 
     python -m benchmarks.c_runner [MODEL ...] [--starts 6] [-o FOLDER]
 
-Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python against
-the first says what the machine's own noise is. With one thread.
+Each start makes fresh processes, Python, C and Python again, and interleaves their rounds. The second Python process
+compared with the first shows the machine's noise. One thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from toolchain.formats.results import Measurement
 SUBJECTS = ("mnist_cnn", "svhn_cnn", "mobilenet_v2")
 SETTINGS = Bench(warmup_s=0.5, rounds=60, min_time_s=6.0, min_runs=360)
 LIBRARY = Path(onnxruntime.__file__).parent / f"capi/libonnxruntime.so.{onnxruntime.__version__}"
-HEAD = (
+COLUMNS = (
     "model",
     "Python ms",
     "C ms",
@@ -64,7 +64,7 @@ class BothRunners(Local):
 
 
 def start(name: str) -> Sequence[Measurement]:
-    """Python, C, Python: one start each."""
+    """Time the model in Python, in C and in Python again."""
     model = MODELS[name].onnx_path()
     feed = next(iter(MODELS[name].calibration(1)))
     with tempfile.TemporaryDirectory(prefix="toolchain-c-runner-") as folder:
@@ -78,7 +78,7 @@ def start(name: str) -> Sequence[Measurement]:
 
 
 def row(name: str, starts: Sequence[Sequence[Measurement]]) -> list[str]:
-    """One line of the table."""
+    """The table's line for a model."""
 
     def milliseconds(i: int) -> float:
         return float(np.median([timing.latency(one[i]).p50_ms for one in starts]))
@@ -96,7 +96,7 @@ def row(name: str, starts: Sequence[Sequence[Measurement]]) -> list[str]:
 
 
 def shares(ratios: Sequence[float]) -> tuple[float, float]:
-    """The geometric mean over the starts, and the half of its 95 % interval (Student's t, for 3 to 12 starts)."""
+    """The geometric mean over the starts, and half of its 95 % interval (Student's t, for 3 to 12 starts)."""
     quantiles = (4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
     logs = np.log(ratios)
     half = quantiles[len(logs) - 3] * logs.std(ddof=1) / np.sqrt(len(logs))
@@ -127,11 +127,10 @@ def main() -> None:
         return
     about = (
         f"{options.starts} starts, in each of them {SETTINGS.rounds} interleaved rounds of "
-        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios as `stats.speedup` compares two models, "
-        "their mean over the starts with its 95 % interval. Memory is the peak of a process while it runs, and while "
-        "it loads."
+        f"{SETTINGS.min_time_s / SETTINGS.rounds:g} s, one thread. Ratios by `stats.speedup`: the mean over "
+        "the starts with its 95 % interval. Memory is the peak of a process while it runs, and while it loads."
     )
-    table = tables.markdown(HEAD, rows)
+    table = tables.markdown(COLUMNS, rows)
     text = f"# The runner in C and the one in Python\n\n{tables.describe(host)}\n\n{about}\n\n{table}\n"
     write_text(options.output / f"c-runner-{tables.slug(host)}.md", text)
 

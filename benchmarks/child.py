@@ -1,10 +1,10 @@
-"""The process that `benchmarks.fresh` starts: calls one function and writes down what came of it.
+"""The process that `benchmarks.fresh` starts: calls one function and writes its result and cost to a file.
 
     python -m benchmarks.child MODULE FUNCTION ARGUMENTS RESULT     (JSON arguments; RESULT is a file)
 
-Standard library only, since it also runs in the environments of others, whose packages are not ours. Memory is Linux's
-VmHWM, which never goes down: it is read after the function's module (and what that imports) is loaded, and at the end.
-The result is a file because what is called may print.
+Standard library only, because it also runs in the peers' environments, which have other packages. Memory is Linux's
+VmHWM, which never goes down: it is read after the function's module (and its imports) is loaded, and at the end.
+The result is a file because the function may print.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _peak_bytes() -> int:
 
 
 def _report(result: Path, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What the process dies of, in one clause: the first line that says anything."""
+    """Write the error that ends the process in one clause: its first line that is not empty."""
     traceback.print_exception(kind, error, trace)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     result.write_text(json.dumps({"error": f"{kind.__name__}: {lines[0]}" if lines else kind.__name__}))

@@ -1,4 +1,4 @@
-"""Who takes part in `benchmarks.quantize`, and with which settings: ours, ours without a part, onnxruntime's, peers."""
+"""The contestants of `benchmarks.quantize` and their settings: ours, ours without one part, onnxruntime's, peers."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ ABLATIONS: Mapping[str, dict[str, object]] = {
     "exactness": {"exact": False},
     "races": {"measure": False},
 }
-"""Each part of ours → what of the recipe's `quantize` leaves it out."""
+"""Name of each part of our quantization → the settings of the recipe's `quantize` that leave it out."""
 
 STOCK = ("quantize_static", "quantize_dynamic")
 OTHERS = (*STOCK, *peers.QUANTIZERS)
 LEGEND = (
-    "`quantize_static` is onnxruntime's, after its `quant_pre_process`: default (S8S8 per tensor), U8S8 per channel, "
-    "and that with `reduce_range`. `quantize_dynamic`: its default, too; unsigned weights where that does not run."
+    "`quantize_static`: onnxruntime's, after its `quant_pre_process`, with default settings (S8S8 per tensor), U8S8 "
+    "per channel, and U8S8 with `reduce_range`. `quantize_dynamic`: its default; unsigned weights if that does not run."
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to quantize. function: for `fresh.call`; hows: its last arguments, tried in turn until one works.
-    python: the interpreter, None where it is not installed.
+    """One way to quantize.
+
+    Attributes:
+        name: of its row.
+        function: for `fresh.call`.
+        hows: its last arguments, tried in turn until one works.
+        python: the interpreter; None if the peer is not installed.
     """
 
     name: str
@@ -52,7 +57,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a variant: the file, or the error in one clause. missing: it is not installed."""
+    """The result of a variant.
+
+    Attributes:
+        variant: its name.
+        file: the written model; None if there is none.
+        cost: of making it.
+        left: number of QuantizeLinear and DequantizeLinear nodes in the graph that onnxruntime runs.
+        error: in one clause.
+        missing: the peer is not installed.
+    """
 
     variant: str
     file: Path | None
@@ -63,19 +77,19 @@ class Made:
 
 
 def legend(others: Sequence[str]) -> str:
-    """The settings of the `others` that take part."""
+    """Describe the settings of the `others`."""
     parts = [LEGEND] if set(others) & set(STOCK) else []
     return " ".join([*parts, *(peers.PEERS[name].settings for name in others if name in peers.QUANTIZERS)])
 
 
 def variants(model: Model, ablations: Sequence[str], others: Sequence[str]) -> list[Variant]:
-    """Ours, ours without each of `ablations`, and all rows of the `others`."""
+    """Ours, ours without each part of `ablations`, and all rows of the `others`."""
     recipes = {"ours": Recipe()}
     recipes |= {f"ours without {part}": Recipe.parse({"quantize": ABLATIONS[part]}) for part in ablations}
-    found = [Variant(name, ours.quantize, ((recipe.model_dump_json(),),)) for name, recipe in recipes.items()]
+    everyone = [Variant(name, ours.quantize, ((recipe.model_dump_json(),),)) for name, recipe in recipes.items()]
     for name in others:
-        found += _stock(name) if name in STOCK else _peer(name, model)
-    return found
+        everyone += _stock(name) if name in STOCK else _peer(name, model)
+    return everyone
 
 
 def _stock(name: str) -> list[Variant]:
@@ -92,7 +106,7 @@ def _peer(name: str, model: Model) -> list[Variant]:
 
 
 def quantize(variant: Variant, model: Path, samples: Path, output: Path) -> Made:
-    """Run the variant in a fresh process, and see whether onnxruntime takes what it wrote."""
+    """Run the variant in a fresh process, and check that onnxruntime loads the file."""
     if variant.python is None:
         return Made(variant.name, None, error="not installed, see `python -m benchmarks.peers`", missing=True)
     errors = []

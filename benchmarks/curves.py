@@ -1,4 +1,4 @@
-"""Curves of accuracy against latency: points from measured files, which of them nobody beats, and the plot."""
+"""Curves of accuracy against latency: points from measured files, the Pareto front, and the plot."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from toolchain.core.files import replacing
 
 MARKERS = "osD^vP*X<>phd"
 COLOURS = [mpl.colormaps["tab20"].colors[i] for i in (*range(0, 20, 2), *range(1, 20, 2))]  # type: ignore[attr-defined]
-"""Dark ones first: two contestants of one colour have different markers at least."""
+"""Dark colours first. Two contestants of one colour differ in their markers."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of a number over the seeds, and its ends."""
+    """The mean, least and largest value of a number over the seeds."""
 
     mean: float
     low: float
@@ -29,7 +29,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Point:
-    """A contestant at one size, over all seeds. speedup: against the unpruned model. metric: labelled, 0 to 1."""
+    """A contestant at one size, over all seeds.
+
+    Attributes:
+        contestant: its name.
+        size: target speed-up, or ratio of channels removed.
+        speedup: over the unpruned model.
+        metric: labelled, 0 to 1.
+    """
 
     contestant: str
     size: float
@@ -39,7 +46,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One file, measured."""
+    """One measured file."""
 
     contestant: str
     size: float
@@ -48,28 +55,32 @@ class Run:
 
 
 def points(runs: Iterable[Run]) -> list[Point]:
-    """One for each contestant and size, contestants in the order of the runs, sizes ascending."""
+    """One point for each contestant and size; contestants in the order of the runs, sizes ascending."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(run.contestant, []).append(run)
-    found = []
+    means = []
     for name, own in grouped.items():
         for size, same in groupby(sorted(own, key=lambda run: run.size), key=lambda run: run.size):
             seeds = list(same)
-            found.append(Point(name, size, _spread([r.speedup for r in seeds]), _spread([r.metric for r in seeds])))
-    return found
+            means.append(Point(name, size, _spread([r.speedup for r in seeds]), _spread([r.metric for r in seeds])))
+    return means
 
 
 def _spread(values: Sequence[float]) -> Spread:
     low, high = min(values), max(values)
-    mean = min(max(sum(values) / len(values), low), high)  # of equal values it may be off by a rounding
+    mean = min(max(sum(values) / len(values), low), high)  # the mean of equal values may be off by a rounding error
     return Spread(mean, low, high)
 
 
 def unbeaten(points: Sequence[Point], metric: float) -> list[Point]:
-    """Those that no other is at least as fast and as accurate as, and better in one, by their means.
+    """The points that no other point dominates, by their means.
 
-    metric: of the unpruned model, a point at speed-up 1.
+    A point dominates another if it is at least as fast and as accurate, and better in one of the two.
+
+    Args:
+        points: of all contestants.
+        metric: of the unpruned model, which is a point at speed-up 1.
     """
     places = [(point.speedup.mean, point.metric.mean) for point in points]
     rivals = [(1.0, metric), *places]
@@ -81,7 +92,10 @@ def unbeaten(points: Sequence[Point], metric: float) -> list[Point]:
 
 
 def plot(points: Sequence[Point], metric: float, title: str, label: str, file: Path) -> None:
-    """One curve a contestant, ours the thick ones; bars reach from the worst seed to the best. An SVG."""
+    """Draw one curve for each contestant into an SVG file.
+
+    Our curve is thick; bars reach from the worst seed to the best.
+    """
     mpl.rcParams.update({"svg.hashsalt": "prune", "font.size": 10})
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

@@ -1,7 +1,7 @@
-"""What the int8 files of one model answer on an emulated processor: its metric there, and how many answers agree.
+"""Outputs of a model's int8 files on an emulated processor: the metric there, and the share of equal outputs.
 
-A metric calls the model one sample after the other, so it is evaluated twice: on this machine, recording every feed
-and answer, and again with the emulated processor's answers to the same feeds. Never a time.
+A metric runs the model on one sample after the other, so it is evaluated twice: on this machine, where every feed and
+output is recorded, and again with the emulated processor's outputs for the same feeds. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from toolchain.graph import run
 
 WORKERS = 2
 CHUNK = 40  # feeds of one emulator process
-HEAD = ("variant", "processor", "samples", "metric here", "metric there", "same top-1", "bit-identical")
+COLUMNS = ("variant", "processor", "samples", "metric here", "metric there", "same top-1", "bit-identical")
 
 
 @dataclass(frozen=True)
 class Place:
-    """An emulated processor, and how many samples it gets; None for all."""
+    """An emulated processor, and the number of samples it runs; None for all."""
 
     cpu: str
     samples: int | None = None
 
 
 def parse(text: str) -> Place:
-    """``CPU`` or ``CPU:SAMPLES`` of the command line."""
+    """Read ``CPU`` or ``CPU:SAMPLES`` from the command line."""
     cpu, _, samples = text.partition(":")
     try:
         emulator.find_cpu(cpu)
@@ -50,8 +50,15 @@ def parse(text: str) -> Place:
 
 @dataclass(frozen=True)
 class Answers:
-    """One file on one processor. same: share of answers whose largest entry stands where it stands here.
-    identical: share of answers equal in every bit. there: the metric, None where not all samples were run.
+    """Outputs of one file on one processor, compared with this machine's.
+
+    Attributes:
+        model, variant, file, place: the file, and where it ran.
+        samples: number of samples.
+        here: the metric on this machine.
+        there: the metric on the processor; None if not all samples were run.
+        same: share of outputs whose largest entry is at the same position.
+        identical: share of outputs that are equal in every bit.
     """
 
     model: str
@@ -65,7 +72,7 @@ class Answers:
     identical: float
 
     def measurement(self, host: Host, when: str) -> Measurement:
-        """As a row of a results file."""
+        """The row of a results file."""
         score = Score(kind="agreement", value=self.same, samples=self.samples)
         if self.there is not None:
             score = Score(kind="evaluate", value=self.there)
@@ -84,9 +91,9 @@ class Answers:
 
 
 def table(answers: Sequence[Answers]) -> str:
-    """Of one model, in Markdown."""
+    """The Markdown table of one model."""
     return tables.markdown(
-        HEAD,
+        COLUMNS,
         [
             (
                 a.variant,
@@ -138,8 +145,8 @@ def answer(model: Model, variant: str, file: Path, place: Place) -> Answers:
 
 
 def _answers(cpu: str, file: Path, asked: Sequence[Feed]) -> list[list[Array]]:
-    """Outputs for all feeds, a few processes side by side."""
+    """Outputs for all feeds, from a few processes that run at the same time."""
     chunks = [asked[i : i + CHUNK] for i in range(0, len(asked), CHUNK)]
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(lambda chunk: emulator.run(cpu, file, chunk, timeout_s=60.0 * CHUNK), chunks))
-    return [list(answer.values()) for chunk in found for answer in chunk]
+        chunked = list(pool.map(lambda chunk: emulator.run(cpu, file, chunk, timeout_s=60.0 * CHUNK), chunks))
+    return [list(answer.values()) for chunk in chunked for answer in chunk]

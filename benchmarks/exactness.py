@@ -1,11 +1,11 @@
-"""The promise of the same bits, held against every processor that can be emulated:
+"""Checks on every emulated processor that the int8 models compute the same bits:
 
     python -m benchmarks.exactness [MODEL ...] [--processors NAME ...] [--samples 1] [-o FOLDER]
 
-Each model is exported once as u8 (x86) and once as s8 (ARM); both files run on each processor, and every output is
-compared with what this machine's kernels gave. Where the certificate names float operators and outputs differ, the
-int8 part is cut out of the model, fed with the same numbers on both sides and compared alone: identical there means
-that the float operators are the only cause.
+Each model is written once as u8 (x86) and once as s8 (ARM). Both files run on each processor, and every output is
+compared with the output of this machine's kernels. If outputs differ and the certificate names float operators, the
+int8 part is cut out of the model, gets the same inputs on both sides and is compared alone: if it is identical, the
+float operators are the only cause.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from toolchain.quantization.qdq.writer import Encoding
 PROCESSORS = ("x86-avx2", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a710", "max")
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")
 CALIBRATION = 12
-HEAD = ("model", "written as", "processor", "outputs", "largest difference", "int8 part")
+COLUMNS = ("model", "written as", "processor", "outputs", "largest difference", "int8 part")
 Answers = list[dict[str, Array]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A model in both spellings, inputs for it, and what this machine's own kernels answer."""
+    """A model in both encodings, inputs for it, and the outputs of this machine's kernels."""
 
     files: dict[Encoding, Path]
     feeds: list[Feed]
@@ -53,7 +53,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Subject:
-    """A quantized model whole, and its int8 nodes alone. verdicts: of the certificate."""
+    """A quantized model, and its int8 nodes alone.
+
+    Attributes:
+        name: of the model.
+        whole: the model.
+        int8: its int8 nodes cut out.
+        verdicts: the certificate of each node.
+    """
 
     name: str
     whole: Part
@@ -62,18 +69,24 @@ class Subject:
 
     @property
     def exceptions(self) -> tuple[str, ...]:
-        """What the manifest names."""
+        """The exceptions that the manifest names."""
         return clauses(self.verdicts)
 
     @property
     def proven(self) -> bool:
-        """Whether every int8 operator has its proof."""
+        """True if every int8 operator has its proof."""
         return not any(verdict.fault and verdict.kernel for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """differing: elements not equal in every bit; largest: relative to the output's greatest magnitude."""
+    """Difference of the outputs on two processors.
+
+    Attributes:
+        differing: number of elements that are not equal.
+        size: number of all elements.
+        largest: largest difference, relative to the largest magnitude of its output.
+    """
 
     differing: int
     size: int
@@ -84,7 +97,7 @@ class Difference:
 
 
 def prepare(model: Model, folder: Path, samples: int) -> Subject:
-    """Quantize everything that can be, and write it and its int8 part both ways into `folder`."""
+    """Quantize everything that can be int8, and write the model and its int8 part in both encodings into `folder`."""
     float_model = prepare_model(model.onnx_path()).model
     feeds = list(islice(model.calibration(CALIBRATION), CALIBRATION))
     recipe = Recipe(quantize=Quantize(measure=False))
@@ -105,7 +118,7 @@ def prepare(model: Model, folder: Path, samples: int) -> Subject:
 
 
 def _inside(quantized: Quantized, feeds: list[Feed]) -> list[Feed]:
-    """What enters the int8 part, as the float model computes it here."""
+    """The inputs of the int8 part, as the float model computes them here."""
     part = int8_part(quantized.model, quantized.plan, quantized.encoding)
     return tap.capture(quantized.model, [str(value.name) for value in part.float_model.graph.inputs], feeds, threads=1)
 
@@ -117,7 +130,7 @@ def _here(file: Path, feeds: list[Feed]) -> Answers:
 
 
 def compare(part: Part, encoding: Encoding, cpu: str) -> Difference:
-    """Run one spelling on an emulated processor and compare every element of every output.
+    """Run the file of one encoding on an emulated processor and compare every element of every output.
 
     Raises:
         DeviceError: the emulator is not set up, or failed.
@@ -126,9 +139,9 @@ def compare(part: Part, encoding: Encoding, cpu: str) -> Difference:
     there = emulator.run(cpu, part.files[encoding], part.feeds, options=options, timeout_s=1800)
     differing = size = 0
     largest = 0.0
-    for expected, found in zip(part.expected, there, strict=True):
+    for expected, outputs in zip(part.expected, there, strict=True):
         for name, want in expected.items():
-            got = found[name]
+            got = outputs[name]
             size += want.size
             unequal = int(np.count_nonzero(~((got == want) | (np.isnan(got) & np.isnan(want)))))
             if unequal:
@@ -139,20 +152,22 @@ def compare(part: Part, encoding: Encoding, cpu: str) -> Difference:
 
 
 def rows(subject: Subject, processors: Sequence[str]) -> list[tuple[str, ...]]:
-    """A row for each spelling and processor; x86 has kernels for u8 alone."""
-    found: list[tuple[str, ...]] = []
+    """A row for each encoding and processor; x86 has kernels for u8 only."""
+    lines: list[tuple[str, ...]] = []
     for cpu in processors:
         for encoding in ENCODINGS[:1] if cpu.startswith("x86") else ENCODINGS:
             whole = compare(subject.whole, encoding, cpu)
             part = str(compare(subject.int8, encoding, cpu)) if whole.differing else ""
             largest = f"{whole.largest:.1e}" if whole.differing else ""
-            found.append((subject.name, encoding, cpu, str(whole), largest, part))
-            print(" | ".join(found[-1]), flush=True)
-    return found
+            lines.append((subject.name, encoding, cpu, str(whole), largest, part))
+            print(" | ".join(lines[-1]), flush=True)
+    return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The same bits on every processor that can be emulated.")
+    parser = argparse.ArgumentParser(
+        description="Check on every emulated processor that int8 models compute the same bits."
+    )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(NAMES))
     parser.add_argument("--processors", nargs="+", choices=tuple(emulator.CPUS), default=PROCESSORS)
     parser.add_argument("--samples", type=int, default=1)
@@ -163,7 +178,7 @@ def main() -> None:
         if name not in NAMES:
             parser.error(f"unknown model {name!r}; there are {', '.join(NAMES)}")
     host = describe_host()
-    found: list[tuple[str, ...]] = []
+    lines: list[tuple[str, ...]] = []
     causes: list[str] = []
     for name in names:
         if reason := missing(name):
@@ -172,17 +187,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="toolchain-exactness-") as scratch:
             subject = prepare(MODELS[name], Path(scratch), options.samples)
             causes.append(f"- {name}: {'; '.join(subject.exceptions) or 'nothing'}")
-            found += rows(subject, options.processors)
+            lines += rows(subject, options.processors)
         legend = _LEGEND.format(samples=options.samples)
-        parts = ["# The same bits elsewhere", tables.describe(host), legend, tables.markdown(HEAD, found)]
+        parts = ["# The same bits on other processors", tables.describe(host), legend, tables.markdown(COLUMNS, lines)]
         text = "\n\n".join([*parts, "What the certificates name:", "\n".join(causes)]) + "\n"
         write_text(options.output / f"exactness-{tables.slug(host)}.md", text)
 
 
 _LEGEND = (
-    "All outputs on emulated processors, {samples} sample a model, against the u8 file on the host above; everything "
-    "is int8 that can be. largest difference: relative to the output's greatest magnitude. int8 part: all int8 nodes "
-    "cut out, fed with the same numbers on both sides and compared alone, where the whole differs."
+    "All outputs on emulated processors, {samples} sample for each model, compared with the u8 file on the host above; "
+    "everything that can be int8 is int8. largest difference: relative to the output's largest magnitude. int8 part: "
+    "if the whole model differs, all int8 nodes are cut out, get the same inputs on both sides and are compared alone."
 )
 
 

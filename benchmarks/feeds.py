@@ -1,6 +1,6 @@
-"""Calibration samples as files, one ``.npz`` a sample: every contestant reads the very same ones, one at a time.
+"""Calibration samples as files, one ``.npz`` for each: every contestant reads the same samples, one at a time.
 
-Needs NumPy alone: the peers' environments import it, too.
+Needs only NumPy, because the peers' environments import it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def write(feeds: Iterable[Feed], folder: Path) -> int:
 
 
 def read(folder: Path) -> Iterator[Feed]:
-    """The feeds of a folder, each read when it is asked for."""
+    """The feeds of a folder, each read when it is needed."""
     for file in sorted(folder.glob("*.npz")):
         with np.load(file) as arrays:
             yield dict(arrays)

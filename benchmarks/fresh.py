@@ -1,7 +1,7 @@
-"""Runs one function in a process of its own and says what it took: seconds, and the peak of resident memory.
+"""Runs one function in a process of its own and measures its seconds and its peak of resident memory.
 
-Memory is Linux's VmHWM, which never goes down, hence the fresh process (`benchmarks.child`). It is read after the
-function's module (and what that imports) is loaded, and again at the end; the seconds are of the call alone.
+Memory is Linux's VmHWM, which never goes down; therefore the process is fresh (`benchmarks.child`). It is read after
+the function's module (and its imports) is loaded, and again at the end. The seconds are those of the call alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 HERE = sys.executable
 LIMIT_S = 1200.0
 SILENT = {"OLIVE_DISABLE_TELEMETRY": "1", "NNCF_CI": "1"}
-"""Peers that report their use to their makers are asked not to; that would be measured, too."""
+"""Switches off the usage reports that peers send to their makers, which would be measured as well."""
 
 
 class FreshError(ToolchainError):
@@ -31,7 +31,14 @@ class FreshError(ToolchainError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call took. baseline_bytes: after imports. returned: what the function gave back, through JSON."""
+    """The cost of a call.
+
+    Attributes:
+        seconds: of the call.
+        baseline_bytes: peak memory after imports.
+        peak_bytes: peak memory at the end.
+        returned: the function's result, through JSON.
+    """
 
     seconds: float
     baseline_bytes: int
@@ -44,17 +51,21 @@ def call(
 ) -> Cost:
     """Call a module's function with JSON-able arguments in a fresh process.
 
-    function: or its name, ``module:function``, where only another interpreter (`python`) can import it.
+    Args:
+        function: the function, or its name ``module:function`` if only another interpreter can import it.
+        arguments: of the function.
+        python: the interpreter.
+        limit_s: longest time.
 
     Raises:
-        FreshError: with the function's error in one clause; or it took longer than `limit_s`.
+        FreshError: the function raised (its error in one clause), or took longer than `limit_s`.
     """
     where = function if isinstance(function, str) else f"{function.__module__}:{function.__name__}"
     module, _, name = where.partition(":")
     with tempfile.TemporaryDirectory(prefix="toolchain-fresh-") as folder:
         result = Path(folder) / "result.json"
         command = [python, "-W", "ignore", "-m", "benchmarks.child", module, name, json.dumps(arguments), str(result)]
-        # Nothing computed before is found again, and what a peer leaves lying about goes with the folder.
+        # The cache is empty, and files that a peer leaves behind are removed with the folder.
         environment = {**os.environ, **SILENT, "TOOLCHAIN_CACHE": folder, "TMPDIR": folder, "PYTHONPATH": str(ROOT)}
         try:
             done = subprocess.run(
@@ -69,7 +80,7 @@ def call(
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """Of a process that could not tell: it was killed, or never started."""
+    """The error of a process that wrote no result: it was killed, or never started."""
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

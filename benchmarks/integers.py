@@ -4,8 +4,8 @@
     python -m benchmarks.integers [MODEL ...] --check [-o FOLDER]    # quantize, and compare with that file
 
 Everything that can be int8 is int8 (`Quantize(measure=False)`): no race decides, so the files are the same at every run
-on one processor, with one version of each library. Float operators compute the ranges, so that another processor or
-version may give others; the file names those it was made with. With ``--check`` the exit code is 1 if a model changed.
+on one processor, with one version of each library. Float operators compute the ranges, so another processor or version
+may give other files: the record names those it was made with. With ``--check`` the exit code is 1 if a model changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from toolchain.core.errors import DataError, ToolchainError
 from toolchain.core.files import write_text
 from toolchain.data.calibration import open_data
 from toolchain.formats.recipe import Quantize, Recipe
+from toolchain.formats.results import Host
 from toolchain.graph import io
 from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.qdq.writer import Encoding
@@ -114,10 +114,22 @@ def differences(stored: Record, measured: Record) -> list[str]:
     return clauses
 
 
-def document(records: Mapping[str, Record], host: str) -> str:
-    """The file's content."""
-    made_with = {"host": host, "python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-    return json.dumps({"made_with": made_with, "models": dict(records)}, indent=1) + "\n"
+def made_with(host: Host) -> dict[str, str]:
+    """Everything that float results depend on: the processor and the versions of the libraries."""
+    processor = f"{host.cpu} ({', '.join(host.features)})"
+    return {"processor": processor, "python": host.python, **{name: version(name) for name in LIBRARIES}}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of hashes: `made_with`, and ``models``, a record for each name.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not path.exists():
+        raise DataError("no such file of hashes", where=path, hint="make it by running without --check")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def check(names: Iterable[str], stored: Mapping[str, Record]) -> bool:
@@ -143,13 +155,6 @@ def as_record(integers: Integers) -> dict[str, Any]:
     return record
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise DataError("no such file of hashes", where=path, hint="make it by running without --check")
-    models: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["models"]
-    return models
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.integers", description="Golden hashes of int8 files.")
     parser.add_argument(
@@ -161,13 +166,19 @@ def main(arguments: Sequence[str]) -> int:
     host = describe_host()
     file = options.output / f"integers-{tables.slug(host)}.json"
     names = [name for name in options.models or NAMES if not _left_out(name)]
+    here = made_with(host)
     if options.check:
-        return 0 if check(names, _stored(file)) else 1
-    records = _stored(file) if file.exists() else {}
+        stored = load(file)
+        for key in here:
+            if here[key] != stored["made_with"][key]:
+                print(f"{key}: {here[key]} instead of {stored['made_with'][key]}", file=sys.stderr)
+        return 0 if check(names, stored["models"]) else 1
+    records = load(file)["models"] if file.exists() else {}
     for name in names:
         records[name] = as_record(measure(MODELS[name]))
         print(f"{name}: u8 {records[name]['u8']['sha256'][:12]}, s8 {records[name]['s8']['sha256'][:12]}", flush=True)
-        write_text(file, document({name: records[name] for name in NAMES if name in records}, host.cpu))
+        ordered = {known: records[known] for known in NAMES if known in records}
+        write_text(file, json.dumps({"made_with": here, "models": ordered}, indent=1) + "\n")
     return 0
 
 

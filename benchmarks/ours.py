@@ -18,7 +18,7 @@ from toolchain.quantization.selection import select
 
 
 def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, object]:
-    """An ONNX file to an int8 file as this machine takes activations. recipe: JSON."""
+    """Quantize an ONNX file to an int8 file in this machine's encoding. recipe: JSON."""
     float_model = prepare(model).model
     quantized = quantize_model(float_model, _data(samples, io.inputs(float_model)), Recipe.model_validate_json(recipe))
     io.save(quantized.write(quantized.encoding), Path(output))
@@ -29,23 +29,29 @@ def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, ob
 def prune(
     name: str, model: str, samples: str, output: str, how: dict[str, object], size: float, seed: int
 ) -> dict[str, object]:
-    """An ONNX file to a smaller one. how: what of the settings is not their default; size: the speed-up aimed at."""
+    """Prune an ONNX file. how: settings that are not the default; size: target speed-up."""
     float_model = io.load(Path(model))
     settings = Prune.model_validate({"speedup": size, "seed": seed, **how})
-    found = prune_model(
+    pruned = prune_model(
         float_model,
         _data(samples, io.inputs(float_model)),
         settings,
         multiple=detect_host().channel_multiple,
     )
-    io.save(found.model, Path(output))
-    return {"notes": [] if found.record.helped else [found.record.reason]}
+    io.save(pruned.model, Path(output))
+    return {"notes": [] if pruned.record.helped else [pruned.record.reason]}
 
 
 def calibrate(model: str, samples: str, scope: str) -> int:
-    """Histograms of an ONNX file's tensors; returns of how many.
+    """Take histograms of an ONNX file's tensors.
 
-    scope: `selected`, those that need a scale, or `all`, every float activation (what onnxruntime's calibrators take).
+    Args:
+        model: the file.
+        samples: folder of feeds.
+        scope: `selected`, the tensors that need a scale, or `all`, every float activation as in onnxruntime.
+
+    Returns:
+        The number of tensors.
     """
     float_model = optimize(io.load(Path(model))).model
     tensors: dict[str, int | None] = dict(select(float_model).tensors)

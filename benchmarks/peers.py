@@ -1,11 +1,11 @@
-"""Other quantizers and pruners, each in an environment of its own, so that none has to agree with another's packages:
+"""Other quantizers and pruners, each in an environment of its own, because their packages exclude each other:
 
-    python -m benchmarks.peers                          # which there are, and which are installed
+    python -m benchmarks.peers                          # list them, and which are installed
     python -m benchmarks.peers install [NAME ...]       # all by default; up to 1.8 GB each
 
-An environment lies in the cache (``~/.cache/edge-toolchain/peers/NAME``) and holds what ``drivers/requirements`` pins,
-all of it, so that pip resolves nothing. torch is pinned as its CPU build: tell pip where that is, with
-``PIP_EXTRA_INDEX_URL`` or ``PIP_FIND_LINKS``, if it does not know. ``drivers/NAME.py`` is what then runs in there.
+An environment is a folder of the cache (``~/.cache/edge-toolchain/peers/NAME``) with all packages that
+``drivers/requirements`` pins, so that pip resolves nothing. torch is pinned as its CPU build: set
+``PIP_EXTRA_INDEX_URL`` or ``PIP_FIND_LINKS`` if pip does not find it. ``drivers/NAME.py`` runs in the environment.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from toolchain.core.errors import DeviceError, InputError, ToolchainError, did_y
 from toolchain.core.files import write_text
 
 REQUIREMENTS = Path(__file__).parent / "drivers" / "requirements"
-DONE = "requirements.txt"  # a copy of the pins, written when all of them are there
+INSTALLED = "requirements.txt"  # a copy of the pins, written when all packages are installed
 
 
 @dataclass(frozen=True)
 class Peer:
-    """rows: what a table calls each of its settings → the driver's argument `how`. settings: what they are.
+    """Another tool, and the settings it takes part with.
 
-    blind: those of its `how` that read no samples, so that all seeds give the same.
+    Attributes:
+        rows: name of each setting in a table → the driver's argument `how`.
+        settings: their description.
+        blind: values of `how` that read no samples, so that all seeds give the same file.
     """
 
     rows: Mapping[str, str]
@@ -41,8 +44,8 @@ class Peer:
 QUANTIZERS: Mapping[str, Peer] = {
     "nncf": Peer(
         {"NNCF": "default", "NNCF mixed": "mixed"},
-        "NNCF: `nncf.quantize` with its defaults; mixed: with preset MIXED, which it advises where activations are not "
-        "ReLU, and with model_type TRANSFORMER for transformers.",
+        "NNCF: `nncf.quantize` with its defaults; mixed: with preset MIXED, which it advises for activations other "
+        "than ReLU, and with model_type TRANSFORMER for transformers.",
     ),
     "olive": Peer(
         {"Olive": "default", "Olive U8S8": "U8S8"},
@@ -80,22 +83,22 @@ PEERS = {**QUANTIZERS, **PRUNERS}
 
 
 def driver(name: str) -> str:
-    """The peer's function, as `benchmarks.fresh` names it."""
+    """The name of the peer's function for `benchmarks.fresh`."""
     return f"benchmarks.drivers.{name}:{'prune' if name in PRUNERS else 'quantize'}"
 
 
 def interpreter(name: str) -> str | None:
-    """The Python of the peer's environment; None if that is not installed as pinned."""
+    """The Python of the peer's environment; None if it is not installed as pinned."""
     folder, pins = _folder(name), _pins(name)
-    whole = (folder / DONE).is_file() and (folder / DONE).read_text() == pins.read_text()
+    whole = (folder / INSTALLED).is_file() and (folder / INSTALLED).read_text() == pins.read_text()
     return str(_python(folder)) if whole else None
 
 
 def install(name: str) -> None:
-    """Make the peer's environment, anew if it is not as pinned.
+    """Install the peer's environment, anew if it is not as pinned.
 
     Raises:
-        DeviceError: pip failed; with its last line.
+        DeviceError: pip failed; with the last line of its errors.
     """
     if interpreter(name):
         return
@@ -105,16 +108,16 @@ def install(name: str) -> None:
     done = subprocess.run([*command, "-r", str(pins)], capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-        hint = "torch is its CPU build: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where pip finds it"
+        hint = "torch is pinned as its CPU build: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where pip finds it"
         raise DeviceError(said[-1].removeprefix("ERROR: "), where=name, hint=hint if "torch" in said[-1] else None)
-    write_text(folder / DONE, pins.read_text())
+    write_text(folder / INSTALLED, pins.read_text())
 
 
 def known(name: str) -> str:
-    """`name`, if there is such a peer.
+    """Check the name of a peer.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such peer.
     """
     if name not in PEERS:
         raise InputError(f"no peer {name!r}", hint=did_you_mean(name, PEERS))

@@ -1,14 +1,14 @@
-"""Pruning, ours beside chance, plain norms and other pruners, on the same float model and the same samples:
+"""Compares our pruning with random pruning, plain norms and other pruners, on the same float model and samples:
 
     python -m benchmarks.prune MODEL ... [--peers NAME,...|none] [--seeds 3] [--samples 64] [-o FOLDER]
     python -m benchmarks.prune MODEL ... [--points 1.1,1.2,1.4] [--ratios 0.05,0.1,0.2,0.3] [--without INGREDIENT,...]
     python -m benchmarks.prune mobilenet_v2 --data benchmarks.train.photographs:feeds [--label photographs]
 
-Each contestant cuts the model to several sizes, each in a fresh process; a seed is a set of calibration samples of its
-own (and of draws, where something is drawn). All files of one model are then timed interleaved, in one run, and scored
-with the model's labelled metric, on data that nobody has seen. In FOLDER: ``prune-MODEL-CPU.md``, the table, and
-``prune-MODEL-CPU.json.gz``, raw timings for `toolchain compare`; in ``docs``: ``prune-MODEL.svg``. With a label, that
-stands behind MODEL in every name.
+Each contestant cuts the model to several sizes, each in a fresh process. Each seed has its own set of calibration
+samples, and its own random numbers where a method draws some. All files of one model are then timed interleaved, in one
+run, and scored with the model's labelled metric on data that no contestant has read. Files written: the table
+``prune-MODEL-CPU.md`` and the raw times ``prune-MODEL-CPU.json.gz`` (for `toolchain compare`) in FOLDER, and the plot
+``prune-MODEL.svg`` in ``docs``. A label is added after MODEL in every name.
 """
 
 from __future__ import annotations
@@ -37,12 +37,23 @@ from toolchain.formats.results import Host, Measurement, Results, Score
 from toolchain.graph import io
 
 UNPRUNED = "unpruned"
-HEAD = ("contestant", "size", "metric", "worst … best", "Δ points", "speed-up", "least … most", "median ms", "MB", "s")
+COLUMNS = (
+    "contestant",
+    "size",
+    "metric",
+    "worst … best",
+    "Δ points",
+    "speed-up",
+    "least … most",
+    "median ms",
+    "MB",
+    "s",
+)
 LEGEND = (
-    "Means over the seeds, and what the seeds give at worst and at best; one seed where they change nothing. Δ points, "
-    "speed-up: against the unpruned model, all files cleaned up by `toolchain optimize` and timed interleaved, round "
-    "by round; files that differ in weights alone are timed once. s: of pruning, without the clean-up. "
-    "Bold: no other point (nor the unpruned model) is at least as fast and as accurate."
+    "Means over the seeds, with the worst and the best seed; one seed where seeds change nothing. Δ points, speed-up: "
+    "compared with the unpruned model; all files are cleaned up by `toolchain optimize` and timed interleaved, round "
+    "by round; files that differ only in their weights are timed once. s: seconds of pruning, without the clean-up. "
+    "Bold: neither another point nor the unpruned model is at least as fast and at least as accurate."
 )
 
 
@@ -56,23 +67,41 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Pruning beside chance, plain norms and other pruners.")
-    parser.add_argument("models", nargs="+", metavar="MODEL", type=choices.model, help="of benchmarks.models")
+    parser = argparse.ArgumentParser(
+        description="Compare our pruning with random pruning, plain norms and other pruners."
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", type=choices.model, help="a name from benchmarks.models")
     parser.add_argument("--peers", type=_others, default=tuple(peers.PRUNERS), metavar="NAME,...|none")
-    parser.add_argument("--without", type=_parts, default=(), metavar="PART,...", help=f"of {', '.join(INGREDIENTS)}")
-    parser.add_argument("--points", type=choices.numbers, default=(1.1, 1.2, 1.4), help="speed-ups that ours aims at")
-    parser.add_argument("--minutes", type=float, default=0.0, help="of label-free training, for a row of ours more")
-    parser.add_argument("--ratios", type=choices.numbers, default=(0.05, 0.1, 0.2, 0.3), help="what peers take out")
+    parser.add_argument(
+        "--without", type=_parts, default=(), metavar="PART,...", help=f"parts to leave out: {', '.join(INGREDIENTS)}"
+    )
+    parser.add_argument(
+        "--points", type=choices.numbers, default=(1.1, 1.2, 1.4), help="target speed-ups of our pruning"
+    )
+    parser.add_argument("--minutes", type=float, default=0.0, help="minutes of label-free training, for one more row")
+    parser.add_argument(
+        "--ratios", type=choices.numbers, default=(0.05, 0.1, 0.2, 0.3), help="shares of channels that peers remove"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument(
-        "--data", type=pkgutil.resolve_name, metavar="MODULE:CALLABLE", help="in place of calibration's"
+        "--data",
+        type=pkgutil.resolve_name,
+        metavar="MODULE:CALLABLE",
+        help="samples to use instead of the calibration samples",
     )
-    parser.add_argument("--label", default="", help="of a run that must not replace the model's own")
+    parser.add_argument("--label", default="", help="added to file names, to keep other results")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
+    parser.add_argument(
+        "--seconds",
+        dest="bench",
+        type=timing.settings,
+        default=timing.settings(3.0),
+        metavar="SECONDS",
+        help="least time that each file is timed, twice (default: 3)",
+    )
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
-    parser.add_argument("--plots", type=Path, default=DOCS, help="folder of the plot")
+    parser.add_argument("--plots", type=Path, default=DOCS, help="folder for the plot")
     return parser.parse_args()
 
 
@@ -85,7 +114,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _compare(model: Model, options: argparse.Namespace) -> None:
-    """Prune, score and time one model, and write down what came of it."""
+    """Prune, score and time one model, and write the results."""
     host = describe_host()
     field = pruners.contestants(options.points, options.ratios, options.without, options.peers, options.minutes)
     with tempfile.TemporaryDirectory(prefix="toolchain-prune-") as scratch:
@@ -97,16 +126,16 @@ def _compare(model: Model, options: argparse.Namespace) -> None:
         for contestant in field:
             print(f"{model.NAME}: pruning, {contestant.name}", flush=True)
             cuts += pruners.cut_all(contestant, model, source, samples, Path(scratch))
-        rows = _measure(model, source, cuts, options)
+        rows = measure(model, source, cuts, options)
     stem = f"prune-{_named(model, options)}-{tables.slug(host)}"
     Results(measurements=tuple(rows)).save(options.output / f"{stem}.json.gz")
-    text = _page(model, host, cuts, rows, options)
+    text = page(model, host, cuts, rows, options)
     write_text(options.output / f"{stem}.md", text)
     print(f"\n{text}", flush=True)
 
 
-def _measure(model: Model, source: Path, cuts: Sequence[Cut], options: argparse.Namespace) -> list[Measurement]:
-    """Score every file, and time one of each shape; the unpruned model is the first row."""
+def measure(model: Model, source: Path, cuts: Sequence[Cut], options: argparse.Namespace) -> list[Measurement]:
+    """Score every file, and time one file of each architecture; the unpruned model is the first row."""
     files = {UNPRUNED: source} | {_label(cut): cut.made.file for cut in cuts if cut.made.file}
     scores = {}
     for label, file in files.items():
@@ -117,7 +146,7 @@ def _measure(model: Model, source: Path, cuts: Sequence[Cut], options: argparse.
     feed = next(iter(model.calibration(1)))
     subjects = [Subject(files[label], model.NAME, label, target="host", feeds=feed) for label in first.values()]
     print(f"{model.NAME}: timing {len(subjects)} files", flush=True)
-    timed = {row.variant: row for row in timing.calmest(subjects, options.seconds, options.threads)}
+    timed = {row.variant: row for row in timing.calmest(subjects, options.bench, options.threads)}
     return [
         timed[first[shapes[label]]].model_copy(
             update={
@@ -132,7 +161,7 @@ def _measure(model: Model, source: Path, cuts: Sequence[Cut], options: argparse.
 
 
 def architecture(file: Path) -> str:
-    """A fingerprint of all that latency depends on: the graph, without the values of its float weights."""
+    """Hash everything that latency depends on: the graph, without the values of its float weights."""
     proto = onnx.load(file)
     proto.ClearField("metadata_props")
     for tensor in proto.graph.initializer:
@@ -146,10 +175,10 @@ def _label(cut: Cut) -> str:
     return f"{cut.contestant}, {cut.size:g}, seed {cut.seed}"
 
 
-def _page(
+def page(
     model: Model, host: Host, cuts: Sequence[Cut], rows: Sequence[Measurement], options: argparse.Namespace
 ) -> str:
-    """The table in Markdown; draws the plot, too."""
+    """Write the table in Markdown, and draw the plot."""
     base, *others = rows
     measured = {row.variant: row for row in others}
     assert base.latency
@@ -160,13 +189,15 @@ def _page(
         if row and row.latency and row.score:
             faster = stats.speedup(base.latency, row.latency).value
             runs.append(Run(cut.contestant, cut.size, faster, row.score.value))
-    found = curves.points(runs)
-    if found:
+    points = curves.points(runs)
+    if points:
         label = f"{model.METRIC.split(' (')[0]}, %"
-        curves.plot(found, base.score.value, model.NAME, label, options.plots / f"prune-{_named(model, options)}.svg")
-    best = curves.unbeaten(found, base.score.value)
-    table: list[tuple[str, ...]] = [(UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_file(base), "")]
-    for point in found:
+        curves.plot(points, base.score.value, model.NAME, label, options.plots / f"prune-{_named(model, options)}.svg")
+    best = curves.unbeaten(points, base.score.value)
+    table: list[tuple[str, ...]] = [
+        (UNPRUNED, "", f"{base.score.value:.4f}", "", "", "", "", *_time_and_size(base), "")
+    ]
+    for point in points:
         same = [cut for cut in cuts if (cut.contestant, cut.size) == (point.contestant, point.size)]
         table.append(line(point, point in best, base.score.value, measured[_label(same[0])], same))
     remarks = {f"- {cut.contestant}, {cut.size:g}: {cut.made.error}." for cut in cuts if cut.made.error}
@@ -174,7 +205,7 @@ def _page(
     title = f"{model.KIND}; metric: {model.METRIC}. Seeds: {options.seeds}, of {options.samples} samples each"
     title += f", from {options.data.__module__}." if options.data else "."
     parts = [f"# {model.NAME} pruned, beside others", tables.describe(host), title, f"{LEGEND} {settings}"]
-    return "\n\n".join([*parts, tables.markdown(HEAD, table), "\n".join(sorted(remarks))]).strip() + "\n"
+    return "\n\n".join([*parts, tables.markdown(COLUMNS, table), "\n".join(sorted(remarks))]).strip() + "\n"
 
 
 def _named(model: Model, options: argparse.Namespace) -> str:
@@ -182,6 +213,15 @@ def _named(model: Model, options: argparse.Namespace) -> str:
 
 
 def line(point: Point, best: bool, base: float, row: Measurement, cuts: Sequence[Cut]) -> tuple[str, ...]:
+    """The table's line for a point.
+
+    Args:
+        point: means over the seeds.
+        best: no other point dominates it.
+        base: metric of the unpruned model.
+        row: the timed file of the first seed.
+        cuts: the files of all seeds, whose seconds are averaged.
+    """
     seconds = [cut.made.cost.seconds for cut in cuts if cut.made.cost]
     return (
         f"**{point.contestant}**" if best else point.contestant,
@@ -191,7 +231,7 @@ def line(point: Point, best: bool, base: float, row: Measurement, cuts: Sequence
         f"{100 * (point.metric.mean - base):+.1f}",
         f"{point.speedup.mean:.2f}",
         _ends(point.speedup, 2),
-        *_file(row),
+        *_time_and_size(row),
         f"{sum(seconds) / len(seconds):.1f}",
     )
 
@@ -200,10 +240,9 @@ def _ends(spread: Spread, digits: int) -> str:
     return "" if spread.low == spread.high else f"{spread.low:.{digits}f} … {spread.high:.{digits}f}"
 
 
-def _file(row: Measurement) -> tuple[str, str]:
-    """Of the first seed."""
-    assert row.latency
-    return f"{stats.median(row.latency.samples_ms).value:#.3g}", f"{row.size_bytes / 1e6:.2f}"
+def _time_and_size(row: Measurement) -> tuple[str, str]:
+    """Median (ms) and size (MB) of a row."""
+    return f"{stats.median(timing.latency(row).samples_ms).value:#.3g}", f"{row.size_bytes / 1e6:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who takes part in `benchmarks.prune`: ours, ours without an ingredient, chance and plain norms as controls, peers."""
+"""The contestants of `benchmarks.prune`: ours, ours without one part, controls (random and plain norms), peers."""
 
 from __future__ import annotations
 
@@ -21,28 +21,35 @@ INGREDIENTS: Mapping[str, dict[str, object]] = {
     "branches": {"branches": False},
     "allocation": {"uniform": True},
 }
-"""Each part of ours → what of the recipe's `prune` leaves it out."""
+"""Name of each part of our pruning → the settings of the recipe's `prune` that leave it out."""
 
 PLAIN: dict[str, object] = {"uniform": True, "repair": False, "branches": False}
 CONTROLS: Mapping[str, dict[str, object]] = {
     "random, uniform": {"criterion": "random", **PLAIN},
     "L2, uniform": {"criterion": "l2", **PLAIN},
 }
-"""Our tool with nothing of its own but aligned widths."""
+"""Our tool reduced to aligned widths."""
 
 BLIND = frozenset({"L2, uniform"})
 LEGEND = (
-    "ours: `toolchain prune --speedup`, asked for the speed-up that is its size. Controls: our tool, the same aligned "
-    "share of every layer, channels drawn or by their weights' norm, nothing repaired. Sizes of the others: the ratio "
-    "of channels that they are told to take out; at 0 they only do what they do with the samples, which can help (or "
-    "harm) by itself where the model was trained on other data than it is tested on."
+    "ours: `toolchain prune --speedup`; its size is the target speed-up. Controls: our tool removes the same aligned "
+    "share of every layer, at random or by the norm of the weights, without repair. Size of the others: the ratio of "
+    "channels to remove. At 0 they only apply what they do with the samples, which alone can help or harm where the "
+    "model was trained on other data than it is tested on."
 )
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to prune. sizes: what it is asked for, in turn. function: for `fresh.call`, with `how`, size and seed at
-    the end. blind: the seed changes nothing. python: the interpreter, None where it is not installed.
+    """One way to prune.
+
+    Attributes:
+        name: of its rows.
+        function: for `fresh.call`; its last arguments are `how`, the size and the seed.
+        how: settings.
+        sizes: speed-ups or ratios to prune to, ascending.
+        blind: the seed changes nothing.
+        python: the interpreter; None if the peer is not installed.
     """
 
     name: str
@@ -53,9 +60,13 @@ class Contestant:
     python: str | None = fresh.HERE
 
 
+Cutter = Callable[[Contestant, Model, Path, Path, Path, float, int], Made]
+"""Contestant, model, float file, samples, output, size and seed → the file made. See `cut_once`."""
+
+
 @dataclass(frozen=True)
 class Cut:
-    """What a contestant made at a size with a seed."""
+    """The file that a contestant made at a size with a seed."""
 
     contestant: str
     size: float
@@ -72,28 +83,32 @@ def contestants(
 ) -> list[Contestant]:
     """Ours and the controls at the speed-ups `points`, the `others` at `ratios`.
 
-    Ours without each of `without`, and after so many `minutes` of label-free training, are minutes each and therefore
-    rows at one speed-up alone, the one in the middle.
+    Ours without each part of `without`, and ours after `minutes` of label-free training, take minutes each: they are
+    run at the middle speed-up only.
     """
     middle = (points[len(points) // 2],)
     trained: dict[str, dict[str, object]] = {f"ours, {minutes:g} min of training": {"minutes": minutes}}
     once = trained if minutes else {}
     once |= {f"ours without {part}": INGREDIENTS[part] for part in without}
-    found = [Contestant("ours", ours.prune, {}, points)]
-    found += [Contestant(name, ours.prune, how, points, name in BLIND) for name, how in CONTROLS.items()]
-    found += [Contestant(name, ours.prune, how, middle) for name, how in once.items()]
+    everyone = [Contestant("ours", ours.prune, {}, points)]
+    everyone += [Contestant(name, ours.prune, how, points, name in BLIND) for name, how in CONTROLS.items()]
+    everyone += [Contestant(name, ours.prune, how, middle) for name, how in once.items()]
     for other in others:
         peer, python = peers.PRUNERS[other], peers.interpreter(other)
-        found += [
+        everyone += [
             Contestant(row, peers.driver(other), how, ratios if blind else (0.0, *ratios), blind, python)
             for row, how in peer.rows.items()
             for blind in [how in peer.blind]
         ]
-    return found
+    return everyone
 
 
 def sample_folders(source: Iterable[Feed], samples: int, seeds: int, scratch: Path) -> list[Path]:
-    """A folder of so many of the source's samples for each seed, none in two of them."""
+    """Write a folder of samples for each seed; no sample is in two folders.
+
+    Raises:
+        DataError: the source has too few samples.
+    """
     folders = [scratch / f"samples-{seed}" for seed in range(seeds)]
     unseen = iter(source)
     for seed, folder in enumerate(folders):
@@ -105,22 +120,38 @@ def sample_folders(source: Iterable[Feed], samples: int, seeds: int, scratch: Pa
 
 
 def cut_all(
-    contestant: Contestant, model: Model, source: Path, samples: Sequence[Path], scratch: Path
+    contestant: Contestant,
+    model: Model,
+    source: Path,
+    samples: Sequence[Path],
+    scratch: Path,
+    *,
+    cut: Cutter | None = None,
 ) -> Iterator[Cut]:
-    """Every size with every seed (one where seeds change nothing), until one fails: larger ones will, too."""
+    """Cut to every size with every seed, until one fails: larger sizes would fail as well.
+
+    Args:
+        contestant: the way to prune.
+        model: the benchmark model.
+        source: its float file.
+        samples: a folder for each seed; a blind contestant gets the first one only.
+        scratch: folder for the files.
+        cut: makes one file; `cut_once` by default.
+    """
+    cut = cut or cut_once
     for size in contestant.sizes:
         for seed, folder in enumerate(samples[:1] if contestant.blind else samples):
             output = scratch / f"{contestant.name}-{size}-{seed}.onnx"
-            made = _cut(contestant, model, source, folder, output, size, seed)
+            made = cut(contestant, model, source, folder, output, size, seed)
             yield Cut(contestant.name, size, seed, made)
             if made.error:
                 return
 
 
-def _cut(
+def cut_once(
     contestant: Contestant, model: Model, source: Path, samples: Path, output: Path, size: float, seed: int
 ) -> Made:
-    """In a fresh process; then cleaned up as the unpruned model is, so that nothing but the widths differs."""
+    """Prune in a fresh process; then clean up as the unpruned model was, so that only the widths differ."""
     if contestant.python is None:
         return Made(contestant.name, None, error="not installed, see `python -m benchmarks.peers`", missing=True)
     arguments = (model.NAME, str(source), str(samples), str(output), contestant.how, size, seed)

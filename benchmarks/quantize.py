@@ -1,15 +1,16 @@
-"""Static int8, ours beside onnxruntime's own and other quantizers, on the same float file and the same samples:
+"""Compares our static int8 with onnxruntime's and other quantizers, on the same float file and the same samples:
 
     python -m benchmarks.quantize [MODEL ...] [--peers NAME,...|none] [--samples 64] [--threads 1] [-o FOLDER]
     python -m benchmarks.quantize [MODEL ...] (--ablate | --without PART,...) [--peers none] [--seconds 3]
     python -m benchmarks.quantize mobilenet_v2 --peers quantize_static --emulate x86-avx2 --emulate cortex-a53:64
 
-Each quantization is a fresh process, so that its memory is its own; the files of one model are then timed interleaved
-and scored with the model's labelled metric. In FOLDER: ``quantize-CPU.md``, the table; ``quantize-CPU.json.gz``, raw
-timings for `toolchain compare`; ``quantize-CPU.costs.json``, what quantizing took.
+Each quantization runs in a fresh process, so that its memory can be measured; the files of one model are then timed
+interleaved and scored with the model's labelled metric. Files in FOLDER: ``quantize-CPU.md``, the table;
+``quantize-CPU.json.gz``, the raw times for `toolchain compare`; ``quantize-CPU.costs.json``, time and memory of
+quantizing.
 
-With `--emulate CPU[:SAMPLES]` nothing is timed: the int8 files are asked on an emulated processor instead, which tells
-their metric there and whether the answers are this machine's. In FOLDER: ``emulated.md`` and ``emulated.json``.
+With `--emulate CPU[:SAMPLES]` nothing is timed: the int8 files run on an emulated processor, which gives their metric
+there and the share of outputs that are equal to this machine's. Files in FOLDER: ``emulated.md`` and ``emulated.json``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from toolchain.formats.results import Measurement, Results, Score
 from toolchain.graph import run
 
 FIDELITY_SAMPLES = 64
-HEAD = (
+COLUMNS = (
     "variant",
     "metric",
     "Δ",
@@ -55,16 +56,16 @@ HEAD = (
     "of it imports",
 )
 LEGEND = (
-    "Δ: against fp32. dB: how far the outputs of the first 64 test samples lie from fp32's, energy over squared "
-    "error, mean of the samples' decibels; it needs no labels and is far less a matter of chance than the metric. "
-    "median ms: of one inference, with its 95 % interval, all variants of a model interleaved; speed-up: against "
+    "Δ: difference to fp32. dB: fidelity of the outputs to fp32's on the first 64 test samples, energy over squared "
+    "error, mean of the samples' decibels; it needs no labels and depends far less on chance than the metric. "
+    "median ms: time of one inference with its 95 % interval, all variants of a model interleaved; speed-up: over "
     "fp32, round by round. Q/DQ left: QuantizeLinear and DequantizeLinear nodes in the graph that onnxruntime runs. "
-    "s, peak MiB: of quantizing, calibration included, in a fresh process that took `imports` MiB before it began."
+    "s, peak MiB: time and memory of quantizing, calibration included, in a fresh process; the peak includes imports."
 )
 EMULATED = (
-    "Answers only, no times. Here: on the host above. same top-1: answers whose largest entry stands where it stands "
-    "here; bit-identical: answers equal in every bit. No metric there where not all samples were run; a processor "
-    "with some of the samples is asked for ours alone."
+    "Outputs only, no times. here: on the host above; there: on the emulated processor. same top-1: outputs whose "
+    "largest entry is at the same position as here; bit-identical: outputs equal in every bit. Where only some of the "
+    "samples were run there is no metric, and only our variants were run."
 )
 
 
@@ -84,7 +85,12 @@ def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequ
     host = describe_host()
     rows: list[Measurement] = []
     costs: list[dict[str, object]] = []
-    parts = ["# int8 beside others", tables.describe(host), f"{LEGEND} {contestants.legend(options.peers)}", *skipped]
+    parts = [
+        "# int8 compared with other quantizers",
+        tables.describe(host),
+        f"{LEGEND} {contestants.legend(options.peers)}",
+        *skipped,
+    ]
     for model in models:
         with tempfile.TemporaryDirectory(prefix="toolchain-quantize-") as scratch:
             made = _quantize_all(model, options, Path(scratch))
@@ -100,7 +106,7 @@ def _compare(models: Sequence[Model], options: argparse.Namespace, skipped: Sequ
 
 
 def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
-    """Quantize, and ask the int8 files here and on emulated processors."""
+    """Quantize, and run the int8 files here and on emulated processors."""
     host, when = describe_host(), datetime.now(UTC).isoformat(timespec="seconds")
     rows: list[Measurement] = []
     parts = ["# int8 on emulated processors", tables.describe(host), EMULATED]
@@ -120,20 +126,33 @@ def _emulate(models: Sequence[Model], options: argparse.Namespace) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Static int8 beside onnxruntime's and other quantizers.")
+    parser = argparse.ArgumentParser(description="Compare our static int8 with onnxruntime's and other quantizers.")
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", type=choices.model, help="of benchmarks.models; all by default"
+        "models", nargs="*", metavar="MODEL", type=choices.model, help="from benchmarks.models; all by default"
     )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0, help="least time that a file is timed, twice")
+    parser.add_argument(
+        "--seconds",
+        dest="bench",
+        type=timing.settings,
+        default=timing.settings(3.0),
+        metavar="SECONDS",
+        help="least time that each file is timed, twice (default: 3)",
+    )
     parser.add_argument(
         "--peers", type=_others, default=OTHERS, metavar="NAME,...", help=f"{', '.join(OTHERS)}; or none"
     )
     parser.add_argument(
-        "--ablate", action="store_const", const=tuple(ABLATIONS), default=(), help="ours without each part"
+        "--ablate",
+        action="store_const",
+        const=tuple(ABLATIONS),
+        default=(),
+        help="also run ours without each of its parts",
     )
-    parser.add_argument("--without", type=_parts, dest="ablate", metavar="PART,...", help=f"of {', '.join(ABLATIONS)}")
+    parser.add_argument(
+        "--without", type=_parts, dest="ablate", metavar="PART,...", help=f"parts to leave out: {', '.join(ABLATIONS)}"
+    )
     parser.add_argument("--emulate", action="append", default=[], type=elsewhere.parse, metavar="CPU[:SAMPLES]")
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
     return parser.parse_args()
@@ -148,7 +167,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _quantize_all(model: Model, options: argparse.Namespace, scratch: Path) -> list[Made]:
-    """The float model, then a file for every variant."""
+    """Make a file for every variant; the first entry is the float model."""
     folder = scratch / "samples"
     feeds.write(islice(model.calibration(options.samples), options.samples), folder)
     made = [Made("fp32", model.onnx_path())]
@@ -161,7 +180,11 @@ def _quantize_all(model: Model, options: argparse.Namespace, scratch: Path) -> l
 def _measure(
     model: Model, made: Sequence[Made], options: argparse.Namespace
 ) -> tuple[Sequence[Measurement], dict[str, float]]:
-    """Score and time the files; timed twice, the calmer run is kept. Returns the fidelity of each variant, too."""
+    """Score and time the files.
+
+    Returns:
+        The rows of the calmer of two runs, and the fidelity (dB) of each variant.
+    """
     feed: Feed = next(model.calibration(1))
     subjects = []
     answers: dict[str, list[list[Array]]] = {}
@@ -182,10 +205,10 @@ def _measure(
         score = Score(kind="evaluate", value=value)
         subjects.append(Subject(item.file, model.NAME, item.variant, target="host", feeds=feed, score=score))
     print(f"{model.NAME}: timing", flush=True)
-    rows = timing.calmest(subjects, options.seconds, options.threads)
+    rows = timing.calmest(subjects, options.bench, options.threads)
     fidelity = {
-        name: float(np.mean([decibels(*pair) for pair in zip(answers["fp32"], found, strict=True)]))
-        for name, found in answers.items()
+        name: float(np.mean([decibels(*pair) for pair in zip(answers["fp32"], own, strict=True)]))
+        for name, own in answers.items()
     }
     return rows, fidelity
 
@@ -195,21 +218,23 @@ def _section(model: Model, made: Sequence[Made], rows: Sequence[Measurement], fi
     lines, remarks = [], []
     for item in made:
         if item.file is None:
-            lines.append((item.variant, "not installed" if item.missing else "failed", *[""] * (len(HEAD) - 2)))
+            lines.append((item.variant, "not installed" if item.missing else "failed", *[""] * (len(COLUMNS) - 2)))
             remarks.append(f"{item.variant}: {item.error}")
             continue
         remarks += [f"{item.variant}: {note}" for note in (item.cost.returned["notes"] if item.cost else ())]
         lines.append(line(item, measured[item.variant], measured["fp32"], fidelity[item.variant]))
     title = f"## {model.NAME}\n\n{model.KIND}; metric: {model.METRIC}."
-    return "\n\n".join([title, tables.markdown(HEAD, lines), "\n".join(f"- {remark}." for remark in remarks)]).strip()
+    return "\n\n".join(
+        [title, tables.markdown(COLUMNS, lines), "\n".join(f"- {remark}." for remark in remarks)]
+    ).strip()
 
 
 def line(item: Made, row: Measurement, base: Measurement, fidelity_db: float) -> tuple[str, ...]:
-    assert row.latency
+    """The table's line for a file; base: the row of the float model."""
     assert row.score
-    assert base.latency
     assert base.score
-    p50, faster = stats.median(row.latency.samples_ms), stats.speedup(base.latency, row.latency)
+    latency = timing.latency(row)
+    p50, faster = stats.median(latency.samples_ms), stats.speedup(timing.latency(base), latency)
     here, cost = item.variant == "fp32", item.cost
     return (
         item.variant,
@@ -218,7 +243,7 @@ def line(item: Made, row: Measurement, base: Measurement, fidelity_db: float) ->
         "" if here else f"{fidelity_db:.1f}",
         f"{p50.value:#.3g} [{p50.low:#.3g}, {p50.high:#.3g}]",
         "" if here else f"{faster.value:.2f} [{faster.low:.2f}, {faster.high:.2f}]",
-        f"{row.latency.p90_ms:#.3g}",
+        f"{latency.p90_ms:#.3g}",
         f"{row.size_bytes / 1e6:.2f}",
         "" if item.left is None else str(item.left),
         f"{cost.seconds:.1f}" if cost else "",

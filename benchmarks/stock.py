@@ -1,4 +1,4 @@
-"""onnxruntime's own quantization as a contestant: functions that `benchmarks.fresh` calls in a process of their own.
+"""onnxruntime's own quantization as a contestant: functions for `benchmarks.fresh`.
 
 It is used as its documentation advises: `quant_pre_process` first, then `quantize_static` or `quantize_dynamic`.
 """
@@ -35,19 +35,19 @@ CALIBRATORS: dict[str, tuple[CalibrationMethod, dict[str, object]]] = {
 
 
 def quantize(model: str, samples: str, output: str, variant: str, symbolic: bool) -> dict[str, object]:
-    """An ONNX file to an int8 file. variant: a key of `VARIANTS`; symbolic: infer symbolic shapes first."""
+    """Quantize an ONNX file. variant: a key of `VARIANTS`; symbolic: infer symbolic shapes first."""
     quantize_static(_prepared(model, output, symbolic), output, graphs.Reader(samples), **VARIANTS[variant])
     return {"notes": _notes(symbolic)}
 
 
 def quantize_at_run_time(model: str, samples: str, output: str, signed: bool, symbolic: bool) -> dict[str, object]:
-    """An ONNX file to one with int8 weights, whose activations are measured at every run; no sample is read.
+    """Quantize the weights of an ONNX file; activations are quantized at every run, and no sample is read.
 
-    signed: its default; no convolution of onnxruntime's takes such weights.
+    signed: signed weights, its default, which none of onnxruntime's convolutions accepts.
     """
     weights = QuantType.QInt8 if signed else QuantType.QUInt8
     quantize_dynamic(_prepared(model, output, symbolic), output, weight_type=weights)
-    return {"notes": [*_notes(symbolic), *([] if signed else ["unsigned weights, since its default does not run"])]}
+    return {"notes": [*_notes(symbolic), *([] if signed else ["unsigned weights, because its default does not run"])]}
 
 
 def _prepared(model: str, output: str, symbolic: bool) -> str:
@@ -62,7 +62,16 @@ def _notes(symbolic: bool) -> list[str]:
 
 
 def calibrate(model: str, samples: str, method: str) -> int:
-    """Ranges of an ONNX file's tensors; returns of how many. method: a key of `CALIBRATORS`."""
+    """Compute the ranges of an ONNX file's tensors.
+
+    Args:
+        model: the file.
+        samples: folder of feeds.
+        method: a key of `CALIBRATORS`.
+
+    Returns:
+        The number of tensors.
+    """
     calibrator, options = CALIBRATORS[method]
     augmented = str(Path(samples).with_suffix(".augmented.onnx"))
     engine = create_calibrator(

@@ -1,6 +1,6 @@
-"""Makes the suite ``toolchain bench --suite`` times: every model that is there, in float and as int8 for this host.
+"""Makes a suite for ``toolchain bench --suite``: every model whose data is fetched, in float and in int8 for this host.
 
-python -m benchmarks.suite FOLDER [MODEL ...]      # quantizes what is not there yet, then writes FOLDER/suite.toml
+python -m benchmarks.suite FOLDER [MODEL ...]      # quantizes new models, then writes FOLDER/suite.toml
 toolchain bench --suite FOLDER/suite.toml --format markdown
 """
 
@@ -16,16 +16,16 @@ from toolchain.api.quantize import quantize
 from toolchain.core.errors import InputError, ToolchainError, did_you_mean
 from toolchain.core.files import write_text
 
-DESCRIPTION = "Pretrained models of benchmarks/models as they are, and as `toolchain quantize` makes them int8 here"
+DESCRIPTION = "Pretrained models of benchmarks/models in float, and quantized by `toolchain quantize` on this machine"
 
 
 def fp32(name: str) -> Path:
-    """The packaged or exported float file."""
+    """The float file, packaged or exported."""
     return MODELS[name].onnx_path()
 
 
 def int8(name: str) -> Path:
-    """The default recipe's int8 file for this host, made once."""
+    """The int8 file for this host by the default recipe, made once."""
     path = store.cache() / f"{name}.int8.onnx"
     if not path.exists():
         calibration = f"benchmarks.models.{name}:calibration_feeds"

@@ -1,4 +1,4 @@
-"""What the benchmark scripts print and check in: aligned Markdown, and the host in a line."""
+"""Aligned Markdown tables and the description of the host, for the pages that the benchmark scripts write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text too: the first to the left, the others to the right."""
+    """Write a Markdown table that is aligned in plain text as well: the first column left, the others right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -27,7 +27,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def describe(host: Host) -> str:
-    """The machine in a sentence."""
+    """Describe the machine in a sentence."""
     kinds = [f for f in host.features if f in ("avx2", "avx512", "avx-vnni", "avx512-vnni", "asimd", "dotprod", "i8mm")]
     return (
         f"Host: {host.cpu}, {host.cores} cores ({', '.join(kinds)}), {host.memory_mib / 1024:.0f} GiB, {host.os}, "
@@ -36,10 +36,11 @@ def describe(host: Host) -> str:
 
 
 def slug(host: Host) -> str:
-    """The processor in a file name. VNNI is named: without it int8 is another machine."""
+    """The processor's name for file names. VNNI is named because int8 is much slower without it."""
     name = re.sub(r"[^a-z0-9]+", "-", host.cpu.lower()).strip("-")
     return f"{name}-vnni" if any("vnni" in feature for feature in host.features) else name
 
 
 def mib(size: float) -> str:
+    """Bytes as whole MiB."""
     return f"{size / 2**20:.0f}"

@@ -10,15 +10,13 @@ from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Latency, Measurement
 
 
-def calmest(subjects: Sequence[Subject], seconds: float, threads: int) -> Sequence[Measurement]:
-    """Time the subjects twice and return the calmer run, one row per subject.
+def settings(seconds: str | float) -> Bench:
+    """How each file is timed, for at least so many seconds."""
+    return Bench(min_time_s=float(seconds), rounds=6, min_runs=30)
 
-    Args:
-        subjects: files of one model.
-        seconds: least time that each file is timed, in each run.
-        threads: of the runtime.
-    """
-    settings = Bench(min_time_s=seconds, rounds=6, min_runs=30)
+
+def calmest(subjects: Sequence[Subject], settings: Bench, threads: int) -> Sequence[Measurement]:
+    """Time the subjects, files of one model, twice; return the calmer run, one row per subject."""
     return min((bench(subjects, settings=settings, threads=threads).measurements for _ in range(2)), key=_unrest)
 
 

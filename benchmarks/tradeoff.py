@@ -1,9 +1,9 @@
-"""Accuracy against latency while operators are left float, the noisiest first; a plot and a table:
+"""Plots and tabulates accuracy against latency while more and more operators stay float, the noisiest first:
 
     python -m benchmarks.tradeoff [--model mobilenet_v2] [--points 8] [--samples 64] [-o FOLDER]
 
-Two curves: from plain int8 (min-max ranges, weights rounded to nearest) and from what the default recipe makes. In
-FOLDER: ``tradeoff-MODEL-CPU.md``; in ``docs``: ``tradeoff.svg``.
+Two curves: one starts from plain int8 (min-max ranges, weights rounded to nearest), the other from the default recipe's
+model. Files written: ``tradeoff-MODEL-CPU.md`` in FOLDER, and ``tradeoff.svg`` in ``docs``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from toolchain.quantization.accuracy.mixed_precision import search
 from toolchain.quantization.loop import quantize_model
 
 STARTS = {"plain int8": ABLATIONS["all of these"], "default recipe": {}}
-HEAD = ("from", "operators left float", "metric", "speed-up")
+COLUMNS = ("from", "operators left float", "metric", "speed-up")
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Accuracy against latency while operators are left float.")
+    parser = argparse.ArgumentParser(description="Plot accuracy against latency while operators stay float.")
     parser.add_argument("--model", choices=NAMES, default="mobilenet_v2")
     parser.add_argument("--points", type=int, default=8)
     parser.add_argument("--samples", type=int, default=64)
@@ -51,7 +51,7 @@ def main() -> None:
         for p in curve
     ]
     legend = f"{model.KIND}; metric: {model.METRIC}, fp32 {base:.4f}. Speed-up over fp32, raced here, one thread."
-    parts = [f"# Trade-off of {model.NAME}", tables.describe(host), legend, tables.markdown(HEAD, rows)]
+    parts = [f"# Trade-off of {model.NAME}", tables.describe(host), legend, tables.markdown(COLUMNS, rows)]
     text = "\n\n".join(parts) + "\n"
     print(text)
     write_text(options.output / f"tradeoff-{model.NAME}-{tables.slug(host)}.md", text)
@@ -69,7 +69,7 @@ def _curve(model: Model, change: dict[str, object], options: argparse.Namespace)
 
 
 def score(model: Model, what: object) -> float:
-    """The labelled metric of a file or model."""
+    """Compute the labelled metric of a file or model."""
     engine = run.session(what)  # type: ignore[arg-type]
     return float(model.evaluate(lambda feed: list(engine.run(None, feed))))
 

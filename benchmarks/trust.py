@@ -1,13 +1,13 @@
-"""Can a comparison be believed on a machine that others use? Trials with the same file twice, and with one 5 % slower.
+"""Tests how reliable comparisons are on a shared machine: the same file twice, and a file that is 5 % slower.
 
-``python -m benchmarks.trust [MODEL ...]`` writes ``results/trust-CPU.md`` and ``.json``, where other models' trials
-stay. A trial is one run of `toolchain.benchmark.bench` on two files for a few seconds, and the question what
-`stats.difference` says of them. What must come out: *no significant difference* for the same file in 95 % of
-the trials, *slower* for the slower one in 90 %.
+``python -m benchmarks.trust [MODEL ...]`` writes ``results/trust-CPU.md`` and ``.json``, and keeps the trials of other
+models there. A trial is one run of `toolchain.benchmark.bench` on two files for a few seconds, and the result of
+`stats.difference` for them. It should be *no significant difference* for the same file in 95 % of the trials, and
+*slower* for the slower file in 90 %.
 
-The slower file computes the same and one product more: a ``MatMul`` of the input with a constant, whose result is an
-output of its own. Its width is chosen so that it costs 5 %, then the two are held against each other in a run eight
-times as long as a trial; what that finds is the true slowdown.
+The slower file has one more product: a ``MatMul`` of the input with a constant, whose result is an additional output.
+Its width is chosen so that it costs 5 %. Then the two files are compared in a run eight times as long as a trial, which
+gives the true slowdown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from toolchain.formats.recipe import Bench
 
 MODELS = ("svhn_cnn", "mnist_cnn")
 SLOWER = 0.05
-START = 128  # the first width that is tried
+START = 128  # the first width tried
 NEAR = 0.004
 TRIAL = Bench(warmup_s=0.05, min_time_s=1.2, min_runs=40, rounds=40, processes=3)
 MIDDLE = Bench(warmup_s=0.05, min_time_s=3.6, min_runs=120, rounds=120, processes=4)
@@ -46,7 +46,15 @@ LONG = Bench(warmup_s=0.05, min_time_s=9.6, min_runs=320, rounds=320, processes=
 
 @dataclass(frozen=True)
 class Trial:
-    """One comparison. slower: the second file's time over the first one's, less 1, with its 95 % interval."""
+    """One comparison.
+
+    Attributes:
+        slower: time of the second file over that of the first, minus 1.
+        low, high: its 95 % interval.
+        significant: the difference is significant.
+        load: the kernel's load average before the trial.
+        seconds: length of the trial.
+    """
 
     slower: float
     low: float
@@ -58,8 +66,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """All trials of one file. width: of the product that the slower one computes more; true: by how much it is slower
-    in the long run.
+    """All trials of one file.
+
+    Attributes:
+        name: of the file.
+        ms: its median time.
+        width: of the additional product in the slower file.
+        true: slowdown measured in the long run.
+        same: trials with the same file twice.
+        slower: trials with the slower file.
     """
 
     name: str
@@ -71,7 +86,7 @@ class Case:
 
 
 def slowed(path: Path, width: int, into: Path) -> Path:
-    """The model with one product more, of its first input's last axis with [that axis, width]."""
+    """Write the model with one more product: its first input times a constant [last axis, width]."""
     model = onnx.load(path)
     source = model.graph.input[0]
     dims = [dim.dim_value or dim.dim_param for dim in source.type.tensor_type.shape.dim]
@@ -85,7 +100,7 @@ def slowed(path: Path, width: int, into: Path) -> Path:
 
 
 def compare(first: Path, second: Path, settings: Bench) -> tuple[Estimate, float]:
-    """The speed-up of the second file, with one thread, and the first one's median (ms)."""
+    """The speed-up of the second file, with one thread, and the median of the first (ms)."""
     subjects = [Subject(first, "model", "first"), Subject(second, "model", "second")]
     a, b = (row.latency for row in bench(subjects, settings=settings, threads=1).measurements)
     assert a is not None
@@ -94,7 +109,11 @@ def compare(first: Path, second: Path, settings: Bench) -> tuple[Estimate, float
 
 
 def calibrated(path: Path, folder: Path) -> tuple[Path, int]:
-    """The file that takes 5 % longer, and its width: false position, until it is within half of a per cent."""
+    """Find the width that makes the file 5 % slower, to within 0.4 points, by false position.
+
+    Returns:
+        The slower file, and the width.
+    """
     low, high, width = (0, 0.0), None, START
     while True:
         file = slowed(path, width, folder)
@@ -138,8 +157,10 @@ def run(name: str, path: Path, trials: int, say: Callable[[str], None]) -> Case:
 
 
 def report(cases: list[Case]) -> str:
-    """The checked-in page."""
-    head = ["file", "ms", "true slowdown", "same: no difference", "slower: seen", "median found", "load", "s a trial"]
+    """Write the page of results."""
+    columns = [
+        "file", "ms", "true slowdown", "same: no difference", "slower: detected", "median", "load", "s per trial"
+    ]  # fmt: skip
     rows = []
     for case in cases:
         every = [*case.same, *case.slower]
@@ -158,21 +179,22 @@ def report(cases: list[Case]) -> str:
     return f"""# The same file twice, and one 5 % slower
 
 `python -m benchmarks.trust`, one thread. {tables.describe(describe_host())}
-The machine was in use by others all the time; *load* is the kernel's, before the trials.
+Other programs used the machine all the time; *load* is the kernel's load average before the trials.
 
 - The same file twice: *no significant difference* in {equal} of {len(same)} trials ({equal / len(same):.1%}).
-- One that is 5 % slower: found to be slower in {caught} of {len(slower)} trials ({caught / len(slower):.1%}).
+- A file that is 5 % slower: *slower* in {caught} of {len(slower)} trials ({caught / len(slower):.1%}).
 
-{tables.markdown(head, rows)}
+{tables.markdown(columns, rows)}
 
-The slower file computes one product more, so wide that it costs 5 %; *true slowdown* is from one run eight times as
-long as a trial, with its 95 % interval; *median found* is that of the trials. A trial is {TRIAL.rounds} rounds of \
+The slower file has one more product, whose width makes it 5 % slower; *true slowdown* comes from one run eight times as
+long as a trial, with its 95 % interval; *median* is the median of the trials. A trial is {TRIAL.rounds} rounds of \
 {TRIAL.min_time_s / TRIAL.rounds * 1e3:.0f} ms
-of each file shared by {TRIAL.processes} processes.
+of each file, shared by {TRIAL.processes} processes.
 """
 
 
-def _stored(path: Path) -> list[Case]:
+def stored(path: Path) -> list[Case]:
+    """Read the cases of a file; none if there is no file."""
     if not path.exists():
         return []
     return [
@@ -187,7 +209,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trust", description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     parser.add_argument(
-        "--trials", type=int, default=40, help="of each kind, over all four files (default %(default)s)"
+        "--trials", type=int, default=40, help="trials of each kind, over all four files (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     files = [
@@ -207,7 +229,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     out = tables.RESULTS / f"trust-{tables.slug(describe_host())}"
     measured = {case.name for case in cases}
-    cases = [case for case in _stored(out.with_suffix(".json")) if case.name not in measured] + cases
+    cases = [case for case in stored(out.with_suffix(".json")) if case.name not in measured] + cases
     write_text(out.with_suffix(".md"), report(cases))
     write_text(out.with_suffix(".json"), json.dumps([asdict(case) for case in cases], indent=1) + "\n")
     say(f"written: {out}.md and .json")

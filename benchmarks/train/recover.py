@@ -1,12 +1,16 @@
-"""What label-free distillation wins back of what pruning in one go, without training, has lost:
+"""Measures the accuracy that label-free distillation recovers after pruning in one step:
 
     python -m benchmarks.train.recover [mobilenet_v2|digits ...] [--speedup 1.4] [--minutes 52] [-o FOLDER]
 
-Files of each network: the float one; the same cut by `toolchain prune` until it is so much faster, repaired in closed
-form; where there are more samples to learn from than to calibrate by, cut and repaired with as many of those; and what
-training makes of the last of these in so many minutes, from unlabelled samples and the float model's answers. Scores
-are labelled, of data that nothing has seen. All files are timed interleaved, one thread. In FOLDER:
-``train-recover-MODEL-CPU.md``. Photographs: ``benchmarks/fetch.sh train``.
+Files of each network:
+
+1. the float model;
+2. that model pruned to the speed-up by `toolchain prune`, and repaired in closed form;
+3. where training has other samples than calibration: pruned and repaired with the same number of training samples;
+4. the last of these, trained for the given minutes on unlabelled samples and the float model's outputs.
+
+Scores are labelled, on data that no step has read. All files are timed interleaved, one thread. The table is
+``train-recover-MODEL-CPU.md`` in FOLDER. ``benchmarks/fetch.sh train`` fetches the photographs.
 """
 
 from __future__ import annotations
@@ -45,8 +49,14 @@ from toolchain.training.runner import run_training
 class Case:
     """Networks of one kind, their unlabelled samples and their labelled score.
 
-    networks: each makes an optimized file. samples: to learn from. calibration: what the first cut is chosen and
-    repaired by; None: the same. learn: settings of the step.
+    Attributes:
+        networks: functions that each make an optimized file.
+        samples: training samples.
+        calibration: samples for the first pruning and its repair; None for the training samples.
+        score: labelled score, 0 to 1.
+        metric: name of the score.
+        about: description of the training samples.
+        learn: settings of the training step.
     """
 
     networks: Sequence[Callable[[], Path]]
@@ -58,7 +68,7 @@ class Case:
     learn: Mapping[str, object]
 
 
-class Made(NamedTuple):
+class TimedFile(NamedTuple):
     """A file, and the seconds that making it took."""
 
     file: Path
@@ -93,25 +103,26 @@ CASES = {
         None,
         digits.evaluate,
         "top-1 (2,000 digits)",
-        "4,000 digits, labels left out",
+        "4,000 digits without labels",
         {},
     ),
 }
 
 
 SAMPLES = 400
-"""That a cut is chosen and repaired by."""
+"""Number of samples for pruning and repair."""
 ROUNDS = Bench(min_time_s=2.0, rounds=20)
-FLOAT, CUT, OTHER = "fp32", "pruned", "pruned with samples to learn from"
-HEAD = ("file", "score %", "Δ points", "won back", "speed-up", "MB", "s")
+FLOAT, CUT, OTHER = "fp32", "pruned", "pruned with training samples"
+COLUMNS = ("file", "score %", "Δ points", "recovered", "speed-up", "MB", "s")
 LEGEND = (
-    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; taught: the row above it, "
-    "trained to give the float model's answers. won back: of the points that the row `pruned` has lost. s: of the step."
+    "pruned: by `toolchain prune --speedup`, repaired in closed form, without gradients; trained: the row above, "
+    "trained to give the float model's outputs. recovered: share of the points that the row `pruned` lost. s: seconds "
+    "of the step."
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What distillation wins back.")
+    parser = argparse.ArgumentParser(description="Measure the accuracy that distillation recovers after pruning.")
     parser.add_argument("models", nargs="*", default=list(CASES), metavar="MODEL", choices=list(CASES))
     parser.add_argument("--speedup", type=float, default=1.4)
     parser.add_argument("--minutes", type=float, default=52.0)
@@ -122,7 +133,7 @@ def main() -> None:
 
 
 def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
-    """All files of every network, a table of their means."""
+    """Make all files of every network, and write a table of their means."""
     networks = [_files(f"{name}-{number}", case, make, options) for number, make in enumerate(case.networks)]
     feed = next(iter(case.samples()))
     subjects = [
@@ -132,15 +143,15 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     ]
     timed = bench(subjects, settings=ROUNDS, threads=1).measurements
     rows = list(networks[0])
-    # One row a row of the table, one column a network.
+    # Rows of the table by networks.
     faster = np.reshape(_speedups(timed, len(rows)), (len(networks), len(rows))).T
     scores = np.array([[_score(case, network[row].file) for network in networks] for row in rows])
     means = dict(zip(rows, scores.mean(1), strict=True))
     lost = means[FLOAT] - means[CUT]
     lines = []
-    for row, found, speed in zip(rows, scores, faster, strict=True):
+    for row, own, speed in zip(rows, scores, faster, strict=True):
         made = [network[row] for network in networks]
-        spread = f" ({100 * found.min():.2f}-{100 * found.max():.2f})" if len(networks) > 1 else ""
+        spread = f" ({100 * own.min():.2f}-{100 * own.max():.2f})" if len(networks) > 1 else ""
         back = f"{(means[row] - means[CUT]) / lost:.0%}" if row not in (FLOAT, CUT) and lost > 0 else ""
         size, seconds = np.mean([[one.file.stat().st_size / 1e6, one.seconds] for one in made], 0)
         points = f"{100 * (means[row] - means[FLOAT]):+.2f}"
@@ -149,12 +160,12 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
     host = timed[0].host
     several = f" Means of {len(networks)} networks." if len(networks) > 1 else ""
     parts = [
-        f"# {name} pruned, and what training wins back",
+        f"# {name}: accuracy recovered by training after pruning",
         tables.describe(host),
         f"`python -m benchmarks.train.recover {name} --speedup {options.speedup:g} --minutes {options.minutes:g}`. "
-        f"Metric: {case.metric}. To learn from: {case.about}.{several}",
+        f"Metric: {case.metric}. Training samples: {case.about}.{several}",
         LEGEND,
-        tables.markdown(HEAD, lines),
+        tables.markdown(COLUMNS, lines),
     ]
     text = "\n\n".join(parts) + "\n"
     write_text(options.output / f"train-recover-{name}-{tables.slug(host)}.md", text)
@@ -162,37 +173,39 @@ def _recover(name: str, case: Case, options: argparse.Namespace) -> None:
 
 
 def _speedups(timed: Sequence[Measurement], each: int) -> list[float]:
-    """Of every measurement against the first of its network, which has `each` of them."""
+    """Speed-ups over the first file of each network; `each` is the number of files of a network."""
     latencies = [measured.latency for measured in timed if measured.latency is not None]
     return [stats.speedup(latencies[i - i % each], latency).value for i, latency in enumerate(latencies)]
 
 
-def _files(label: str, case: Case, make: Callable[[], Path], options: argparse.Namespace) -> dict[str, Made]:
-    """Of a network, by row."""
+def _files(label: str, case: Case, make: Callable[[], Path], options: argparse.Namespace) -> dict[str, TimedFile]:
+    """Make the files of a network, by row of the table."""
     folder = store.cache() / f"recover/{label}-{options.speedup:g}"
     folder.mkdir(parents=True, exist_ok=True)
     model, settings = make(), Prune(speedup=options.speedup)
     cuts = {CUT: ("pruned.onnx", case.calibration or case.samples)}
     if case.calibration is not None:
         cuts[OTHER] = ("pruned-by-samples.onnx", case.samples)
-    files = {FLOAT: Made(model, 0.0)}
+    files = {FLOAT: TimedFile(model, 0.0)}
     for row, (name, samples) in cuts.items():
         files[row] = _kept(folder / name, partial(_prune, model, samples, settings))
-    taught = folder / f"taught-{options.minutes:g}.onnx"
+    trained = folder / f"trained-{options.minutes:g}.onnx"
     student = list(files.values())[-1].file
-    files[f"taught for {options.minutes:g} min"] = _kept(taught, partial(_teach, case, model, student, options.minutes))
+    files[f"trained for {options.minutes:g} min"] = _kept(
+        trained, partial(_teach, case, model, student, options.minutes)
+    )
     return files
 
 
-def _kept(file: Path, make: Callable[[Path], None]) -> Made:
-    """What `make` writes, once."""
+def _kept(file: Path, make: Callable[[Path], None]) -> TimedFile:
+    """Call `make` once, and note its seconds beside the file."""
     note = file.with_suffix(".json")
     if not note.exists():
         began = time.monotonic()
         make(file)
         write_text(note, json.dumps(time.monotonic() - began))
         print(f"{file.stem}: {time.monotonic() - began:.0f} s", flush=True)
-    return Made(file, float(json.loads(note.read_text(encoding="utf-8"))))
+    return TimedFile(file, float(json.loads(note.read_text(encoding="utf-8"))))
 
 
 def _prune(file: Path, samples: Callable[[], Iterable[Feed]], settings: Prune, output: Path) -> None:

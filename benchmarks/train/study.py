@@ -1,11 +1,11 @@
-"""Every technique of training on one residual network for digits, and what each is worth, in one table:
+"""Compares all training techniques on one residual network for digits, in one table:
 
     python -m benchmarks.train.study [--seeds 3] [--rows NAME,...] [-o FOLDER]
 
-A seed is a network of its own, trained from other weights, and the order in which it sees the data afterwards. Each row
-is a recipe of `toolchain train`; scores are of 2,000 digits that nothing has seen. What has been made is kept in the
-cache and not made again. The files of the first seed are timed interleaved, in one run, one thread.
-In FOLDER: ``train-digits-CPU.md``.
+Each seed has its own network, trained from other initial weights, and its own order of the data afterwards. Each row is
+a recipe of `toolchain train`; scores are of 2,000 digits that no training has read. Files are kept in the cache and not
+made again. The files of the first seed are timed interleaved, in one run, one thread. The table is
+``train-digits-CPU.md`` in FOLDER.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STUDENT = "benchmarks.train.digits:student"
 
 
 def rows() -> dict[str, list[dict[str, object]]]:
-    """Recipes' steps by the names of their rows."""
+    """Name of each row → the steps of its recipe."""
     pruned = {
         f"{name}, {amount:.0%} of {structure}": [{**PRUNE, **how, "amount": amount, "structure": structure}]
         for structure in ("weights", "channels")
@@ -70,7 +70,7 @@ def rows() -> dict[str, list[dict[str, object]]]:
         "distilled to a quarter, features": [
             {"technique": "distil", "student": STUDENT, "epochs": 20, "features": "stages"}
         ],
-        "channels 50%, int8, taught": [{**PRUNE, "amount": 0.5}, INT8],
+        "channels 50%, int8, trained": [{**PRUNE, "amount": 0.5}, INT8],
     }
     bare = (
         "magnitude, 80% of weights",
@@ -79,9 +79,9 @@ def rows() -> dict[str, list[dict[str, object]]]:
         "powers of two, 4 bits",
         "binary",
     )
-    found = pruned | others
-    untrained = {f"{name}, not trained": [{**found[name][0], "epochs": 0}] for name in (*bare, "int8, trained")}
-    return {n.replace("trained, not trained", "not trained"): steps for n, steps in (found | untrained).items()}
+    trained = pruned | others
+    untrained = {f"{name}, not trained": [{**trained[name][0], "epochs": 0}] for name in (*bare, "int8, trained")}
+    return {n.replace("trained, not trained", "not trained"): steps for n, steps in (trained | untrained).items()}
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Every technique of training on one network.")
+    parser = argparse.ArgumentParser(description="Compare all training techniques on one network.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=lambda text: tuple(text.split(";")), default=(), metavar="NAME;...")
     parser.add_argument("-o", "--output", type=Path, default=tables.RESULTS)
@@ -105,7 +105,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def dense(seed: int) -> Path:
-    """The trained float network of a seed as an optimized ONNX file, and its score beside it."""
+    """The trained float network of a seed as an optimized ONNX file, with its score beside it."""
     file = store.cache() / f"study/fp32-{seed}.onnx"
     if not file.with_suffix(".json").exists():
         file.parent.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ def dense(seed: int) -> Path:
 
 
 def _make(name: str, steps: Sequence[dict[str, object]], seed: int) -> Path:
-    """What a row's recipe makes of a seed's network; its score and the steps' records are beside it."""
+    """Apply a row's recipe to a seed's network; the score and the steps' records are stored beside the file."""
     float_model = dense(seed)
     recipe = TrainingRecipe.parse({"schema_version": 1, "seed": seed, "threads": 1, "steps": list(steps)})
     file = float_model.with_name(f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}.onnx")
@@ -156,12 +156,24 @@ def _timed(files: dict[str, Path]) -> Sequence[Measurement]:
     return bench(subjects, settings=Bench(min_time_s=2.0, rounds=20), threads=1).measurements
 
 
-HEAD = ("technique", "top-1 %", "worst … best", "Δ points", "MACs M", "zeros", "MB", "zip MB", "xz MB", "speed-up", "s")
+COLUMNS = (
+    "technique",
+    "top-1 %",
+    "worst … best",
+    "Δ points",
+    "MACs M",
+    "zeros",
+    "MB",
+    "zip MB",
+    "xz MB",
+    "speed-up",
+    "s",
+)
 LEGEND = (
-    "Means over the seeds. Δ: against fp32, which is the teacher; half of the loss is labels'. Speed-up: of the first "
-    "seed's file, all timed interleaved, one thread; `~` where it may be none. s: of training, one thread. "
-    "Zeros and codes make files smaller that are compressed, and nothing faster: onnxruntime's CPU provider multiplies "
-    "zeros like any other number, and unpacks codes when it loads a file."
+    "Means over the seeds. Δ: difference to fp32, which is the teacher; half of the loss comes from labels. "
+    "Speed-up: of the first seed's file, all timed interleaved, one thread; `~` if it is not significant. "
+    "s: seconds of training, one thread. Zeros and codes make compressed files smaller, but no model faster: "
+    "onnxruntime's CPU provider multiplies zeros like any other number, and unpacks codes when it loads a file."
 )
 
 
@@ -181,7 +193,7 @@ def _page(
     )
     command = "`python -m benchmarks.train.study`"
     parts = ["# Techniques of training", tables.describe(host), f"{command}. {about}", LEGEND]
-    return "\n\n".join([*parts, tables.markdown(HEAD, lines)]) + "\n"
+    return "\n\n".join([*parts, tables.markdown(COLUMNS, lines)]) + "\n"
 
 
 def _line(name: str, files: Sequence[Path], reference: float, faster: str) -> list[str]:

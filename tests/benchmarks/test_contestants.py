@@ -74,9 +74,9 @@ def test_an_environment_counts_only_as_pinned(empty_cache):
     folder = empty_cache / "peers" / "nncf"
     assert peers.interpreter("nncf") is None
     folder.mkdir(parents=True)
-    (folder / peers.DONE).write_text("nncf==1.0\n")
+    (folder / peers.INSTALLED).write_text("nncf==1.0\n")
     assert peers.interpreter("nncf") is None
-    (folder / peers.DONE).write_text((DRIVERS / "requirements" / "nncf.txt").read_text())
+    (folder / peers.INSTALLED).write_text((DRIVERS / "requirements" / "nncf.txt").read_text())
     assert peers.interpreter("nncf") == str(folder / "bin" / "python")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import numpy as np
 import onnx
@@ -16,7 +15,8 @@ from benchmarks.models import MODELS, NAMES, missing
 from toolchain.benchmark.host import describe_host
 from toolchain.core.errors import DataError
 
-STORED = tables.RESULTS / f"integers-{tables.slug(describe_host())}.json"
+HOST = describe_host()
+STORED = tables.RESULTS / f"integers-{tables.slug(HOST)}.json"
 
 
 def product(weight: float, name: str) -> ir.Model:
@@ -71,12 +71,12 @@ def test_without_a_file_there_is_nothing_to_compare_with(tmp_path):
 def test_integers_are_those_that_are_stored(name):
     if reason := missing(name):
         pytest.skip(reason)
-    if not STORED.exists():
-        pytest.skip("no hashes are stored for this processor")
-    stored = json.loads(STORED.read_text(encoding="utf-8"))["models"]
+    if not STORED.exists() or integers.load(STORED)["made_with"] != integers.made_with(HOST):
+        pytest.skip("no hashes are stored for this processor and these versions")
+    stored = integers.load(STORED)["models"]
     assert integers.differences(stored[name], integers.as_record(integers.measure(MODELS[name]))) == []
 
 
 def test_hashes_of_every_model_are_stored():
     for file in tables.RESULTS.glob("integers-*.json"):
-        assert set(json.loads(file.read_text(encoding="utf-8"))["models"]) == set(NAMES)
+        assert set(integers.load(file)["models"]) == set(NAMES)

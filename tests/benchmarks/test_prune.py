@@ -16,12 +16,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import choices, curves, feeds, fresh, peers, pruners, timing
+from benchmarks import choices, curves, feeds, fresh, peers, pruners
 from benchmarks.curves import Point, Run, Spread
 from benchmarks.models import MODELS, missing
-from benchmarks.prune import UNPRUNED, _measure, _page, architecture
+from benchmarks.prune import UNPRUNED, architecture, measure, page
 from toolchain.api.prepare import prepare
-from toolchain.benchmark.bench import bench
 from toolchain.core.errors import DataError
 from toolchain.formats.recipe import Bench
 from toolchain.graph import io, run
@@ -117,28 +116,27 @@ class Small:
         return float(answer({"x": np.ones((2, 4), np.float32)})[0][0, 0])
 
 
-def test_the_page_of_a_few_files(tmp_path, monkeypatch):
+def test_the_page_of_a_few_files(tmp_path):
     """Files of one shape share a time, each has a metric of its own, and failures are remarks."""
     brief = Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=1)
-    monkeypatch.setattr(timing, "calmest", lambda subjects, *_: bench(subjects, settings=brief, threads=1).measurements)
     source = reshaping_gemm(tmp_path / "source.onnx", np.full((4, 512), 0.2), 4)
     files = [reshaping_gemm(tmp_path / f"{i}.onnx", np.full((4, 2), x / 4), 4) for i, x in enumerate((0.5, 0.7))]
     cost = fresh.Cost(1.5, 0, 0, None)
     cuts = [pruners.Cut("x", 0.1, seed, pruners.Made("x", file, cost)) for seed, file in enumerate(files)]
     cuts.append(pruners.Cut("y", 0.1, 0, pruners.Made("y", None, error="no such thing")))
     options = argparse.Namespace(
-        seconds=0.05, threads=1, samples=8, seeds=2, peers=("onnxsim",), plots=tmp_path, data=Small, label="other"
+        bench=brief, threads=1, samples=8, seeds=2, peers=("onnxsim",), plots=tmp_path, data=Small, label="other"
     )
-    rows = _measure(Small(), source, cuts, options)
+    rows = measure(Small(), source, cuts, options)
     assert [row.variant for row in rows] == [UNPRUNED, "x, 0.1, seed 0", "x, 0.1, seed 1"]
     assert [row.score.value for row in rows] == [pytest.approx(v, abs=1e-6) for v in (0.8, 0.5, 0.7)]
     assert rows[1].latency == rows[2].latency != rows[0].latency
     assert [row.note for row in rows] == [None, None, "timed as x, 0.1, seed 0"]
-    page = _page(Small(), rows[0].host, cuts, rows, options)
-    (line,) = [line for line in page.splitlines() if line.startswith(("| x ", "| **x**"))]
+    text = page(Small(), rows[0].host, cuts, rows, options)
+    (line,) = [line for line in text.splitlines() if line.startswith(("| x ", "| **x**"))]
     assert [cell.strip() for cell in line.split("|")][2:6] == ["0.1", "0.6000", "0.5000 … 0.7000", "-20.0"]
-    assert "- y, 0.1: no such thing." in page
-    assert f"of 8 samples each, from {Small.__module__}." in page
+    assert "- y, 0.1: no such thing." in text
+    assert f"of 8 samples each, from {Small.__module__}." in text
     assert (tmp_path / "prune-small-other.svg").is_file()
 
 
@@ -165,13 +163,12 @@ def test_an_absent_peer_is_a_remark_and_no_error(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("blind", "seeds"), [(True, [0]), (False, [0, 1])])
-def test_seeds_are_tried_where_they_matter_and_larger_sizes_until_one_fails(tmp_path, monkeypatch, blind, seeds):
+def test_seeds_are_tried_where_they_matter_and_larger_sizes_until_one_fails(tmp_path, blind, seeds):
     def made(contestant, model, source, samples, output, size, seed):
         return pruners.Made(contestant.name, None, error="too small" if size == 0.3 else None)
 
-    monkeypatch.setattr(pruners, "_cut", made)
     contestant = pruners.Contestant("x", "y:z", "how", (0.1, 0.2, 0.3, 0.4), blind)
-    cuts = list(pruners.cut_all(contestant, MODELS["svhn_cnn"], tmp_path, [tmp_path] * 2, tmp_path))
+    cuts = list(pruners.cut_all(contestant, MODELS["svhn_cnn"], tmp_path, [tmp_path] * 2, tmp_path, cut=made))
     assert [(c.size, c.seed) for c in cuts] == [*product((0.1, 0.2), seeds), (0.3, 0)]
 
 

@@ -60,8 +60,8 @@ def test_quantizers_tables_come_out_of_the_samples():
             taken = {key: cost[key] for key in ("seconds", "baseline_bytes", "peak_bytes", "returned")} if cost else {}
             made = Made(variant, None, fresh.Cost(**taken) if cost else None, cost["qdq_left"] if cost else None)
             decibels = float(page[variant][2] or 0)  # of outputs, which are not stored
-            line = dict(zip(quantize.HEAD, quantize.line(made, row, measured["fp32"], decibels), strict=True))
-            published = dict(zip(quantize.HEAD, [variant, *page[variant]], strict=True))
+            line = dict(zip(quantize.COLUMNS, quantize.line(made, row, measured["fp32"], decibels), strict=True))
+            published = dict(zip(quantize.COLUMNS, [variant, *page[variant]], strict=True))
             # The page's speed-ups were computed by an earlier statistic; the intervals of both must overlap.
             newer, older = numbers(line.pop("speed-up")), numbers(published.pop("speed-up"))
             assert not newer or (newer[1] <= older[2] and older[1] <= newer[2])

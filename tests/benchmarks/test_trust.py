@@ -52,5 +52,5 @@ def test_the_page_counts_and_the_file_is_read_again(tmp_path):
     assert "5.0% [4.0%, 6.0%]" in page
     stored = tmp_path / "trust.json"
     stored.write_text(json.dumps([asdict(case)]))
-    assert trust._stored(stored) == [case]
-    assert trust._stored(tmp_path / "none.json") == []
+    assert trust.stored(stored) == [case]
+    assert trust.stored(tmp_path / "none.json") == []

@@ -236,7 +236,7 @@ def test_onnxruntime_reports_nothing_to_its_maker(tmp_path, workplace):
 # ------------------------------------------------------------------------------------------------- gates
 
 
-def test_a_drop_beyond_the_limit_fails(toolchain, workplace, short_races):
+def test_a_drop_beyond_the_limit_fails(toolchain, workplace):
     Path("falling.py").write_text(
         "from itertools import chain, repeat\nscores = chain([0.9], repeat(0.7))\ndef score(run): return next(scores)\n"
     )
@@ -247,7 +247,7 @@ def test_a_drop_beyond_the_limit_fails(toolchain, workplace, short_races):
     assert {name for name in content(workplace) if not name.startswith("__pycache__")} == set(before)
 
 
-def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace, short_races):
+def test_operators_stay_float_until_the_drop_is_met(toolchain, workplace):
     Path("strict.py").write_text(
         "import numpy as np\n"
         "expected = []\n"

@@ -23,7 +23,8 @@ from toolchain.quantization.loop import Quantized
 Score = Callable[[ir.Model], float]
 """Scores a quantized model, higher is better."""
 
-RACE_SECONDS = 1.0
+MAX_RACE_S = 1.0
+"""Longest race of a plan against the float model; shorter if the recipe's ``bench.min_time_s`` is."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def search(
     """
     clusters = noise_clusters(quantized.model, quantized.plan, sources)
     float_session = run.session(quantized.source, threads=1)
+    race_s = min(MAX_RACE_S, quantized.planner.recipe.bench.min_time_s)
     tried: dict[int, tuple[Quantized, TradeOff]] = {}
 
     def score_of(count: int) -> float:
@@ -67,7 +69,7 @@ def search(
             }
             candidate = quantized.leaving_float(reasons)
             written = candidate.write(candidate.encoding)
-            times = race(float_session, run.session(written, threads=1), feed, seconds=RACE_SECONDS).medians_s
+            times = race(float_session, run.session(written, threads=1), feed, seconds=race_s).medians_s
             point = TradeOff(float_nodes=len(reasons), score=score(written), speedup=times[0] / times[1])
             _log.info("%d operators left float: score %.4f, speed-up %.2f", len(reasons), point.score, point.speedup)
             tried[count] = candidate, point

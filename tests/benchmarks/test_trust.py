@@ -48,7 +48,7 @@ def test_the_page_counts_and_the_file_is_read_again(tmp_path):
     )  # fmt: skip
     page = trust.report([case])
     assert "difference* in 2 of 3 trials (66.7%)" in page
-    assert "slower in 1 of 3 trials (33.3%)" in page
+    assert "*slower* in 1 of 3 trials (33.3%)" in page
     assert "5.0% [4.0%, 6.0%]" in page
     stored = tmp_path / "trust.json"
     stored.write_text(json.dumps([asdict(case)]))

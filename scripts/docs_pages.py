@@ -12,9 +12,11 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = ROOT / "docs/schemas"
+API_MARK = "<!-- api -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,6 +29,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text()))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
+    """Put the public names of the package where the page of the Python API has its mark."""
+    return markdown.replace(API_MARK, python_api()) if API_MARK in markdown else markdown
+
+
+def python_api() -> str:
+    """List the public names: functions, records, errors. mkdocstrings fills in what their docstrings say."""
+    import toolchain
+
+    groups: dict[str, list[str]] = {"Functions": [], "Records": [], "Errors": []}
+    for name in toolchain.__all__:
+        value = getattr(toolchain, name)
+        if isinstance(value, type):
+            groups["Errors" if issubclass(value, Exception) else "Records"].append(name)
+        elif callable(value):
+            groups["Functions"].append(name)
+    lines = []
+    for title, names in groups.items():
+        lines += [f"## {title}", "", *(f"::: toolchain.{name}\n" for name in names)]
+    return "\n".join([*lines, "## Version", "", "::: toolchain.__version__", ""])
 
 
 def command_line() -> str:

@@ -6,6 +6,7 @@ mkdocs calls `on_files` while it builds the site (`hooks` in mkdocs.yml), so the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,11 @@ def operators() -> str:
         lines.append(f"| `{name}` | {_int8(row.int8)} | {_channels(row.channels)} |")
     lines += ["", "## What the int8 column means", "", "| word | meaning |", "|---|---|"]
     lines += [f"| {word} | {meaning} |" for word, meaning in INT8_WORDS.values()]
+    lines += ["", "## What the channels column means", "", "| word | meaning |", "|---|---|"]
+    lines += ["| kept | The channels keep their number, for the reason given. |"]
+    kinds = {type(row.channels) for row in TABLE.values() if not hasattr(row.channels, "reason")}
+    for kind in sorted(kinds, key=lambda kind: kind.__name__):
+        lines.append(f"| {kind.__name__} | {_cell(kind.__doc__.split(chr(10) * 2)[0])} |")
     return "\n".join(lines)
 
 
@@ -170,26 +176,37 @@ def file_formats() -> str:
     for path in sorted(SCHEMAS.glob("*.schema.json")):
         schema = json.loads(path.read_text(encoding="utf-8"))
         name = path.name.removesuffix(".schema.json")
-        lines += [f"## {name}", "", *_quote(schema.get("description", "")), ""]
-        lines += [f"[JSON Schema](../schemas/{path.name})", "", *_fields(schema, schema.get("$defs", {})), ""]
+        lines += [f"## {name}", "", f"[JSON Schema](../schemas/{path.name})", "", *_described(schema), ""]
         for part, definition in schema.get("$defs", {}).items():
             if "properties" in definition:
-                lines += [f"### {name}: {part}", "", *_quote(definition.get("description", "")), ""]
-                lines += [*_fields(definition, schema["$defs"]), ""]
+                lines += [f"### {name}: {part}", "", *_described(definition), ""]
     return "\n".join(lines)
 
 
-def _quote(text: str) -> list[str]:
-    return [line.strip() or "" for line in text.splitlines()]
+def _described(schema: Mapping[str, Any]) -> list[str]:
+    """Return a table's description and its keys; `key: meaning.` in the description moves to the row of the key."""
+    text = " ".join(schema.get("description", "").split())
+    keys = "|".join(map(re.escape, schema.get("properties", {})))
+    parts = re.split(rf"(?:^|(?<=[.;:] ))((?:(?:{keys})(?:, | and )?)+): ", text) if keys else [text]
+    meanings = {}
+    for names, meaning in zip(parts[1::2], parts[2::2], strict=True):
+        meanings |= dict.fromkeys(re.findall(rf"{keys}", names), _sentence(meaning))
+    return [parts[0].strip(), "", *_fields(schema, meanings)]
 
 
-def _fields(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
+def _sentence(text: str) -> str:
+    text = text.strip().rstrip(";.")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _fields(schema: Mapping[str, Any], meanings: Mapping[str, str]) -> list[str]:
     required = set(schema.get("required", ()))
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in schema.get("properties", {}).items():
         default = "required" if key in required else f"`{json.dumps(field['default'])}`" if "default" in field else ""
         default = default if len(default) < 40 else "see its table"
-        lines.append(f"| `{key}` | {_cell(_type(field))} | {_cell(default)} | {_cell(field.get('description', ''))} |")
+        meaning = field.get("description") or meanings.get(key, "")
+        lines.append(f"| `{key}` | {_cell(_type(field))} | {_cell(default)} | {_cell(meaning)} |")
     return lines
 
 

@@ -65,13 +65,16 @@ def command_line() -> str:
         "",
         "This page is generated from the commands themselves. `toolchain COMMAND -h` shows the same in a terminal.",
         "",
-        "Exit codes: 0 success, 1 a gate or a limit failed, 2 an input cannot be used, 130 interrupted.",
+        "- Exit codes: 0 success, 1 a gate or a limit failed, 2 an input cannot be used, 130 interrupted.",
+        "- `--json` prints the result as JSON on stdout; everything else is on stderr.",
+        "- `-v` also says what is decided, `-vv` everything, `-q` only the result and errors.",
+        "- `toolchain --install-completion` installs completion for your shell.",
         "",
     ]
     root = typer.main.get_command(app)
     for name, command in _commands(root, "toolchain"):
         lines += [f"## `{name}`", "", *_paragraphs(command.help or ""), ""]
-        lines += _parameter_table(command)
+        lines += [*_parameter_table(command), *_paragraphs(command.epilog or ""), ""]
     return "\n".join(lines)
 
 
@@ -113,6 +116,8 @@ def _parameter_table(command: Any) -> list[str]:
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
+    if getattr(parameter, "show_default", True) is False:
+        return ""
     default = parameter.default
     shown = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
     return f"`{default}`" if shown and str(default) else ""

@@ -55,6 +55,22 @@ def parse(arguments: list[str]) -> None:
     command.make_context(path, arguments)
 
 
+def test_examples_in_the_help_exist_with_these_options():
+    examples = [line.strip() for command in every_command() for line in (command.epilog or "").splitlines()]
+    arguments = [toolchain_arguments(line) for line in examples if line.startswith("toolchain ")]
+    assert len(arguments) >= 10
+    for given in arguments:
+        parse(given)
+
+
+def every_command():
+    waiting = [typer.main.get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        yield command
+
+
 def test_an_unknown_option_is_found():
     with pytest.raises(Exception, match=r"(?i)no such option"):
         parse(["bench", "model.onnx", "--no-such-option"])

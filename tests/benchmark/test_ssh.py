@@ -206,17 +206,14 @@ def test_an_unknown_host(board, model):
 
 def test_a_host_that_does_not_listen(board, model):
     sshd.stop(board.process)
-    with pytest.raises(
-        DeviceError, match=r"ssh:board: cannot be reached \(.*Connection refused\); see whether `ssh bo"
-    ):
+    with pytest.raises(DeviceError, match=r"board: cannot be reached \(.*Connection refused\); see whether `ssh bo"):
         run_there(model)
 
 
 def test_a_wrong_key(board, model):
     board.client.write_text(board.client.read_text().replace(f"{board.folder}/user", f"{board.folder}/other"))
-    assert re.search(
-        r"ssh:board: it accepts none of your keys \(.*Permission denied.*ssh-copy-id", refused(board, model)
-    )
+    pattern = r"ssh:board: it accepts none of your keys \(.*Permission denied.*ssh-copy-id"
+    assert re.search(pattern, refused(board, model))
 
 
 def test_an_unknown_host_key(board, model):
@@ -246,9 +243,8 @@ def test_what_looks_like_an_option_is_a_host(model, board):
 def test_the_users_forwardings_and_commands_do_not_disturb(board, model):
     with board.client.open("a") as config:
         config.write(f"  LocalForward {board.port} 127.0.0.1:9\n  ExitOnForwardFailure yes\n  RemoteCommand top\n")
-        config.write(
-            f"  RequestTTY yes\n  ControlMaster auto\n  ControlPath {board.folder}/socket\n  ControlPersist 60\n"
-        )
+        config.write(f"  RequestTTY yes\n  ControlMaster auto\n  ControlPath {board.folder}/socket\n")
+        config.write("  ControlPersist 60\n")
     assert run_there(model).measurements[0].latency is not None
     assert clean(board)
 
@@ -301,9 +297,8 @@ def test_no_network(server, model):
 def test_a_python_without_onnxruntime(board, model, tmp_path):
     subprocess.run([HERE, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     said = refused(board, model, f"{tmp_path}/bare/bin/python")
-    assert re.search(
-        r"bare/bin/python there cannot import numpy and onnxruntime \(ModuleNotFoundError.*\); install", said
-    )
+    pattern = r"bare/bin/python there cannot import numpy and onnxruntime \(ModuleNotFoundError.*\); install"
+    assert re.search(pattern, said)
 
 
 def test_a_python_that_has_it_already_is_used(server, model, tmp_path):

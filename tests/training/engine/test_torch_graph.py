@@ -173,7 +173,7 @@ def test_gelu():
     assert run.relative_error(plain(source, {"x": x})["y"], got) < 1e-5
 
 
-def test_what_pruning_passes_and_training_does_not():
+def test_operators_that_pruning_supports_and_training_does_not():
     """Operators the op table knows that cannot be trained through: a change here is one to tell users."""
     assert sorted(set(TABLE) - set(table())) == [
         "ArgMax", "Ceil", "ConstantOfShape", "Cos", "CumSum", "DequantizeLinear", "Floor", "GRU", "GatherElements",
@@ -200,13 +200,13 @@ def test_tensors_are_computed_from_any_others_and_nothing_else_is_run():
         graph({}, ["y"])
 
 
-def test_tensors_wanted_along_the_way_are_all_given():
+def test_inner_tensors_are_returned_with_the_outputs():
     found = TorchGraph(net())({"x": torch.ones(2, 4)}, ["y", "h", "x"])
     assert list(found) == ["y", "h", "x"]
     assert found["h"].shape == (2, 3)
 
 
-def test_functions_stand_between_a_tensor_and_its_readers():
+def test_readers_of_a_tensor_get_its_transform():
     graph = TorchGraph(net())
     got = graph({"x": torch.ones(1, 4)}, ["r", "y"], {"r": torch.zeros_like, "v": lambda v: v + 1})
     assert got["y"].abs().sum() == 0

@@ -1,4 +1,4 @@
-"""Weights from an alphabet, used as a plain training loop uses a technique."""
+"""Codebook weights, used in a plain training loop."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class Loop:
             self.technique.advance(self.graph.parameters, (step + 1) / total)
         return losses
 
-    def seen(self):
-        """What readers see now, by name."""
+    def decoded(self):
+        """The decoded weights as they are now, by name."""
         with torch.no_grad():
             return {
                 name: read(self.graph.parameters[name]).numpy() for name, read in self.technique.transforms().items()
@@ -112,16 +112,16 @@ def channels(name, array):
     return np.moveaxis(array, AXES[name], 0).reshape(array.shape[AXES[name]], -1)
 
 
-# ------------------------------------------------------------------------------------------ every alphabet
+# ------------------------------------------------------------------------------------------ every kind
 
 
 @pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
-def test_it_learns_and_the_file_computes_what_readers_saw(kind):
+def test_training_lowers_the_loss_and_the_file_holds_the_decoded_weights(kind):
     loop = Loop(net(), kind)
     losses = loop.run(range(30), 30)
     assert losses[-1] < 0.9 * max(losses[:5])
     finished = loop.technique.finish(loop.graph.write_back())
-    for name, array in loop.seen().items():
+    for name, array in loop.decoded().items():
         np.testing.assert_array_equal(hard(finished)[name], array)
     with torch.no_grad():
         expected = loop.graph({"x": loop.x}, ["y"], loop.technique.transforms())["y"].numpy()
@@ -130,7 +130,7 @@ def test_it_learns_and_the_file_computes_what_readers_saw(kind):
 
 @pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("adam", [False, True])
-def test_a_run_that_is_cut_resumes_to_the_same_bits(kind, adam):
+def test_an_interrupted_run_resumes_to_the_same_bits(kind, adam):
     whole = Loop(net(), kind, adam=adam)
     whole.run(range(7), 12)
     saved = whole.save()
@@ -177,7 +177,7 @@ def test_there_are_no_more_values_than_the_bits_allow(seed, kind, channels, each
 # ------------------------------------------------------------------------------------------ one at a time
 
 
-def test_an_entry_learns_by_the_sum_over_its_weights():
+def test_the_gradient_of_an_entry_is_the_sum_over_its_weights():
     array = weights(w=(6, 10))["w"]
     weight_code = SharedWeights(2, assign=0).weight_code(TensorToCode(array, 0, None))
     gradient = weights(1, g=(6, 10))["g"]
@@ -188,7 +188,7 @@ def test_an_entry_learns_by_the_sum_over_its_weights():
     np.testing.assert_allclose(weight_code.moves.grad.numpy()[0], unit * np.array(sums), rtol=1e-4)
 
 
-def test_fixed_assignments_pass_nothing_to_the_dense_weights_and_others_everything():
+def test_dense_weights_get_gradients_unless_assignments_are_fixed():
     for kind, expected in ((SharedWeights(2, assign=0), None), (SharedWeights(2, assign=1), np.ones((3, 4)))):
         array = weights(w=(3, 4))["w"]
         dense = torch.from_numpy(array).requires_grad_()
@@ -196,7 +196,7 @@ def test_fixed_assignments_pass_nothing_to_the_dense_weights_and_others_everythi
         np.testing.assert_array_equal(dense.grad, expected)
 
 
-def test_weights_choose_the_nearest_entry_anew_at_their_turns():
+def test_weights_are_assigned_to_the_nearest_entry_again():
     array = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     weight_code = SharedWeights(2, assign=2).weight_code(TensorToCode(array, 0, None))
     dense = torch.from_numpy(array)
@@ -210,7 +210,7 @@ def test_weights_choose_the_nearest_entry_anew_at_their_turns():
     np.testing.assert_array_equal(weight_code.encode(dense).codes, before)
 
 
-def test_entries_that_overtake_each_other_still_hold_their_nearest():
+def test_entries_out_of_order_still_get_their_nearest_weights():
     array = weights(w=(4, 50))["w"]
     weight_code = SharedWeights(2, group=1, assign=1).weight_code(TensorToCode(array, 0, None))
     with torch.no_grad():
@@ -221,12 +221,12 @@ def test_entries_that_overtake_each_other_still_hold_their_nearest():
     np.testing.assert_array_equal(code.codes, np.abs(array[..., None] - code.book[:, None]).argmin(-1))
 
 
-def test_what_is_frozen_does_not_move_and_is_the_largest():
+def test_frozen_weights_do_not_move_and_are_the_largest():
     loop = Loop(net(), PowerOfTwoWeights(3))
     seen, parts = [], []
     for step in range(8):
         loop.run([step], 8)
-        array = loop.seen()["d"]
+        array = loop.decoded()["d"]
         frozen = loop.technique.state()["d"]["frozen"].numpy()
         parts.append(frozen.mean())
         seen.append((array, frozen))
@@ -241,12 +241,12 @@ def test_what_is_frozen_does_not_move_and_is_the_largest():
 
 @pytest.mark.parametrize("kind", [x for x in ALL.values() if not isinstance(x, BinaryWeights)], ids=str)
 @pytest.mark.parametrize("share", [0.6, 0.9])
-def test_what_was_pruned_stays_zero_and_the_rest_has_values(kind, share):
+def test_pruned_weights_stay_zero_and_the_rest_is_coded(kind, share):
     rng = np.random.default_rng(0)
     pruned = {n: array * (rng.random(array.shape) > share * (array.ndim > 1)) for n, array in CONSTANTS.items()}
     loop = Loop(net(pruned), kind)
     loop.run(range(40), 40)
-    for coded in (loop.seen(), hard(loop.technique.finish(loop.graph.write_back()))):
+    for coded in (loop.decoded(), hard(loop.technique.finish(loop.graph.write_back()))):
         for name, array in coded.items():
             zero = pruned[name] == 0
             assert (array[zero] == 0).all()
@@ -279,7 +279,7 @@ def test_powers_are_powers(bits, terms):
 
 
 def test_binary_is_alpha_times_sign():
-    for name, array in Loop(net(), BinaryWeights()).seen().items():
+    for name, array in Loop(net(), BinaryWeights()).decoded().items():
         rows = channels(name, CONSTANTS[name])
         expected = np.abs(rows).mean(1, keepdims=True) * np.sign(rows)
         np.testing.assert_allclose(channels(name, array), expected, rtol=1e-6)
@@ -302,7 +302,7 @@ def test_products_and_their_axes():
     assert [(p.name, p.out, p.in_) for p in products(net())] == [("a", 0, 1), ("c", 1, 0), ("d", 1, 0), ("e", 0, 1)]
 
 
-def test_what_stays_float():
+def test_products_that_stay_float():
     source = net()
     names = [product.node for product in products(source)]
     assert [p.name for p in coded_products(source, "ends")] == ["c", "d"]
@@ -406,7 +406,7 @@ UNTRAINED = {
 
 
 @pytest.mark.slow
-def test_a_real_classifier_bears_few_values_without_training():
+def test_a_real_classifier_stays_accurate_with_few_values():
     digits = importlib.import_module("benchmarks.models.mnist_cnn")
     source = optimize(run.io.load(digits.onnx_path())).model
     whole = sizes(source)

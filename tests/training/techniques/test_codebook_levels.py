@@ -1,4 +1,4 @@
-"""K-means on a line and levels of powers, against brute force and against other people's programs."""
+"""K-means on a line and levels of powers, against brute force and scikit-learn."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_kmeans_never_gets_worse_and_stays_above_the_optimum(values, count, seed
             assert found[j] == pytest.approx(np.average(values[mine], weights=weights[mine]), abs=1e-9)
 
 
-def test_separate_heaps_are_found():
+def test_separate_clusters_are_found():
     values = np.concatenate([centre + np.linspace(-0.1, 0.1, 5) for centre in (-3, 0, 1, 7)])
     weights = np.random.default_rng(0).uniform(0.5, 2, len(values))
     found = kmeans(np.random.default_rng(1).permutation(values), start_centres(values, 4, "quantile"))
@@ -63,7 +63,7 @@ def test_separate_heaps_are_found():
     assert error(values, found, weights) == pytest.approx(partitions(values, weights, 4))
 
 
-def test_weights_draw_centres_and_nobody_counts_nothing():
+def test_weights_attract_centres_and_every_value_counts():
     values = np.array([0.0, 1.0, 10.0])
     np.testing.assert_allclose(kmeans(values, np.array([0.0, 10.0]), np.array([1.0, 3.0, 1.0])), [0.75, 10])
     left, right = kmeans(values, np.array([0.0, 10.0]), np.array([0.0, 3.0, 0.0]))

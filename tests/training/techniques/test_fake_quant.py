@@ -37,7 +37,7 @@ def technique(align=dict, **options):
     return FakeQuant({name: name for name in grids}, grids, products, align, **options)
 
 
-def began(**options):
+def started(**options):
     graph, made = TorchGraph(net()), technique(**options)
     made.advance(dict(graph.parameters), 0.0)
     return graph, made
@@ -52,7 +52,7 @@ def output(graph, made, x):
 
 
 def moved(made, size=0.1):
-    """The same technique after its scales have learnt something."""
+    """Change the scales of a technique, as training does."""
     rng = np.random.default_rng(3)
     with torch.no_grad():
         for leaf in made.parameters().values():
@@ -93,7 +93,7 @@ def test_gradients_of_activations_are_those_of_learned_step_sizes():
     assert move.grad * (per_sample * 255) ** 0.5 == pytest.approx(float(theta.grad), rel=1e-9)
 
 
-def test_what_does_not_learn_costs_no_gradient():
+def test_a_fixed_scale_gets_no_gradient():
     x = image().requires_grad_()
     round_to_grid(x, 0.1, 0).sum().backward()
     assert set(x.grad.unique().tolist()) <= {0.0, 1.0}
@@ -101,7 +101,7 @@ def test_what_does_not_learn_costs_no_gradient():
 
 def test_gradients_of_a_weight_and_its_scales():
     """∂ŵ/∂w = 1; ∂ŵ/∂s by hand where q is round(w / s), and where it is held at the top."""
-    graph, made = began()
+    graph, made = started()
     with torch.no_grad():
         graph.parameters["w"][0, 0, 0, 0] = 20.0  # 127 steps are 12.7
     made.advance(dict(graph.parameters), 0.1)
@@ -120,7 +120,7 @@ def test_gradients_of_a_weight_and_its_scales():
 
 
 def test_readers_get_integers_times_scales():
-    graph, made = began()
+    graph, made = started()
     through = made.transforms()
     for name in ("w", "v"):
         integers, scales = made.integers(name)
@@ -133,8 +133,8 @@ def test_readers_get_integers_times_scales():
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 30))
-def test_no_pair_overflows_whatever_has_been_learnt(seed, size):
-    graph, made = began()
+def test_no_pair_overflows_whatever_was_trained(seed, size):
+    graph, made = started()
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for weight in graph.parameters.values():
@@ -144,14 +144,14 @@ def test_no_pair_overflows_whatever_has_been_learnt(seed, size):
     assert all(is_overflow_free(as_rows(made.integers(name)[0], 0)) for name in ("w", "v"))
 
 
-def test_scales_are_asked_for_once_something_has_moved_and_can_be_refused():
+def test_scales_are_aligned_once_one_has_moved_and_stay_if_none_can_be_exported():
     asked = []
 
     def align(scales):
         asked.append(dict(scales))
         return {name: 2 * scale for name, scale in scales.items()} if len(asked) == 1 else None
 
-    graph, made = began(align=align)
+    graph, made = started(align=align)
     assert not asked
     assert made.grids()["x"] == Grid(0.03, 128)
     moved(made)
@@ -174,13 +174,13 @@ def test_a_capped_scale_does_not_grow():
         assert made.grids()["x"].scale == pytest.approx(expected, rel=1e-6)
 
 
-def test_without_learning_scales_there_is_nothing_to_train_beside_weights():
+def test_with_fixed_scales_only_weights_are_trained():
     grids = {"x": Grid(0.03, 128, learned=False)}
     assert FakeQuant({"x": "x"}, grids, [], learn_weight_scales=False).parameters() == {}
 
 
 def test_state_gives_the_same_bits():
-    graph, made = began()
+    graph, made = started()
     x = image()
     moved(made)
     made.advance(dict(graph.parameters), 0.5)
@@ -199,8 +199,8 @@ def test_state_gives_the_same_bits():
     assert torch.equal(output(graph, made, x), before)
 
 
-def test_what_is_finished_computes_the_same_without_rounding_weights():
-    graph, made = began()
+def test_the_finished_model_has_the_rounded_weights():
+    graph, made = started()
     finished = TorchGraph(made.finish(graph.write_back()))
     x, through = image(), made.transforms()
     only = {name: through[name] for name in ("x", "r", "y")}
@@ -208,9 +208,18 @@ def test_what_is_finished_computes_the_same_without_rounding_weights():
 
 
 def test_training_lowers_the_loss_and_moves_scales():
-    """Adam on everything: the output comes nearer to the float net's."""
-    graph, made = began()
-    x = image(n=16)
+    """Adam on everything: the output gets nearer to the float net's, in the mean of three sets of images."""
+    ratios = []
+    for seed in range(3):
+        losses, made = trained_on(image(seed, n=16))
+        ratios.append(np.mean(losses[-5:]) / np.mean(losses[:5]))
+        assert made.grids()["r"].scale != 0.05
+    assert np.mean(ratios) < 0.8
+
+
+def trained_on(x):
+    """Train for 60 steps; the losses and the technique."""
+    graph, made = started()
     goal = TorchGraph(net())({"x": x}, ["y"])["y"].detach()
     leaves = [*graph.parameters.values(), *made.parameters().values()]
     adam = torch.optim.Adam(leaves, 3e-3)
@@ -222,5 +231,4 @@ def test_training_lowers_the_loss_and_moves_scales():
         adam.step()
         made.advance(dict(graph.parameters), 0.5)
         losses.append(float(loss.detach()))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    assert made.grids()["r"].scale != 0.05
+    return losses, made

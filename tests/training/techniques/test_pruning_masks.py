@@ -28,7 +28,7 @@ def kept(technique, tensors, share=1.0):
 
 @settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 10, width=32)))
-def test_lamp_is_each_over_all_that_are_no_smaller(score):
+def test_lamp_scores_divide_by_the_sum_of_larger_ones(score):
     got = lamp_scores(torch.from_numpy(score)).numpy()
     order = np.argsort(score, kind="stable")
     for place, i in enumerate(order):
@@ -36,7 +36,7 @@ def test_lamp_is_each_over_all_that_are_no_smaller(score):
         assert got[i] == pytest.approx(score[i] / max(rest, 1e-20), rel=1e-4, abs=1e-6)
 
 
-def test_a_schedule_is_zhu_and_guptas():
+def test_the_schedule_is_that_of_zhu_and_gupta():
     config = MaskConfig(0.8, begin=0.2, end=0.6)
     assert config.amount_at(0.1) == 0
     assert config.amount_at(0.4) == pytest.approx(0.8 * (1 - 0.5**3))
@@ -46,7 +46,7 @@ def test_a_schedule_is_zhu_and_guptas():
 
 @pytest.mark.parametrize("amount", [0.1, 0.5, 0.8, 0.99])
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "l1", "l2"])
-def test_so_many_weights_go(criterion, amount):
+def test_the_wanted_number_of_weights_is_masked(criterion, amount):
     tensors = {"a": drawn(8, 4, 3, 3), "b": 100 * drawn(6, 8, seed=1)}
     stay = kept(PruningMasks(["a", "b"], MaskConfig(amount, criterion)), tensors)
     total = sum(mask.size for mask in stay.values())
@@ -54,7 +54,7 @@ def test_so_many_weights_go(criterion, amount):
     assert all(mask.any() for mask in stay.values())  # no tensor dies of its scale
 
 
-def test_in_one_tensor_the_smallest_go():
+def test_in_one_tensor_the_smallest_are_masked():
     tensors = {"a": drawn(5, 7)}
     (stay,) = kept(PruningMasks(["a"], MaskConfig(0.6)), tensors).values()
     sizes = tensors["a"].abs().numpy()
@@ -68,7 +68,7 @@ def test_the_threshold_is_in_root_mean_squares():
         assert np.array_equal(stay, np.abs(array) >= 0.5 * np.sqrt((array**2).mean()))
 
 
-def test_of_every_four_two_stay_along_the_summed_axis():
+def test_two_of_four_are_kept_along_the_summed_axis():
     tensors = {"a": drawn(6, 10, 3)}
     (stay,) = kept(PruningMasks(["a"], MaskConfig(0.5), pattern=(2, 4), axes={"a": 1}), tensors).values()
     assert (stay[:, :8].reshape(6, 2, 4, 3).sum(2) == 2).all()
@@ -77,7 +77,7 @@ def test_of_every_four_two_stay_along_the_summed_axis():
     assert (np.where(stay[:, :4], sizes, np.inf).min(1) >= np.where(stay[:, :4], 0, sizes).max(1)).all()
 
 
-def test_what_has_gone_stays_gone_unless_it_may_come_back():
+def test_masked_weights_return_only_with_revival():
     first, second = {"a": torch.tensor([3.0, 1.0, 2.0, 5.0])[None]}, {"a": torch.tensor([3.0, 9.0, 2.0, 5.0])[None]}
     for revive, expected in ((False, [True, False, False, True]), (True, [False, True, False, True])):
         technique = PruningMasks(["a"], MaskConfig(0.5, begin=0.0, end=0.9, revive=revive))
@@ -85,7 +85,7 @@ def test_what_has_gone_stays_gone_unless_it_may_come_back():
         assert kept(technique, second)["a"].tolist() == [expected]
 
 
-def test_gradients_reach_what_may_come_back_only():
+def test_masked_weights_get_gradients_only_with_revival():
     for revive in (False, True):
         weight = torch.tensor([[3.0, 1.0]], requires_grad=True)
         technique = PruningMasks(["a"], MaskConfig(0.5, revive=revive))
@@ -113,7 +113,7 @@ def test_the_regularizers_are_proximal_steps():
     assert PruningMasks(["a"], MaskConfig(0.5)).proximal(tensors, 0.1) == {}
 
 
-def test_a_channel_counts_by_what_makes_it_and_what_reads_it():
+def test_a_channel_is_scored_by_producers_and_consumers():
     """A factor that moves from one to the other changes nothing, and a normalized channel is as large as its scale."""
     tensors = {"made": drawn(4, 6), "read": drawn(5, 4, seed=1), "gain": torch.tensor([1.0, 4.0, 2.0, 3.0])}
     made, read = WeightAxis("made", 0, np.arange(4), 1), WeightAxis("read", 1, np.arange(4), 0)
@@ -166,7 +166,7 @@ def test_masking_channels_is_cutting_them():
     assert not np.allclose(masked, plain(whole, {"x": x.numpy()})["y"], atol=1e-2)
 
 
-def test_its_state_can_be_taken_over():
+def test_its_state_can_be_restored():
     tensors = {"a": drawn(8, 8)}
     first, second = (PruningMasks(["a"], MaskConfig(0.5, begin=0.0, end=0.9)) for _ in range(2))
     first.advance(tensors, 0.5)

@@ -35,8 +35,8 @@ def case(name):
     return quantized(optimize(nets.build(name), verify=False).model)
 
 
-def learnt(student, size=0.1, seed=1):
-    """The student's graph, with weights and scales that have moved by a tenth, each its own way."""
+def perturbed(student, size=0.1, seed=1):
+    """The student's graph, with weights and scales that are moved at random by a tenth."""
     graph, rng = TorchGraph(student.model), np.random.default_rng(seed)
     with torch.no_grad():
         for leaf in [*graph.parameters.values(), *student.technique.parameters().values()]:
@@ -46,7 +46,7 @@ def learnt(student, size=0.1, seed=1):
     return graph
 
 
-def begun(student):
+def untrained(student):
     graph = TorchGraph(student.model)
     student.technique.advance(dict(graph.parameters), 0.0)
     return graph
@@ -73,7 +73,7 @@ def faults(int8):
 
 
 @pytest.mark.parametrize("name", nets.CASES)
-def test_the_student_computes_what_the_file_does(name):
+def test_the_student_computes_the_same_as_the_file(name):
     """Before training, and after weights, biases and scales have moved; no operator is lost, and no proof.
 
     Not one step apart: sums of so few terms are exact in float, too.
@@ -81,9 +81,9 @@ def test_the_student_computes_what_the_file_does(name):
     before = case(name)
     feeds = nets.draw_feeds(before.source, 3, seed=9)
     student = qat.qat_student(before)
-    graph = begun(student)
+    graph = untrained(student)
     assert steps_apart(student, graph, before, feeds).max() < 1e-3
-    graph = learnt(student)
+    graph = perturbed(student)
     after = qat.trained_plan(student, graph.write_back())
     assert steps_apart(student, graph, after, feeds).max() < 1e-3
     assert after.plan.int8_nodes() == before.plan.int8_nodes()
@@ -94,11 +94,11 @@ def test_the_student_computes_what_the_file_does(name):
 
 
 @pytest.mark.parametrize("name", ["shortcut", "gate", "depthwise, clip, pointwise"])
-def test_the_trained_file_is_what_numpy_makes_of_the_trained_plan(name):
+def test_the_trained_file_computes_the_same_as_numpy_from_the_plan(name):
     """The plan's oracle knows nothing of torch."""
     before = case(name)
     student = qat.qat_student(before)
-    after = qat.trained_plan(student, learnt(student).write_back())
+    after = qat.trained_plan(student, perturbed(student).write_back())
     written = after.write("u8")
     for feed in nets.draw_feeds(before.source, 3, seed=9):
         expected = by_hand.simulate(after.model, after.plan, feed)
@@ -106,10 +106,10 @@ def test_the_trained_file_is_what_numpy_makes_of_the_trained_plan(name):
         assert np.abs(got - expected[name]).max() < 1e-3 * after.plan.activations[name].scale
 
 
-def test_without_training_the_integers_are_the_plan_s():
+def test_without_training_the_integers_are_those_of_the_plan():
     before = case("shortcut")
     student = qat.qat_student(before)
-    after = qat.trained_plan(student, begun(student).write_back())
+    after = qat.trained_plan(student, untrained(student).write_back())
     assert after.plan.activations == before.plan.activations
     for name, product in before.plan.products.items():
         again = after.plan.products[name]
@@ -118,18 +118,18 @@ def test_without_training_the_integers_are_the_plan_s():
         assert np.array_equal(again.bias, product.bias)
 
 
-def test_what_a_grid_is_bound_to_stays():
+def test_constraints_of_grids_hold():
     """A Sigmoid's stated range; tensors of one grid; a Clip's limit, which is where its grid has to end."""
     before = case("gate")
     student = qat.qat_student(before)
     assert "log scale of s" not in student.technique.parameters()
     assert "log scale of c" in student.technique.parameters()
-    after = qat.trained_plan(student, learnt(student).write_back())
+    after = qat.trained_plan(student, perturbed(student).write_back())
     assert after.plan.activations["s"] == before.plan.activations["s"]
 
     moved = case("integers moved about")
     student = qat.qat_student(moved)
-    after = qat.trained_plan(student, learnt(student).write_back())
+    after = qat.trained_plan(student, perturbed(student).write_back())
     shared = [name for name in after.plan.activations if scale_source(name, after.basis.selection) == "c"]
     assert len(shared) == 4
     assert len({after.plan.activations[name] for name in shared}) == 1
@@ -138,7 +138,7 @@ def test_what_a_grid_is_bound_to_stays():
     student = qat.qat_student(clipped)
     with torch.no_grad():
         student.technique.parameters()["log scale of r"].fill_(1.0)
-    after = qat.trained_plan(student, begun(student).write_back())
+    after = qat.trained_plan(student, untrained(student).write_back())
     assert after.plan.activations["r"].scale <= clipped.plan.activations["r"].scale
 
 
@@ -148,7 +148,7 @@ def test_pruned_weights_stay_zero():
     body = "c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) y = Conv(r, v)"
     model = by_hand.named(body, nets.IMAGE, "y", constants)
     student = qat.qat_student(quantized(model))
-    after = qat.trained_plan(student, learnt(student, 0.5).write_back())
+    after = qat.trained_plan(student, perturbed(student, 0.5).write_back())
     assert not after.plan.products["c"].weight.values[:, 1].any()
     assert after.plan.products["c"].weight.values[:, 0].any()
 
@@ -157,18 +157,18 @@ def test_frozen_scales_leave_all_grids_alone():
     before = case("shortcut")
     student = qat.qat_student(before, scales=False)
     assert not student.technique.parameters()
-    after = qat.trained_plan(student, learnt(student).write_back())
+    after = qat.trained_plan(student, perturbed(student).write_back())
     assert after.plan.activations == before.plan.activations
     for name, product in before.plan.products.items():
         assert np.array_equal(after.plan.products[name].weight.scales, product.weight.scales)
         assert not np.array_equal(after.plan.products[name].weight.values, product.weight.values)
 
 
-def test_the_trained_model_can_be_changed_as_any_other():
+def test_an_operator_can_be_left_float_after_training():
     """Leaving an operator float later keeps what the others have learnt."""
     before = case("shortcut")
     student = qat.qat_student(before)
-    after = qat.trained_plan(student, learnt(student).write_back())
+    after = qat.trained_plan(student, perturbed(student).write_back())
     mixed = after.leaving_float({"y": "a test"})
     assert "y" not in mixed.plan.int8_nodes()
     assert "d" in mixed.plan.int8_nodes()

@@ -1,7 +1,7 @@
-"""What training wins back, on real digits: a network that static int8 hurts, with all that is done for accuracy.
+"""Accuracy that training recovers on real digits, for a network that static int8 degrades despite all accuracy steps.
 
-Its norms began with factors from 0.25 to 4 and were never pulled together, so the channels of one tensor differ in
-range, and Hardswish lets no factor pass that could even them out. Measured: 88.65 % float, 83.15 % static, 88.55 %
+Its norms start with factors from 0.25 to 4, so the channels of one tensor differ in range, and factors cannot move
+through Hardswish to equalize them. Measured: 88.65 % float, 83.15 % static, 88.55 %
 trained without labels, 89.20 % with.
 """
 
@@ -101,30 +101,35 @@ def test_training_brings_int8_back_to_float(given, labelled):
         feeds = [{**feed, "labels": labels[i : i + 1]} for i, feed in enumerate(feeds)]
         specs = [*specs, TensorSpec("labels", np.dtype(np.int64), ("batch",))]
     learnt, held = open_data(feeds, specs).split(15, 256)
+    reached = [trained_int8(model, quantized, learnt, held, tests, seed) for seed in range(3)]
+    assert np.mean(reached) > dense - 0.003
+
+
+def trained_int8(model, quantized, learnt, held, tests, seed):
+    """Train the int8 model and check the file; its accuracy on the tests."""
     student = qat.qat_student(quantized)
     config = LossConfig(labels=0.5, temperature=2.0, inner=False, batch=32)
-    objective = build_objective(student.model, model, learnt, technique=student.technique, config=config)
+    objective = build_objective(student.model, model, learnt, technique=student.technique, config=config, seed=seed)
     at = tuple(i / 8 for i in range(1, 8))
-    found = fit(objective, held, Schedule(steps=objective.samples.steps(8, 32), rate=0.01, evaluate_at=at), threads=1)
-    assert found.improved
-    done = qat.trained_plan(student, objective.to_model())
-    written = done.write(done.encoding)
-    reached = accuracy(written, *tests)
-    assert reached > dense - 0.003
-    assert done.plan.overflow_free
-    assert not set(clauses(certify(done.model, done.plan))) - set(clauses(certify(quantized.model, quantized.plan)))
+    fitted = fit(objective, held, Schedule(steps=objective.samples.steps(8, 32), rate=0.01, evaluate_at=at), threads=1)
+    assert fitted.improved
+    trained = qat.trained_plan(student, objective.to_model())
+    written = trained.write(trained.encoding)
+    assert trained.plan.overflow_free
+    before, after = (set(clauses(certify(q.model, q.plan))) for q in (quantized, trained))
+    assert not after - before
     assert_same(student, objective, written, tests[0][:200])
+    return accuracy(written, *tests)
 
 
 def assert_same(student, objective, written, x):
-    """The file's answers are those of the network that was trained."""
+    """Check that the outputs of the file are those of the trained network."""
     graph, session = TorchGraph(student.model), run.session(written, threads=1)
     name = str(student.model.graph.outputs[0].name)
     with torch.no_grad():
-        got = graph({"x": torch.from_numpy(x), **objective.weights.dense()}, [name], student.technique.transforms())[
-            name
-        ].numpy()
+        given = {"x": torch.from_numpy(x), **objective.weights.dense()}
+        got = graph(given, [name], student.technique.transforms())[name].numpy()
     expected = session.run(None, {"x": x})[0]
     different = np.abs(got - expected) > 1e-3 * np.abs(expected).max()
-    # Float sums are added in another order here and there, which may move a rounding behind them; none was seen to.
+    # Float sums may be added in another order, which may change a rounding behind them; none was seen to.
     assert np.mean(different) < 0.01

@@ -1,4 +1,4 @@
-"""A small network to teach, and samples for it."""
+"""A small network as a teacher, the same with fewer channels as its student, and samples for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NET = """
 
 
 def net(hidden=8, *, batch="n", tail=""):
-    """A conv net with `hidden` channels inside, the first of the 8 that the teacher has."""
+    """Build a convolutional net with the first `hidden` of the teacher's 8 inner channels."""
     arrays = weights(w1=(8, 3, 3, 3), b1=8, w2=(4, 8, 3, 3), b2=4, w3=(4, 5))
     arrays |= {"w1": arrays["w1"][:hidden], "b1": arrays["b1"][:hidden], "w2": arrays["w2"][:, :hidden]}
     return model(NET.replace("y = Gemm", "y = Gemm" if not tail else "z = Gemm") + tail,

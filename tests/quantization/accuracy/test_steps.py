@@ -94,9 +94,9 @@ def test_every_step_is_logged_with_its_decibels_and_the_decision(measured, caplo
     run(*setup(recipe=Recipe(quantize=Quantize(equalize=False))))
     lines = [record.message for record in caplog.records if record.message.startswith("accuracy step")]
     assert lines == [
-        "accuracy step range search: 30.00 dB, with it 29.00 dB, left out",
-        "accuracy step bias correction: 30.00 dB, with it 31.00 dB, kept",
-        "accuracy step GPTQ rounding: 31.00 dB, with it 30.50 dB, left out",
+        "accuracy step range search: 30.00 dB -> 29.00 dB, left out",
+        "accuracy step bias correction: 30.00 dB -> 31.00 dB, kept",
+        "accuracy step GPTQ rounding: 31.00 dB -> 30.50 dB, left out",
     ]
 
 

@@ -160,7 +160,7 @@ def improve_accuracy(
 def log_step(step: AccuracyStep) -> None:
     """Log an accuracy step: the fidelity without and with it, and the decision."""
     decision = "kept" if step.used else "left out"
-    _log.info("accuracy step %s: %.2f dB, with it %.2f dB, %s", step.name, step.without_db, step.with_db, decision)
+    _log.info("accuracy step %s: %.2f dB -> %.2f dB, %s", step.name, step.without_db, step.with_db, decision)
 
 
 def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, progress: Progress) -> list[_CandidateStep]:

@@ -1,12 +1,19 @@
-"""Peers as contestants: one module each, run by the interpreter of that peer's own environment (`benchmarks.peers`).
+"""Peers as contestants: one module for each, run by the Python of the peer's own environment (`benchmarks.peers`).
 
-A module imports its peer, `benchmarks.feeds` and nothing else of this project, unless that exports for it, and offers
+A module imports its peer and `benchmarks.feeds`, and other parts of this project only to export a model. It offers
 
     quantize(model, samples, output, how, transformer) -> {"notes": [...]}
     prune(name, model, samples, output, how, size, seed) -> {"notes": [...]}
 
-model: the float ONNX file, and name: the benchmark model that it is of; samples: a folder as `benchmarks.feeds` writes
-it; output: the int8 or pruned file to be written; how: one of the variants that `benchmarks.peers` lists; transformer:
-whether it is one; size: the ratio of channels to take out; seed: of what is drawn, here only the samples. Whatever it
-raises becomes the row's remark.
+Args:
+    name: of the benchmark model.
+    model: its float ONNX file.
+    samples: a folder written by `benchmarks.feeds`.
+    output: the int8 or pruned file to write.
+    how: one of the settings listed in `benchmarks.peers`.
+    transformer: the model is a transformer.
+    size: the ratio of channels to remove.
+    seed: for random numbers; here only the samples depend on it.
+
+An exception becomes a remark below the table.
 """

@@ -1,4 +1,4 @@
-"""What the drivers share: a model at an opset that knows scales per channel; samples as onnxruntime reads them."""
+"""Helpers of the drivers: a model at an opset with scales per channel; samples for onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def upgraded(model: str) -> onnx.ModelProto:
-    """The file's model, at opset 17 if it was below 13."""
+    """Load a model, and convert it to opset 17 if its opset is below 13."""
     proto = onnx.load(model)
     opset = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     return proto if opset >= 13 else onnx.version_converter.convert_version(proto, 17)

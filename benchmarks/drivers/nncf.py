@@ -13,7 +13,7 @@ from benchmarks.drivers import graphs
 
 
 def quantize(model: str, samples: str, output: str, how: str, transformer: bool) -> dict[str, object]:
-    """how: ``default``, or ``mixed``: asymmetric activations, as it advises for all but ReLU, and the model's type."""
+    """Quantize. how: ``default``, or ``mixed``: asymmetric activations, which it advises without ReLU, and the type."""
     inputs = nncf.Dataset(list(feeds.read(Path(samples))))
     options: dict[str, object] = {}
     if how == "mixed":

@@ -1,4 +1,4 @@
-"""Olive's pass `OnnxStaticQuantization` with samples of our own, in its own environment."""
+"""Olive's pass `OnnxStaticQuantization` with our samples, in its own environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from olive.passes.onnx.quantization import OnnxStaticQuantization
 from benchmarks import feeds
 from benchmarks.drivers import graphs
 
-HOWS: dict[str, dict[str, object]] = {
+SETTINGS: dict[str, dict[str, object]] = {
     "default": {},
     "U8S8": {"precision": "int8", "activation_type": "uint8", "per_channel": True},
 }
@@ -33,7 +33,7 @@ def _dataloader(dataset: list[Any]) -> list[Any]:
 
 
 def quantize(model: str, samples: str, output: str, how: str, transformer: bool) -> dict[str, object]:
-    """how: a key of `HOWS`."""
+    """Quantize. how: a key of `SETTINGS`."""
     source = str(Path(output).with_suffix(".source.onnx"))
     onnx.save(graphs.upgraded(model), source)
     data = DataConfig(
@@ -41,7 +41,7 @@ def quantize(model: str, samples: str, output: str, how: str, transformer: bool)
         load_dataset_config=DataComponentConfig(type="folder_of_feeds", params={"folder": samples}),
         dataloader_config=DataComponentConfig(type="one_by_one"),
     )
-    options = {"data_config": data, **HOWS[how]}
+    options = {"data_config": data, **SETTINGS[how]}
     quantization = create_pass_from_dict(
         OnnxStaticQuantization, options, disable_search=True, accelerator_spec=DEFAULT_CPU_ACCELERATOR
     )

@@ -11,7 +11,7 @@ from benchmarks import feeds
 
 
 def prune(name: str, model: str, samples: str, output: str, how: str, size: float, seed: int) -> dict[str, object]:
-    """how: ``l2``, ``global``, or ``wanda``. Its block-wise fine-tuning refuses every layer whose shape has changed."""
+    """Prune. how: ``l2``, ``global`` or ``wanda``. Its block-wise fine-tuning refuses layers whose shape changed."""
     simple, _ = onnxsim.simplify(onnx.load(model))
     if how == "wanda":
         data = list(feeds.read(Path(samples)))

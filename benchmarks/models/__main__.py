@@ -1,4 +1,4 @@
-"""What every model scores in float here, as a Markdown table: ``python -m benchmarks.models [NAME ...]``."""
+"""Prints the score of every model in float as a Markdown table: ``python -m benchmarks.models [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolchain.ops import cost
 
 
 def row(model: Model) -> str:
-    """The model's line; ms: the median over the evaluation's own inferences, one thread."""
+    """The table's line for a model; ms: the median over the inferences of the evaluation, one thread."""
     engine, times_ms = session(model.onnx_path(), threads=1), []
 
     def run(feed: Feed) -> list[Array]:

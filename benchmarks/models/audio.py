@@ -1,4 +1,4 @@
-"""Recordings from Debian packages at 16 kHz, noise of three colours, mel spectrograms."""
+"""Recordings from Debian packages at 16 kHz, noise of three kinds, and mel spectrograms."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Signal = np.ndarray  # float32 [samples]
 
 def recordings() -> dict[str, list[Path]]:
     """Speaker → files: four voices of telephone prompts, and one reader for each language of an alphabet game."""
-    found = {}
+    files_by_speaker = {}
     for language, voice in PROMPTS.items():
         folder = store.path(f"deb/asterisk-core-sounds-{language}-wav", "usr/share/asterisk/sounds", voice)
-        found[voice] = [file for file in sorted(folder.glob("*.wav")) if not file.name.startswith(NO_SPEECH)]
+        files_by_speaker[voice] = [file for file in sorted(folder.glob("*.wav")) if not file.name.startswith(NO_SPEECH)]
     for folder in sorted(store.path("deb/klettres-data", "usr/share/klettres").iterdir()):
         if files := sorted(folder.rglob("*.ogg")):
-            found[folder.name] = files
-    return found
+            files_by_speaker[folder.name] = files
+    return files_by_speaker
 
 
 def read(file: Path) -> Signal:
-    """One channel at 16 kHz; other rates are resampled by cutting or extending the spectrum."""
+    """Read one channel at 16 kHz; other rates are resampled by cutting or extending the spectrum."""
     import soundfile
 
     signal, rate = soundfile.read(file, dtype="float32", always_2d=True)
     mono: Signal = signal.mean(1)
     if rate == RATE or not mono.size:
         return mono
-    tenths = -(-10 * len(mono) // rate)  # whole tenths of a second: lengths that the FFT is quick with
+    tenths = -(-10 * len(mono) // rate)  # whole tenths of a second: lengths with a fast FFT
     mono = np.pad(mono, (0, tenths * rate // 10 - len(mono)))
     resampled: Signal = np.fft.irfft(np.fft.rfft(mono), tenths * RATE // 10) * (RATE / rate)
     return resampled.astype(np.float32)

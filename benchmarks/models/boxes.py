@@ -1,4 +1,4 @@
-"""Axis-aligned boxes (left, top, right, bottom; pixels): how well those that were found cover those that are there."""
+"""Axis-aligned boxes (left, top, right, bottom; pixels): overlap, F1 of detections, and connected regions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box with each of [n, 4]; NaN with one that is NaN."""
+    """Intersection over union of one box with each of [n, 4]; NaN for a box that is NaN."""
     overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = overlap.clip(min=0).prod(1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
@@ -17,25 +17,28 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def f1(pairs: Iterable[tuple[Sequence[np.ndarray], np.ndarray]]) -> float:
-    """F1 at an overlap of 0.5 over images of (found boxes, true boxes [n, 4], NaN where a place is unused).
+    """F1 score at an overlap of 0.5.
 
-    A found box is right when it covers a true one that no box before it has covered.
+    A detected box is right if it covers a true box that no detected box before it covers.
+
+    Args:
+        pairs: for each image its detected boxes, and its true boxes [n, 4] with NaN in unused rows.
     """
-    right = found = there = 0
+    right = detected = there = 0
     for boxes, truth in pairs:
         free = np.array(truth)
         there += int(np.count_nonzero(~np.isnan(free[:, 0])))
-        found += len(boxes)
+        detected += len(boxes)
         for box in boxes:
             match = np.nan_to_num(iou(box, free))
             if match.max() >= 0.5:
                 right += 1
                 free[match.argmax()] = np.nan
-    return 2 * right / max(1, found + there)
+    return 2 * right / max(1, detected + there)
 
 
 def blobs(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The parts of a bool image that hang together, at corners too: each as its runs (row, start, stop), from above.
+    """The connected regions of a bool image (8-connectivity), each as its runs (rows, starts, stops) from the top.
 
     Runs of neighbouring rows that touch are united (union-find).
     """

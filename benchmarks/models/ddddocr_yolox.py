@@ -1,4 +1,4 @@
-"""ddddocr's detector (YOLOX, SiLU, one class): where are the characters to click in a captcha?"""
+"""ddddocr's detector (YOLOX, SiLU, one class): finds the characters to click in a captcha."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE = 416
 SCENE = (373, 416)  # width, height; the rest of the square is grey
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 MOST = 6  # letters in a scene
-CANDIDATES = 200  # boxes looked at; only a broken model has more
+CANDIDATES = 200  # boxes that are examined; only a broken model has more
 
 
 def onnx_path() -> Path:
@@ -30,7 +30,7 @@ def onnx_path() -> Path:
 
 
 def _letter(rng: np.random.Generator) -> Image.Image:
-    """One outlined letter, turned by up to 35 degrees, cut out close."""
+    """One outlined letter, rotated by up to 35 degrees, cropped."""
     ink = text.rgb(rng.integers(0, 256, 3))
     edge = (255, 255, 255) if sum(ink) < 380 else (0, 0, 0)
     letter, face = LETTERS[rng.integers(len(LETTERS))], text.font(rng, 46, 76)
@@ -78,8 +78,8 @@ def calibration_feeds() -> Iterator[Feed]:
     return calibration(64)
 
 
-def _found(out: np.ndarray) -> list[np.ndarray]:
-    """YOLOX's [3549, 6] (x, y, log w, log h, objectness, class) as boxes above a score of 0.25, without doubles."""
+def _boxes(out: np.ndarray) -> list[np.ndarray]:
+    """Read YOLOX's [3549, 6] (x, y, log w, log h, objectness, class): boxes above a score of 0.25, without doubles."""
     cells = [np.stack(np.meshgrid(*[np.arange(SIDE // step)] * 2), 2).reshape(-1, 2) for step in (8, 16, 32)]
     steps = np.repeat((8, 16, 32), [len(grid) for grid in cells])[:, None]
     centres, sizes = (out[:, :2] + np.concatenate(cells)) * steps, np.exp(out[:, 2:4]) * steps
@@ -94,4 +94,4 @@ def _found(out: np.ndarray) -> list[np.ndarray]:
 def evaluate(run: store.Run) -> float:
     test = _samples(100, 0)
     truths = zip(store.rows(test), store.field(test), strict=True)
-    return boxes.f1((_found(run(_feed(pixels))[0][0]), truth) for pixels, truth in truths)
+    return boxes.f1((_boxes(run(_feed(pixels))[0][0]), truth) for pixels, truth in truths)

@@ -1,7 +1,7 @@
 """Photographs with ImageNet-1k labels, made from those that Debian ships.
 
-``tuxpaint-stamps-default`` holds cut-out photographs that tell in their name what they show; ``imagenet_stamps.csv``
-gives the ImageNet classes that count as right for each. A test image is such a cut-out on white, on grey or on a piece
+``tuxpaint-stamps-default`` holds cut-out photographs whose names say what they show; ``imagenet_stamps.csv`` gives the
+ImageNet classes that count as right for each. A test image is such a cut-out on white, on grey or on a piece
 of a wallpaper from ``mate-backgrounds``. Calibration images are made of other cut-outs and other wallpapers.
 """
 
@@ -21,10 +21,10 @@ from toolchain.data.tensors import Array
 
 REQUIRES = ("deb/tuxpaint-stamps-default", "deb/mate-backgrounds")
 SIDE = 224
-SMALLEST = 70  # cut-outs of fewer pixels are too blurred to be judged
+SMALLEST = 70  # smaller cut-outs are too blurred
 UNLABELLED = ("animals", "food", "household", "plants", "sports", "vehicles")
 
-Image.MAX_IMAGE_PIXELS = None  # the wallpapers are large, and trusted
+Image.MAX_IMAGE_PIXELS = None  # the wallpapers are large and trusted
 
 
 def wallpaper(rng: np.random.Generator, width: int, height: int, part: int) -> Image.Image:
@@ -44,7 +44,7 @@ def _wallpapers(part: int) -> list[Image.Image]:
 
 def _small(file: Path) -> Image.Image:
     with Image.open(file) as image:
-        image.draft("RGB", (1280, 800))  # lets the JPEG decoder skip the detail
+        image.draft("RGB", (1280, 800))  # lets the JPEG decoder skip details
         return image.convert("RGB").resize((1280, 800))
 
 
@@ -59,7 +59,7 @@ def _labels() -> dict[str, set[int]]:
 
 
 def mounted(cutout: Path, ground: Image.Image, rng: np.random.Generator) -> Array:
-    """The cut-out near the middle of the ground, three quarters to nine tenths of its size, mirrored or not."""
+    """Paste the cut-out near the middle of the ground, at 74 to 90 % of its size, mirrored or not."""
     with Image.open(cutout) as file:
         stamp = file.convert("RGBA")
     scale = SIDE * rng.uniform(0.74, 0.9) / max(stamp.size)
@@ -91,7 +91,7 @@ def labelled() -> Path:
 
 
 def _calibration_image(index: int) -> Array:
-    """Of four images one is a piece of wallpaper, one a cut-out on grey, two are cut-outs on wallpaper."""
+    """One image in four is a piece of wallpaper, one a cut-out on grey, two are cut-outs on wallpaper."""
     rng = np.random.default_rng([2, index])
     ground = wallpaper(rng, SIDE, SIDE, 1)
     if index % 4 == 0:

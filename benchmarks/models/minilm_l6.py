@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a sentence encoder (6-layer BERT): which of 12 categories does a dictionary gloss define?"""
+"""all-MiniLM-L6-v2, a sentence encoder (6-layer BERT), tested by sorting dictionary glosses into 12 categories."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def onnx_path() -> Path:
 
 
 def _tokens(text: str) -> list[int]:
-    """WordPiece, uncased: accents dropped, punctuation apart, then the longest pieces that the vocabulary knows."""
+    """Tokenize by uncased WordPiece: accents removed, punctuation split off, then the longest known pieces."""
     vocabulary = _vocabulary()
     plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
     ids = [vocabulary["[CLS]"]]
@@ -73,13 +73,13 @@ def _vocabulary() -> dict[str, int]:
 
 def _glosses() -> dict[int, list[str]]:
     """Category → definitions of 25 to 130 characters, without the examples that follow them in quotes."""
-    found: dict[int, list[str]] = {category: [] for category in CATEGORIES}
+    glosses: dict[int, list[str]] = {category: [] for category in CATEGORIES}
     for line in store.path("deb/wordnet-base", "usr/share/wordnet/data.noun").read_text().splitlines():
         synset, bar, gloss = line.partition(" | ")
         gloss = re.sub(r'"[^"]*"', "", gloss).strip(" ;")
-        if bar and 25 <= len(gloss) <= 130 and (category := int(synset.split()[1])) in found:
-            found[category].append(gloss)
-    return found
+        if bar and 25 <= len(gloss) <= 130 and (category := int(synset.split()[1])) in glosses:
+            glosses[category].append(gloss)
+    return glosses
 
 
 def _samples(part: str) -> Path:

@@ -1,4 +1,4 @@
-"""A small CNN for MNIST, tested on real digits made noisy (the clean ones are solved): the smoke test."""
+"""A small CNN for MNIST, tested on real digits with noise (every model solves clean ones): the smoke test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def onnx_path() -> Path:
 
 
 def _samples(n: int, part: int) -> Path:
-    """`n` of each class: the first of the file for calibration (part 1), the last for tests (part 0)."""
+    """`n` samples of each class: the first of the file for calibration (part 1), the last for tests (part 0)."""
 
     def pairs() -> Iterator[tuple[np.ndarray, int]]:
         for label in range(10):

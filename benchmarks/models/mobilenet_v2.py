@@ -1,4 +1,4 @@
-"""MobileNetV2 1.0, ImageNet-1k: the depthwise CNN that int8 is hardest on."""
+"""MobileNetV2 1.0 for ImageNet-1k: a depthwise CNN, the most difficult of these models for int8."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def onnx_path() -> Path:
 
 
 def feed(pixels: Array) -> Feed:
-    """Of an image uint8 [224, 224, 3]."""
+    """The feed for an image, uint8 [224, 224, 3]."""
     normalized = (pixels.astype(np.float32) / 255 - MEAN) / STD
     return {"input": np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])}
 

@@ -1,4 +1,4 @@
-"""The torch architectures, written so that the packaged weights' names fit them. The only file that imports torch."""
+"""The torch architectures, named so that the packaged weights fit. The only file here that imports torch at the top."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def loaded(net: Net, weights: Path, entry: str | None = None) -> Net:
-    """`net` with the weights of a ``.pth``/``.pt`` (below `entry`, if given) or ``.safetensors`` file, in eval mode.
+    """Load the weights of a ``.pth``, ``.pt`` or ``.safetensors`` file into `net`, and put it into eval mode.
 
-    Entries of the file that the net has no use for (training state) are left aside; none of the net's may be missing.
+    Entries that the network does not have (training state) are ignored; all of the network's must be in the file.
+
+    Args:
+        net: the network.
+        weights: the file.
+        entry: the entry of a ``.pth`` or ``.pt`` file that holds the weights; None for the whole file.
     """
     state = _safetensors(weights) if weights.suffix == ".safetensors" else torch.load(weights, "cpu", weights_only=True)
     if entry is not None:
@@ -28,7 +33,7 @@ def loaded(net: Net, weights: Path, entry: str | None = None) -> Net:
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
-    """Little-endian u64 length, JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes."""
+    """Read little-endian u64 length, JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes."""
     blob = file.read_bytes()
     start = 8 + int.from_bytes(blob[:8], "little")
     header: dict[str, dict[str, list[int]]] = json.loads(blob[8:start])
@@ -65,7 +70,7 @@ class MobileNetV2(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel, narrow; added to its input where the shapes allow."""
+    """Widen, filter each channel, narrow; the input is added where the shapes are equal."""
 
     def __init__(self, width: int, out: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -126,7 +131,7 @@ class SvhnCnn(nn.Module):
 class Crepe(nn.Module):
     """[n, 1024] samples at 16 kHz → [n, 360] pitch probabilities (arXiv 1802.06182); the norm comes after the ReLU.
 
-    widen: how many times as wide as the tiny one.
+    widen: width as a multiple of the tiny model's.
     """
 
     WIDTHS = (128, 16, 16, 16, 32, 64)
@@ -182,7 +187,7 @@ class MiniLm(nn.Module):
         parts = self.embeddings
         x = parts["word_embeddings"](input_ids) + parts["token_type_embeddings"].weight[0]
         x = parts["LayerNorm"](x + parts["position_embeddings"].weight[: input_ids.shape[1]])
-        # The dtype's minimum, not -inf, hides padding in every BERT that is exported; calibrators meet it here too.
+        # The dtype's minimum, not -inf, hides padding in every exported BERT; so calibrators meet it here as well.
         hidden = torch.where(attention_mask[:, None, None, :] > 0, 0.0, torch.finfo(x.dtype).min)
         for layer in self.encoder["layer"]:
             x = layer(x, hidden)

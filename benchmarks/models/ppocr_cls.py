@@ -1,4 +1,4 @@
-"""PP-OCR's text orientation classifier (MobileNetV3-small 0.35 with squeeze-excite): upright or upside down?"""
+"""PP-OCR's text orientation classifier (MobileNetV3-small 0.35 with squeeze-excite): upright or upside down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def onnx_path() -> Path:
 def _samples(n: int, part: int) -> Path:
     def sample(index: int) -> tuple[np.ndarray, int]:
         rng = np.random.default_rng([10, part, index])
-        image = text.line(rng, text.phrase(rng, 9), part, noise=(8, 40), blur=1.4)  # long clean lines are no test
+        image = text.line(rng, text.phrase(rng, 9), part, noise=(8, 40), blur=1.4)  # long clean lines are too easy
         turned = index % 2
         return text.padded(image.transpose(Image.Transpose.ROTATE_180) if turned else image, 192), turned
 

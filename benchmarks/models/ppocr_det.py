@@ -1,4 +1,4 @@
-"""PP-OCRv4's mobile text detector (DBNet, arXiv 1911.08947: a segmentation that is read as boxes around lines)."""
+"""PP-OCRv4's mobile text detector (DBNet, arXiv 1911.08947): a segmentation, read as boxes around lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUIRES = ("pypi/rapidocr-onnxruntime", *text.REQUIRES)
 SIDE = 480
 MOST = 9  # lines of a page
 MARGIN = 2  # pixels that an annotator leaves around a line
-INK, SURE, UNCLIP = 0.3, 0.5, 1.6  # DBNet's: of a pixel, of a box, how much of area / perimeter a box grows
+INK, SURE, UNCLIP = 0.3, 0.5, 1.6  # DBNet's thresholds of a pixel and a box; growth of a box over area / perimeter
 
 
 def onnx_path() -> Path:
@@ -69,24 +69,24 @@ def calibration_feeds() -> Iterator[Feed]:
     return calibration(64)
 
 
-def _found(probability: np.ndarray) -> list[np.ndarray]:
-    """[480, 480] of how likely a pixel is text, as boxes: what hangs together and is sure enough, grown back.
+def _boxes(probability: np.ndarray) -> list[np.ndarray]:
+    """Read [480, 480] probabilities of text as boxes: connected regions that are likely enough, grown back.
 
-    DBNet learns lines that are shrunk; growing by area / perimeter undoes that.
+    DBNet learns shrunken lines; growing by area / perimeter undoes that.
     """
-    found = []
+    grown = []
     for rows, starts, stops in boxes.blobs(_thickened(probability > INK)):
         left, top, right, bottom = starts.min(), rows.min(), stops.max(), rows.max() + 1
         inside = [probability[row, start:stop] for row, start, stop in zip(rows, starts, stops, strict=True)]
         width, height = right - left, bottom - top
         if min(width, height) >= 3 and np.concatenate(inside).mean() >= SURE:
             grow = UNCLIP * width * height / (2 * (width + height))
-            found.append(np.array([left - grow, top - grow, right + grow, bottom + grow]))
-    return found
+            grown.append(np.array([left - grow, top - grow, right + grow, bottom + grow]))
+    return grown
 
 
 def _thickened(mask: np.ndarray) -> np.ndarray:
-    """Every pixel also to the left and above, which joins the letters of thin lines."""
+    """Extend every pixel to the left and upwards, which joins the letters of thin lines."""
     wide = mask.copy()
     wide[:, :-1] |= mask[:, 1:]
     wide[:-1] |= wide[1:].copy()
@@ -96,4 +96,4 @@ def _thickened(mask: np.ndarray) -> np.ndarray:
 def evaluate(run: store.Run) -> float:
     test = _samples(100, 0)
     truths = zip(store.rows(test), store.field(test), strict=True)
-    return boxes.f1((_found(run(_feed(pixels))[0][0, 0]), truth) for pixels, truth in truths)
+    return boxes.f1((_boxes(run(_feed(pixels))[0][0, 0]), truth) for pixels, truth in truths)

@@ -1,4 +1,4 @@
-"""Resemblyzer's speaker encoder (three LSTM layers): who speaks? Recorded voices in noise, four clips of each known."""
+"""Resemblyzer's speaker encoder (three LSTM layers), tested on voices in noise, four clips of each voice enrolled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRIC = "speaker accuracy (236 clips of 14 voices)"
 REQUIRES = ("pypi/resemblyzer", *audio.REQUIRES)
 
 FRAMES = 160  # of 10 ms
-CALIBRATION, ENROLLED, TESTED, FEWEST = 4, 4, 20, 6  # clips of each speaker; one with fewer than FEWEST to test is out
+CALIBRATION, ENROLLED, TESTED, FEWEST = 4, 4, 20, 6  # clips of each speaker, who needs at least FEWEST for tests
 SNR_DB = 20
 
 
@@ -39,7 +39,7 @@ def onnx_path() -> Path:
 
 
 def _speech(signal: audio.Signal) -> audio.Signal:
-    """The signal without its pauses: 20 ms pieces at under 8 % of the loudest one's level."""
+    """Remove pauses from a signal: 20 ms pieces below 8 % of the level of the loudest."""
     pieces = signal[: len(signal) // 320 * 320].reshape(-1, 320)
     level = np.sqrt(np.square(pieces).mean(1))
     loud: audio.Signal = pieces[level > 0.08 * level.max(initial=0)]
@@ -47,7 +47,7 @@ def _speech(signal: audio.Signal) -> audio.Signal:
 
 
 def _clips(files: list[Path]) -> Iterator[audio.Signal]:
-    """Clips of 1.6 s of speech; short recordings are joined, and none goes into two clips."""
+    """Clips of 1.6 s of speech; short recordings are joined, and no recording is in two clips."""
     clip = np.zeros(0, np.float32)
     for file in files:
         clip = np.concatenate([clip, _speech(audio.read(file))])
@@ -57,7 +57,7 @@ def _clips(files: list[Path]) -> Iterator[audio.Signal]:
 
 
 def _mel(clip: audio.Signal, rng: np.random.Generator) -> np.ndarray:
-    """At −30 dB of full scale, as the encoder was trained, with noise SNR_DB below."""
+    """Mel spectrogram at −30 dB of full scale, as the encoder was trained, with noise SNR_DB below the speech."""
     colour = ("white", "pink", "music")[rng.integers(3)]
     noisy = clip / audio.rms(clip) + 10 ** (-SNR_DB / 20) * audio.noise(rng, len(clip), colour)
     return audio.mel(noisy * 10 ** (-30 / 20))[:FRAMES]

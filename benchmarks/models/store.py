@@ -1,11 +1,11 @@
-"""Where the fetched packages lie, and how sample sets and exported models are made once and read again.
+"""The fetched packages, and the cache of sample sets and exported models, which are made once.
 
-Packages  `path("deb/wordnet-base", ...)`, below ``$TOOLCHAIN_DATA``, put there by ``benchmarks/fetch.sh``
-Samples   an ``.npz`` below the user's cache, one array a field; `rows` reads it one sample at a time, so that a set
-          of a thousand samples costs the memory of one, also in a process whose memory is being measured
+Packages  `path("deb/wordnet-base", ...)`, below ``$TOOLCHAIN_DATA``, where ``benchmarks/fetch.sh`` puts them
+Samples   an ``.npz`` below the user's cache, one array for each field; `rows` reads one sample at a time, so that a set
+          of a thousand samples needs the memory of one, also in a process whose memory is measured
 Models    an ``.onnx`` below the user's cache
 
-The cache folder's name is a fingerprint of the loaders and of the exporter's versions: nothing stale is ever read.
+The cache folder's name is a fingerprint of the loaders and of the exporter's versions, so nothing outdated is read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def path(package: str, *parts: str) -> Path:
     Raises:
         DataError: it is not there.
     """
-    found = _root().joinpath(package, *parts)
-    if not found.exists():
-        raise DataError("the benchmark data is not here", where=found, hint="run benchmarks/fetch.sh all")
-    return found
+    place = _root().joinpath(package, *parts)
+    if not place.exists():
+        raise DataError("the benchmark data is not here", where=place, hint="run benchmarks/fetch.sh all")
+    return place
 
 
 def missing(packages: Iterable[str]) -> list[str]:
-    """Those of `packages` that have not been fetched."""
+    """The `packages` that have not been fetched."""
     return [package for package in packages if not (_root() / package).is_dir()]
 
 
@@ -54,7 +54,7 @@ def _root() -> Path:
 
 
 def cache() -> Path:
-    """The folder of everything made from the fetched packages."""
+    """The folder of all files made from the fetched packages."""
     return cache_dir("benchmarks", _fingerprint())
 
 
@@ -63,19 +63,19 @@ def _fingerprint() -> str:
     sources = [file for file in Path(__file__).parent.iterdir() if file.suffix in {".py", ".csv"}]
     parts = [file.read_bytes() for file in sorted(sources) if not file.name.startswith("__")]
     makers = ("onnxscript", "pillow", "torch")
-    parts += [f"{name} {found}".encode() for name in makers if (found := _version(name))]
+    parts += [f"{name} {installed}".encode() for name in makers if (installed := _version(name))]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 def _version(name: str) -> str | None:
     try:
         return version(name)
-    except PackageNotFoundError:  # torch is needed only to export, Pillow only to draw
+    except PackageNotFoundError:  # torch is only needed to export, Pillow only to draw
         return None
 
 
 def samples(key: str, make: Callable[[], Arrays]) -> Path:
-    """The ``.npz`` of a sample set; `make` is called when it does not exist yet."""
+    """The ``.npz`` file of a sample set; `make` is called if it does not exist."""
     file = cache() / f"{key}.npz"
     if not file.exists():
         arrays: dict[str, Any] = make()
@@ -85,7 +85,7 @@ def samples(key: str, make: Callable[[], Arrays]) -> Path:
 
 
 def rows(file: Path, field: str = "x") -> Iterator[Array]:
-    """The array called `field`, one entry of its leading axis after the other, each read when it is asked for."""
+    """The entries of the array `field` along its first axis, each read when it is needed."""
     with zipfile.ZipFile(file) as archive, archive.open(f"{field}.npy") as stream:
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -95,16 +95,20 @@ def rows(file: Path, field: str = "x") -> Iterator[Array]:
 
 
 def field(file: Path, name: str = "y") -> np.ndarray:
-    """The whole array called `name`."""
+    """The whole array `name`."""
     with np.load(file) as arrays:
         whole: np.ndarray = arrays[name]
     return whole
 
 
 def exported(name: str, module: Callable[[], Any], example: Feed, output: str) -> Path:
-    """The ONNX file (opset 18, dynamic batch) of the torch module that `module()` makes.
+    """The ONNX file (opset 18, dynamic batch) of a torch module, exported once.
 
-    example: inputs in the order of the module's arguments, two samples of zeros or ones each.
+    Args:
+        name: of the file.
+        module: makes the module.
+        example: inputs in the order of the module's arguments, two samples of zeros or ones each.
+        output: name of the output.
     """
     file = cache() / f"{name}.onnx"
     if file.exists():
@@ -130,11 +134,11 @@ def exported(name: str, module: Callable[[], Any], example: Feed, output: str) -
 
 
 def stack(items: Iterable[tuple[Any, Any]]) -> Arrays:
-    """Pairs of sample and label as the fields ``x`` and ``y``."""
+    """Stack pairs of sample and label into the fields ``x`` and ``y``."""
     x, y = zip(*items, strict=True)
     return {"x": np.stack(x), "y": np.array(y)}
 
 
 def accuracy(outputs: Iterable[Array], labels: Array) -> float:
-    """The share of outputs (1 × classes each) whose largest entry stands at the label."""
+    """The share of outputs (1 × classes each) whose largest entry is at the label's position."""
     return float(np.mean([int(out.argmax()) == label for out, label in zip(outputs, labels, strict=True)]))

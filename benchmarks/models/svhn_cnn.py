@@ -1,4 +1,4 @@
-"""A VGG-like CNN for house numbers, tested on rendered ones: a digit, its neighbours cut off at the sides."""
+"""A VGG-like CNN for house numbers, tested on rendered digits whose neighbours are cut off at the sides."""
 
 from __future__ import annotations
 

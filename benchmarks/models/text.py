@@ -1,4 +1,4 @@
-"""Rendered text whose content is known: English words (``wordnet-base``), numbers and dates in some sixty fonts."""
+"""Rendered text with known content: English words (``wordnet-base``), numbers and dates in about sixty fonts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Colour = tuple[int, int, int]
 
 
 def font(rng: np.random.Generator, smallest: int, largest: int) -> ImageFont.FreeTypeFont:
-    """Any of the fonts at a size in [smallest, largest) pixels."""
+    """A random font at a size in [smallest, largest) pixels."""
     files = _fonts()
     return ImageFont.truetype(files[rng.integers(len(files))], int(rng.integers(smallest, largest)))
 
@@ -41,7 +41,7 @@ def _words() -> list[str]:
 
 
 def phrase(rng: np.random.Generator, longest: int) -> str:
-    """One to three words, numbers or dates of `longest` characters together."""
+    """One to three words, numbers or dates, `longest` characters at most together."""
     text = ""
     for _ in range(int(rng.integers(1, 4))):
         longer = f"{text} {_token(rng)}".strip()
@@ -61,7 +61,7 @@ def _token(rng: np.random.Generator) -> str:
 
 
 def colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """A ground and an ink that stand out from each other."""
+    """A ground and an ink with enough contrast."""
     dark, light = rng.integers(0, 80, 3), rng.integers(140, 256, 3)
     ground, ink = (light, dark) if rng.random() < 0.7 else (dark, np.maximum(light, 175))
     return rgb(ground), rgb(ink)
@@ -73,7 +73,7 @@ def rgb(values: np.ndarray) -> Colour:
 
 
 def degrade(image: Image.Image, rng: np.random.Generator, noise: tuple[float, float], blur: float) -> Image.Image:
-    """Blurred in three of five cases (radius up to `blur`), then noisy (deviation between `noise`, of 255)."""
+    """Blur three of five images (radius up to `blur`), then add noise (deviation in the range `noise`, of 255)."""
     if rng.random() < 0.6:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, blur)))
     pixels = np.asarray(image, np.float32)
@@ -84,7 +84,7 @@ def degrade(image: Image.Image, rng: np.random.Generator, noise: tuple[float, fl
 def line(
     rng: np.random.Generator, text: str, part: int, noise: tuple[float, float] = (2, 14), blur: float = 0.9
 ) -> Image.Image:
-    """One line of text, cut out close around it, slightly tilted. part: 0 for tests, 1 for calibration."""
+    """One cropped line of text, slightly tilted. part: 0 for tests, 1 for calibration."""
     face = font(rng, 18, 40)
     left, top, right, bottom = map(int, face.getbbox(text))
     margin = int(rng.integers(2, 7))
@@ -99,7 +99,7 @@ def line(
 
 
 def padded(image: Image.Image, width: int, height: int = 48) -> np.ndarray:
-    """A line as PP-OCR takes it: float32 [3, height, width], BGR, −1..1, zeros at the right of short lines."""
+    """Convert a line to PP-OCR's input: float32 [3, height, width], BGR, −1..1, zeros to the right of short lines."""
     used = min(width, -(-height * image.width // image.height))
     pixels = np.asarray(image.resize((used, height), Image.Resampling.BILINEAR), np.float32)
     out = np.zeros((3, height, width), np.float32)

@@ -1,4 +1,4 @@
-"""Harmonic tones of known pitch in noise, and how CREPE's pitch trackers are read (arXiv 1802.06182)."""
+"""Harmonic tones of known pitch in noise, and the reading of CREPE's outputs (arXiv 1802.06182)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _cents(probabilities: np.ndarray) -> float:
 
 
 def within_50_cents(run: store.Run, test: Path) -> float:
-    """The share of tones whose pitch is heard within half a semitone."""
+    """The share of tones whose pitch is estimated within half a semitone."""
     truth = 1200 * np.log2(store.field(test) / 10)
     heard = [_cents(run({"frames": tone[None]})[0][0]) for tone in store.rows(test)]
     return float(np.mean(np.abs(np.array(heard) - truth) < 50))

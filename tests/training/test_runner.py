@@ -126,14 +126,14 @@ def test_zeros_stay_through_the_next_step(tmp_path, step):
 
 
 def test_a_round_that_loses_too_much_is_undone(tmp_path):
-    learnt = {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12}
+    first = {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12}
     step = {"technique": "prune", "structure": "weights", "amount": 0.98, "schedule": "iterative", "rounds": 6}
     harsh = {**step, "criterion": "random", "max_drop": 0.15, **LEARN, "rate": 1e-5}
-    _, result = run_recipe(tmp_path / "some", learnt, harsh)
+    _, result = run_recipe(tmp_path / "some", first, harsh)
     assert 0.1 < result.record.zeros < 0.97
     assert "was undone" in result.record.notes[-1]
     with pytest.raises(ModelError, match="first round"):
-        run_recipe(tmp_path / "all", learnt, {**harsh, "rounds": 1, "max_drop": 0.0})
+        run_recipe(tmp_path / "all", first, {**harsh, "rounds": 1, "max_drop": 0.0})
 
 
 @pytest.mark.parametrize("labels", [True, False])

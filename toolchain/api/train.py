@@ -156,18 +156,18 @@ def _unfinished(output: Path, model: ir.Model, data: CalibrationData, recipe: Tr
     folder = output / UNFINISHED
     parts = (io.to_bytes(model), data.fingerprint.encode(), recipe.to_json().encode())
     mark = "\n".join(hashlib.sha256(part).hexdigest() for part in parts)
-    begun = folder / "begun"
-    if resume and not begun.exists():
+    fingerprint = folder / "run-fingerprint.txt"
+    if resume and not fingerprint.exists():
         raise InputError("there is no run to resume", where=output, hint="leave --resume out")
-    if resume and begun.read_text(encoding="utf-8") != mark:
+    if resume and fingerprint.read_text(encoding="utf-8") != mark:
         names = ("model", "data", "recipe")
-        changed = [n for n, a, b in zip(names, begun.read_text().split(), mark.split(), strict=True) if a != b]
+        changed = [n for n, a, b in zip(names, fingerprint.read_text().split(), mark.split(), strict=True) if a != b]
         what = f"the run there was started with another {' and '.join(changed)}"
         raise InputError(what, where=output, hint="give the same, or leave --resume out to start again")
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_text(begun, mark)
+        write_text(fingerprint, mark)
     return folder
 
 

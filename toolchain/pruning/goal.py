@@ -92,7 +92,7 @@ def prune_model(
         int8: int8 follows, so time is measured in int8.
         multiple: channels that the target's kernels process at once.
         here: time is measured on this machine; otherwise it is estimated.
-        progress: told about every step.
+        progress: called at every step.
         clock: times parts of the model; None: the one that `settings` and `here` ask for.
         race_models: times whole models; None: :func:`race_on_this_machine`.
 

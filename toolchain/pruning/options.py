@@ -107,7 +107,7 @@ def prune_basis(model: ir.Model, data: CalibrationData, settings: Prune, progres
         model: an optimized float model.
         data: samples that moments are computed from.
         settings: criterion and seed.
-        progress: told about every step.
+        progress: called at every step.
     """
     separated = separate(model)
     spaces = layout(separated)
@@ -164,7 +164,7 @@ def pruning_units(
         probe: measures noise at the outputs.
         clock: measures the time of parts.
         multiple: widths are multiples of it.
-        progress: told about every step.
+        progress: called at every step.
     """
     units = []
     droppable = branches(basis.model) if settings.branches and settings.criterion != "random" else ()

@@ -73,7 +73,7 @@ def repair(
         dense: the model it was cut from.
         data: unlabelled samples.
         kept: channels that are left of a tensor of `dense`, on axis 1 of a Conv's output and the last axis of others.
-        progress: told about every layer.
+        progress: called at every layer.
     """
     clone = pruned.clone()
     changed = _changed_names(clone, dense)

@@ -1,4 +1,4 @@
-"""How much to cut where: the smallest loss for the time that has to be saved.
+"""The search for widths: the smallest loss for the time that has to be saved.
 
 Every group of channels can have several widths, and every residual branch can be removed as a whole. Each of these
 options has a loss (noise it adds to the outputs) and a saving (milliseconds of the nodes around it). Both were measured

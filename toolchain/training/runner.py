@@ -78,7 +78,7 @@ def run_training(
         held: samples to evaluate on.
         folder: holds the results of finished steps and the state of the current one; an empty one starts a new run.
         students: the result of :func:`read_students`; None: they are read here.
-        progress: told about every step.
+        progress: called at every step.
 
     Returns:
         The result of each step, in order.

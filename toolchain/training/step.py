@@ -1,4 +1,4 @@
-"""What all steps of a training recipe share: their context, the training itself, and the record of the result."""
+"""Common parts of all steps of a training recipe: their context, the training itself, and the record of the result."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What all steps of a recipe share.
+    """Inputs and settings that all steps of a recipe share.
 
     Attributes:
         teacher: the model that the recipe started with.
@@ -60,7 +60,7 @@ class TrainingContext:
         recipe: the steps and their common settings.
         students: models that steps name as `student`, by that name.
         folder: holds the results of finished steps and the state of the current one.
-        progress: told about every step.
+        progress: called at every step.
     """
 
     teacher: ir.Model

@@ -61,7 +61,7 @@ def test_steps_give_the_same_weights_every_time_on_any_number_of_threads(threads
 
 
 class Clock:
-    """A clock on which every look takes a hundredth of a second."""
+    """A clock that advances a hundredth of a second at every call."""
 
     def __init__(self):
         self.seconds = 1000.0

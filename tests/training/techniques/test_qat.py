@@ -165,7 +165,7 @@ def test_frozen_scales_leave_all_grids_alone():
 
 
 def test_an_operator_can_be_left_float_after_training():
-    """Leaving an operator float later keeps what the others have learnt."""
+    """Leaving an operator float later keeps the trained weights of the others."""
     before = case("shortcut")
     student = qat.qat_student(before)
     after = qat.trained_plan(student, perturbed(student).write_back())

@@ -100,16 +100,16 @@ def test_training_brings_int8_back_to_float(given, labelled):
     if labelled:
         feeds = [{**feed, "labels": labels[i : i + 1]} for i, feed in enumerate(feeds)]
         specs = [*specs, TensorSpec("labels", np.dtype(np.int64), ("batch",))]
-    learnt, held = open_data(feeds, specs).split(15, 256)
-    reached = [trained_int8(model, quantized, learnt, held, tests, seed) for seed in range(3)]
+    train, held = open_data(feeds, specs).split(15, 256)
+    reached = [trained_int8(model, quantized, train, held, tests, seed) for seed in range(3)]
     assert np.mean(reached) > dense - 0.003
 
 
-def trained_int8(model, quantized, learnt, held, tests, seed):
+def trained_int8(model, quantized, train, held, tests, seed):
     """Train the int8 model and check the file; its accuracy on the tests."""
     student = qat.qat_student(quantized)
     config = LossConfig(labels=0.5, temperature=2.0, inner=False, batch=32)
-    objective = build_objective(student.model, model, learnt, technique=student.technique, config=config, seed=seed)
+    objective = build_objective(student.model, model, train, technique=student.technique, config=config, seed=seed)
     at = tuple(i / 8 for i in range(1, 8))
     fitted = fit(objective, held, Schedule(steps=objective.samples.steps(8, 32), rate=0.01, evaluate_at=at), threads=1)
     assert fitted.improved

@@ -1,4 +1,4 @@
-"""Which tensors of a student are compared with which of its teacher, and the teacher's side of the comparison.
+"""Pairs of tensors of a student and its teacher that are compared, and the teacher's side of the comparison.
 
 Three kinds of tensors are compared:
 

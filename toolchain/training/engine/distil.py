@@ -81,7 +81,7 @@ def distil(
         rate: the highest learning rate.
         check: held-out samples, at most 64 of them are used; None holds some of `data` back.
         threads: 0 takes one for every processor.
-        progress: told about every step.
+        progress: called at every step.
         clock: measures the time.
 
     Raises:

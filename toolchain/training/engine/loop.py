@@ -105,7 +105,7 @@ def fit(
         threads: 0 takes one for every processor.
         state_path: a file that is written at every checkpoint. If it exists, the run continues from it.
         skip_first: the first checkpoint cannot be the result, because the technique had not reached its target there.
-        progress: told about every step.
+        progress: called at every step.
         clock: measures the time.
 
     Raises:

@@ -47,7 +47,7 @@ DEFAULT_BATCH = 16
 
 @dataclass(frozen=True)
 class LossConfig:
-    """How the loss is made up.
+    """Composition of the loss.
 
     Attributes:
         labels: share of the labels in the loss, where there are labels.
@@ -84,7 +84,7 @@ class Objective:
     Attributes:
         graph: the student in torch.
         technique: what is done to its weights and tensors.
-        config: how the loss is made up.
+        config: composition of the loss.
         seed: decides which samples a step draws.
         samples: what it is trained on.
         weights: the trained weights, in their own units.

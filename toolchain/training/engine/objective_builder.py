@@ -60,7 +60,7 @@ def build_objective(
         teacher: a float model with inputs of the same names.
         data: samples to train on.
         technique: made for this student; None: plain training.
-        config: how the loss is made up; None: the defaults.
+        config: composition of the loss; None: the defaults.
         seed: decides which samples a step draws.
 
     Raises:

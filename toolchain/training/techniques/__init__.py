@@ -1,1 +1,1 @@
-"""What a training step changes: masks, codebooks, fake quantization."""
+"""Training techniques: pruning masks, codebooks, fake quantization, quantization-aware training."""

@@ -92,7 +92,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How much is pruned, which weights, and when.
+    """Amount, criterion and schedule of pruning.
 
     Attributes:
         amount: share of zeros; for the criterion threshold, the number of root mean squares below which weights go.

@@ -93,7 +93,7 @@ def static_plan(
         data: samples for statistics, without labels.
         check: samples that accuracy steps are evaluated on, without labels.
         float_nodes: a JSON file, written if it does not exist.
-        progress: told about every step.
+        progress: called at every step.
         quantize: makes an int8 model; as :func:`toolchain.quantization.loop.quantize_model`.
     """
     if not float_nodes.exists():

@@ -14,8 +14,8 @@ from toolchain.formats.base import Document, Record
 from toolchain.formats.recipe import Bench
 
 
-class Learn(Record):
-    """How a step trains."""
+class LearningSettings(Record):
+    """Settings that every training step has."""
 
     epochs: float = pydantic.Field(default=10.0, ge=0)
     """Number of times that every sample is used; 0 applies the technique without training."""
@@ -36,7 +36,7 @@ class Learn(Record):
     """Stop after this number of evaluations without an improvement; 0 never stops early."""
 
 
-class PruneStep(Learn):
+class PruneStep(LearningSettings):
     """Weights or channels become zero while the rest is trained."""
 
     technique: Literal["prune"]
@@ -80,7 +80,7 @@ class PruneStep(Learn):
         return (int(n), int(m)) if colon else None
 
 
-class ShareStep(Learn):
+class ShareStep(LearningSettings):
     """Weights share 2^bits values, found by k-means."""
 
     technique: Literal["share"]
@@ -91,7 +91,7 @@ class ShareStep(Learn):
     """What has a set of values of its own: a tensor, a channel, or this number of channels together."""
 
 
-class PowerOfTwoStep(Learn):
+class PowerOfTwoStep(LearningSettings):
     """Weights become zero, a power of two or a sum of two powers, times a scale for each channel."""
 
     technique: Literal["power-of-two"]
@@ -102,14 +102,14 @@ class PowerOfTwoStep(Learn):
     """Number of powers in a sum."""
 
 
-class BinaryStep(Learn):
+class BinaryStep(LearningSettings):
     """Weights become one number or its negative in each channel; the first and the last layer stay float."""
 
     technique: Literal["binary"]
     """Name of the technique."""
 
 
-class Int8Step(Learn):
+class Int8Step(LearningSettings):
     """Quantization-aware training: it starts from the plan that `toolchain quantize` makes, and improves its weights.
 
     It is the last step of a recipe: integers cannot be trained any further.
@@ -119,7 +119,7 @@ class Int8Step(Learn):
     """Name of the technique."""
 
 
-class DistilStep(Learn):
+class DistilStep(LearningSettings):
     """Training towards the teacher's outputs (and labels), without any constraint."""
 
     technique: Literal["distil"]

@@ -16,7 +16,7 @@ from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.formats.findings import TrainingStep
-from toolchain.formats.training_recipe import DistilStep, Learn, Step, TrainingRecipe
+from toolchain.formats.training_recipe import DistilStep, LearningSettings, Step, TrainingRecipe
 from toolchain.graph import io
 from toolchain.graph.sizes import sizes
 from toolchain.ops import cost
@@ -97,7 +97,7 @@ def train_student(
     context: TrainingContext,
     key: str,
     model: ir.Model,
-    step: Learn,
+    step: LearningSettings,
     technique: Technique,
     *,
     skip_first: bool = False,
@@ -154,7 +154,7 @@ def train_student(
     return objective, fitted
 
 
-def _default_rate(step: Learn, batch_norms: bool) -> float:
+def _default_rate(step: LearningSettings, batch_norms: bool) -> float:
     if not batch_norms:
         return RATE_PRETRAINED
     return RATE_UNTRAINED if isinstance(step, DistilStep) else RATE_WITH_BATCH_NORM

@@ -207,6 +207,21 @@ def swallowed(root: Path) -> list[str]:
     return offences
 
 
+OPENINGS = re.compile(r"(As|How|In|Of|Such|That|Those|What|Where|Whether|Which|Who|With) ")
+
+
+def opens_like_a_riddle(root: Path) -> list[str]:
+    """Docstrings that do not begin with a verb or a noun: who reads one by itself has to guess what it is about."""
+    offences = []
+    for _, name, tree in trees(root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if OPENINGS.match(text):
+                    offences.append(f"{name}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
+    return offences
+
+
 def printed(root: Path) -> list[str]:
     return [
         f"{name}:{node.lineno}"
@@ -228,7 +243,7 @@ def two_meanings(root: Path) -> list[str]:
 
 RULES = [
     circles_of_files, circles_of_packages, too_many_places, without_a_purpose, misplaced, too_long, swallowed, printed,
-    two_meanings,
+    two_meanings, opens_like_a_riddle,
 ]  # fmt: skip
 
 
@@ -305,6 +320,8 @@ def package(tmp_path):
         (swallowed, "core/user_code.py", "try:\n    pass\nexcept Exception:\n    pass"),
         (printed, "ops/x.py", "def f():\n    print('x')"),
         (two_meanings, "ops/x.py", "class Job: ..."),
+        (opens_like_a_riddle, "ops/x.py", '"""What is known of an operator."""'),
+        (opens_like_a_riddle, "ops/x.py", 'def f():\n    """Of one node."""'),
     ],
 )
 def test_a_rule_catches_its_offence(package, rule, name, text):

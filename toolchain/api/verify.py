@@ -86,8 +86,8 @@ def verify(
         answers = device.answer(model, golden.feeds, session_options=options)
     outputs = iter(answers)
     tolerance = _tolerance(manifest)
-    found = check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
-    return Verification(tuple(found), len(golden.feeds), tolerance)
+    mismatches = check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
+    return Verification(tuple(mismatches), len(golden.feeds), tolerance)
 
 
 def _tolerance(manifest: Manifest) -> float:

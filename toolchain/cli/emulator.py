@@ -32,13 +32,13 @@ def emulator_list(as_json: options.AsJson = False) -> None:
     """List the emulated processors, and whether they can run here."""
     from toolchain.benchmark import emulator
 
-    found = [
+    cpus = [
         {"name": name, **asdict(cpu), "unavailable": emulator.unavailable(name)} for name, cpu in emulator.CPUS.items()
     ]
     if as_json:
-        show_json(found)
+        show_json(cpus)
         return
     width = max(len(name) for name in emulator.CPUS)
     show("\n".join(f"{name:{width}}  {cpu.architecture:7}  int8: {cpu.int8}" for name, cpu in emulator.CPUS.items()))
-    for reason in dict.fromkeys(str(row["unavailable"]) for row in found if row["unavailable"]):
+    for reason in dict.fromkeys(str(row["unavailable"]) for row in cpus if row["unavailable"]):
         say(f"not ready: {reason}; {emulator.SETUP_HINT}")

@@ -17,11 +17,11 @@ def targets_list(as_json: options.AsJson = False) -> None:
     from toolchain.devices.catalogue import known_targets, load_target
     from toolchain.report.profiles import list_targets
 
-    found = [load_target(name) for name in known_targets()]
+    profiles = [load_target(name) for name in known_targets()]
     if as_json:
-        show_json([target.model_dump(mode="json") for target in found])
+        show_json([target.model_dump(mode="json") for target in profiles])
         return
-    show(list_targets(found))
+    show(list_targets(profiles))
 
 
 @command(app, "targets show raspberry-pi-5", name="show")
@@ -30,11 +30,11 @@ def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None
     from toolchain.devices.catalogue import load_target
     from toolchain.report.profiles import show_target
 
-    found = load_target(name)
+    profile = load_target(name)
     if as_json:
-        show(found.to_json())
+        show(profile.to_json())
         return
-    show(show_target(found))
+    show(show_target(profile))
 
 
 @command(app, "targets detect --on ssh:pi@raspberrypi.local -o pi.toml", name="detect")
@@ -54,14 +54,14 @@ def targets_detect(
     if output is not None:
         check_output(output)
     with working() as report, place.timing(report) as device:
-        found = device.detect()
+        profile = device.detect()
     if output is not None:
-        found = found.renamed(output.stem)
-        write_text(output, found.to_json() if output.suffix == ".json" else found.to_toml())
+        profile = profile.renamed(output.stem)
+        write_text(output, profile.to_json() if output.suffix == ".json" else profile.to_toml())
     if as_json:
-        show(found.to_json())
+        show(profile.to_json())
     else:
-        show(show_target(found))
+        show(show_target(profile))
     if output is not None:
         say(f"written: {output}; use it with --target {output}")
 
@@ -71,8 +71,8 @@ def targets_check(file: options.ProfileFile, as_json: options.AsJson = False) ->
     """Check a profile against the schema."""
     from toolchain.formats.target import Target
 
-    found = Target.load(file)
+    profile = Target.load(file)
     if as_json:
-        show_json({"file": str(file), "name": found.name, "valid": True})
+        show_json({"file": str(file), "name": profile.name, "valid": True})
         return
-    say(f"{file}: a valid profile of {found.title}")
+    say(f"{file}: a valid profile of {profile.title}")

@@ -59,7 +59,7 @@ def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callabl
     importlib.invalidate_caches()
     with user_code(spec, error, hint=f"make `python -c 'import {module_name}'` work in {here}"):
         try:
-            found: object = importlib.import_module(module_name)
+            named: object = importlib.import_module(module_name)
         except ModuleNotFoundError as fault:
             if fault.name is None or not f"{module_name}.".startswith(f"{fault.name}."):
                 raise
@@ -69,13 +69,13 @@ def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callabl
                 hint="check the spelling, or change to the folder that holds it",
             ) from None
     for part in path.split("."):
-        if not hasattr(found, part):
-            names = [name for name in vars(found) if not name.startswith("_")]
+        if not hasattr(named, part):
+            names = [name for name in vars(named) if not name.startswith("_")]
             raise error(f"{module_name} has no {part!r}", where=spec, hint=did_you_mean(part, names))
-        found = getattr(found, part)
-    if not callable(found):
-        raise error(f"is of type {type(found).__name__} and cannot be called", where=spec, hint="name a function")
-    return found
+        named = getattr(named, part)
+    if not callable(named):
+        raise error(f"is of type {type(named).__name__} and cannot be called", where=spec, hint="name a function")
+    return named
 
 
 def _repaired(spec: str) -> str:

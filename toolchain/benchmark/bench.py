@@ -89,7 +89,7 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _PlaceResults:
-    """What one place gave: measurements of the subjects in order (None for each where nothing is timed there)."""
+    """Result of one place: measurements of the subjects in order (None for each where nothing is timed there)."""
 
     host: Host
     about: TargetEvidence

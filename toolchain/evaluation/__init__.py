@@ -1,1 +1,1 @@
-"""How much of a model's answer is left: fidelity of the outputs, agreement with a reference, the user's own metric."""
+"""Measures of a model's quality: fidelity of the outputs, agreement with a reference, the user's own metric."""

@@ -70,7 +70,7 @@ def first_fault(model: type[pydantic.BaseModel], error: pydantic.ValidationError
 
 
 def _expected(fault: Any) -> str:
-    """What to give where pydantic found this fault, as the end of "give …"."""
+    """Advice for a fault of pydantic's, as the end of "give …"."""
     context = fault.get("ctx", {})
     match fault["type"]:
         case "bool_type" | "bool_parsing":

@@ -233,7 +233,7 @@ class TrainingStep(Record):
 
 
 class Findings(Document):
-    """What an export or a training run found out besides measurements."""
+    """Findings of an export or a training run, besides measurements."""
 
     KIND: ClassVar[str] = "findings file"
 

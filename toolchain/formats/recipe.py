@@ -15,7 +15,7 @@ RangeMethod = Literal["auto", "mse", "minmax", "percentile", "entropy"]
 
 
 class Calibrate(Record):
-    """How calibration data is read and observed."""
+    """Settings of reading and observing calibration data."""
 
     samples: int | None = pydantic.Field(default=None, ge=1)
     """Number of samples to read at most, evenly spread over the data; without it, all."""
@@ -26,7 +26,7 @@ class Calibrate(Record):
 
 
 class Quantize(Record):
-    """How a float model becomes int8. Steps for accuracy are kept only where they lower the error of the outputs."""
+    """Settings of quantization. Steps for accuracy are kept only where they lower the error of the outputs."""
 
     ranges: RangeMethod = "auto"
     """How activation ranges are chosen. auto: by least squared error (mse) where that lowers the error of the outputs,
@@ -53,7 +53,7 @@ class Quantize(Record):
 
 
 class Prune(Record):
-    """How a graph is pruned: at most one goal out of speedup, latency_ms and keep, and the way to it."""
+    """Settings of pruning: at most one goal out of speedup, latency_ms and keep, and the way to it."""
 
     speedup: float | None = pydantic.Field(default=None, gt=1)
     """Goal: target speed-up, e.g. 1.3."""
@@ -89,7 +89,7 @@ class Prune(Record):
 
 
 class Bench(Record):
-    """How latency is measured: a warm-up, then at least `min_runs` inferences and `min_time_s` seconds in all."""
+    """Settings of latency measurements: a warm-up, then at least `min_runs` inferences and `min_time_s` seconds in all."""
 
     warmup_s: float = pydantic.Field(default=0.3, ge=0)
     """Seconds of warm-up at least, and until the times are steady."""

@@ -48,7 +48,7 @@ class Cache(Record):
 
 
 class Runtime(Record):
-    """How onnxruntime runs on the device."""
+    """Settings of onnxruntime on the device."""
 
     version: str = ">=1.20"
     """Releases of onnxruntime that work on the device."""
@@ -61,7 +61,7 @@ class Runtime(Record):
 
 
 class Int8(Record):
-    """How int8 models are written for the device."""
+    """Form of int8 models for the device."""
 
     activations: Literal["u8", "s8"]
     """u8 where the kernels take unsigned activations (x86), s8 where signed ones are native (ARM). Both stand for the

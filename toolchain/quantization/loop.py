@@ -88,7 +88,7 @@ class Quantized:
 
     @property
     def audit(self) -> Audit:
-        """What onnxruntime runs of the plan."""
+        """The part of the plan that onnxruntime runs."""
         return self.planned.audit
 
     @property

@@ -89,7 +89,7 @@ class Prune(Record):
 
 
 class Bench(Record):
-    """Settings of latency measurements: a warm-up, then at least `min_runs` inferences and `min_time_s` seconds in all."""
+    """Settings of latency: a warm-up, then at least `min_runs` inferences and `min_time_s` seconds in all."""
 
     warmup_s: float = pydantic.Field(default=0.3, ge=0)
     """Seconds of warm-up at least, and until the times are steady."""

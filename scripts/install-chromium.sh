@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Installs a headless browser for the tests that look at a report as a reader does: Debian's or Ubuntu's chromium.
+# Installs a headless browser for the tests that open a report as a reader does: Debian's or Ubuntu's chromium.
 #
 #   scripts/install-chromium.sh
 #
-# Needs apt and root (or sudo that asks for no password); about 100 MB are downloaded. Does nothing where a chromium is
-# on the PATH already. Without one those tests are skipped.
+# Needs apt and root (or sudo that asks for no password); about 100 MB are downloaded. Does nothing if a browser
+# is on the PATH already.
 set -euo pipefail
 
 fail() { echo "install-chromium: $1" >&2; exit 2; }
 
 for name in chromium chromium-browser google-chrome; do
   if path=$(command -v "$name"); then
-    echo "install-chromium: $path is here"
+    echo "install-chromium: $path is installed"
     exit 0
   fi
 done
@@ -25,4 +25,4 @@ fi
 install() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; }
 echo "install-chromium: installing"
 install || { "${root[@]}" apt-get -qq update && install; } || fail "apt could not install chromium"
-echo "install-chromium: $(command -v chromium) is here"
+echo "install-chromium: $(command -v chromium) is installed"

@@ -18,7 +18,7 @@ from toolchain.benchmark import emulator
 
 __all__ = ["pytest_sessionfinish", "pytest_terminal_summary"]
 
-# Set up once for the machine, unlike the caches below.
+# The emulator is set up once for the machine, unlike the caches below.
 os.environ.setdefault("TOOLCHAIN_EMULATOR", str(emulator.folder()))
 
 
@@ -30,7 +30,7 @@ def _caches(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_cache(_caches, monkeypatch):
-    """Every test gets a cache of its own, a folder that is made where it is needed."""
+    """Every test has its own cache, a folder that is made when it is needed."""
     monkeypatch.setenv("TOOLCHAIN_CACHE", str(next(_caches)))
 
 
@@ -53,13 +53,13 @@ def workplace(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def _export():
-    """What :func:`exported` did, by what it is: filled by the first test that asks."""
+    """The result of :func:`exported`, kept by the first test that uses it."""
     return {}
 
 
 @pytest.fixture
 def exported(toolchain, workplace, tmp_path_factory, _export):
-    """The net exported for two targets into ``out``: done once, a copy for every test. What the command printed."""
+    """Export the net for two targets into ``out`` once, and copy it for every test; the command's result."""
     if not _export:
         done = toolchain("export net.onnx -t host -t raspberry-pi-5 -c samples.npz --recipe fast.toml -o out --json")
         assert done.code == 0, done.err
@@ -73,7 +73,7 @@ def exported(toolchain, workplace, tmp_path_factory, _export):
 
 @pytest.fixture
 def refused(toolchain, workplace):
-    """Runs a command that must be refused; returns the sentence. Nothing in the current folder may change."""
+    """Run a command that must be refused and return its sentence; nothing in the current folder may change."""
 
     def run(line, *more):
         before = content(workplace)
@@ -89,7 +89,7 @@ def refused(toolchain, workplace):
 
 @pytest.fixture
 def code(workplace):
-    """A module of the user's, ``mine``: ``code("def net(): ...")``."""
+    """Write the user's module ``mine``: ``code("def net(): ...")``."""
 
     def write(text):
         Path("mine.py").write_text(text)

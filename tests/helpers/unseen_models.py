@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Unseen:
-    """make: the module. shape: of one sample, without the batch's axis. vocabulary: of token ids, 0 for floats."""
+    """A network: the function that makes it, the shape of one sample without batch, and its vocabulary (0: floats)."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class Unseen:
 
 
 def conv(inner: int, outer: int, size: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None):
-    """Convolution, batch normalization and what follows."""
+    """Convolution, batch normalization and activation."""
     layers = [nn.Conv2d(inner, outer, size, stride, size // 2, groups=groups, bias=False), nn.BatchNorm2d(outer)]
     return nn.Sequential(*layers, *([act] if act is not None else []))
 
@@ -160,7 +160,7 @@ class UNet(nn.Module):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Over the channels of an image."""
+    """Layer normalization over the channels of an image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -204,7 +204,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """first: normalization in front of each half, as in ViT and GPT-2; else behind it, as in BERT."""
+    """A transformer block. first: normalize before each half, as in ViT and GPT-2; otherwise after it, as in BERT."""
 
     def __init__(self, width: int, heads: int, *, first: bool = True, causal: bool = False, tanh: bool = False):
         super().__init__()
@@ -237,7 +237,7 @@ class ViT(nn.Module):
 
 
 class Language(nn.Module):
-    """A decoder in the manner of GPT-2, or an encoder in that of BERT."""
+    """A decoder like GPT-2, or an encoder like BERT."""
 
     def __init__(self, width: int = 96, length: int = 64, *, decoder: bool):
         super().__init__()
@@ -298,7 +298,7 @@ class Yolo(nn.Module):
 
 
 class Temporal(nn.Module):
-    """A causal dilated convolution in the manner of a TCN, gated as in WaveNet."""
+    """A causal dilated convolution as in a TCN, gated as in WaveNet."""
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
@@ -348,7 +348,7 @@ UNSEEN = {
 
 
 def made(name: str) -> nn.Module:
-    """In evaluation mode, with the batch statistics of random data, as after training: every layer alive."""
+    """Make a network in evaluation mode, with batch statistics of random data, so that every layer has an effect."""
     torch.manual_seed(0)
     chosen = UNSEEN[name]
     module = chosen.make()

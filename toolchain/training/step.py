@@ -139,9 +139,8 @@ def train_student(
         evaluate_at=tuple((i + 1) / EVALUATIONS for i in range(EVALUATIONS - 1)),
         patience=step.patience,
     )
-    LOGGER.info(
-        "%s: training %s, %s steps, peak learning rate %g", key, model.graph.name, schedule.steps, schedule.rate
-    )
+    length = f"{schedule.minutes:g} minutes" if schedule.steps is None else f"{schedule.steps} steps"
+    LOGGER.info("%s: training for %s, peak learning rate %g", key, length, schedule.rate)
     fitted = fit(
         objective,
         context.held,

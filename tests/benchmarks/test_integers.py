@@ -1,4 +1,4 @@
-"""Golden hashes: they see every changed number and no renamed node; two real models give those that are stored."""
+"""Golden hashes: they see every changed number and no renamed node; three real models give those that are stored."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_without_a_file_there_is_nothing_to_compare_with(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mnist_cnn", "svhn_cnn"])
+@pytest.mark.parametrize("name", ["mnist_cnn", "svhn_cnn", "ppocr_cls"])
 def test_integers_are_those_that_are_stored(name):
     if reason := missing(name):
         pytest.skip(reason)

@@ -45,7 +45,9 @@ main()
 
 
 def is_run(block: Block) -> bool:
-    return block.not_run is None and (block.language in ("sh", "python") or block.title is not None)
+    return block.not_run is None and (
+        block.language in ("sh", "python") or (block.language == "toml" and block.title is not None)
+    )
 
 
 RUN = [page for page in PAGES if any(is_run(block) and block.language in ("sh", "python") for block in blocks(page))]

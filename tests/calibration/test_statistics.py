@@ -277,7 +277,7 @@ def test_progress_counts_every_sample_of_every_pass():
     told = []
     data = opened(model, image_feeds(4))
     observe(model, data, {"a": 1}, progress=lambda *news: told.append(news))
-    assert told == [(what, i, 4) for what in ("limits", "histograms 1/1") for i in (1, 2, 3, 4)]
+    assert told == [(what, i, 4) for what in ("observing ranges", "observing histograms 1/1") for i in (1, 2, 3, 4)]
 
 
 # --- what goes wrong ---

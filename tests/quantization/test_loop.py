@@ -286,8 +286,8 @@ def test_progress_is_told_of_every_step(raced):
     source = model()
     quantize_model(source, data(source), RACED, progress=lambda what, done=0, total=0: told.append(what))
     steps = [
-        "limits",
-        "histograms 1/1",
+        "observing ranges",
+        "observing histograms 1/1",
         "planning",
         "racing int8 against float",
         "trying accuracy steps",

@@ -53,5 +53,5 @@ def prepare(
     progress("optimizing")
     optimized = optimize(converted.model)
     counts = f"{optimized.nodes_before} nodes became {optimized.nodes_after}"
-    log.info("converted (%s) and optimized in %.1f s: %s", converted.exporter, time.perf_counter() - started, counts)
+    log.info("converted and optimized in %.1f s: %s", time.perf_counter() - started, counts)
     return Prepared(converted, optimized)

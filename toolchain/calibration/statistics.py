@@ -144,7 +144,7 @@ def _first_pass(
 ) -> dict[str, _Summary]:
     engine = run.lean_session(_augmented(model, tensors), threads)
     summary: dict[str, _Summary] = {}
-    for number, outputs in stream(engine, data, "limits", progress):
+    for number, outputs in stream(engine, data, "observing ranges", progress):
         results: Iterator[Array] = iter(outputs)
         for name, axis in tensors.items():
             low, high, size, sums, squares = (next(results) for _ in range(5))
@@ -221,7 +221,7 @@ def _second_pass(
     groups = _groups({name: 4 * s.largest for name, s in summary.items()}, int(group_mib * 2**20))
     for index, group in enumerate(groups):
         engine = run.lean_session(tap.expose(model, group), threads)
-        for _, outputs in stream(engine, data, f"histograms {index + 1}/{len(groups)}", progress):
+        for _, outputs in stream(engine, data, f"observing histograms {index + 1}/{len(groups)}", progress):
             for name, array in zip(group, outputs, strict=True):
                 count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
     return counts

@@ -79,7 +79,7 @@ def convert(
     """
     imported = _import(source, inputs)
     model = imported.model
-    log.info("converted %s with %s", imported.source.name, imported.source.exporter)
+    log.info("converted %s, written by %s", imported.source.name, imported.source.exporter)
     freeze_axes(model, freeze or {})
     check.check(model)
     notes = list(imported.notes)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from site_pages import ROOT
@@ -13,8 +14,11 @@ from site_pages import ROOT
 import toolchain
 from toolchain.ops.table import TABLE
 
-pytest.importorskip("material", reason="mkdocs-material is not installed; `make docs` installs it")
-pytestmark = pytest.mark.slow
+ABSENT = find_spec("material") is None or find_spec("mkdocstrings") is None
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(ABSENT, reason="mkdocs-material is not installed; `make docs` installs it"),
+]
 
 
 @pytest.fixture(scope="module")

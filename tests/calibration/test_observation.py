@@ -67,7 +67,7 @@ def test_what_is_no_observation_loads_as_none(tmp_path, monkeypatch):
     assert Observation.load(path) is None
     path.write_bytes(whole)
     assert Observation.load(path) is not None
-    monkeypatch.setattr(observation, "VERSION", observation.VERSION + 1)
+    monkeypatch.setattr(observation, "OBSERVATION_VERSION", observation.OBSERVATION_VERSION + 1)
     assert Observation.load(path) is None
 
 

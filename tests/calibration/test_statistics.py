@@ -174,7 +174,7 @@ def test_counting_goes_on_over_chunks(monkeypatch):
     array = np.random.default_rng(0).standard_normal((7, 100)).astype(np.float32)
     whole, parts = np.zeros(50, np.int64), np.zeros(50, np.int64)
     statistics.count_into(whole, array, array.min(), array.max())
-    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(statistics, "HISTOGRAM_CHUNK_ELEMENTS", 64)
     statistics.count_into(parts, array, array.min(), array.max())
     np.testing.assert_array_equal(whole, parts)
 
@@ -225,7 +225,7 @@ run_session = run.session
 @given(st.lists(st.integers(0, 100), max_size=12), st.integers(1, 120))
 def test_groups_fit_the_budget_in_order(sizes, budget):
     named = {f"t{i}": size for i, size in enumerate(sizes)}
-    groups = statistics._groups(named, budget)
+    groups = statistics.consecutive_groups(named.items(), budget)
     assert [name for group in groups for name in group] == list(named)
     assert all(group for group in groups)
     for group in groups:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import quantize_by_hand as by_hand
 
-from toolchain.evaluation.fidelity import BEST_DB, Probe, db_to_power, power_to_db, saturating_tail
+from toolchain.evaluation.fidelity import MAX_FIDELITY_DB, Probe, db_to_power, power_to_db, saturating_tail
 
 
 def scaled(factor, body="y = Mul(x, k)", inputs="float[N, 4] x", outputs="y", **constants):
@@ -22,8 +22,8 @@ def test_a_known_error_has_known_decibels(factor, db):
 
 
 def test_no_error_is_the_best_there_is():
-    assert Probe(scaled(1), feeds()).fidelity_db(scaled(1)) == BEST_DB
-    assert Probe(scaled(1), feeds()).fidelity_db(scaled(1 + 1e-6)) == BEST_DB
+    assert Probe(scaled(1), feeds()).fidelity_db(scaled(1)) == MAX_FIDELITY_DB
+    assert Probe(scaled(1), feeds()).fidelity_db(scaled(1 + 1e-6)) == MAX_FIDELITY_DB
 
 
 def test_logarithms_are_averaged_over_samples_and_shares_over_outputs():
@@ -45,7 +45,7 @@ def test_power_and_decibels_are_two_spellings_of_one_number(power, db):
 
 @pytest.mark.parametrize("power", [0.0, 1e-30, 1e-11])
 def test_decibels_are_limited(power):
-    assert power_to_db(power) == BEST_DB
+    assert power_to_db(power) == MAX_FIDELITY_DB
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_saturating_outputs_are_measured_before_they_saturate(tail):
 def test_an_ordinary_operator_behind_a_softmax_is_measured_itself():
     body = SCORES.format("s = Softmax(m) y = Neg(s)")
     samples = [{"x": np.full((1, 4), 20, np.float32)}]
-    assert Probe(scaled(0, body), samples).fidelity_db(scaled(2, body)) == BEST_DB
+    assert Probe(scaled(0, body), samples).fidelity_db(scaled(2, body)) == MAX_FIDELITY_DB
 
 
 @pytest.mark.parametrize("outputs", ["m, y", "y, m", "y, z", "y, z, m"])
@@ -124,7 +124,7 @@ def test_an_output_of_zeros_does_not_outweigh_all_other_samples():
 
     found = Probe(shifted(0), samples).fidelity_db(shifted(1))
     assert found == pytest.approx((0 + 20) / 2, abs=1e-3)
-    assert Probe(shifted(0), samples[:1]).fidelity_db(shifted(0)) == BEST_DB
+    assert Probe(shifted(0), samples[:1]).fidelity_db(shifted(0)) == MAX_FIDELITY_DB
 
 
 def test_nan_is_no_perfect_answer():

@@ -221,7 +221,7 @@ def test_a_converted_file_that_computes_otherwise_is_refused(arm, tmp_path):
     weights.raw_data = bytes(len(weights.raw_data))
     onnx.save(changed, other)
     with pytest.raises(GateError, match=r"model\.ort and model\.onnx give different outputs \(sample 0, output 'y_dq'"):
-        ort_format.verify(other, folder / "model.ort", FEEDS, ARM.package)
+        ort_format.verify_ort(other, folder / "model.ort", FEEDS, ARM.package)
 
 
 def test_a_model_the_converter_refuses_is_one_sentence(tmp_path):
@@ -231,7 +231,7 @@ def test_a_model_the_converter_refuses_is_one_sentence(tmp_path):
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("custom.domain", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"m\.onnx: cannot be written in the \.ort format \(.*Unheard"):
-        ort_format.convert(tmp_path / "m.onnx", tmp_path, X86.package)
+        ort_format.write_ort(tmp_path / "m.onnx", tmp_path, X86.package)
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -242,7 +242,7 @@ def test_the_file_is_what_the_converter_makes_for_arm(kind, tmp_path):
         path, feeds = qdq_models.float_conv(tmp_path / "m.onnx"), (qdq_models.feed((1, 32, 8, 8)),)
     else:
         path, feeds = qdq_models.residual(tmp_path / "m.onnx", signed=kind == "signed"), FEEDS
-    ort_format.convert(path, tmp_path, ARM.package)
+    ort_format.write_ort(path, tmp_path, ARM.package)
     tool = "onnxruntime.tools.convert_onnx_models_to_ort"
     options = ["--optimization_style", "Fixed", "--target_platform", "arm", "--output_dir", tmp_path / "tool"]
     subprocess.run([sys.executable, "-m", tool, path, *options], check=True, capture_output=True, timeout=60)

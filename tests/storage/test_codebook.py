@@ -17,7 +17,7 @@ from toolchain.graph.sizes import sizes
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.qdq.fusion_audit import optimized_graph
 from toolchain.storage import codebook
-from toolchain.storage.codebook import Coded, fields, pack, store
+from toolchain.storage.codebook import CodedWeight, fields, pack, store
 
 BODY = {0: "y = Gemm <transB = 1> (x, w)", 1: "y = MatMul(x, w)"}
 
@@ -33,7 +33,7 @@ def drawn(seed, shape, bits, axis=0, rows=1, scaled=False):
     for i, number in enumerate(moved.reshape(-1)):
         factor = np.float32(1) if scale is None else scale[i // (moved.size // len(moved))]
         values[i] = book[i // (moved.size // rows), number] * factor
-    return Coded(numbers, book, bits, axis, scale), np.moveaxis(values.reshape(moved.shape), 0, axis)
+    return CodedWeight(numbers, book, bits, axis, scale), np.moveaxis(values.reshape(moved.shape), 0, axis)
 
 
 def identity(shape):
@@ -168,7 +168,7 @@ def test_codes_that_do_not_fit_their_book_are_refused():
         {"scale": np.ones(3, np.float32)},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"bits|rows|scale"):
-            Coded(**{"codes": numbers, "book": book, "bits": 2, **wrong})
+            CodedWeight(**{"codes": numbers, "book": book, "bits": 2, **wrong})
 
 
 # ----------------------------------------------------------------------------------------------- others

@@ -12,7 +12,7 @@ from toolchain.core.files import check_output
 from toolchain.core.progress import Progress, silent
 from toolchain.graph import io
 from toolchain.optimization.passes import Optimized
-from toolchain.storage.fp16 import Halved, halve_weights
+from toolchain.storage.fp16 import HalvedModel, halve_weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class OptimizedFile:
 
     output: Path
     optimized: Optimized
-    halved: Halved | None
+    halved: HalvedModel | None
 
 
 def optimize(

@@ -9,9 +9,8 @@ from toolchain.benchmark.find import find_place
 from toolchain.core.errors import DataError, InputError
 from toolchain.core.files import sha256
 from toolchain.core.progress import Progress, silent
-from toolchain.formats.manifest import Manifest
+from toolchain.formats.manifest import MANIFEST_NAME, Manifest
 from toolchain.packaging.golden import Mismatch, check_golden, load_golden
-from toolchain.packaging.write import MANIFEST
 
 FLOAT_TOLERANCE = 1e-5
 """Tolerance with float operators. Their last bit (6e-8 relative) depends on vector widths and libraries, and sums of
@@ -99,11 +98,11 @@ def _tolerance(manifest: Manifest) -> float:
 
 
 def _manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
+    path = folder / MANIFEST_NAME
     if not path.is_file():
-        inside = sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST}"))
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST_NAME}"))
         hint = f"give {' or '.join(inside)}" if inside else "give a target's folder, as export writes it"
-        raise DataError(f"is no exported folder, it holds no {MANIFEST}", where=folder, hint=hint)
+        raise DataError(f"is no exported folder, it holds no {MANIFEST_NAME}", where=folder, hint=hint)
     return Manifest.load(path)
 
 

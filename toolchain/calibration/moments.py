@@ -1,4 +1,4 @@
-"""Second moments of the inputs of products: H = E[x xᵀ] over positions, in the order in which kernels take the weight.
+"""Second moments of the inputs of products: H = E[x xᵀ] over positions, with columns in the order of the packed weight.
 
 For a convolution x is the patch under the kernel, laid out (kh, kw, channel) for each group; for a matrix product it is
 a row. H is K x K, so memory is bounded in three ways: some positions of every sample are drawn, the same ones each
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.calibration.statistics import stream
+from toolchain.calibration.statistics import consecutive_groups, stream
 from toolchain.core.arrays import F32, F64, Index
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
@@ -24,12 +24,12 @@ from toolchain.graph import query, run, tap
 from toolchain.ops.weights import weight_axes
 
 MAX_BLOCK_COLUMNS = 1024
-"""An even number, because adjacent columns are rounded in pairs."""
+"""Largest block of H. It is even, because adjacent columns are rounded in pairs."""
 POSITIONS_PER_COLUMN = 8
-"""Number of positions that are drawn in all for every column of a block, or fewer if there are fewer."""
+"""Positions that are drawn for every column of a block, over all samples; fewer where the data has fewer."""
 MIN_POSITIONS_PER_SAMPLE = 32
 """At least this many positions of each sample are drawn."""
-BUDGET_MIB = 256.0
+MOMENTS_BUDGET_MIB = 256.0
 """Memory for the matrices of one pass over the data."""
 
 
@@ -38,7 +38,8 @@ class Moments:
     """Second moments of the input of one product.
 
     Attributes:
-        blocks: float64 [groups, b, b] each, along the diagonal of the mean of x xᵀ, b <= `MAX_BLOCK_COLUMNS`.
+        blocks: blocks along the diagonal of the mean of x xᵀ, each float64 [groups, b, b] with
+            b <= `MAX_BLOCK_COLUMNS`.
         positions: number of positions the mean was taken over.
     """
 
@@ -51,11 +52,11 @@ def second_moments(
     data: CalibrationData,
     nodes: Sequence[ir.Node],
     *,
-    budget_mib: float = BUDGET_MIB,
+    budget_mib: float = MOMENTS_BUDGET_MIB,
     threads: int = 0,
     progress: Progress = silent,
 ) -> Iterator[tuple[ir.Node, Moments]]:
-    """Yield (node, moments of its first input) one by one, so that the caller need not hold them all.
+    """Yield each node with the moments of its first input, one by one, so that the caller need not hold them all.
 
     Args:
         model: the float model.
@@ -63,12 +64,12 @@ def second_moments(
         nodes: Conv, Gemm (not transA) or MatMul nodes of `model` with constant weights.
         budget_mib: memory for the matrices of one pass.
         threads: onnxruntime threads, 0 for its own choice.
-        progress: told about every sample.
+        progress: called for every sample.
 
     Raises:
         DataError: onnxruntime refuses a sample.
     """
-    batches = _batches(nodes, int(budget_mib * 2**20))
+    batches = consecutive_groups([(node, _bytes(node)) for node in nodes], int(budget_mib * 2**20))
     for index, batch in enumerate(batches):
         names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
         engine = run.lean_session(tap.expose(model, names), threads)
@@ -85,7 +86,7 @@ def second_moments(
 def channel_moments(
     model: ir.Model,
     data: CalibrationData,
-    wanted: Iterable[tuple[str, int]],
+    tensor_axes: Iterable[tuple[str, int]],
     *,
     positions: int = 4096,
     threads: int = 0,
@@ -96,15 +97,15 @@ def channel_moments(
     Args:
         model: the float model.
         data: samples to run.
-        wanted: pairs of tensor name and axis.
-        positions: number drawn in all, raised to ten for each element of the axis where that is more.
+        tensor_axes: pairs of tensor name and axis.
+        positions: number of positions drawn over all samples; at least ten for each element of the axis are drawn.
         threads: onnxruntime threads, 0 for its own choice.
-        progress: told about every sample.
+        progress: called for every sample.
 
     Raises:
         DataError: onnxruntime refuses a sample.
     """
-    pairs = sorted(set(wanted))
+    pairs = sorted(set(tensor_axes))
     names = list(dict.fromkeys(name for name, _ in pairs))
     engine = run.lean_session(tap.expose(model, names), threads)
     sums: dict[tuple[str, int], tuple[F64, F64]] = {}
@@ -130,11 +131,13 @@ class _MomentSum:
         self.node = node
         groups, columns = _columns(node)
         self._blocks = [np.zeros((groups, n, n)) for n in _block_sizes(columns)]
-        self._wanted = max(MIN_POSITIONS_PER_SAMPLE, POSITIONS_PER_COLUMN * min(columns, MAX_BLOCK_COLUMNS) // samples)
+        self._sample_positions = max(
+            MIN_POSITIONS_PER_SAMPLE, POSITIONS_PER_COLUMN * min(columns, MAX_BLOCK_COLUMNS) // samples
+        )
         self._positions = 0
 
     def add(self, x: Array, seed: int) -> None:
-        vectors = product_inputs(self.node, x, self._wanted, seed)
+        vectors = product_inputs(self.node, x, self._sample_positions, seed)
         self._positions += vectors.shape[1]
         start = 0
         for block in self._blocks:
@@ -167,56 +170,47 @@ def _bytes(node: ir.Node) -> int:
     return 8 * groups * sum(n * n for n in _block_sizes(columns))
 
 
-def _batches(nodes: Sequence[ir.Node], budget: int) -> list[list[ir.Node]]:
-    """Group consecutive nodes whose matrices sum to at most `budget` bytes; a bigger one makes a group alone."""
-    batches: list[list[ir.Node]] = []
-    room = 0
-    for node in nodes:
-        size = _bytes(node)
-        if not batches or size > room:
-            batches.append([])
-            room = budget
-        batches[-1].append(node)
-        room -= size
-    return batches
-
-
-def product_inputs(node: ir.Node, x: Array, wanted: int, seed: int) -> F32:
-    """Draw at most `wanted` of the vectors that a product multiplies its weight by: float32 [groups, n, K].
+def product_inputs(node: ir.Node, x: Array, count: int, seed: int) -> F32:
+    """Draw at most `count` of the vectors that a product multiplies its weight by: float32 [groups, n, K].
 
     Args:
         node: Conv, Gemm or MatMul with a constant weight.
         x: its first input.
-        wanted: number of positions.
+        count: number of positions.
         seed: decides which positions are drawn.
     """
-    draw = position_sampler(wanted, seed)
+    draw = position_sampler(count, seed)
     if node.op_type != "Conv":
         flat = x.reshape(-1, x.shape[-1])
         return flat[draw(len(flat))][None].astype(np.float32)
     kernel = (query.sizes(node.inputs[1]) or ())[2:]
     strides, dilations, before, behind = query.window(node, x.shape[2:])
     padded = np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)])
-    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    steps = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, strides, strict=True)]
-    batch, *place = np.unravel_index(draw(len(x) * int(np.prod(steps))), (len(x), *steps))
-    corners = [p * s for p, s in zip(place, strides, strict=True)]
+    extents = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    steps = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], extents, strides, strict=True)]
+    batch, *indices = np.unravel_index(draw(len(x) * int(np.prod(steps))), (len(x), *steps))
+    corners = [p * s for p, s in zip(indices, strides, strict=True)]
     taps = []
     for offset in np.ndindex(*kernel):
-        here = (c + t * d for c, t, d in zip(corners, offset, dilations, strict=True))
-        taps.append(padded[(batch, slice(None), *here)])
+        point = (c + t * d for c, t, d in zip(corners, offset, dilations, strict=True))
+        taps.append(padded[(batch, slice(None), *point)])
     groups = query.attribute(node, "group", 1)
-    patches = np.stack(taps, axis=1).reshape(len(batch), len(taps), groups, -1)  # [n, taps, groups, channels of one]
+    patches = np.stack(taps, axis=1).reshape(
+        len(batch), len(taps), groups, -1
+    )  # [n, taps, groups, channels of a group]
     return patches.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
 
 
-def position_sampler(wanted: int, seed: int) -> Callable[[int], Index]:
-    """Return a function that draws from a number of positions: sorted indices, the same for the same seed."""
+def position_sampler(count: int, seed: int) -> Callable[[int], Index]:
+    """Return a function that draws at most `count` of a number of positions.
+
+    It returns their indices in rising order; the same seed draws the same positions.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(available: int) -> Index:
-        if available <= wanted:
+        if available <= count:
             return np.arange(available)
-        return np.sort(rng.choice(available, wanted, replace=False))
+        return np.sort(rng.choice(available, count, replace=False))
 
     return draw

@@ -1,4 +1,4 @@
-"""`Observation`: the statistics of tensors that calibration gathered, and their file."""
+"""`Observation`: statistics of tensors, gathered from calibration data, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ import numpy.typing as npt
 from toolchain.core.arrays import F64, I64
 from toolchain.core.cache import read_cache, write_cache
 
-VERSION = 3
+OBSERVATION_VERSION = 3
 """Version of the file format."""
 
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Statistics by channel, float64 [C] each: means of x and of x², the smallest and the largest x."""
+    """Statistics of the channels of one tensor, float64 [C] each.
+
+    Attributes:
+        mean: the mean of x.
+        square: the mean of x².
+        minimum: the smallest x.
+        maximum: the largest x.
+    """
 
     mean: F64
     square: F64
@@ -54,7 +61,14 @@ class TensorStats:
 
 @dataclass(frozen=True)
 class Observation:
-    """Statistics by tensor name, with the number of samples and fingerprints of the model and the data."""
+    """Statistics of several tensors of one model.
+
+    Attributes:
+        tensors: statistics by tensor name.
+        samples: number of samples.
+        model_sha256: hash of the model; empty for a model that is too large to hash.
+        data_fingerprint: hash of the samples.
+    """
 
     tensors: Mapping[str, TensorStats]
     samples: int
@@ -70,7 +84,7 @@ class Observation:
         file = io.BytesIO()
         np.savez(
             file,
-            version=np.array(VERSION),
+            version=np.array(OBSERVATION_VERSION),
             names=np.array(names, dtype=np.str_),
             limits=np.array([[s.minimum, s.maximum] for s in stats], dtype=np.float64).reshape(-1, 2),
             counts=np.array([s.count for s in stats], dtype=np.int64),
@@ -90,7 +104,7 @@ class Observation:
     @classmethod
     def _parse(cls, content: bytes) -> Observation | None:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return cls._from_arrays(file) if int(file["version"]) == VERSION else None
+            return cls._from_arrays(file) if int(file["version"]) == OBSERVATION_VERSION else None
 
     @classmethod
     def _from_arrays(cls, file: Mapping[str, npt.NDArray[Any]]) -> Observation:

@@ -1,8 +1,8 @@
-"""The streaming engine: two passes over the data, with memory bounded by one sample and one group of tensors.
+"""Gather statistics in two passes over the data; memory is bounded by one sample and one group of tensors.
 
 Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size``, ``ReduceSum`` and ``ReduceSumSquare`` (per channel where asked for)
-behind every wanted tensor. Only those tiny results become outputs, so the model runs and frees its activations as
-always, and all tensors are seen at once. The pass gives limits, means, mean squares and sizes; the sums also reveal a
+after every requested tensor. Only those tiny results become outputs. So the model frees its activations while it runs,
+as always, and one pass serves all tensors. The pass gives limits, means, mean squares and sizes; the sums also reveal a
 NaN, which minimum and maximum ignore.
 
 Pass 2 makes the tensors themselves outputs, in groups whose sizes fit the memory budget, and counts them into
@@ -18,15 +18,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from onnxruntime import InferenceSession
 
-from toolchain.calibration.observation import VERSION, ChannelStats, Observation, TensorStats
+from toolchain.calibration.observation import OBSERVATION_VERSION, ChannelStats, Observation, TensorStats
 from toolchain.core.arrays import F64, I64
 from toolchain.core.cache import cache_path
 from toolchain.core.errors import DataError, one_line
@@ -35,13 +35,15 @@ from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, io, query, run, tap
 
-AXES_ARE_INPUTS = 18
+AXES_AS_INPUT_OPSET = 18
 """First operator set in which all reductions take their axes as an input."""
 
-CHUNK_ELEMENTS = 1 << 16
+HISTOGRAM_CHUNK_ELEMENTS = 1 << 16
 """Number of elements binned at a time, so that temporaries stay in the second-level cache."""
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def observe(
@@ -55,23 +57,25 @@ def observe(
     cache: bool = True,
     progress: Progress = silent,
 ) -> Observation:
-    """Run `model` over `data` and gather statistics of `tensors`.
+    """Run a model on all samples and gather statistics of some of its tensors.
 
     Args:
         model: an optimized model; it is not changed.
         data: samples to run.
-        tensors: name of a float32 tensor to the axis of its channels, or None for no statistics by channel.
+        tensors: names of float32 tensors, each with the axis of its channels, or None for no statistics by channel.
         bins: number of histogram bins of each tensor.
         group_mib: memory for the activations of one histogram pass.
         threads: onnxruntime threads, 0 for its own choice.
         cache: keep the result on disk and reuse it, keyed by the content of model, data and request.
-        progress: told about every sample.
+        progress: called for every sample.
 
     Raises:
         DataError: a sample makes a tensor NaN or infinite, or onnxruntime refuses it.
     """
     digest = hashlib.sha256(io.to_bytes(model)).hexdigest() if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else ""
-    path = cache_path("observations", VERSION, digest, data.fingerprint, sorted(tensors.items()), bins, suffix=".npz")
+    path = cache_path(
+        "observations", OBSERVATION_VERSION, digest, data.fingerprint, sorted(tensors.items()), bins, suffix=".npz"
+    )
     if cache and digest and (known := Observation.load(path)) is not None:
         _log.info("statistics of %d tensors read from %s", len(known.tensors), path)
         return known
@@ -96,7 +100,17 @@ def observe(
 
 @dataclass
 class _Summary:
-    """Running limits, sums and sizes of one tensor; arrays are [C], or scalars where no axis was asked for."""
+    """Limits, sums and sizes of one tensor over the samples so far; arrays are [C], or scalars without an axis.
+
+    Attributes:
+        by_channel: the arrays are [C].
+        low: the smallest values.
+        high: the largest values.
+        sums: sums of x.
+        squares: sums of x².
+        count: number of elements.
+        largest: number of elements in the largest sample.
+    """
 
     by_channel: bool
     low: F64
@@ -185,7 +199,7 @@ def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
             add("Mul" if square else "Identity", [value] * (2 if square else 1), {}, ir.DataType.FLOAT)
             return
         inputs, attributes = [value], {"keepdims": 0}  # type: list[ir.Value], dict[str, Any]
-        if axes is not None and (op == "ReduceSum" or query.opset(clone) >= AXES_ARE_INPUTS):
+        if axes is not None and (op == "ReduceSum" or query.opset(clone) >= AXES_AS_INPUT_OPSET):
             inputs.append(edit.add_constant(graph, names.fresh(f"{value.name}_axes"), np.array(axes, np.int64)))
         elif axes is not None:
             attributes["axes"] = axes
@@ -218,7 +232,7 @@ def _second_pass(
     progress: Progress,
 ) -> dict[str, I64]:
     counts = {name: np.zeros(bins, np.int64) for name in summary}
-    groups = _groups({name: 4 * s.largest for name, s in summary.items()}, int(group_mib * 2**20))
+    groups = consecutive_groups([(name, 4 * s.largest) for name, s in summary.items()], int(group_mib * 2**20))
     for index, group in enumerate(groups):
         engine = run.lean_session(tap.expose(model, group), threads)
         for _, outputs in stream(engine, data, f"observing histograms {index + 1}/{len(groups)}", progress):
@@ -227,15 +241,15 @@ def _second_pass(
     return counts
 
 
-def _groups(sizes: Mapping[str, int], budget: int) -> list[list[str]]:
-    """Group consecutive tensors whose bytes sum to at most `budget`; a bigger one makes a group alone."""
-    groups: list[list[str]] = []
+def consecutive_groups(sizes: Iterable[tuple[T, int]], budget: int) -> list[list[T]]:
+    """Group consecutive items whose sizes sum to at most `budget`; a larger item is a group of its own."""
+    groups: list[list[T]] = []
     room = 0
-    for name, size in sizes.items():
+    for item, size in sizes:
         if not groups or size > room:
             groups.append([])
             room = budget
-        groups[-1].append(name)
+        groups[-1].append(item)
         room -= size
     return groups
 
@@ -249,10 +263,10 @@ def count_into(counts: I64, array: Array, low: float, high: float) -> None:
         return
     # float64 where the range or the reciprocal of a bin's width does not fit in float32.
     limit = float(np.finfo(np.float32).max)
-    kind = np.float32 if bins / limit < high - low < limit else np.float64
-    factor = kind(bins / (high - low))
-    for start in range(0, flat.size, CHUNK_ELEMENTS):
-        part = flat[start : start + CHUNK_ELEMENTS] - kind(low)
+    dtype = np.float32 if bins / limit < high - low < limit else np.float64
+    factor = dtype(bins / (high - low))
+    for start in range(0, flat.size, HISTOGRAM_CHUNK_ELEMENTS):
+        part = flat[start : start + HISTOGRAM_CHUNK_ELEMENTS] - dtype(low)
         part *= factor
         index = part.astype(np.intp)
         part_counts = np.bincount(index, minlength=bins + 1)
@@ -261,14 +275,20 @@ def count_into(counts: I64, array: Array, low: float, high: float) -> None:
 
 
 def stream(
-    engine: InferenceSession, data: CalibrationData, what: str, progress: Progress
+    engine: InferenceSession, data: CalibrationData, stage: str, progress: Progress
 ) -> Iterator[tuple[int, Sequence[Array]]]:
-    """Run every sample and yield (its number in the source, outputs).
+    """Run every sample and yield its number in the source, and the outputs.
+
+    Args:
+        engine: the session that runs the samples.
+        data: the samples.
+        stage: the name of the work, for `progress`.
+        progress: called for every sample.
 
     Raises:
         DataError: onnxruntime refuses a sample.
     """
-    for done, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
+    for count, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
         try:
             outputs = engine.run(None, feed)
         except run.OrtError as error:
@@ -278,4 +298,4 @@ def stream(
                 hint="give samples of the size the model takes",
             ) from None
         yield number, outputs
-        progress(what, done, len(data))
+        progress(stage, count, len(data))

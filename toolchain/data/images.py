@@ -16,7 +16,7 @@ import numpy as np
 
 from toolchain.core.arrays import F32
 from toolchain.core.errors import DataError
-from toolchain.formats.preprocess import Preprocess, Size, pair
+from toolchain.formats.preprocess import Preprocess, Size, height_and_width
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,9 +73,9 @@ def _resized(image: Image, pipeline: Preprocess) -> Image:
     if pipeline.resize == "none" or pipeline.size is None:
         return image
     if pipeline.resize == "squash":
-        new_height, new_width = pair(pipeline.size)
+        new_height, new_width = height_and_width(pipeline.size)
     else:
-        short = pair(pipeline.size)[0]
+        short = height_and_width(pipeline.size)[0]
         # The longer side is cut, not rounded, as torchvision does.
         new_width, new_height = (
             (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
@@ -86,7 +86,7 @@ def _resized(image: Image, pipeline: Preprocess) -> Image:
 def _cropped(image: Image, crop: Size | None) -> Image:
     if crop is None:
         return image
-    height, width = pair(crop)
+    height, width = height_and_width(crop)
     if image.width < width or image.height < height:
         raise DataError(
             f"is {image.height} × {image.width} pixels (height × width), smaller than the crop {height} × {width}",

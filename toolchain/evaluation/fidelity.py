@@ -17,13 +17,14 @@ from toolchain.data.tensors import Array, Feed
 from toolchain.graph import query, run, tap
 
 SATURATING_OPERATORS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
-BEST_DB = 100.0
-"""The highest fidelity reported: the rounding of float32 itself limits it to about this."""
+"""Operators at the end of an output whose input is compared instead."""
+MAX_FIDELITY_DB = 100.0
+"""Highest fidelity that is reported; the rounding of float32 itself limits it to about this value."""
 
 
 def power_to_db(power: float) -> float:
-    """Express a relative error power (squared error over energy) in decibels, at most :data:`BEST_DB`."""
-    return min(BEST_DB, -10 * float(np.log10(max(power, 10 ** (-BEST_DB / 10)))))
+    """Express a relative error power (squared error over energy) in decibels, at most :data:`MAX_FIDELITY_DB`."""
+    return min(MAX_FIDELITY_DB, -10 * float(np.log10(max(power, 10 ** (-MAX_FIDELITY_DB / 10)))))
 
 
 def db_to_power(fidelity_db: float) -> float:
@@ -62,26 +63,26 @@ class Probe:
 
     def fidelity_db(self, model: ir.Model) -> float:
         """Measure the fidelity of `model`, mean over the samples, in decibels."""
-        return self.opened(model)({})
+        return self.fidelity_function(model)({})
 
-    def opened(self, model: ir.Model) -> Callable[[Feed], float]:
-        """Open `model` once and return a function that measures its fidelity with additional inputs.
+    def fidelity_function(self, model: ir.Model) -> Callable[[Feed], float]:
+        """Load `model` once and return a function that measures its fidelity in decibels with additional inputs.
 
         The additional inputs are the same for every sample.
         """
         run_all = self._runner(model)
 
-        def measure(more: Feed) -> float:
-            pairs = zip(self._expected, run_all(more), strict=True)
+        def measure(additional: Feed) -> float:
+            pairs = zip(self._expected, run_all(additional), strict=True)
             return float(np.mean([decibels(expected, got) for expected, got in pairs]))
 
         return measure
 
     def _runner(self, model: ir.Model) -> Callable[[Feed], list[Sequence[Array]]]:
         nodes = {query.label(node): node for node in model.graph}
-        names = [str(nodes[at].inputs[0].name) if at else name for name, at in self._points]  # type: ignore[union-attr]
+        names = [str(nodes[node].inputs[0].name) if node else name for name, node in self._points]  # type: ignore[union-attr]
         engine = run.session(tap.expose(model, names), threads=0)
-        return lambda more: [engine.run(None, {**feed, **more}) for feed in self._feeds]
+        return lambda additional: [engine.run(None, {**feed, **additional}) for feed in self._feeds]
 
 
 def _measured_point(output: ir.Value) -> tuple[str, str | None]:
@@ -96,10 +97,10 @@ def decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:
 
 
 def _error_share(expected: Array, got: Array) -> float:
-    """Squared error over energy, of the elements that are finite in `expected`.
+    """Compute squared error over energy, for the elements that are finite in `expected`.
 
-    It is 1, the value for an output of zeros, where the shapes differ, where `got` is not finite, and for any error
-    where `expected` has no energy.
+    The result is 1, as for an output of zeros, in three cases: the shapes differ, `got` is not finite there, or
+    `expected` has no energy and `got` differs from it.
     """
     if expected.shape != got.shape:
         return 1.0

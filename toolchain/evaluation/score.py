@@ -2,8 +2,8 @@
 
 Agreement needs no labels. For an output of class scores (rank 2, at least two columns) it is the share of samples for
 which both models give the largest score to the same class. For any other output it is the mean cosine similarity over
-samples. With several outputs the worst one counts. An output of another shape than the source's has agreement 0, as
-when a detector finds one object less.
+samples. With several outputs the worst one counts. An output whose shape differs from the source's has agreement 0, for
+example when a detector finds one object fewer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def evaluate_score(evaluate: Evaluate, engine: InferenceSession, where: str) -> 
         where: the name of the function, for error messages.
 
     Raises:
-        InputError: it raises, or does not return a finite number.
+        InputError: the function raises an exception, or does not return a finite number.
     """
     with user_code(where):
         value = evaluate(lambda feed: list(engine.run(None, feed)))

@@ -9,6 +9,9 @@ from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Score
 from toolchain.formats.tensor_spec import TensorSpec
 
+MANIFEST_NAME = "manifest.json"
+"""Name of the manifest's file in an exported folder."""
+
 
 class FileEntry(Record):
     """A file of the folder."""

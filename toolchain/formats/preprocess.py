@@ -16,7 +16,7 @@ from toolchain.formats.base import Document
 Size = int | tuple[int, int]
 
 
-def pair(size: Size) -> tuple[int, int]:
+def height_and_width(size: Size) -> tuple[int, int]:
     """Return a size as height and width."""
     return (size, size) if isinstance(size, int) else size
 
@@ -57,7 +57,7 @@ class Preprocess(Document):
         if any(value <= 0 for value in self.std):
             raise ValueError("std holds a number that is not above 0")
         for name, size in (("size", self.size), ("crop", self.crop)):
-            if size is not None and min(pair(size)) < 1:
+            if size is not None and min(height_and_width(size)) < 1:
                 raise ValueError(f"{name} is below 1 pixel")
         if self.resize == "shorter" and isinstance(self.size, tuple):
             raise ValueError("resize = 'shorter' takes one number as size")

@@ -22,12 +22,13 @@ from toolchain.pruning.goal import Pruned
 from toolchain.quantization.loop import Quantized
 
 PROFILE_SECONDS = 0.5
-"""Seconds of profiling for each variant, about."""
-LEAST_PROFILE_RUNS, MOST_PROFILE_RUNS = 3, 20
+"""Approximate seconds of profiling for each variant."""
+MIN_PROFILE_RUNS = 3
+MAX_PROFILE_RUNS = 20
 
-_FUSED = re.compile(r"_nchwc$|_token_\d+$")
-"""Suffixes of the names that onnxruntime gives to fused nodes: it appends them to the name of the node that it
-replaces, or of that node's output."""
+_FUSION_SUFFIX = re.compile(r"_nchwc$|_token_\d+$")
+"""Suffixes in onnxruntime's names of fused nodes. It appends them to the name of the node that it replaces, or of that
+node's output."""
 
 
 def gather(
@@ -74,23 +75,23 @@ def gather(
 
 
 def _profile(variant: str, path: Path, feed: Feed, layers: Mapping[str, str], seconds: float) -> Profile:
-    runs = max(LEAST_PROFILE_RUNS, min(MOST_PROFILE_RUNS, int(PROFILE_SECONDS / seconds)))
+    runs = max(MIN_PROFILE_RUNS, min(MAX_PROFILE_RUNS, int(PROFILE_SECONDS / seconds)))
     operators = (
-        operator.model_copy(update={"layer": layers.get(_FUSED.sub("", operator.node))})
+        operator.model_copy(update={"layer": layers.get(_FUSION_SUFFIX.sub("", operator.node))})
         for operator in profile(path, feed, runs=runs)
     )
     return Profile(variant=variant, operators=tuple(operators))
 
 
 def _layers(model: ir.Model) -> dict[str, str]:
-    """Map names to names of nodes: each node's own, and those of its outputs.
+    """Map the name of each node, and of each node's output, to the name of the node.
 
-    The output of a Relu or Clip belongs to the node that it follows, because the two are fused.
+    The output of a Relu or Clip is mapped to the node before it, because the two are fused.
     """
     layers: dict[str, str] = {}
     for node in model.graph:
-        maker = node
-        while isinstance(rule(maker).int8, Absorbed) and maker.inputs[0] and (before := maker.inputs[0].producer()):
-            maker = before
-        layers.update({str(value.name): query.label(maker) for value in node.outputs})
+        source = node
+        while isinstance(rule(source).int8, Absorbed) and source.inputs[0] and (before := source.inputs[0].producer()):
+            source = before
+        layers.update({str(value.name): query.label(source) for value in node.outputs})
     return layers | {query.label(node): query.label(node) for node in model.graph}

@@ -16,7 +16,12 @@ from toolchain.optimization.passes import optimize
 
 @dataclass(frozen=True)
 class Grouping:
-    """All channel groups of a model, and its multiply-accumulates."""
+    """The channel groups of a model.
+
+    Attributes:
+        groups: all groups.
+        macs: multiply-accumulates of the model.
+    """
 
     groups: tuple[Group, ...]
     macs: int

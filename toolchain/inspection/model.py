@@ -1,11 +1,11 @@
 """The content of a model file, what int8 would change about it, and its fit to a target.
 
 The numbers are those of the model as an export works on it: brought to a current opset and cleaned up. A quantized
-model is taken as it is: the file, and the graph that onnxruntime makes of it.
+model is analysed as it is: the file, and the graph that onnxruntime runs for it.
 
-The size as int8 counts constants as an export writes them. A weight of an int8 product takes one byte. Each of its
-output channels takes a float32 scale and an int8 zero point, and where the operator has a bias, an int32 bias with a
-scale and a zero point of its own. All other constants keep their size.
+The size as int8 is that of the constants as an export writes them. Each weight of an int8 product takes one byte. Each
+output channel takes a float32 scale and an int8 zero point in addition. Where the operator takes a bias, each channel
+also takes an int32 bias with its own scale and zero point. All other constants keep their size.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Inspection:
         file_nodes: number of nodes in the file, without constants.
         cost: operators and their cost, after clean-up.
         quantized: the file contains int8 already.
-        choices: precision of every node; of a quantized model in the file, of a float model after an export.
-        int8_weight_bytes: size of all constants in int8.
-        running: the graph that onnxruntime makes of a quantized model.
-        fit: comparison with the target that was asked for.
+        choices: precision of every node: in the file for a quantized model, after an export for a float model.
+        int8_weight_bytes: size of all constants after an export to int8.
+        running: the graph that onnxruntime runs for a quantized model; None for a float model.
+        fit: comparison with the given target; None where none was given.
         certificate: exactness of a quantized model, from its manifest or proved from its integers.
-        fits: comparison with all shipped profiles, where no target was asked for.
+        fits: comparison with all shipped profiles, where no target was given.
     """
 
     path: str
@@ -89,7 +89,7 @@ class Inspection:
 
     @property
     def int8_share(self) -> float | None:
-        """Part of all multiply-accumulates that is int8; None where those of an int8 node are not known."""
+        """Part of all multiply-accumulates that is int8; None where the number for an int8 node is unknown."""
         if any(choice.int8 and self.cost.macs[choice.node] is None for choice in self.choices):
             return None
         total = sum(self.cost.macs[choice.node] or 0 for choice in self.choices)

@@ -1,10 +1,10 @@
 """The fit of a model to a target: budgets, and widths of convolutions.
 
-size       bytes of the constants; the file has the graph in addition
-memory     constants and peak activations, the least that the model needs; the runtime comes in addition. Without a
-           budget, the limit is the memory of the device
-latency    only a measurement can tell
-channels   output channels of convolutions; a number that is no multiple of the target's is padded or runs slower
+size       Bytes of the constants. The file contains the graph in addition.
+memory     Bytes of the constants and of the activations at their peak, which the model needs at least. The runtime
+           needs memory in addition. Without a budget, the limit is the memory of the device.
+latency    Its value is unknown here, because only a measurement can find it.
+channels   Output channels of convolutions. A number that is no multiple of the target's is padded or runs slower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toolchain.ops.cells import Weighted
 from toolchain.ops.cost import Cost
 from toolchain.ops.table import rule
 
-MIB = 2**20
+BYTES_PER_MIB = 2**20
 
 
 def fit_to(target: Target, model: ir.Model, counts: Cost, *, weights: int, peak: int) -> TargetFit:
@@ -28,8 +28,8 @@ def fit_to(target: Target, model: ir.Model, counts: Cost, *, weights: int, peak:
         target: the profile.
         model: the model; its nodes have the names that `counts` uses.
         counts: its cost.
-        weights: bytes of its constants on the target.
-        peak: bytes of its activations on the target at the peak, at least.
+        weights: bytes of the constants on the target.
+        peak: smallest possible peak of the activations on the target, in bytes.
     """
     widths: dict[int, list[str]] = {}
     convolutions = [node for node in model.graph if isinstance(rule(node).channels, Weighted)]
@@ -46,8 +46,8 @@ def fit_to(target: Target, model: ir.Model, counts: Cost, *, weights: int, peak:
         )
         for width, nodes in sorted(widths.items())
     )
-    values = {"size": ("MiB", target.budget.size_mib, weights / MIB),
-              "memory": ("MiB", target.budget.memory_mib or target.memory_mib, (weights + peak) / MIB),
+    values = {"size": ("MiB", target.budget.size_mib, weights / BYTES_PER_MIB),
+              "memory": ("MiB", target.budget.memory_mib or target.memory_mib, (weights + peak) / BYTES_PER_MIB),
               "latency": ("ms", target.budget.latency_ms, None)}  # fmt: skip
     budgets = tuple(
         BudgetCheck(name=name, unit=unit, limit=limit, value=value, fits=None if value is None else value <= limit)

@@ -46,10 +46,11 @@ class Mismatch:
     Attributes:
         sample: number of the sample, from 0.
         output: name of the output.
-        differing: number of elements that differ; all of them where shape or dtype is wrong.
+        differing: number of elements that differ; all of them where the output is missing or its shape or dtype is
+            wrong.
         size: number of elements.
         largest: largest absolute difference, infinite where the two cannot be compared.
-        what: the difference in words.
+        difference: the difference in words.
     """
 
     sample: int
@@ -57,10 +58,10 @@ class Mismatch:
     differing: int
     size: int
     largest: float
-    what: str
+    difference: str
 
     def __str__(self) -> str:
-        return f"sample {self.sample}, output {self.output!r}: {self.what}"
+        return f"sample {self.sample}, output {self.output!r}: {self.difference}"
 
 
 def save_golden(golden: Golden, path: Path) -> None:
@@ -104,11 +105,11 @@ def check_golden(
     """Compare a model's outputs with the expected ones.
 
     Args:
-        run: computes outputs by name from a feed; it may give more outputs than are expected.
+        run: computes outputs by name from a feed; outputs that are not expected are ignored.
         golden: inputs and expected outputs.
-        tolerance: largest allowed difference, relative to the largest magnitude of the expected output. 0 asks for
-            equality, which integer kernels give. Where operators stay float, processors may round differently in the
-            last place; 1e-5 allows for that.
+        tolerance: largest allowed difference, relative to the largest magnitude of the expected output. 0 requires
+            equal outputs, which integer kernels give. Where operators stay float, processors may round the last
+            digit differently; 1e-5 allows that.
 
     Returns:
         The outputs that differ; empty where all are as expected.
@@ -123,23 +124,27 @@ def check_golden(
     return mismatches
 
 
-def _compare(sample: int, name: str, want: Array, got: Array | None, tolerance: float) -> Mismatch | None:
-    if got is None:
-        return Mismatch(sample, name, want.size, want.size, float("inf"), "is missing")
-    if got.shape != want.shape or got.dtype != want.dtype:
-        what = f"is {got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
-        return Mismatch(sample, name, want.size, want.size, float("inf"), what)
-    numeric = np.issubdtype(want.dtype, np.number)
+def _compare(sample: int, name: str, expected: Array, actual: Array | None, tolerance: float) -> Mismatch | None:
+    if actual is None:
+        return Mismatch(sample, name, expected.size, expected.size, float("inf"), "is missing")
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        difference = f"is {actual.dtype}{list(actual.shape)} instead of {expected.dtype}{list(expected.shape)}"
+        return Mismatch(sample, name, expected.size, expected.size, float("inf"), difference)
+    numeric = np.issubdtype(expected.dtype, np.number)
     with np.errstate(invalid="ignore"):  # inf - inf
-        gap = np.abs(got.astype(np.float64) - want.astype(np.float64)) if numeric else np.full(want.shape, np.inf)
-    equal = got == want
-    if np.issubdtype(want.dtype, np.floating):
-        equal |= np.isnan(got) & np.isnan(want)
+        gap = (
+            np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+            if numeric
+            else np.full(expected.shape, np.inf)
+        )
+    equal = actual == expected
+    if np.issubdtype(expected.dtype, np.floating):
+        equal |= np.isnan(actual) & np.isnan(expected)
     if numeric and tolerance > 0:
-        equal |= gap <= tolerance * float(np.max(np.abs(want), initial=0.0, where=np.isfinite(want)))
+        equal |= gap <= tolerance * float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected)))
     if np.all(equal):
         return None
     differing = int(np.count_nonzero(~equal))
     largest = float(np.max(np.nan_to_num(gap[~equal], nan=np.inf, posinf=np.inf)))
-    what = f"{differing} of {want.size} elements differ, by at most {largest:.3g}"
-    return Mismatch(sample, name, differing, want.size, largest, what)
+    difference = f"{differing} of {expected.size} elements differ, by at most {largest:.3g}"
+    return Mismatch(sample, name, differing, expected.size, largest, difference)

@@ -1,19 +1,19 @@
 """``model.ort``: onnxruntime's own format, with the graph optimized ahead of time.
 
-A session on *this* machine optimizes the graph and saves it, as onnxruntime.tools.convert_onnx_models_to_ort does in
-its ``Fixed`` style. Which optimizations may be saved depends on where the file will run:
+A session on *this* machine optimizes the graph and saves it, like the ``Fixed`` style of
+onnxruntime.tools.convert_onnx_models_to_ort. The optimizations that may be saved depend on where the file will run:
 
-    Fixed            All optimizations are applied and saved. (The other style, ``Runtime``, keeps the QuantizeLinear
-                     pairs for providers that compile, and needs a session option to apply the rest. The provider
-                     here is the CPU, whose kernels exist on every processor.)
-    NCHWc            This one is never saved. The blocked layout of float convolutions has the block width of the
-                     machine that saves: 16 channels with AVX512, 8 with AVX2. A file made on one gives wrong numbers
-                     on the other, without any error (the converter's ``--target_platform amd64`` makes such files);
-                     ARM refuses it. The cost: on x86, float convolutions run faster from ``model.onnx``, which is
-                     optimized where it is loaded.
-    qdqisint8allowed On ARM, onnxruntime fuses s8 activations into integer kernels by default; on x86 it does not.
-                     The option is set as on the target, so for ARM the saved graph is the one that the aarch64
-                     runtime makes of ``model.onnx``.
+    Fixed             All optimizations are applied and saved. (The other style, ``Runtime``, keeps the QuantizeLinear
+                      pairs for providers that compile, and needs a session option to apply the rest. The provider
+                      here is the CPU, whose kernels exist on every processor.)
+    NCHWc             This optimization is never saved. The blocked layout of float convolutions has the block width of
+                      the machine that saves: 16 channels with AVX512, 8 with AVX2. A file made on one machine gives
+                      wrong numbers on the other, without any error (the converter's ``--target_platform amd64`` makes
+                      such files); ARM refuses it. The cost: on x86, float convolutions run faster from ``model.onnx``,
+                      which is optimized on the machine that loads it.
+    qdqisint8allowed  On ARM, onnxruntime fuses s8 activations into integer kernels by default; on x86 it does not. The
+                      option is set as on the target. So for ARM the saved graph is the same graph that the aarch64
+                      runtime makes of ``model.onnx``.
 
 The converter itself is not called, because importing onnxruntime.tools imports torch where that is installed.
 """
@@ -34,7 +34,7 @@ from toolchain.graph.run import OrtError
 from toolchain.packaging.golden import Golden, check_golden
 
 
-def convert(model: Path, folder: Path, package: Package) -> None:
+def write_ort(model: Path, folder: Path, package: Package) -> None:
     """Write ``model.ort`` and ``required_operators.config`` (for a reduced build of onnxruntime) into `folder`.
 
     Args:
@@ -48,9 +48,9 @@ def convert(model: Path, folder: Path, package: Package) -> None:
     try:
         _session(model, {**_fusions_of(package), "session.save_model_format": "ORT"}, folder / "model.ort")
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            same = Path(temporary, "optimized.onnx")
-            _session(model, _fusions_of(package), same)
-            operators = _required_operators(ir.load(same))
+            optimized = Path(temporary, "optimized.onnx")
+            _session(model, _fusions_of(package), optimized)
+            operators = _required_operators(ir.load(optimized))
     except OrtError as error:
         raise ModelError(
             f"cannot be written in the .ort format ({one_line(error)})",
@@ -62,11 +62,11 @@ def convert(model: Path, folder: Path, package: Package) -> None:
 
 
 def _required_operators(model: ir.Model) -> list[str]:
-    """List the operators, one line ``domain;version;operators`` for each version in which some were last changed."""
-    found: dict[tuple[str, int], set[str]] = {}
+    """List the operators: one line ``domain;version;operators`` for each version that last changed some of them."""
+    operators: dict[tuple[str, int], set[str]] = {}
     for node in model.graph.all_nodes():
-        found.setdefault((node.domain or "ai.onnx", _since(node, model)), set()).add(node.op_type)
-    return [f"{domain};{since};{','.join(sorted(kinds))}" for (domain, since), kinds in sorted(found.items())]
+        operators.setdefault((node.domain or "ai.onnx", _since(node, model)), set()).add(node.op_type)
+    return [f"{domain};{since};{','.join(sorted(types))}" for (domain, since), types in sorted(operators.items())]
 
 
 def _since(node: ir.Node, model: ir.Model) -> int:
@@ -77,10 +77,10 @@ def _since(node: ir.Node, model: ir.Model) -> int:
         return latest  # onnx does not know onnxruntime's own operators; they have one version
 
 
-def verify(model: Path, converted: Path, feeds: tuple[Feed, ...], package: Package) -> None:
+def verify_ort(model: Path, converted: Path, feeds: tuple[Feed, ...], package: Package) -> None:
     """Check on this machine that the converted file gives the same outputs as the model, bit for bit.
 
-    The model runs with the optimizations that were saved into the file (see the module), so nothing may differ.
+    The model runs with the optimizations that were saved into the file (see the module), so the outputs must be equal.
 
     Args:
         model: the ONNX file.

@@ -7,37 +7,37 @@ from collections import Counter
 from collections.abc import Set
 
 from toolchain.core.errors import ConfigError
-from toolchain.formats.manifest import Manifest, Precision
+from toolchain.formats.manifest import MANIFEST_NAME, Manifest, Precision
 from toolchain.formats.preprocess import Preprocess
 from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.packaging import snippets
 
-_FILES = {
+_FILE_DESCRIPTIONS = {
     "model.onnx": "the model. onnxruntime optimizes it when it loads it.",
     "model.onnx.data": "the weights of the model. Keep it in the same folder as `model.onnx`.",
     "model.ort": "the same model, optimized ahead of time. It loads faster and runs in reduced builds of onnxruntime.",
     "required_operators.config": "the operators that a reduced build of onnxruntime needs "
     "(build option `--include_ops_by_config`).",
     "golden.npz": "example inputs with the expected outputs.",
-    "manifest.json": "hashes of these files, the origin of the model, and all measurements.",
+    MANIFEST_NAME: "hashes of these files, the origin of the model, and all measurements.",
 }
 
-_KINDS: dict[Precision, str] = {
+_PRECISION_NAMES: dict[Precision, str] = {
     "int8": "int8",
     "int8 dynamic": "dynamic int8",
     "int8 storage": "float with int8 constants",
     "float": "float",
 }
 
-_REASONS_SHOWN = 8
+_MAX_REASONS = 8
 
 
 def readme(manifest: Manifest, target: Target, files: Set[str]) -> str:
     """Write the page as Markdown.
 
     Args:
-        manifest: complete except for `files`.
+        manifest: the manifest, complete except for `files`.
         target: the profile the model was made for.
         files: names of the files that are in the folder already.
     """
@@ -46,7 +46,9 @@ def readme(manifest: Manifest, target: Target, files: Set[str]) -> str:
         f"This model was made for the target `{target.name}` on {manifest.created} with {_versions(manifest)}. "
         f"It runs with onnxruntime {target.runtime.version}.",
         "## Files",
-        "\n".join(f"- `{name}`: {what}" for name, what in _FILES.items() if name in files or name == "manifest.json"),
+        "\n".join(
+            f"- `{name}`: {text}" for name, text in _FILE_DESCRIPTIONS.items() if name in files or name == MANIFEST_NAME
+        ),
         "## Inputs and outputs",
         _ports(manifest),
         "## Prepare the inputs",
@@ -72,9 +74,10 @@ def _ports(manifest: Manifest) -> str:
     rows = ["| | name | type | shape |", "|---|---|---|---|"]
     rows += [_row("input", port) for port in manifest.inputs]
     rows += [_row("output", port) for port in manifest.outputs]
-    free = {str(dim) for port in (*manifest.inputs, *manifest.outputs) for dim in port.dims if not isinstance(dim, int)}
+    ports = (*manifest.inputs, *manifest.outputs)
+    has_dynamic_axis = any(not isinstance(dim, int) for port in ports for dim in port.dims)
     text = "\n".join(rows)
-    return f"{text}\n\nAxes without a number can have any length." if free else text
+    return f"{text}\n\nAxes without a number can have any length." if has_dynamic_axis else text
 
 
 def _row(side: str, port: TensorSpec) -> str:
@@ -145,11 +148,15 @@ def _precision(manifest: Manifest) -> str:
     reasons = Counter(
         f"{row.op}: {row.reason}" for row in manifest.precision if row.precision == "float" and row.reason
     )
-    shown = [f"in {name}: {counts[kind]}" for kind, name in _KINDS.items() if counts[kind] or kind in ("int8", "float")]
+    shown = [
+        f"in {name}: {counts[precision]}"
+        for precision, name in _PRECISION_NAMES.items()
+        if counts[precision] or precision in ("int8", "float")
+    ]
     lines = [f"Operators that compute {'; '.join(shown)}."]
-    lines += [f"- {count} × {reason}" for reason, count in reasons.most_common(_REASONS_SHOWN)]
-    if len(reasons) > _REASONS_SHOWN:
-        lines.append(f"- {len(reasons) - _REASONS_SHOWN} more reasons are in `manifest.json`")
+    lines += [f"- {count} × {reason}" for reason, count in reasons.most_common(_MAX_REASONS)]
+    if len(reasons) > _MAX_REASONS:
+        lines.append(f"- {len(reasons) - _MAX_REASONS} more reasons are in `manifest.json`")
     return lines[0] + ("\n\n" + "\n".join(lines[1:]) if lines[1:] else "")
 
 

@@ -1,11 +1,11 @@
-"""Writing an exported folder; an interrupted export leaves an earlier one as it was.
+"""Write an exported folder; an interrupted export leaves an earlier folder as it was.
 
 model.onnx                  the quantized model; above 1.9 GB of weights with model.onnx.data beside it
 model.ort                   the same model optimized ahead of time, where the target's profile asks for it
 required_operators.config   the operators that a reduced build of onnxruntime needs for model.ort
 golden.npz                  inputs and the outputs expected for them
 README.md                   instructions for the developer of the app
-manifest.json               hashes of these files, the origin of the model and its evidence
+manifest.json               hashes of these files, the origin of the model, and the measurements
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import onnx_ir as ir
 
 from toolchain.core.errors import InputError
 from toolchain.core.files import replacing, sha256
-from toolchain.formats.manifest import FileEntry, Manifest
+from toolchain.formats.manifest import MANIFEST_NAME, FileEntry, Manifest
 from toolchain.formats.target import Target
 from toolchain.graph import io
 from toolchain.packaging import ort_format
 from toolchain.packaging.golden import Golden, save_golden
 from toolchain.packaging.readme import readme
-
-MANIFEST = "manifest.json"
 
 
 def check_folder(folder: str | Path) -> None:
@@ -36,7 +34,7 @@ def check_folder(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError("is a file, not a folder", where=folder, hint="choose another output folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
         raise InputError("contains files that are not an export", where=folder, hint="choose another output folder")
 
 
@@ -46,11 +44,11 @@ def write_artifact(
     """Write an exported folder in place of an earlier export.
 
     Args:
-        folder: where to write; its parent is made if it is missing.
+        folder: where to write; a missing parent folder is made.
         model: the model for `target`. A file without external data is copied byte for byte, so that measurements of it
             keep their hash.
-        manifest: complete except for `files`, which are filled in; `notes` may get another entry.
-        target: its ``package.formats`` say which model files are written.
+        manifest: the manifest, complete except for `files`, which are filled in; `notes` may get another entry.
+        target: the target; its ``package.formats`` lists the model files to write.
         golden: inputs, and the outputs that `target` must give for them.
 
     Returns:
@@ -58,7 +56,7 @@ def write_artifact(
 
     Raises:
         ModelError: `model` cannot be read, or cannot be converted to the .ort format.
-        GateError: model.ort gives other outputs than model.onnx.
+        GateError: the outputs of model.ort differ from those of model.onnx.
         InputError: `folder` contains other files (`check_folder`), cannot be written, or the disk is full.
     """
     folder = Path(folder)
@@ -74,7 +72,7 @@ def write_artifact(
             readme(manifest, target, {path.name for path in new.iterdir()}), encoding="utf-8"
         )
         manifest = manifest.model_copy(update={"files": tuple(_entry(path) for path in sorted(new.iterdir()))})
-        (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (new / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
@@ -95,15 +93,15 @@ def _has_external_data(model: ir.Model) -> bool:
 
 
 def _add_ort(folder: Path, target: Target, golden: Golden) -> list[str]:
-    """Write the formats of ``package.formats`` beside model.onnx; returns notes on those that are not possible."""
+    """Write the formats of ``package.formats`` beside model.onnx; return notes on those that are not possible."""
     formats = target.package.formats
     if "ort" not in formats:
         return []
     model = folder / "model.onnx"
     if (folder / "model.onnx.data").exists():
         return ["There is no model.ort: a file of that format has to stay below 2 GB, and the weights are larger."]
-    ort_format.convert(model, folder, target.package)
-    ort_format.verify(model, folder / "model.ort", golden.feeds, target.package)
+    ort_format.write_ort(model, folder, target.package)
+    ort_format.verify_ort(model, folder / "model.ort", golden.feeds, target.package)
     if "onnx" not in formats:
         model.unlink()
     return []

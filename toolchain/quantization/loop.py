@@ -148,7 +148,7 @@ def quantize_model(
         data: samples that statistics are taken from.
         recipe: settings of calibration and quantization.
         check: samples that accuracy steps are judged by; None sets a quarter of `data` aside for that.
-        progress: told about each stage.
+        progress: called for every stage.
 
     Raises:
         ConfigError: the recipe keeps something float that is neither an operator nor a node.

@@ -157,12 +157,12 @@ def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine])
     chosen = selection.int8_nodes()
     nodes = [node for node in model.graph if query.label(node) in chosen]
     output_of = {query.label(node): str(output_point(node, chosen).name) for node in nodes}
-    where = lattice_scales.sites(nodes, group, output_of)
+    where = lattice_scales.lattice_sites(nodes, group, output_of)
     settled = [name for name in grids if stated_range(values[name]) is not None]
     capped = [name for name in grids if np.isfinite(ceiling(values[name]))]
     inexact = lattice_scales.align(where, grids, settled, capped)
     aligned = (name for site in where for name in (*site.inputs, site.output))
-    return inexact | tie_margins.clear_of_ties(nodes, group, output_of, grids, {*settled, *capped, *aligned})
+    return inexact | tie_margins.move_clear_of_ties(nodes, group, output_of, grids, {*settled, *capped, *aligned})
 
 
 def scale_source(name: str, selection: Selection) -> str:

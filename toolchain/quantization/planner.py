@@ -55,7 +55,7 @@ class Planner:
         data: samples that statistics are taken from.
         recipe: settings of calibration and quantization.
         encoding: the spelling of activations that is audited, this machine's own.
-        progress: told about each stage.
+        progress: called for every stage.
     """
 
     data: CalibrationData

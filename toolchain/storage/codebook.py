@@ -1,11 +1,11 @@
-"""Weights with few different values, stored as a codebook and, for every weight, the index of its entry.
+"""Weights with few different values, stored as a codebook and, for every weight, the index of its entry (its code).
 
     weight[c, i] = scale[c] · book[row of (c, i), code[c, i]]
 
 A code has k bits. It is divided into fields of 8, 4, 2 or 1 bits (k = 3 is 2 + 1). Fields of one width are packed
-densely into bytes, the first code in the lowest bits. Whole codes in a byte, instead of k planes of single bits, let
-zip use that some codes are more frequent than others (the Huffman stage of Han et al. 2016, arXiv 1510.00149): 4-bit
-codes of k-means become 17 % smaller. Standard operators in the file compute the float weight from them:
+densely into bytes, the first code in the lowest bits. Some codes are more frequent than others, and zip can use that
+only where a byte holds whole codes, not single bits of many codes (the Huffman stage of Han et al. 2016, arXiv
+1510.00149): 4-bit codes of k-means become 17 % smaller. Standard operators in the file compute the float weight:
 
     bytes [m, 1] → BitShift by 0, w, 2w, … → Mod 2ʷ → Reshape → Cast → Gather → Reshape → Mul → Transpose
 
@@ -32,23 +32,23 @@ from toolchain.graph import check, edit, query
 
 FIELD_WIDTHS = (8, 4, 2, 1)
 """Bits of a field; each divides a byte."""
-OLDEST_OPSET = 11
-"""The first with BitShift."""
+BITSHIFT_OPSET = 11
+"""The first operator set with BitShift."""
 DECODER_BYTES = 1024
 """Bytes of the operators that decode a weight, with their constants; a weight that saves less stays dense."""
 
 
 @dataclass(frozen=True)
-class Coded:
-    """One weight as codes.
+class CodedWeight:
+    """One weight, stored as codes.
 
     Attributes:
-        codes: uint8, in the weight's shape, each smaller than 2^bits and than the number of entries in the book.
+        codes: uint8, in the weight's shape, each smaller than 2^bits and than the number of entries in a row of `book`.
         book: float32 [rows, entries]. The weight, channels first, is divided into `rows` equal parts, each with its own
             row: one row for the whole tensor, or one for each channel or group of channels.
-        bits: 1 to 8.
+        bits: number of bits of a code, 1 to 8.
         axis: the weight's axis of output channels.
-        scale: float32 [channels], or None.
+        scale: factor of each channel, float32 [channels], or None.
 
     Raises:
         ValueError: shapes or numbers do not fit together.
@@ -70,7 +70,7 @@ class Coded:
             raise ValueError(f"scale of shape {self.scale.shape} for {self.codes.shape[self.axis]} channels")
 
     @property
-    def first(self) -> tuple[int, ...]:
+    def channels_first_shape(self) -> tuple[int, ...]:
         """The weight's shape with the channels first."""
         return np.moveaxis(self.codes, self.axis, 0).shape
 
@@ -81,24 +81,26 @@ class Coded:
         return tables + sum(-(-self.codes.size * width // 8) for width, _ in fields(self.bits))
 
     def dense(self) -> F32:
-        """The float32 weight, bit for bit as the stored form computes it."""
+        """Compute the float32 weight, bit for bit as the operators in the file compute it."""
         rows = np.moveaxis(self.codes, self.axis, 0).reshape(len(self.book), -1)
-        weight = np.take_along_axis(self.book, rows.astype(np.int64), 1).reshape(self.first)
+        weight = np.take_along_axis(self.book, rows.astype(np.int64), 1).reshape(self.channels_first_shape)
         if self.scale is not None:
             weight = weight * self.scale.reshape(-1, *[1] * (weight.ndim - 1))
         return np.ascontiguousarray(np.moveaxis(weight, 0, self.axis))
 
 
 def fields(bits: int) -> list[tuple[int, int]]:
-    """Width and lowest bit of the fields of a code: ``fields(3) == [(2, 0), (1, 2)]``."""
+    """List width and lowest bit of the fields of a code: ``fields(3) == [(2, 0), (1, 2)]``."""
     widths = [width for width in FIELD_WIDTHS if bits & width]
     return [(width, sum(widths[:i])) for i, width in enumerate(widths)]
 
 
 def pack(codes: U8, width: int) -> U8:
-    """Pack numbers below 2^width into bytes, 8 / width in each, the first in the lowest bits; zeros fill the last byte.
+    """Pack numbers into bytes, the first in the lowest bits; zeros fill the last byte.
 
-    width: 8, 4, 2 or 1.
+    Args:
+        codes: numbers below 2^width.
+        width: bits of a number: 8, 4, 2 or 1.
     """
     each = 8 // width
     flat = np.concatenate([codes.reshape(-1), np.zeros(-codes.size % each, np.uint8)]).reshape(-1, each)
@@ -107,23 +109,29 @@ def pack(codes: U8, width: int) -> U8:
     return packed
 
 
-def store(model: ir.Model, coded: Mapping[str, Coded]) -> ir.Model:
-    """A clone of `model` with the weights in `coded`, by the names of initializers, as codes if that saves bytes.
+def store(model: ir.Model, coded: Mapping[str, CodedWeight]) -> ir.Model:
+    """Clone a model and store weights as codes where that saves bytes.
 
     A weight that is small, that is an output, or that a branch of an If or Loop reads is stored dense.
+
+    Args:
+        model: the model with the dense weights.
+        coded: the weights to store, by the names of their initializers.
 
     Raises:
         ModelError: the model's operator set is too old for the stored form.
     """
-    if query.opset(model) < OLDEST_OPSET:
-        what = f"has operator set {query.opset(model)}, and codes can be stored from {OLDEST_OPSET} on"
+    if query.opset(model) < BITSHIFT_OPSET:
+        what = f"has operator set {query.opset(model)}, and codes can be stored from {BITSHIFT_OPSET} on"
         raise ModelError(what, where=model.graph.name, hint="convert it first with `toolchain convert`")
     result = model.clone()
     builder = _DecoderWriter(result.graph)
     for name, code in coded.items():
         value = result.graph.initializers[name]
-        here = all(node.graph is result.graph for node in query.consumers(value)) and not value.is_graph_output()
-        if here and code.codes.size * 4 - code.nbytes > DECODER_BYTES:
+        only_graph_reads = (
+            all(node.graph is result.graph for node in query.consumers(value)) and not value.is_graph_output()
+        )
+        if only_graph_reads and code.codes.size * 4 - code.nbytes > DECODER_BYTES:
             builder.replace(value, code)
         else:
             value.const_value = ir.tensor(code.dense(), name=name)
@@ -133,14 +141,14 @@ def store(model: ir.Model, coded: Mapping[str, Coded]) -> ir.Model:
 
 
 class _DecoderWriter:
-    """Inserts operators at the start of a graph; all weights share equal small constants."""
+    """Inserts decoding operators at the start of a graph; equal constants are stored once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph, self._names, self._first = graph, edit.Names(graph), next(iter(graph))
         self._known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
-    def replace(self, value: ir.Value, code: Coded) -> None:
-        """Let readers of `value` read the decoded weight, which gets its name."""
+    def replace(self, value: ir.Value, code: CodedWeight) -> None:
+        """Redirect the readers of `value` to the decoded weight, which takes over the name."""
         name = str(value.name)
         decoded = self._decoded(name, code)
         decoded.type, decoded.shape = value.type, value.shape
@@ -148,7 +156,7 @@ class _DecoderWriter:
         del self._graph.initializers[name]
         decoded.name = name
 
-    def _decoded(self, name: str, code: Coded) -> ir.Value:
+    def _decoded(self, name: str, code: CodedWeight) -> ir.Value:
         parts = [self._field(name, code, width, low) for width, low in fields(code.bits)]
         indices = parts[0]
         for part in parts[1:]:
@@ -159,17 +167,18 @@ class _DecoderWriter:
             starts = entries * np.arange(rows, dtype=np.int32).reshape(-1, 1)
             indices = self._node("Add", indices, self._constant("starts", starts))
         weight = self._node("Gather", self._constant(f"{name}_book", code.book.reshape(-1)), indices)
-        weight = self._node("Reshape", weight, self._small("shape", code.first))
+        weight = self._node("Reshape", weight, self._small("shape", code.channels_first_shape))
+        weight_rank = code.codes.ndim
         if code.scale is not None:
-            scale = code.scale.reshape(-1, *[1] * (len(code.first) - 1))
+            scale = code.scale.reshape(-1, *[1] * (weight_rank - 1))
             weight = self._node("Mul", weight, self._constant(f"{name}_scale", scale))
         if code.axis:
-            order = list(range(1, len(code.first)))
+            order = list(range(1, weight_rank))
             weight = self._node("Transpose", weight, perm=[*order[: code.axis], 0, *order[code.axis :]])
         return weight
 
-    def _field(self, name: str, code: Coded, width: int, low: int) -> ir.Value:
-        """Bits `low` to `low` + `width` of all codes, in their positions, as int32 in one axis."""
+    def _field(self, name: str, code: CodedWeight, width: int, low: int) -> ir.Value:
+        """Decode `width` bits of all codes, from bit `low` on; int32 in one axis, each bit at its place in the code."""
         codes = np.moveaxis(code.codes, code.axis, 0).reshape(-1)
         packed = pack(codes >> np.uint8(low) & np.uint8((1 << width) - 1), width)
         field = self._constant(f"{name}_bits{low}", packed.reshape(-1, 1))

@@ -20,18 +20,21 @@ from toolchain.graph import check, edit, query
 MIN_WEIGHT_BYTES = 4096
 """Smaller weights stay float32: the Cast would not pay."""
 MAX_RELATIVE_ERROR = 1e-3
-"""Root mean square of a tensor's rounding error, relative to that of the tensor."""
+"""Largest root mean square of a tensor's rounding error, relative to the root mean square of the tensor."""
 SCALE_READERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-"""Their scales must stay those with which the integers were rounded."""
+"""Operators whose scales stay float32: the integers were rounded with exactly these numbers."""
 
 
 @dataclass(frozen=True)
-class Halved:
+class HalvedModel:
     """A model with float16 weights.
 
-    tensors: number of tensors stored as float16. saved_bytes: bytes saved by that. error: the largest relative error of
-        a tensor (root mean square). kept: names of large weights that stay float32 because float16 would round them too
-        coarsely.
+    Attributes:
+        model: the model.
+        tensors: number of tensors stored as float16.
+        saved_bytes: number of bytes that this saves.
+        error: the largest relative error of a tensor (root mean square).
+        kept: names of large weights that stay float32, because float16 would round them too coarsely.
     """
 
     model: ir.Model
@@ -47,8 +50,8 @@ class Halved:
         return text + (f"; {len(self.kept)} stay float32, outside the range of float16" if self.kept else "")
 
 
-def halve_weights(model: ir.Model) -> Halved:
-    """A clone of `model` whose large float32 weights are stored as float16.
+def halve_weights(model: ir.Model) -> HalvedModel:
+    """Clone a model and store its large float32 weights as float16.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -75,11 +78,11 @@ def halve_weights(model: ir.Model) -> Halved:
         errors.append(error)
     edit.remove_unused(result)
     check.check(result)
-    return Halved(result, len(errors), saved, max(errors, default=0.0), tuple(kept))
+    return HalvedModel(result, len(errors), saved, max(errors, default=0.0), tuple(kept))
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """True if only float operators of the graph itself read it; readers in branches may need a plain constant."""
+    """True where only float operators of the graph itself read it; readers in branches may need a plain constant."""
     readers = query.consumers(value)
     return bool(readers) and all(node.graph is value.graph and query.op(node) not in SCALE_READERS for node in readers)
 
@@ -90,8 +93,8 @@ def _half(array: F32) -> F16:
 
 
 def _relative_error(array: F32, half: F16) -> float:
-    """Error relative to the array, root mean square; infinite if a number is outside the range of float16."""
+    """Compute the relative error (root mean square); infinite where a number is outside the range of float16."""
     if not np.isfinite(half).all():
         return float("inf")
-    size = float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
-    return float(np.sqrt(np.mean(np.square(half.astype(np.float64) - array)))) / max(size, 1e-30)
+    magnitude = float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(half.astype(np.float64) - array)))) / max(magnitude, 1e-30)

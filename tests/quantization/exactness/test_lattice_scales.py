@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolchain.quantization.exactness import lattice_scales
-from toolchain.quantization.exactness.lattice_scales import Site, align, sites
+from toolchain.quantization.exactness.lattice_scales import Site, align, lattice_sites
 from toolchain.quantization.ranges import Affine
 
 # What ARM's 22-bit fixed-point addition may be off by, over its operands of at most 255 steps: 255 · 2^-22 · 2.
@@ -132,7 +132,7 @@ def test_sites_are_additions_and_averages():
     )
     group = {name: name.upper() for name in "xzabcdy"}
     output_of = {"add": "a", "pool": "b", "global": "c", "max": "d", "mul": "y"}
-    assert sites(model.graph, group, output_of) == [
+    assert lattice_sites(model.graph, group, output_of) == [
         Site("add", ("X", "Z"), "A", 1),
         Site("pool", ("A",), "B", 6),
         Site("global", ("A",), "C", 20),

@@ -207,7 +207,7 @@ def settled(net, tied, kept=()):
     chosen = select(model).int8_nodes()
     nodes = [node for node in model.graph if node.name in chosen]
     group, output_of = {name: name for name in grids}, {node.name: node.outputs[0].name for node in nodes}
-    before, refused = dict(grids), tie_margins.clear_of_ties(nodes, group, output_of, grids, kept)
+    before, refused = dict(grids), tie_margins.move_clear_of_ties(nodes, group, output_of, grids, kept)
     return (
         {name: grid.scale / before[name].scale for name, grid in grids.items() if grid != before[name]},
         refused,

@@ -47,7 +47,7 @@ def search(
         score: scores a quantized model.
         min_score: the score that is asked for. Where no plan reaches it, the plan with the best score is returned.
         feed: inputs for measuring latency.
-        progress: told about every plan that is tried.
+        progress: called for every plan that is tried.
         points: measure the whole curve at this many evenly spaced points instead of searching.
 
     Returns:

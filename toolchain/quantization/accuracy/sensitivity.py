@@ -71,7 +71,7 @@ def measure_noise(
         plan: its grids and weights.
         probe: measures at the outputs.
         samples_key: fingerprint of the probe's samples.
-        progress: told about every measurement.
+        progress: called for every measurement.
 
     Returns:
         The sources, the largest first.
@@ -97,7 +97,7 @@ def _activation_powers(
     for name, grid in plan.activations.items():
         power = cache.get("activation", name)
         if power is None:
-            measure = measure or probe.opened(add_rounding_switches(model, names))
+            measure = measure or probe.fidelity_function(add_rounding_switches(model, names))
             power = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
         yield ("activation", name), power
 

@@ -134,7 +134,7 @@ def improve_accuracy(
         data: samples that statistics are taken from.
         probe: measures fidelity. Where it has no float output to measure, every step is kept unmeasured.
         recipe: which steps may be tried.
-        progress: told about every step.
+        progress: called for every step.
 
     Returns:
         The best basis, and the steps that were tried.

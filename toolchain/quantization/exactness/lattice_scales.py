@@ -47,7 +47,7 @@ class Site:
     area: int = 1
 
 
-def sites(nodes: Iterable[ir.Node], group: Mapping[str, str], output_of: Mapping[str, str]) -> list[Site]:
+def lattice_sites(nodes: Iterable[ir.Node], group: Mapping[str, str], output_of: Mapping[str, str]) -> list[Site]:
     """List the int8 `nodes` that sum or average, in graph order.
 
     Args:

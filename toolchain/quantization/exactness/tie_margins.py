@@ -141,7 +141,7 @@ def nodes_near_ties(model: ir.Model, selection: Selection, activations: Grids) -
     return reasons
 
 
-def clear_of_ties(
+def move_clear_of_ties(
     nodes: Iterable[ir.Node],
     group: Mapping[str, str],
     output_of: Mapping[str, str],

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from toolchain.core.errors import ConfigError
 from toolchain.core.files import sha256
 from toolchain.data.tensors import Array
-from toolchain.formats.manifest import Exactness, Manifest, NodePrecision
+from toolchain.formats.manifest import MANIFEST_NAME, Exactness, Manifest, NodePrecision
 from toolchain.graph import query
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
@@ -21,14 +21,12 @@ from toolchain.quantization.plan import Plan, ProductQuant
 from toolchain.quantization.ranges import Affine
 from toolchain.quantization.weights import WeightQuant, as_rows, is_overflow_free
 
-MANIFEST = "manifest.json"
-
 
 def certificate_of(path: Path) -> Exactness | None:
     """Return the stored certificate of an exported folder, or of an unchanged model file in one; else None."""
     folder = path if path.is_dir() else path.parent
     try:
-        manifest = Manifest.load(folder / MANIFEST)
+        manifest = Manifest.load(folder / MANIFEST_NAME)
     except ConfigError:  # there is none, or it describes something else
         return None
     if path.is_dir():

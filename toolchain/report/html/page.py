@@ -19,7 +19,7 @@ from typing import Any
 from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.core.errors import InputError
 from toolchain.formats.findings import Findings, TargetFit
-from toolchain.formats.manifest import Manifest, NodePrecision
+from toolchain.formats.manifest import MANIFEST_NAME, Manifest, NodePrecision
 from toolchain.formats.results import Latency, Measurement, Results
 from toolchain.report.amounts import count_text
 from toolchain.report.cells import heading, is_text, table_cells
@@ -73,7 +73,7 @@ def read_details(results: str | Path) -> Details:
         loaded = None
     hashes = {row.sha256 for row in rows}
     targets = dict.fromkeys(row.target for row in rows if row.target and Path(row.target).name == row.target)
-    paths = (path.parent / target / "manifest.json" for target in targets)
+    paths = (path.parent / target / MANIFEST_NAME for target in targets)
     manifests = (Manifest.load(p) for p in paths if p.is_file())
     return Details(loaded, tuple(m for m in manifests if hashes & {file.sha256 for file in m.files}))
 

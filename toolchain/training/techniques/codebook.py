@@ -119,7 +119,7 @@ class Codebook(Technique):
         """Store the weights as codes; weights that are not frozen yet are rounded."""
         return codebook.store(model, self.encode(model))
 
-    def encode(self, model: ir.Model) -> dict[str, codebook.Coded]:
+    def encode(self, model: ir.Model) -> dict[str, codebook.CodedWeight]:
         """Code the weights of a model, by name.
 
         Args:

@@ -26,7 +26,7 @@ import numpy as np
 from toolchain.core.arrays import F64
 from toolchain.core.errors import ConfigError
 from toolchain.data.tensors import Array
-from toolchain.storage.codebook import Coded
+from toolchain.storage.codebook import CodedWeight
 from toolchain.training.techniques import codebook_levels
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class WeightCode(ABC):
         """Replace the weight by its coded values, with gradients; changes nothing."""
 
     @abstractmethod
-    def encode(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> CodedWeight:
         """Code the whole weight; the codes stand for the values that :meth:`decode` gives once all of it is coded."""
 
     @abstractmethod
@@ -188,10 +188,10 @@ class _SharedCode(WeightCode):
         values = self._book().gather(1, self._codes).reshape(first).movedim(0, self._axis)
         return values + (weight - weight.detach()) if self._assign else values
 
-    def encode(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> CodedWeight:
         first = weight.movedim(self._axis, 0).shape
         codes = self._codes.reshape(first).movedim(0, self._axis).numpy().astype(np.uint8)
-        return Coded(codes, self._book().detach().numpy(), self._bits, self._axis)
+        return CodedWeight(codes, self._book().detach().numpy(), self._bits, self._axis)
 
     def advance(self, weight: Tensor, share: float) -> None:
         assigned = min(int(share * (self._assign + 1)), self._assign)
@@ -238,11 +238,11 @@ class _PowerCode(WeightCode):
 
         return torch.where(self._frozen, self._levels[self._codes.long()] * self._wide, weight)
 
-    def encode(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> CodedWeight:
         import torch
 
         codes = torch.where(self._frozen, self._codes, self._nearest(weight))
-        return Coded(codes.numpy(), self._levels.numpy()[None], self._bits, self._axis, self._scale.numpy())
+        return CodedWeight(codes.numpy(), self._levels.numpy()[None], self._bits, self._axis, self._scale.numpy())
 
     def advance(self, weight: Tensor, share: float) -> None:
         import torch
@@ -285,10 +285,10 @@ class _BinaryCode(WeightCode):
         passed = torch.where(held.abs() < GRADIENT_CLIP * alpha, weight, held)
         return hard + (passed - held)
 
-    def encode(self, weight: Tensor) -> Coded:
+    def encode(self, weight: Tensor) -> CodedWeight:
         alpha = self._alpha(weight.detach()).reshape(-1).numpy()
         codes = (weight.detach() >= 0).numpy().astype(np.uint8)
-        return Coded(codes, np.array([[-1, 1]], np.float32), 1, self._axis, alpha)
+        return CodedWeight(codes, np.array([[-1, 1]], np.float32), 1, self._axis, alpha)
 
     def advance(self, weight: Tensor, share: float) -> None:
         """Do nothing: signs and α follow the weight."""

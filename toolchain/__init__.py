@@ -3,8 +3,8 @@
     import toolchain
     toolchain.export("model.onnx", targets=["raspberry-pi-5"], calibration="samples.npz", output="exported")
 
-Each command of the command line is a function here with the same name, the same arguments and the same messages. The
-names in ``__all__`` are public; everything else is internal and may change with any release.
+Each command of the command line is a function here, with the same name, arguments and messages. The names in
+``__all__`` are public; everything else is internal and may change with any release.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-# From 1.29 on, onnxruntime's wheels report models and timings to their maker, with an uploading thread and a database
-# in the user's cache, unless this is set before they are imported. That is for each user to decide.
+# From version 1.29, onnxruntime's wheels report models and timings to their maker, with an uploading thread and a
+# database in the user's cache, unless this is set before they are imported. A value that the user has set is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # type checkers and editors see the real functions, and report a misspelt name
     from toolchain.api.bench import bench as bench
     from toolchain.api.compare import compare as compare
     from toolchain.api.convert import convert as convert
@@ -56,8 +56,8 @@ _HOMES = {
     "formats.target": ("Target",),
     "formats.training_recipe": ("TrainingRecipe",),
 }  # fmt: skip
-"""The module of each public name. It is loaded when the name is first used: a device that only benchmarks has neither
-onnx nor torch, and a script that only asks for the version loads nothing."""
+"""Public names by their module. A module is imported when one of its names is first used, because a device that only
+runs benchmarks has neither onnx nor torch."""
 
 _MODULES = {name: home.format(name=name) for home, names in _HOMES.items() for name in names}
 
@@ -68,17 +68,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker that sees __getattr__ accepts every name
 
-        value: object = version("edge-toolchain")
-    elif name in _MODULES:
-        value = getattr(import_module(f"toolchain.{_MODULES[name]}"), name)
-    else:
-        raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: object = version("edge-toolchain")
+        elif name in _MODULES:
+            value = getattr(import_module(f"toolchain.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m toolchain``."""
+"""Entry point of ``python -m toolchain``."""
 
 from toolchain.cli.main import main
 

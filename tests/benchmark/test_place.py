@@ -139,7 +139,9 @@ def test_evidence_of_a_row():
 def test_an_emulated_cpu_is_no_device_to_describe(toolchain):
     done = toolchain("targets detect --on emulator:cortex-a72")
     assert done.code == 2
-    assert done.sentence == "--on: emulator:cortex-a72 is no device to describe; see `toolchain targets list`"
+    assert done.sentence == (
+        "--on: emulator:cortex-a72 is an emulated CPU, not a device to describe; give local, ssh:HOST or adb:SERIAL"
+    )
 
 
 def test_a_place_that_only_times_models_is_not_verified_on(toolchain):

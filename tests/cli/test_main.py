@@ -22,7 +22,7 @@ from command import QUANTIZE, content, save_net
 from small_models import proto
 
 COMMANDS = [
-    "export", "convert", "optimize", "prune", "quantize", "verify", "bench", "compare", "inspect",
+    "export", "convert", "optimize", "prune", "train", "quantize", "verify", "bench", "compare", "inspect",
     "targets list", "targets show", "targets detect", "targets check",
     "emulator setup", "emulator list",
 ]  # fmt: skip

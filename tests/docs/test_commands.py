@@ -37,7 +37,7 @@ Recipe.model_rebuild(force=True)
 if "PHONE_ROOT" in os.environ:
     from toolchain.benchmark import adb
 
-    adb.ROOT = os.environ["PHONE_ROOT"]
+    adb.DEVICE_FOLDER = os.environ["PHONE_ROOT"]
 from toolchain.cli.main import main
 
 main()

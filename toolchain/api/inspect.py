@@ -1,8 +1,9 @@
-"""`inspect`: what a model is made of."""
+"""`inspect`: the parts of a model file, its cost, and what stays float."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, overload
 
 from toolchain.devices.catalogue import load_target
 from toolchain.formats.target import Target
@@ -11,19 +12,31 @@ from toolchain.inspection.model import Inspection
 from toolchain.inspection.model import inspect as inspect_model
 
 
+@overload
+def inspect(model: str | Path, *, target: str | Target | None = None, groups: Literal[False] = False) -> Inspection: ...
+
+
+@overload
+def inspect(model: str | Path, *, target: str | Target | None = None, groups: Literal[True]) -> Grouping: ...
+
+
+@overload
+def inspect(model: str | Path, *, target: str | Target | None = None, groups: bool) -> Inspection | Grouping: ...
+
+
 def inspect(model: str | Path, *, target: str | Target | None = None, groups: bool = False) -> Inspection | Grouping:
-    """Look into a model file: operators, cost, parameters, and which nodes stay float and why.
+    """Inspect a model file: its operators, cost and parameters, and the nodes that stay float, with the reason.
 
     Args:
-        model: an ``.onnx`` or ``.pt2`` file, or a folder that export wrote, whose certificate is then included.
+        model: an ``.onnx`` or ``.pt2`` file, or a folder that export wrote; its certificate is then included.
         target: compare with the budgets of this profile: its name, its path, or the profile.
-        groups: look at the channels that can only be removed together instead.
+        groups: list the channels that can only be removed together instead.
 
     Returns:
-        An `Inspection`; a `Grouping` with `groups`.
+        An `Inspection`; with `groups`, a `Grouping`.
 
     Raises:
-        InputError and its subclasses: the file cannot be read, or uses what the toolchain does not know.
+        InputError and its subclasses: the file cannot be read, or uses something that is not supported.
         GateError: the file has an old opset and computes something else after its upgrade.
     """
     if groups:

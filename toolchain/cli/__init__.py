@@ -1,1 +1,1 @@
-"""The command line: arguments in, one function of :mod:`toolchain.api` called, its result shown."""
+"""The command line. Each command calls one function of :mod:`toolchain.api` and shows its result."""

@@ -1,4 +1,4 @@
-"""Groups of commands, and what every command has: examples in its help, ``-v``, ``-q`` and ``-h``."""
+"""Registration of commands. Every command has examples in its help, and the options ``-v``, ``-q`` and ``-h``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from toolchain.cli import options
 from toolchain.cli.terminal import set_verbosity
 
-HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -23,22 +23,22 @@ def new_app(**settings: Any) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings=HELP_NAMES,
+        context_settings=CONTEXT_SETTINGS,
         **settings,
     )
 
 
 app = new_app(name="toolchain", add_completion=True)
-"""The outermost group: the ten commands, which have a function of the same name in :mod:`toolchain`."""
+"""The group ``toolchain``: ten commands, each with a function of the same name in :mod:`toolchain`, and two groups."""
 
 
 def command(group: typer.Typer, *examples: str, name: str | None = None) -> Callable[[Function], Function]:
     """Register a function as a command with ``-v``, ``-q`` and ``-h``.
 
     Args:
-        group: what it becomes a member of.
-        examples: command lines that the help ends with, without ``toolchain``.
-        name: of the command; None is the function's.
+        group: the group that the command joins.
+        examples: command lines for the end of the help, without ``toolchain``.
+        name: name of the command; None: the function's name.
     """
     lines = [f"  toolchain {example}" for example in examples]
     epilog = "\n".join(["\b", "Examples:", *lines])  # \\b keeps the lines as they are
@@ -56,10 +56,10 @@ def command(group: typer.Typer, *examples: str, name: str | None = None) -> Call
             inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=options.Verbose),
             inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=options.Quiet),
         ]
-        del run.__wrapped__  # typer would read the annotations of the function inside
+        del run.__wrapped__  # otherwise typer reads the annotations of `function`, which lack -v and -q
         run.__signature__ = inspect.Signature([*given, *common])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in (*given, *common)}
-        group.command(name, epilog=epilog, context_settings=HELP_NAMES)(run)
+        group.command(name, epilog=epilog, context_settings=CONTEXT_SETTINGS)(run)
         return function
 
     return register

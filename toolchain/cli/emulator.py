@@ -1,4 +1,4 @@
-"""``toolchain emulator``: set the emulated processors up, and list them."""
+"""``toolchain emulator``: set up and list the emulated processors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from toolchain.cli import options
 from toolchain.cli.command import command, new_app
 from toolchain.cli.terminal import say, show, show_json, working
 
-app = new_app(help="Set emulated processors up, and list them.")
+app = new_app(help="Set up and list emulated processors.")
 
 
 @command(app, "emulator setup", name="setup")
 def emulator_setup(as_json: options.AsJson = False) -> None:
-    """Fetch the emulator and an ARM Python with onnxruntime.
+    """Download the emulator and an ARM Python with onnxruntime.
 
-    About 200 MB, into the cache or $TOOLCHAIN_EMULATOR; nothing is installed on this machine. Needs Debian or Ubuntu.
+    Needs Debian or Ubuntu. About 200 MB go to $TOOLCHAIN_EMULATOR or the cache; nothing is installed on the system.
     """
     from toolchain.benchmark import emulator
 
@@ -24,12 +24,12 @@ def emulator_setup(as_json: options.AsJson = False) -> None:
     if as_json:
         show_json({"folder": str(folder)})
         return
-    say(f"ready: {folder}; try `toolchain bench --on emulator:cortex-a72 MODEL`")
+    say(f"ready in {folder}; try `toolchain bench --on emulator:cortex-a72 MODEL`")
 
 
 @command(app, "emulator list", name="list")
 def emulator_list(as_json: options.AsJson = False) -> None:
-    """List the emulated processors, and whether they can run here."""
+    """List the emulated processors, and say whether they can run here."""
     from toolchain.benchmark import emulator
 
     cpus = [

@@ -1,8 +1,9 @@
 """The command line's entry point: the commands, and errors turned into one sentence and an exit code.
 
-Every command takes ``--json`` (the result on stdout as JSON, everything else on stderr), exits with 0 on success, 1
-where a gate fails, 2 on bad input with one sentence, 130 when interrupted, and never leaves a half-written file. Heavy
-imports happen inside the commands, so that ``--help``, ``bench`` and ``targets`` need neither torch nor onnx.
+Every command takes ``--json``, which prints the result on stdout as JSON; everything else goes to stderr. The exit code
+is 0 on success, 1 if a gate fails, 2 for bad input (with one sentence), and 130 when interrupted. No command leaves an
+incomplete file. Heavy imports happen inside the commands, so that ``--help``, ``bench`` and ``targets`` need neither
+torch nor onnx.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from toolchain.cli.command import app
 from toolchain.cli.terminal import complain, set_verbosity, show
 from toolchain.core.errors import ToolchainError
 
-INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+INTERRUPTED_EXIT_CODE = 130
+"""128 + the number of SIGINT, as in shells."""
 
 app.add_typer(targets.app, name="targets")
 app.add_typer(emulator.app, name="emulator")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(given: bool) -> None:
+    if given:
         show(f"toolchain {version('edge-toolchain')}")
         raise typer.Exit
 
@@ -56,18 +57,18 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise _Interrupted
 
 
-# typer brings its own copy of click in some versions and imports it in others; either way it is this class's parent.
+# click's UsageError. Some versions of typer contain a copy of click and others import it, so it has no fixed module.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
 
 def main() -> None:
-    """Run a command; turn our errors into one sentence and an exit code."""
+    """Run the command line; an error becomes one sentence and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells' background jobs, want it ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored for nohup and for shells' background jobs
             signal.signal(number, _interrupt)
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal without × and ± still shows the numbers
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that cannot print × and ± still shows the numbers
         sys.stdout.reconfigure(errors="replace")
-    # What other libraries log and warn about is either reported by us, in a sentence, or of no use to a user.
+    # Other libraries' log records and warnings are not shown: we report those that matter to users in our own words.
     logging.getLogger().addHandler(logging.NullHandler())
     set_verbosity(0)
     if not sys.warnoptions:
@@ -81,7 +82,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}; free some space or check permissions", 2)
     except (_Interrupted, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", INTERRUPTED)
+        _fail("interrupted; nothing was written", INTERRUPTED_EXIT_CODE)
 
 
 def _fail_usage(error: typer.BadParameter) -> NoReturn:

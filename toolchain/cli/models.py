@@ -1,4 +1,4 @@
-"""The commands that make, check and look into models."""
+"""The commands that make, check and inspect models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def export(
 ) -> None:
     """Make a verified int8 model for each target, with its evidence.
 
-    It is compared with the float model on this computer: accuracy, latency, memory, size.
+    Compares it with the float model on this computer: accuracy, latency, memory, size.
     """
     from toolchain.api.export import export
     from toolchain.report import explain as explained
@@ -93,7 +93,7 @@ def convert(
 ) -> None:
     """Turn a torch module, a .pt2 or an old ONNX file into ONNX.
 
-    The result is checked, and its outputs are compared with those of the source.
+    Checks the result, and compares its outputs with those of the source.
     """
     from toolchain.api.convert import convert
 
@@ -120,9 +120,9 @@ def optimize(
     fp16_weights: options.Fp16Weights = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Clean a float model up without changing what it computes.
+    """Clean up a float model without changing what it computes.
 
-    Folds batch normalization and constants, removes dead code, infers shapes; outputs are compared.
+    Folds batch normalization and constants, removes dead code, infers shapes, and compares the outputs.
     """
     from toolchain.api.optimize import optimize
 
@@ -135,11 +135,11 @@ def optimize(
             counts |= {"fp16_tensors": halved.tensors, "saved_bytes": halved.saved_bytes}
         show_json({"output": str(output), **counts, "max_relative_error": optimized.max_relative_error})
         return
-    moved = optimized.max_relative_error
+    error = optimized.max_relative_error
     compared = (
         "the model ran on no random input, so outputs were not compared"
-        if moved is None
-        else f"outputs moved by {moved:.1e}"
+        if error is None
+        else f"outputs moved by {error:.1e}"
     )
     say(f"{optimized.nodes_before} nodes became {optimized.nodes_after}; {compared}")
     if halved:
@@ -211,7 +211,7 @@ def prune(
 @command(
     app,
     "train -m model.onnx -d samples.npz -r steps.toml -o trained",
-    "train -m model.onnx -d samples.npz -r steps.toml -o trained --resume",
+    "train -m model.onnx -d samples.npz -r steps.toml --resume",
 )
 def train(
     model: options.TrainModel,
@@ -226,9 +226,9 @@ def train(
     freeze: options.Freeze = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Prune, share, round, quantize or distil with training.
+    """Prune, quantize, compress or distil a model with training.
 
-    Runs the steps of a recipe one after the other; the model itself is the teacher.
+    Runs the steps of a training recipe one after the other. The model itself is the teacher.
     """
     from toolchain.api.train import train
     from toolchain.report import trained
@@ -279,7 +279,10 @@ def quantize(
     explain: options.Explain = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write one int8 model for one target."""
+    """Write one int8 model for one target.
+
+    Unlike export, it neither packages the model nor measures its latency.
+    """
     from toolchain.api.quantize import quantize
     from toolchain.report import explain as explained
     from toolchain.report import precision
@@ -326,14 +329,14 @@ def quantize(
 @command(app, "verify exported/raspberry-pi-5", "verify exported/raspberry-pi-5 --on emulator:cortex-a76")
 def verify(
     artifact: options.Artifact,
-    on: options.On = "local",
+    on: options.AnsweringPlace = "local",
     library: options.PlaceLibrary = None,
     ndk: options.PlaceNdk = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check that an exported model gives its golden outputs.
 
-    The files are compared with the manifest first. Runs here, under emulation, or on a phone.
+    Compares the files with the manifest, then runs the model here, under emulation, or on a phone.
     """
     from toolchain.api.verify import verify
 
@@ -364,9 +367,10 @@ def inspect(
     groups: options.Groups = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what a model is made of, and what int8 takes of it.
+    """Show the parts of a model, its cost, and what int8 would save.
 
-    Operators, cost, parameters, and which nodes stay float and why; of an exported folder also its certificate.
+    Lists operators, multiply-accumulates and parameters, and the nodes that stay float, with the reason. For an
+    exported folder it also shows the exactness certificate.
     """
     from toolchain.api.inspect import inspect
     from toolchain.inspection.groups import Grouping
@@ -375,8 +379,8 @@ def inspect(
     from toolchain.report import groups as report_groups
     from toolchain.report import model as report_model
 
-    seen = inspect(model, target=target, groups=groups)
-    if isinstance(seen, Grouping):
-        show_json(record_groups(seen)) if as_json else show(report_groups.render(seen))
+    inspected = inspect(model, target=target, groups=groups)
+    if isinstance(inspected, Grouping):
+        show_json(record_groups(inspected)) if as_json else show(report_groups.render(inspected))
         return
-    show_json(record(seen)) if as_json else show(report_model.render(seen))
+    show_json(record(inspected)) if as_json else show(report_model.render(inspected))

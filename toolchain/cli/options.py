@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+# Copies of choices that are defined elsewhere, because importing their modules would slow down every `--help`. A test
+# compares them.
 FORMATS = ("table", "markdown", "csv", "json", "html")
 PIPELINES = ("imagenet", "imagenet-squash", "unit", "signed")
 CRITERIA = ("obs", "activation", "l2", "l1", "random")
 ARENA = ("on", "off", "both")
-PLACES = ("local", "ssh:", "adb:", "emulator:")
 
 
 def _among(choices: Sequence[str]) -> Callable[[str], list[str]]:
@@ -26,15 +27,21 @@ def _targets(incomplete: str) -> list[str]:
     return _among(known_targets())(incomplete)
 
 
-def _places(incomplete: str) -> list[str]:
-    from toolchain.benchmark.emulator import CPUS
+def _places(*kinds: str) -> Callable[[str], list[str]]:
+    """Return a shell completion that offers places: the `kinds` given, and each emulated CPU if that is one of them."""
 
-    return _among([*PLACES, *(f"emulator:{name}" for name in CPUS)])(incomplete)
+    def complete(incomplete: str) -> list[str]:
+        from toolchain.benchmark.emulator import CPUS
+
+        cpus = [f"emulator:{name}" for name in CPUS] if "emulator:" in kinds else []
+        return _among([*(kind for kind in kinds if kind != "emulator:"), *cpus])(incomplete)
+
+    return complete
 
 
 # On every command.
 Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Say what is decided; -vv: everything.")
+    int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Log decisions; -vv: log everything.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result and errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -83,7 +90,10 @@ Calibration = Annotated[
 TrainData = Annotated[
     str,
     typer.Option(
-        "--data", "-d", help="Samples as for --calibration; an array `labels` is ground truth.", metavar="DATA"
+        "--data",
+        "-d",
+        help="A folder of images or .npy files, an .npz, or module:function; an array `labels` is ground truth.",
+        metavar="DATA",
     ),
 ]
 Preprocess = Annotated[
@@ -97,7 +107,8 @@ Preprocess = Annotated[
 Evaluate = Annotated[
     str | None,
     typer.Option(
-        help="Called with run(feed) -> outputs; returns a number, higher is better.", metavar="MODULE:FUNCTION"
+        help="Your metric: a function that takes run(feed) -> outputs and returns a number; higher is better.",
+        metavar="MODULE:FUNCTION",
     ),
 ]
 MaxDrop = Annotated[
@@ -113,7 +124,7 @@ Explain = Annotated[
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="A recipe (TOML); default: the recommended one.", metavar="FILE")
 ]
-TrainRecipe = Annotated[Path, typer.Option("--recipe", "-r", help="The training steps (TOML).", metavar="FILE")]
+TrainRecipe = Annotated[Path, typer.Option("--recipe", "-r", help="A training recipe (TOML).", metavar="FILE")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 
 # The device, and where to run.
@@ -162,22 +173,36 @@ Arena = Annotated[
 Operators = Annotated[bool, typer.Option("--operators", help="Also measure how long each operator takes.")]
 SustainedFor = Annotated[
     float | None,
-    typer.Option("--sustained", help="Then run continuously for this many minutes.", metavar="MINUTES"),
+    typer.Option("--sustained", help="Afterwards, run continuously for this many minutes.", metavar="MINUTES"),
 ]
 SuiteFile = Annotated[
     Path | None, typer.Option("--suite", help="Time the models of this suite file or folder.", metavar="FILE")
 ]
-On = Annotated[
-    str,
-    typer.Option(help="local, adb:SERIAL, or emulator:CPU.", metavar="PLACE", autocompletion=_places),
-]
-Place = Annotated[
+AnsweringPlace = Annotated[
     str,
     typer.Option(
         "--on",
-        help="local, ssh:HOST, adb:SERIAL, or emulator:CPU (answers, no times).",
+        help="Where to run: local, adb:SERIAL, or emulator:CPU.",
         metavar="PLACE",
-        autocompletion=_places,
+        autocompletion=_places("local", "adb:", "emulator:"),
+    ),
+]
+BenchPlace = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        help="Where to run: local, ssh:HOST, adb:SERIAL, or emulator:CPU (outputs only, no times).",
+        metavar="PLACE",
+        autocompletion=_places("local", "ssh:", "adb:", "emulator:"),
+    ),
+]
+DetectPlace = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        help="The machine to describe: local, ssh:HOST, or adb:SERIAL.",
+        metavar="PLACE",
+        autocompletion=_places("local", "ssh:", "adb:"),
     ),
 ]
 PlacePython = Annotated[
@@ -194,11 +219,13 @@ PlaceNdk = Annotated[
 
 # Pruning.
 Speedup = Annotated[float | None, typer.Option(help="Target speed-up, e.g. 1.3.", metavar="FACTOR")]
-LatencyMs = Annotated[float | None, typer.Option(help="Target latency of one inference, in ms.", metavar="NUMBER")]
+LatencyMs = Annotated[
+    float | None, typer.Option(help="Target latency of one inference, in milliseconds.", metavar="NUMBER")
+]
 Keep = Annotated[float | None, typer.Option(help="Share of the arithmetic to keep, e.g. 0.7.", metavar="SHARE")]
 PruneTo = Annotated[
     float | None,
-    typer.Option("--prune", help="Prune first; target speed-up over int8 alone, e.g. 1.2.", metavar="FACTOR"),
+    typer.Option("--prune", help="Prune first, to this speed-up over int8 alone, e.g. 1.2.", metavar="FACTOR"),
 ]
 Criterion = Annotated[
     str | None,
@@ -209,15 +236,17 @@ Criterion = Annotated[
     ),
 ]
 Minutes = Annotated[
-    float | None, typer.Option(help="Train for this many minutes after pruning (PyTorch).", metavar="NUMBER")
+    float | None, typer.Option(help="Train for this many minutes after pruning; needs PyTorch.", metavar="NUMBER")
 ]
-ForInt8 = Annotated[bool, typer.Option("--for-int8", help="Int8 follows: measure the latency of int8.")]
+ForInt8 = Annotated[
+    bool, typer.Option("--for-int8", help="Measure the latency of the int8 model that is made afterwards.")
+]
 Sparsity = Annotated[
     str | None, typer.Option(help="Set single weights to zero instead: 0.5 or 2:4.", metavar="SHARE|N:M")
 ]
 Groups = Annotated[bool, typer.Option("--groups", help="Show the channels that can only be removed together.")]
 
-# What comes out.
+# Results.
 Fp16Weights = Annotated[
     bool, typer.Option("--fp16-weights", help="Store large weights as float16: half the file, the same speed.")
 ]
@@ -232,11 +261,13 @@ ProfileOutput = Annotated[
 TextOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write to this file instead of the terminal.", metavar="FILE")
 ]
-Format = Annotated[str, typer.Option(help="How to show it.", metavar="|".join(FORMATS), autocompletion=_among(FORMATS))]
+Format = Annotated[
+    str, typer.Option(help="Format of the result.", metavar="|".join(FORMATS), autocompletion=_among(FORMATS))
+]
 Baseline = Annotated[
     str | None,
     typer.Option(help="Compare with this variant or file name; default: fp32.", metavar="NAME"),
 ]
 MaxRegression = Annotated[
-    str | None, typer.Option(help="Exit with 1 where a model is slower by more, e.g. 5%.", metavar="SHARE")
+    str | None, typer.Option(help="Exit with 1 if a model is slower by more than this, e.g. 5%.", metavar="SHARE")
 ]

@@ -26,7 +26,7 @@ def targets_list(as_json: options.AsJson = False) -> None:
 
 @command(app, "targets show raspberry-pi-5", name="show")
 def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None:
-    """Show everything a profile states."""
+    """Show a profile."""
     from toolchain.devices.catalogue import load_target
     from toolchain.report.profiles import show_target
 
@@ -39,18 +39,19 @@ def targets_show(name: options.Profile, as_json: options.AsJson = False) -> None
 
 @command(app, "targets detect --on ssh:pi@raspberrypi.local -o pi.toml", name="detect")
 def targets_detect(
-    on: options.Place = "local",
+    on: options.DetectPlace = "local",
     output: options.ProfileOutput = None,
     python: options.PlacePython = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show this machine, or the one given, as a profile; or write it."""
+    """Show or write the profile of this machine or of another one."""
     from toolchain.benchmark.find import find_place
     from toolchain.report.profiles import show_target
 
     place = find_place(on, python=python)
     if place.timing is None:
-        raise InputError(f"{on} is no device to describe", where="--on", hint="see `toolchain targets list`")
+        hint = "give local, ssh:HOST or adb:SERIAL"
+        raise InputError(f"{on} is an emulated CPU, not a device to describe", where="--on", hint=hint)
     if output is not None:
         check_output(output)
     with working() as report, place.timing(report) as device:

@@ -1,7 +1,7 @@
 """The terminal: results on stdout, everything else on stderr.
 
-Progress is a bar where stderr is a terminal, and one line a stage elsewhere. ``-q`` leaves errors and results; ``-v``
-adds what the packages log as decisions (INFO), ``-vv`` everything they log.
+Progress is a bar if stderr is a terminal, otherwise one line for each stage. With ``-q`` only results and errors are
+printed; ``-v`` adds the decisions that the packages log (INFO), ``-vv`` everything they log.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from toolchain.core import progress
 
-MINIMUM_WIDTH = 100
-"""Tables are made for this many columns; a narrower pipe would only cut words."""
+PIPE_WIDTH = 100
+"""Least width, in characters, of tables that go to a pipe or a file, which has no width of its own."""
 
 log = logging.getLogger("toolchain")
 
 
 @dataclass
 class _State:
-    """Verbosity of this process: -1 the result and errors, 0 stages, 1 decisions, 2 everything."""
+    """Verbosity of this process: -1 result and errors, 0 also stages, 1 also decisions, 2 everything."""
 
     verbosity: int = 0
 
@@ -37,14 +37,14 @@ _state = _State()
 
 
 class _ToStderr(logging.Handler):
-    """Writes log records to stderr as it is at that moment: a bar replaces it for a while."""
+    """Writes log records to the present ``sys.stderr``, which a progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{record.name.removeprefix('toolchain.')}: {record.getMessage()}\n")
 
 
 def set_verbosity(verbosity: int) -> None:
-    """Decide how much is said, for the rest of the process."""
+    """Set how much is printed for the rest of the process; see `_State`."""
     _state.verbosity = verbosity
     log.handlers[:] = [_ToStderr()] if verbosity > 0 else []
     log.setLevel({1: logging.INFO}.get(verbosity, logging.DEBUG) if verbosity > 0 else logging.NOTSET)
@@ -52,18 +52,18 @@ def set_verbosity(verbosity: int) -> None:
 
 
 def show(content: RenderableType) -> None:
-    """Print a result: text as it stands, anything else as rich draws it."""
+    """Print a result: text as it is, anything else as rich draws it."""
     if isinstance(content, str):
         sys.stdout.write(content if content.endswith("\n") else content + "\n")
         return
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(console.width, MINIMUM_WIDTH))
+        console = Console(width=max(console.width, PIPE_WIDTH))
     console.print(content)
 
 
 def show_json(data: object) -> None:
-    """Print a result for machines."""
+    """Print a result as JSON."""
     show(json.dumps(data, indent=2))
 
 
@@ -80,7 +80,7 @@ def complain(line: str) -> None:
 
 @contextmanager
 def _stdout_aside() -> Iterator[None]:
-    """Lead Python's stdout, and the process's own, to stderr."""
+    """Redirect stdout to stderr, for Python and for native libraries (file descriptor 1)."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -94,7 +94,7 @@ def _stdout_aside() -> Iterator[None]:
 
 @contextmanager
 def working() -> Iterator[progress.Progress]:
-    """Yield a progress function; meanwhile what users' modules and native libraries print goes to stderr."""
+    """Yield a progress function. Until the block ends, output of users' modules and native libraries goes to stderr."""
     with _stdout_aside():
         if _state.verbosity < 0:
             yield progress.silent
@@ -106,12 +106,12 @@ def working() -> Iterator[progress.Progress]:
 
 
 def _lines() -> progress.Progress:
-    """Return a progress function that prints one line a stage, with the seconds since the start."""
-    started, seen = time.monotonic(), set[str]()
+    """Return a progress function that prints one line for each stage, with the seconds since the start."""
+    started, printed = time.monotonic(), set[str]()
 
     def report(what: str, done: int = 0, total: int = 0) -> None:
-        if what not in seen:
-            seen.add(what)
+        if what not in printed:
+            printed.add(what)
             say(f"{time.monotonic() - started:7.1f} s  {what}")
 
     return report
@@ -121,14 +121,14 @@ def _lines() -> progress.Progress:
 def _bar() -> Iterator[progress.Progress]:
     """Yield a progress function that draws the current stage, with a bar where its steps are counted."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
-    console = Console(file=sys.stderr)  # the stream as it is now: steps may lead sys.stderr elsewhere for a while
+    console = Console(file=sys.stderr)  # keeps the present stream, because a stage may replace sys.stderr for a while
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         shown: tuple[str, TaskID] = "", bar.add_task("starting", total=None, count="")
 
         def report(what: str, done: int = 0, total: int = 0) -> None:
             nonlocal shown
             name, task = shown
-            if name != what:  # a new task, since rich takes total=None for "as before"
+            if name != what:  # a new task, because an update with total=None would keep the old total
                 bar.remove_task(task)
                 task = bar.add_task(what, total=total or None, count="")
                 shown = what, task

@@ -18,7 +18,7 @@ from toolchain.core.errors import GateError
 )
 def bench(
     models: options.Models = None,
-    on: options.Place = "local",
+    on: options.BenchPlace = "local",
     output: options.ResultsOutput = None,
     suite: options.SuiteFile = None,
     target: options.BenchTarget = None,
@@ -38,7 +38,7 @@ def bench(
 ) -> None:
     """Time models, here or on another device.
 
-    In fresh processes, in turn, round by round; with --max-regression, a gate. An emulated CPU gives answers, no times.
+    The models run in fresh processes and take turns, round by round.
     """
     from toolchain.api.bench import bench
     from toolchain.report import operators as report_operators
@@ -95,7 +95,7 @@ def compare(
     output: options.TextOutput = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Put results side by side; with a limit, act as a gate."""
+    """Put results side by side; with a limit, fail on a slowdown."""
     from toolchain.api.compare import compare, render_text
     from toolchain.report.render import render
 

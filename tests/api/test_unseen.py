@@ -12,7 +12,7 @@ from toolchain.data.calibration import open_data
 from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io, run
-from toolchain.optimization.equivalence import TOLERANCE
+from toolchain.optimization.equivalence import EQUIVALENCE_TOLERANCE
 from toolchain.optimization.passes import optimize
 from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.qdq.fusion_audit import optimized_graph
@@ -42,7 +42,7 @@ def test_int8_fuses_and_is_close(name, batch):
     kind = ":int64" if chosen.vocabulary else ""
     spec = parse_input(f"x:{','.join([batch, *map(str, chosen.shape)])}{kind}")
     optimized = optimize(convert(unseen_models.made(name), inputs=[spec]).model)
-    assert optimized.max_relative_error < TOLERANCE
+    assert optimized.max_relative_error < EQUIVALENCE_TOLERANCE
     specs, feeds = io.inputs(optimized.model), samples(chosen, 12)
     quantized = quantize_model(optimized.model, open_data(feeds[:8], specs), QUICK)
     assert quantized.plan.products

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from toolchain.channels import layout
-from toolchain.channels.compute_ops import GATES, KERNEL_AXIS, Ledger
+from toolchain.channels.compute_ops import GATES, KERNEL_AXIS, LayoutBuilder
 from toolchain.ops.table import TABLE
 
 IMAGE, ROWS = "float[1, 8, 5, 5] x", "float[3, 8] x"
@@ -32,8 +32,8 @@ def told(op, inputs, outputs, attributes=None):
     constants = [v for v in read if v.const_value is not None]
     ir.Graph([v for v in read if v.const_value is None], made, nodes=[node], initializers=constants,
              opset_imports={"": 23})  # fmt: skip
-    ledger = Ledger()
-    layout._visit(ledger, node)
+    builder = LayoutBuilder()
+    layout._visit(builder, node)
     names, why = {}, set()
 
     def leaf(space):
@@ -48,7 +48,7 @@ def told(op, inputs, outputs, attributes=None):
             return leaf(space)
         return (" + " if space._is_concatenation else " x ").join(axis(part) for part in space._parts).join("()")
 
-    shown = [f"{v.name}[{' '.join(axis(s) for s in ledger.axes[v])}]" for v in (*read, *made) if v in ledger.axes]
+    shown = [f"{v.name}[{' '.join(axis(s) for s in builder.axes[v])}]" for v in (*read, *made) if v in builder.axes]
     return " ".join(shown), why
 
 
@@ -190,11 +190,11 @@ CASES = {
 EXPECTED = {
     "Conv": (
         "x[. a - -] w[b a - -] b[b] y[. b - -]",
-        ["Conv computes its positions anew", KERNEL_AXIS],
+        ["Conv gives it other positions", KERNEL_AXIS],
     ),
     "ConvTranspose": (
         "x[. (a x b) - -] w[(a x b) c - -] b[(a x c)] y[. (a x c) - -]",
-        ["ConvTranspose computes its positions anew", KERNEL_AXIS],
+        ["ConvTranspose gives it other positions", KERNEL_AXIS],
     ),
     "Gemm": ("x[a b] w[c b] b[c] y[a c]", []),
     "MatMul": ("x[a b c] w[c d] y[a b d]", []),
@@ -231,11 +231,11 @@ EXPECTED = {
     "Slice": ("x[a (b + c)] y[a c]", []),
     "Slice in steps": ("x[a (b x -)] y[a b]", ["Slice counts its positions in steps"]),
     "Slice backwards": ("x[a -] y[a -]", ["Slice counts its positions in steps"]),
-    "Pad": ("x[a b] y[a (. + b + -)]", ["Pad computes its positions anew"]),
-    "Pad of a named axis": ("x[a b] y[a (- + b)]", ["Pad computes its positions anew"]),
+    "Pad": ("x[a b] y[a (. + b + -)]", ["Pad gives it other positions"]),
+    "Pad of a named axis": ("x[a b] y[a (- + b)]", ["Pad gives it other positions"]),
     "Pad by copies": (
         "x[a -] y[a (. + - + -)]",
-        ["Pad computes its positions anew", "Pad fills it with copies of its edge"],
+        ["Pad gives it other positions", "Pad fills it with copies of its edge"],
     ),
     "Reshape": ("x[a (b x c)] y[a b c]", []),
     "Reshape that mixes": ("x[- -] y[- -]", ["a reshape mixes its positions with others"]),
@@ -253,15 +253,15 @@ EXPECTED = {
     "GatherND": ("x[- -] i[- .] y[- -]", ["GatherND: its positions are numbered"]),
     "ScatterElements": ("x[- -] i[- -] u[- -] y[- -]", ["ScatterElements: its positions are numbered"]),
     "ScatterND": ("x[- -] i[- .] u[- -] y[- -]", ["ScatterND: its positions are numbered"]),
-    "DepthToSpace": ("x[. (- x a) - -] y[. a - -]", ["DepthToSpace computes its positions anew"]),
-    "DepthToSpace by columns": ("x[. (a x -) - -] y[. a - -]", ["DepthToSpace computes its positions anew"]),
-    "SpaceToDepth": ("x[. a - -] y[. (- x a) - -]", ["SpaceToDepth computes its positions anew"]),
-    "Trilu": ("x[a - -] y[a - -]", ["Trilu: which of its positions are kept follows from their numbers"]),
+    "DepthToSpace": ("x[. (- x a) - -] y[. a - -]", ["DepthToSpace gives it other positions"]),
+    "DepthToSpace by columns": ("x[. (a x -) - -] y[. a - -]", ["DepthToSpace gives it other positions"]),
+    "SpaceToDepth": ("x[. a - -] y[. (- x a) - -]", ["SpaceToDepth gives it other positions"]),
+    "Trilu": ("x[a - -] y[a - -]", ["Trilu: the numbers of its positions decide which of them are set to zero"]),
     "Shape": ("x[. - - -] y[-]", ["Shape: its sizes are read as data", "its sizes are read as data"]),
     "Size": ("x[. - - -] y[]", ["its sizes are read as data"]),
     "Range": ("y[-]", ["Range: its output counts up"]),
-    "GlobalAveragePool": ("x[. a - -] y[. a . .]", ["GlobalAveragePool computes its positions anew"]),
-    "GlobalMaxPool": ("x[. a - -] y[. a . .]", ["GlobalMaxPool computes its positions anew"]),
+    "GlobalAveragePool": ("x[. a - -] y[. a . .]", ["GlobalAveragePool gives it other positions"]),
+    "GlobalMaxPool": ("x[. a - -] y[. a . .]", ["GlobalMaxPool gives it other positions"]),
     "ReduceMean": ("x[a -] y[a .]", ["ReduceMean divides by its size"]),
     "ReduceSum": ("x[a b] y[a]", []),
     "ReduceSum of nothing": ("x[a b] y[a b]", []),
@@ -278,7 +278,7 @@ EXPECTED = {
     "DequantizeLinear": ("x[. a b c] s[] y[. a b c]", []),
     **{op: ("x[a b] y[a b]", []) for op in UNARY},
     **{op: ("x[a b] z[b] y[a b]", []) for op in BINARY},
-    **{op: ("x[. a - -] y[. a - -]", [f"{op} computes its positions anew"]) for op in POOLS},
+    **{op: ("x[. a - -] y[. a - -]", [f"{op} gives it other positions"]) for op in POOLS},
 }
 
 

@@ -62,7 +62,7 @@ def test_zeros_are_for_size_alone(toolchain, workplace):
             "--speedup, --latency-ms, --keep: speedup, latency_ms and keep exclude each other",
         ),
         ("--keep 0.5 --criterion best", "--criterion: 'best' is not allowed; choose one of"),
-        ("--sparsity 5", "--sparsity: is '5'"),
+        ("--sparsity 5", "--sparsity: '5' is neither a share nor a pattern"),
         ("--keep 0.5 --target raspberry-pi-6", "unknown target 'raspberry-pi-6'"),
     ],
 )

@@ -99,7 +99,7 @@ def test_weights_listed_as_inputs_become_constants(tmp_path):
 def test_exporter_parity_and_notes_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="toolchain.conversion"):
         got = convert(saved(conv_net(12), tmp_path / "net.onnx"))
-    assert f"net.onnx with {got.exporter}" in caplog.text
+    assert f"net.onnx, written by {got.exporter}" in caplog.text
     assert f"largest relative error {got.parity.max_rel_error:.1e} on {got.parity.samples} samples" in caplog.text
     assert "opset 12 was upgraded to 17" in caplog.text
 

@@ -350,7 +350,7 @@ def test_bad_requests_end_before_anything_is_slow(tmp_path, toolchain):
     assert "student 'gone.onnx'" in toolchain(*command).sentence
     recipe = 'schema_version = 1\nsteps = [{ technique = "share" }, { technique = "distil", %s }]\n'
     (tmp_path / "r.toml").write_text(recipe % 'features = { r = "q" }')
-    assert "the teacher has no float tensor 'q' inside" in toolchain(*command).sentence
+    assert "the teacher has no inner float tensor 'q'" in toolchain(*command).sentence
     for change, sentence in (("float[batch,1,8,8] z", "takes z, and its teacher x"), ("", "has 2 float outputs")):
         text = NET.replace("(x, w1", "(z, w1") if change else NET + "    q = Relu (y)\n"
         inputs = change or "float[batch,1,8,8] x"

@@ -1,7 +1,8 @@
 """Removal of whole residual branches: y = x + f(x) becomes y = x.
 
-A branch is f: all nodes between a tensor x and a sum that adds x to it, if nothing else needs them. With few samples,
-removing one branch loses less accuracy than thinning all of them to save the same time (PRACTISE, arXiv 2202.07861).
+The branch f consists of all nodes between a tensor x and a sum that adds x, if nothing else needs their results. Where
+few samples are available, removing one branch loses less accuracy than making all of them narrower to save the same
+time (PRACTISE, arXiv 2202.07861).
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from toolchain.graph import check, edit, query
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch. name: node of its sum. stream: the tensor x. nodes: names of the nodes in the branch."""
+    """A residual branch.
+
+    Attributes:
+        name: node of its sum.
+        stream: name of the tensor x.
+        nodes: names of the nodes in the branch.
+    """
 
     name: str
     stream: str
@@ -26,7 +33,7 @@ class Branch:
 
 
 def branches(model: ir.Model) -> tuple[Branch, ...]:
-    """All branches that contain weights and whose stream has the shape of the sum, in graph order."""
+    """List the branches that contain weights and whose stream has the shape of the sum, in graph order."""
     weighted = {node for node, _, _ in parameters(model)}
     order = {node: number for number, node in enumerate(model.graph)}
     result = []
@@ -68,10 +75,10 @@ def _only_for(sum_: ir.Node, branch: ir.Value | None, stream: ir.Value | None) -
 
 
 def drop_branches(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A clone without the branches of these sums.
+    """Remove the branches of these sums from a clone.
 
-    If a product or another sum computes the stream, the stream takes the name of the removed sum: repair, which finds
-    tensors by name, then fits it to the values of that sum.
+    If a product or another sum computes the stream, the stream takes the name of the removed sum. Repair finds tensors
+    by name, so it then fits the stream to the values of that sum.
 
     Raises:
         ModelError: there is no such branch.
@@ -87,8 +94,8 @@ def drop_branches(model: ir.Model, names: Iterable[str]) -> ir.Model:
         output.replace_all_uses_with(stream)
         clone.graph.remove(node, safe=True)
         edit.remove_unused(clone)
-        maker = stream.producer()
-        if maker is not None and maker.op_type in ("Add", "Conv", "Gemm") and not stream.is_graph_output():
+        producer = stream.producer()
+        if producer is not None and producer.op_type in ("Add", "Conv", "Gemm") and not stream.is_graph_output():
             stream.name = output.name
     check.check(clone)
     return clone

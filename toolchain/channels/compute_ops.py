@@ -1,7 +1,7 @@
 """Index spaces of operators that compute: one handler for each *channels* cell of the operator table.
 
-A handler takes the :class:`Ledger` of all axes met so far, a node and its cell. It unifies and pins the axes of the
-node's inputs, weights included, and returns the axes of every output. Operators that only move numbers are in
+A handler takes the :class:`LayoutBuilder`, a node and its cell. It unifies and pins the axes of the node's inputs,
+including its weights, and returns the axes of every output. Operators that only move numbers are in
 ``movement_ops.py``.
 """
 
@@ -14,16 +14,16 @@ import onnx_ir as ir
 from toolchain.channels.index_spaces import Space, product, unify
 from toolchain.graph import query
 from toolchain.ops import cells
+from toolchain.ops.table import SIZES_READ
 from toolchain.ops.weights import operand_axes
 
 Axes = tuple[Space, ...]
 
 # Reasons for pins
-NO_ROW = "{op} has no row in the operator table"
+UNKNOWN_OPERATOR = "{op} has no row in the operator table"
 NOT_UNDERSTOOD = "{op} uses it in a way that is not understood"
 KERNEL_AXIS = "it is an axis of a kernel"
-NEW_POSITIONS = "{op} computes its positions anew"
-SIZES_READ = "its sizes are read as data"
+NEW_POSITIONS = "{op} gives it other positions"
 LOOKED_UP = "{op} selects from it by number"
 MEAN = "{op} divides by its size"
 ALL_TOGETHER = "{op} combines all of it"
@@ -41,8 +41,13 @@ class NotUnderstoodError(Exception):
         self.reason = reason
 
 
-class Ledger:
-    """Axes of every value met so far. summed: axes over which a node sums, as (input's index, axis)."""
+class LayoutBuilder:
+    """The layout of a graph while its nodes are visited.
+
+    Attributes:
+        axes: index spaces of every value met so far.
+        summed: for every node, the axes over which it sums, as (input's index, axis).
+    """
 
     def __init__(self) -> None:
         self.axes: dict[ir.Value, Axes] = {}
@@ -52,8 +57,8 @@ class Ledger:
         """New spaces with the sizes of a value; none if its rank is unknown."""
         return tuple(space(size, *pins) for size in query.sizes(value, dynamic=-1) or ())
 
-    def of(self, value: ir.Value | None) -> Axes:
-        """Axes of a node's input; those of constants are made when they are first met.
+    def axes_of(self, value: ir.Value | None) -> Axes:
+        """Axes of a node's input; a constant gets its axes when it is first met.
 
         Raises:
             NotUnderstoodError: there is no such input, or its rank is unknown.
@@ -67,7 +72,7 @@ class Ledger:
     def pin(self, value: ir.Value | None, reason: str) -> None:
         """Forbid cutting any axis of a value."""
         if value is not None and query.rank(value) is not None:
-            pin_all(self.of(value), reason)
+            pin_all(self.axes_of(value), reason)
 
     def sums_over(self, node: ir.Node, *axes: tuple[int, int]) -> None:
         """Record that a node sums over these axes of its inputs: (input's index, axis)."""
@@ -75,7 +80,7 @@ class Ledger:
 
 
 def space(size: int, *pins: str) -> Space:
-    """A new space for an axis; a negative size is one only known at run time."""
+    """Make a space for an axis; a negative size means that it is only known at run time."""
     return Space(None, RUN_TIME_SIZE) if size < 0 else Space(size, *pins)
 
 
@@ -83,11 +88,6 @@ def pin_all(axes: Sequence[Space], reason: str) -> None:
     """Pin several axes."""
     for axis in axes:
         axis.pin(reason)
-
-
-def given(node: ir.Node, index: int) -> ir.Value | None:
-    """An optional input of a node, None if it is left off."""
-    return node.inputs[index] if len(node.inputs) > index else None
 
 
 def broadcast(operands: Sequence[Axes]) -> Axes:
@@ -105,9 +105,9 @@ def broadcast(operands: Sequence[Axes]) -> Axes:
 # ------------------------------------------------------------------------------------------------ products
 
 
-def weighted(ledger: Ledger, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
+def weighted(builder: LayoutBuilder, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
     """Conv and ConvTranspose; the weight may be computed as well."""
-    x, w = ledger.of(node.inputs[0]), ledger.of(node.inputs[1])
+    x, w = builder.axes_of(node.inputs[0]), builder.axes_of(node.inputs[1])
     groups, rows, columns = query.attribute(node, "group", 1), w[0].root.size, w[1].root.size
     if rows is None or columns is None:
         raise NotUnderstoodError
@@ -118,19 +118,19 @@ def weighted(ledger: Ledger, node: ir.Node, cell: cells.Weighted) -> list[Axes]:
     inner, outer = (of_column, of_row) if cell.out == 0 else (of_row, of_column)
     unify(x[cell.act], product(group, inner))
     result = product(group, outer)
-    if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
-        unify(ledger.of(bias)[0], result)
+    if cell.bias is not None and (bias := query.optional_input(node, cell.bias)) is not None:
+        unify(builder.axes_of(bias)[0], result)
     pin_all(w[2:], KERNEL_AXIS)
     if inner.root.size != 1 or groups == 1:
-        ledger.sums_over(node, (0, cell.act))
+        builder.sums_over(node, (0, cell.act))
     known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * len(x)
     pin_all(x[2:], NEW_POSITIONS.format(op=node.op_type))
     return [(x[0], result, *(space(size, NEW_POSITIONS.format(op=node.op_type)) for size in known[2:]))]
 
 
-def contracted(ledger: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
+def contracted(builder: LayoutBuilder, node: ir.Node, cell: cells.Contracted) -> list[Axes]:
     """Gemm and MatMul."""
-    left, right = ledger.of(node.inputs[0]), ledger.of(node.inputs[1])
+    left, right = builder.axes_of(node.inputs[0]), builder.axes_of(node.inputs[1])
     if len(left) < 2 or len(right) < 2:
         raise NotUnderstoodError
     (row, summed_left), (column, summed_right) = (
@@ -138,15 +138,15 @@ def contracted(ledger: Ledger, node: ir.Node, cell: cells.Contracted) -> list[Ax
     )
     unify(left[summed_left], right[summed_right])
     result = (*broadcast([left[:-2], right[:-2], ()]), left[row], right[column])
-    if cell.bias is not None and (bias := given(node, cell.bias)) is not None:
-        result = broadcast([result, ledger.of(bias)])
-    ledger.sums_over(node, (0, summed_left), (1, summed_right))
+    if cell.bias is not None and (bias := query.optional_input(node, cell.bias)) is not None:
+        result = broadcast([result, builder.axes_of(bias)])
+    builder.sums_over(node, (0, summed_left), (1, summed_right))
     return [result]
 
 
-def recurrent(ledger: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes]:
+def recurrent(builder: LayoutBuilder, node: ir.Node, cell: cells.Recurrent) -> list[Axes]:
     """LSTM and GRU: a hidden unit is in the rows of every gate, in the columns of R and in the states."""
-    x, w, r = (ledger.of(node.inputs[i]) for i in range(3))
+    x, w, r = (builder.axes_of(node.inputs[i]) for i in range(3))
     size, directions = r[2].root.size, w[0]
     if size is None or query.attribute(node, "layout", 0):
         raise NotUnderstoodError
@@ -156,12 +156,12 @@ def recurrent(ledger: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes
     unify(w[2], x[2])
     gates = {1: cell.gates, 2: cell.gates, 3: 2 * cell.gates, 7: 3}  # W, R, biases, peepholes
     for index in (1, 2, 3, 5, 6, 7):
-        if (value := given(node, index)) is not None:
-            axes = ledger.of(value)
+        if (value := query.optional_input(node, index)) is not None:
+            axes = builder.axes_of(value)
             rows = product(Space(gates[index], GATES), hidden) if index in gates else hidden
             unify(axes[1 if index in gates else 2], rows)
             unify(axes[0], directions)
-    ledger.sums_over(node, (0, 2), (2, 2))  # it sums over its own state, too
+    builder.sums_over(node, (0, 2), (2, 2))  # it sums over its own state, too
     states = (directions, x[1], hidden)
     return [(x[0], *states), states, states][: len(node.outputs)]
 
@@ -169,17 +169,17 @@ def recurrent(ledger: Ledger, node: ir.Node, cell: cells.Recurrent) -> list[Axes
 # ------------------------------------------------------------------------------- each position by itself
 
 
-def elementwise(ledger: Ledger, node: ir.Node, cell: cells.Elementwise) -> list[Axes]:
+def elementwise(builder: LayoutBuilder, node: ir.Node, cell: cells.Elementwise) -> list[Axes]:
     """Outputs have the shape that the inputs broadcast to."""
-    return [broadcast([ledger.of(value) for value in node.inputs if value is not None])] * len(node.outputs)
+    return [broadcast([builder.axes_of(value) for value in node.inputs if value is not None])] * len(node.outputs)
 
 
-def per_channel(ledger: Ledger, node: ir.Node, cell: cells.PerChannel) -> list[Axes]:
+def per_channel(builder: LayoutBuilder, node: ir.Node, cell: cells.PerChannel) -> list[Axes]:
     """Parameters with one number for each position of an axis, or one number for all."""
-    x = ledger.of(node.inputs[0])
+    x = builder.axes_of(node.inputs[0])
     axis = query.attribute(node, "axis", cell.axis)
-    for value in (given(node, index) for index in cell.parameters):
-        own = ledger.of(value) if value is not None else ()
+    for value in (query.optional_input(node, index) for index in cell.parameters):
+        own = builder.axes_of(value) if value is not None else ()
         if len(own) > 1:
             raise NotUnderstoodError
         if own and own[0].root.size != 1:
@@ -187,21 +187,21 @@ def per_channel(ledger: Ledger, node: ir.Node, cell: cells.PerChannel) -> list[A
     return [x] * len(node.outputs)
 
 
-def spatial(ledger: Ledger, node: ir.Node, cell: cells.SpatialOnly) -> list[Axes]:
+def spatial(builder: LayoutBuilder, node: ir.Node, cell: cells.SpatialOnly) -> list[Axes]:
     """Pools and Resize: batch and channels pass, other axes are pinned."""
-    x, reason = ledger.of(node.inputs[0]), NEW_POSITIONS.format(op=node.op_type)
+    x, reason = builder.axes_of(node.inputs[0]), NEW_POSITIONS.format(op=node.op_type)
     known = query.sizes(node.outputs[0], dynamic=-1)
     if known is None or len(known) != len(x):
         raise NotUnderstoodError
     pin_all(x[2:], reason)
     for value in node.inputs[1:]:
-        ledger.pin(value, SIZES_READ)
+        builder.pin(value, SIZES_READ)
     return [(*x[:2], *(space(size, reason) for size in known[2:]))] * len(node.outputs)
 
 
-def selected(ledger: Ledger, node: ir.Node, cell: cells.Selected) -> list[Axes]:
+def selected(builder: LayoutBuilder, node: ir.Node, cell: cells.Selected) -> list[Axes]:
     """Gather: the axes of the indices replace the one that is selected from."""
-    x, index = ledger.of(node.inputs[0]), ledger.of(node.inputs[1])
+    x, index = builder.axes_of(node.inputs[0]), builder.axes_of(node.inputs[1])
     at = query.attribute(node, "axis", 0) % len(x)
     x[at].pin(LOOKED_UP.format(op=node.op_type))
     return [(*x[:at], *index, *x[at + 1 :])]
@@ -210,30 +210,30 @@ def selected(ledger: Ledger, node: ir.Node, cell: cells.Selected) -> list[Axes]:
 # ------------------------------------------------------------------------------ several positions together
 
 
-def reduced(ledger: Ledger, node: ir.Node, cell: cells.Reduced) -> list[Axes]:
+def reduced(builder: LayoutBuilder, node: ir.Node, cell: cells.Reduced) -> list[Axes]:
     """Reductions: a sum may lose terms that are zero; all others depend on the number of terms or on zeros, and pin."""
-    x = ledger.of(node.inputs[0])
+    x = builder.axes_of(node.inputs[0])
     axes = query.attribute(node, "axes")
-    if axes is None and (value := given(node, 1)) is not None:
+    if axes is None and (value := query.optional_input(node, 1)) is not None:
         axes = query.ints(value)
         if axes is None:
             raise NotUnderstoodError
     if not axes and query.attribute(node, "noop_with_empty_axes", 0):
         return [x]
     gone = sorted({a % len(x) for a in axes or range(len(x))})
-    if cell.weighs:
+    if cell.pins:
         reason = MEAN if node.op_type == "ReduceMean" else ALL_TOGETHER
         pin_all([x[a] for a in gone], reason.format(op=node.op_type))
     else:
-        ledger.sums_over(node, *((0, a) for a in gone))
+        builder.sums_over(node, *((0, a) for a in gone))
     if query.attribute(node, "keepdims", 1):
         return [tuple(Space(1) if i in gone else axis for i, axis in enumerate(x))]
     return [tuple(axis for i, axis in enumerate(x) if i not in gone)]
 
 
-def grouped_norm(ledger: Ledger, node: ir.Node, cell: cells.GroupedNorm) -> list[Axes]:
+def grouped_norm(builder: LayoutBuilder, node: ir.Node, cell: cells.GroupedNorm) -> list[Axes]:
     """GroupNormalization: whole groups may be cut, nothing inside one."""
-    x = ledger.of(node.inputs[0])
+    x = builder.axes_of(node.inputs[0])
     channels = x[1].root.size
     if channels is None:
         raise NotUnderstoodError
@@ -242,21 +242,21 @@ def grouped_norm(ledger: Ledger, node: ir.Node, cell: cells.GroupedNorm) -> list
     group, inner = Space(groups), Space(channels // groups, reason)
     unify(x[1], product(group, inner))
     for value in node.inputs[1:3]:
-        (own,) = ledger.of(value)
+        (own,) = builder.axes_of(value)
         unify(own, x[1] if own.root.size == channels else group)
     pin_all(x[2:], reason)
     return [x]
 
 
-def pinned(ledger: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
+def pinned(builder: LayoutBuilder, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
     """LayerNormalization, Softmax and others that need an axis whole; Shape, Size and Range, whose output is sizes."""
     if node.op_type in ("Range", "Shape", "Size"):
-        return _counted(ledger, node, cell)
-    x, reason = ledger.of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
+        return _counted(builder, node, cell)
+    x, reason = builder.axes_of(node.inputs[0]), f"{node.op_type}: {cell.reason}"
     if node.op_type in ("GatherElements", "GatherND", "ScatterElements", "ScatterND"):
         for value in node.inputs:
-            ledger.pin(value, reason)
-        return [ledger.fresh(output, reason) for output in node.outputs]
+            builder.pin(value, reason)
+        return [builder.fresh(output, reason) for output in node.outputs]
     named = query.ints(node.inputs[1]) if node.op_type == "CumSum" else None
     usual = (0 if node.op_type == "ArgMax" else -1) if cell.axis is None else cell.axis
     at = (named[0] if named else query.attribute(node, "axis", usual)) % len(x)
@@ -264,7 +264,7 @@ def pinned(ledger: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
     pin_all([x[i] for i in gone], reason)
     for value in node.inputs[1:]:
         if value is not None:
-            broadcast([x, ledger.of(value)])
+            broadcast([x, builder.axes_of(value)])
     return [_beside(x, gone, output, reason) for output in node.outputs]
 
 
@@ -279,11 +279,11 @@ def _beside(x: Axes, gone: range, output: ir.Value, reason: str) -> Axes:
     )
 
 
-def _counted(ledger: Ledger, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
+def _counted(builder: LayoutBuilder, node: ir.Node, cell: cells.Pinned) -> list[Axes]:
     if node.op_type != "Range":
-        x = ledger.of(node.inputs[0])
+        x = builder.axes_of(node.inputs[0])
         pin_all(x if node.op_type == "Size" else [x[at] for at in _axes_read(node, len(x))], SIZES_READ)
-    return [ledger.fresh(node.outputs[0], f"{node.op_type}: {cell.reason}")]
+    return [builder.fresh(node.outputs[0], f"{node.op_type}: {cell.reason}")]
 
 
 def _axes_read(node: ir.Node, rank: int) -> set[int]:

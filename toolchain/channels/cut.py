@@ -1,4 +1,4 @@
-"""Cutting a model: every parameter is sliced, and every number that states a size is written anew, from the layout.
+"""Cutting of a model: every parameter is sliced, and every number that states a size is updated, from the layout.
 
 `separate` comes first: in a cleaned-up model, constants of equal content are one initializer, and two layers must not
 be cut together only because both have a constant of zeros.
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.channels.compute_ops import given
 from toolchain.channels.groups import by_name, groups
 from toolchain.channels.index_spaces import Space, kept_positions
 from toolchain.channels.layout import Layout, layout
@@ -21,14 +20,14 @@ from toolchain.data.tensors import Array
 from toolchain.graph import check, edit, query
 
 Cuts = Mapping[str, Sequence[int]]
-"""Sorted positions that are kept, by the name of the group. Other groups stay whole."""
+"""Sorted positions that are kept, by name of the group. Groups without an entry stay whole."""
 
 SHARED_ELEMENTS = 1 << 16
-"""Larger constants with several readers are shared on purpose, as by an embedding and a classifier."""
+"""Number of elements above which a constant with several readers is shared on purpose (embedding and classifier)."""
 
 
 def separate(model: ir.Model) -> ir.Model:
-    """A clone in which every operator has its own small constants."""
+    """Give every operator its own small constants, in a clone."""
     clone = model.clone()
     names = edit.Names(clone.graph)
     for value in list(clone.graph.initializers.values()):
@@ -43,7 +42,7 @@ def separate(model: ir.Model) -> ir.Model:
 
 
 def keep_sets(model: ir.Model, model_layout: Layout, cuts: Cuts) -> dict[Space, Index]:
-    """Kept positions by leaf.
+    """Return the kept positions of every leaf that is cut.
 
     Raises:
         ModelError: a group is unknown or pinned, or its positions are none, unsorted, repeated or too large.
@@ -63,7 +62,11 @@ def keep_sets(model: ir.Model, model_layout: Layout, cuts: Cuts) -> dict[Space, 
 
 
 def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
-    """A clone of a model, as :func:`separate` returns it, with only the positions that are kept.
+    """Cut a clone of a model, so that only the kept positions are left.
+
+    Args:
+        model: a model as :func:`separate` returns it.
+        cuts: the kept positions.
 
     Raises:
         ModelError: see :func:`keep_sets`; or the result is not well formed.
@@ -86,21 +89,21 @@ def apply_cuts(model: ir.Model, cuts: Cuts) -> ir.Model:
     names = edit.Names(clone.graph)
     for node in list(clone.graph):
         changed = any(v in before and query.sizes(v, dynamic=-1) != before[v] for v in (*node.inputs, *node.outputs))
-        if changed and query.op(node) in RESIZED:
-            RESIZED[query.op(node)](_SizeWriter(clone, names, model_layout, keep), node)
+        if changed and query.op(node) in SIZE_WRITERS:
+            SIZE_WRITERS[query.op(node)](_SizeWriter(clone, names, model_layout, keep), node)
     edit.remove_unused(clone)
     check.check(clone)
     return clone
 
 
 class _SizeWriter:
-    """Writes sizes into the nodes of a cut model, from the layout of the model before."""
+    """Writes sizes into the nodes of a cut model, from the layout of the model before the cut."""
 
     def __init__(self, model: ir.Model, names: edit.Names, model_layout: Layout, keep: Mapping[Space, Index]) -> None:
         self.model, self.names, self.layout, self.keep = model, names, model_layout, keep
 
     def write(self, node: ir.Node, index: int, numbers: Sequence[int]) -> None:
-        """Replace an integer constant input, keeping its type: operators need one type for all of them."""
+        """Replace an integer constant input. It keeps its type, since all such inputs of an operator need one type."""
         old = query.constant(node.inputs[index]) if len(node.inputs) > index else None
         array = np.array(numbers, np.int64 if old is None else old.dtype)
         name = self.names.fresh(f"{query.label(node)}_sizes")
@@ -141,7 +144,7 @@ def _shape(writer: _SizeWriter, node: ir.Node) -> None:
     """Write known sizes; -1, 0, 1 and sizes computed at run time stay."""
     index = 0 if node.op_type == "ConstantOfShape" else 1
     shape, new = node.inputs[index], _static(node.outputs[0])
-    old = query.slots(shape)
+    old = query.shape_numbers(shape)
     if old is None or shape is None or len(old) != len(new):
         return
     numbers = [then if then is None or then <= 1 or now < 0 else now for then, now in zip(old, new, strict=True)]
@@ -183,8 +186,8 @@ def _slice(writer: _SizeWriter, node: ir.Node) -> None:
     if x is None or starts is None or ends is None:
         return
     rank = len(writer.layout.axes[x])
-    axes = query.ints(given(node, 3)) or list(range(len(starts)))
-    steps = query.ints(given(node, 4)) or [1] * len(starts)
+    axes = query.ints(query.optional_input(node, 3)) or list(range(len(starts)))
+    steps = query.ints(query.optional_input(node, 4)) or [1] * len(starts)
     for index, (at, step) in enumerate(zip(axes, steps, strict=True)):
         size = writer.layout.axes[x][at % rank].root.size
         kept = writer.kept(x, at % rank)
@@ -199,13 +202,13 @@ def _slice(writer: _SizeWriter, node: ir.Node) -> None:
 
 
 def _resize(writer: _SizeWriter, node: ir.Node) -> None:
-    sizes = query.ints(given(node, 3))
+    sizes = query.ints(query.optional_input(node, 3))
     if sizes is not None and len(sizes) == len(_static(node.outputs[0])):
         new = zip(sizes, _static(node.outputs[0]), strict=True)
         writer.write(node, 3, [now if now >= 0 else then for then, now in new])
 
 
-RESIZED = {
+SIZE_WRITERS = {
     "Conv": _group,
     "ConvTranspose": _group,
     "GroupNormalization": _norm_groups,
@@ -218,7 +221,7 @@ RESIZED = {
     "Slice": _slice,
     "Resize": _resize,
 }
-"""Operators that state a size in an attribute or input, and how it is written anew."""
+"""For every operator that states a size in an attribute or input, the function that updates it."""
 
 
 def parameter_count(model: ir.Model) -> int:

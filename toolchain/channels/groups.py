@@ -28,8 +28,12 @@ NOT_CHANNELS = {KERNEL_AXIS, GATES}
 class Member:
     """An axis of a parameter that contains a group.
 
-    node, op: the operator that reads the parameter. makes: True if the group is in the operator's output, False if the
-    operator sums over it.
+    Attributes:
+        node: label of the operator that reads the parameter.
+        op: type of the operator.
+        parameter: name of the parameter.
+        axis: counted from the front.
+        makes: True if the group is in the operator's output, False if the operator sums over it.
     """
 
     node: str
@@ -43,8 +47,13 @@ class Member:
 class Group:
     """Channels that can only be cut together.
 
-    size: number of channels. pins: reasons why it cannot be cut; empty if it can. macs: multiply-accumulates of the
-    operators whose weights contain it; where it is a part of an axis, its share of them. leaf: its leaf in the layout.
+    Attributes:
+        name: that of the first operator that makes the channels.
+        size: number of channels.
+        members: axes of parameters that contain the group.
+        pins: reasons why it cannot be cut; empty if it can.
+        macs: multiply-accumulates of the operators whose weights contain it; where it is a part of an axis, its share.
+        leaf: its leaf in the layout.
     """
 
     name: str
@@ -61,7 +70,7 @@ class Group:
 
 
 def parameters(model: ir.Model) -> list[tuple[ir.Node, int, ir.Value]]:
-    """(node, index of the input, value) for every float constant that is not a scalar, in graph order."""
+    """List (node, index of the input, value) for every float constant that is not a scalar, in graph order."""
     return [
         (node, index, value)
         for node in model.graph
@@ -75,7 +84,7 @@ def parameters(model: ir.Model) -> list[tuple[ir.Node, int, ir.Value]]:
 
 
 def groups(model: ir.Model, layout: Layout) -> tuple[Group, ...]:
-    """All groups in the order of their first parameters; axes of kernels and gates form none."""
+    """List all groups in the order of their first parameters; axes of kernels and gates form none."""
     members: dict[Space, list[Member]] = {}
     macs: dict[Space, dict[str, float]] = {}
     summed = _summed_leaves(layout)
@@ -114,7 +123,7 @@ def _summed_leaves(layout: Layout) -> set[Space]:
 
 
 def _share(space: Space, leaf: Space) -> float:
-    """Part of an axis that depends on a leaf."""
+    """Share of the positions of an axis that depend on a leaf."""
     return float(np.mean(leaf_positions(space, leaf) >= 0))
 
 

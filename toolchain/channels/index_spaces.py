@@ -41,7 +41,11 @@ MEETS_RUN_TIME_AXIS = "it meets an axis whose size is only known when the model 
 
 
 class Space:
-    """An index space. size: None for an axis whose size is only known when the model runs; it is never cut."""
+    """An index space.
+
+    Attributes:
+        size: number of positions; None for an axis whose size is only known when the model runs, which is never cut.
+    """
 
     def __init__(self, size: int | None, *pins: str) -> None:
         self.size = size
@@ -110,7 +114,10 @@ def leaves(space: Space) -> Iterator[Space]:
 
 
 def kept_positions(space: Space, keep: Mapping[Space, Index]) -> Index:
-    """Sorted positions of `space` that are left if of each leaf those in `keep` are kept; other leaves stay whole."""
+    """Return the sorted positions of `space` that are left when each leaf keeps its positions in `keep`.
+
+    Leaves without an entry stay whole.
+    """
     space = space.root
     if not space._parts:
         return keep[space] if space in keep else np.arange(space.size or 0)
@@ -126,9 +133,9 @@ def kept_positions(space: Space, keep: Mapping[Space, Index]) -> Index:
 
 
 def leaf_positions(space: Space, leaf: Space) -> Index:
-    """For every position of `space`, the position of `leaf` without which it is cut; -1 where it does not depend on it.
+    """Return for every position of `space` the position of `leaf` that it depends on, -1 where there is none.
 
-    A leaf that enters twice, as a factor of both sides, counts with the first.
+    If a product contains the leaf twice, the first factor counts.
     """
     space = space.root
     if space is leaf.root:
@@ -195,8 +202,12 @@ def _divide(leaf: Space, sizes: Sequence[int], is_concatenation: bool) -> None:
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor of a product, or a piece of one. number: its index in the product. size: None if only known at run time.
-    divisible: it may become a product of smaller ones, as a leaf may and a concatenation may not.
+    """A factor of a product, or a piece of one.
+
+    Attributes:
+        number: index of the factor in the product.
+        size: number of positions; None if it is only known at run time.
+        divisible: it may become a product of smaller factors. A leaf may, a concatenation may not.
     """
 
     number: int
@@ -211,8 +222,9 @@ Factors = Sequence[Factor]
 class Refinement:
     """The common refinement of two products.
 
-    matches: consecutive pieces (of the left, of the right) that hold the same positions; on one side it is one piece.
-    rest: the pieces behind them on each side, which have no common form.
+    Attributes:
+        matches: consecutive pieces (of the left, of the right) that hold the same positions; one side has one piece.
+        rest: the pieces behind them on each side, which have no common form.
     """
 
     matches: tuple[tuple[Factors, Factors], ...]

@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from toolchain.channels import compute_ops, movement_ops
-from toolchain.channels.compute_ops import NO_ROW, NOT_UNDERSTOOD, Axes, Ledger, NotUnderstoodError
+from toolchain.channels.compute_ops import NOT_UNDERSTOOD, UNKNOWN_OPERATOR, Axes, LayoutBuilder, NotUnderstoodError
 from toolchain.graph import query
 from toolchain.ops import cells
 from toolchain.ops.table import BARRIER, rule
@@ -31,7 +31,10 @@ READ_IN_BRANCH = "the branch of an {op} reads it"
 class Layout:
     """Index spaces of all values of known rank.
 
-    summed: for every node, the axes over which it sums, and which its outputs do not contain, as (input's index, axis).
+    Attributes:
+        axes: one space for each axis of each value.
+        summed: for every node, the axes over which it sums and which its outputs do not contain, as (input's index,
+            axis).
     """
 
     axes: Mapping[ir.Value, Axes]
@@ -43,41 +46,41 @@ class Layout:
 
 
 def layout(model: ir.Model) -> Layout:
-    """Compute the layout of an optimized float model, which is not changed."""
-    ledger = Ledger()
+    """Compute the layout of an optimized float model; the model is not changed."""
+    builder = LayoutBuilder()
     for value in model.graph.inputs:  # also those with a default value, since it may be fed
-        ledger.axes[value] = ledger.fresh(value, INPUT)
+        builder.axes[value] = builder.fresh(value, INPUT)
     for node in model.graph:
-        _visit(ledger, node)
+        _visit(builder, node)
     for value in model.graph.outputs:
-        ledger.pin(value, OUTPUT)
-    return Layout(ledger.axes, ledger.summed)
+        builder.pin(value, OUTPUT)
+    return Layout(builder.axes, builder.summed)
 
 
-def _visit(ledger: Ledger, node: ir.Node) -> None:
+def _visit(builder: LayoutBuilder, node: ir.Node) -> None:
     if query.op(node) == "Constant":
         return  # handled like an initializer, when a node reads it
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph().all_nodes():
                 for value in inner.inputs:
-                    ledger.pin(value, READ_IN_BRANCH.format(op=query.op(node)))
-    axes, reason = _output_axes(ledger, node)
+                    builder.pin(value, READ_IN_BRANCH.format(op=query.op(node)))
+    axes, reason = _output_axes(builder, node)
     if axes is None:
         for value in node.inputs:
-            ledger.pin(value, reason)
-        ledger.summed.pop(node, None)
-        axes = [ledger.fresh(output, reason) for output in node.outputs]
-    ledger.axes.update(zip(node.outputs, axes, strict=False))
+            builder.pin(value, reason)
+        builder.summed.pop(node, None)
+        axes = [builder.fresh(output, reason) for output in node.outputs]
+    builder.axes.update(zip(node.outputs, axes, strict=False))
 
 
-def _output_axes(ledger: Ledger, node: ir.Node) -> tuple[list[Axes] | None, str]:
+def _output_axes(builder: LayoutBuilder, node: ir.Node) -> tuple[list[Axes] | None, str]:
     """The axes of a node's outputs, or None and the reason why it is a barrier."""
     row = rule(node)
     if row is BARRIER:
-        return None, NO_ROW.format(op=query.op(node))
+        return None, UNKNOWN_OPERATOR.format(op=query.op(node))
     try:
-        outputs = HANDLERS[type(row.channels)](ledger, node, row.channels)
+        outputs = HANDLERS[type(row.channels)](builder, node, row.channels)
     except NotUnderstoodError as error:
         return None, error.reason.format(op=query.op(node))
     except ValueError:  # sizes that do not fit together
@@ -102,7 +105,7 @@ def _agree_sizes(known: Sequence[int], axes: Axes) -> bool:
     )
 
 
-HANDLERS: Mapping[type, Callable[[Ledger, ir.Node, Any], list[Axes]]] = {
+HANDLERS: Mapping[type, Callable[[LayoutBuilder, ir.Node, Any], list[Axes]]] = {
     cells.Weighted: compute_ops.weighted,
     cells.Contracted: compute_ops.contracted,
     cells.Elementwise: compute_ops.elementwise,

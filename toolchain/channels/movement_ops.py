@@ -1,8 +1,8 @@
 """Index spaces of operators that only move numbers: one handler for each *channels* cell of the operator table.
 
-The handlers have the form of those in ``compute_ops.py``. A Reshape reads the same positions as two row-major products,
-whose common refinement is taken (``index_spaces.py``). With axes whose sizes are only known at run time it can be taken
-in two places: equal axes at the front, and axes of known sizes at the end.
+The handlers have the form of those in ``compute_ops.py``. A Reshape reads the same positions as two row-major products
+and takes their common refinement (``index_spaces.py``). If the size of an axis is only known at run time, there are two
+places where axes can still be unified: equal axes at the front, and axes of known sizes at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from toolchain.channels.compute_ops import NEW_POSITIONS, Axes, Ledger, NotUnderstoodError, given, pin_all, space
+from toolchain.channels.compute_ops import NEW_POSITIONS, Axes, LayoutBuilder, NotUnderstoodError, pin_all, space
 from toolchain.channels.index_spaces import Space, concatenation, product, split, unify, unify_products
 from toolchain.graph import query
 from toolchain.ops import cells
@@ -21,13 +21,13 @@ from toolchain.ops import cells
 STEPS = "{op} counts its positions in steps"
 REPEATED = "it counts the copies that {op} makes"
 COMPUTED_SIZES = "{op} takes sizes that the model computes"
-MEETS_RUN_TIME_AXIS = "{op} joins it with an axis whose size is only known when the model runs"
+JOINS_RUN_TIME_AXIS = "{op} joins it with an axis whose size is only known when the model runs"
 EDGE_COPIES = "{op} fills it with copies of its edge"
 
 
-def joined(ledger: Ledger, node: ir.Node, cell: cells.Joined) -> list[Axes]:
-    """Concat: the axes one behind the other; all other axes are the same."""
-    parts = [ledger.of(value) for value in node.inputs if value is not None]
+def joined(builder: LayoutBuilder, node: ir.Node, cell: cells.Joined) -> list[Axes]:
+    """Concat: the concatenated axes follow each other; all other axes are the same."""
+    parts = [builder.axes_of(value) for value in node.inputs if value is not None]
     at = query.attribute(node, "axis", 0) % len(parts[0])
     for part in parts[1:]:
         for index, axis in enumerate(part):
@@ -38,13 +38,13 @@ def joined(ledger: Ledger, node: ir.Node, cell: cells.Joined) -> list[Axes]:
     return [tuple(result)]
 
 
-def parted(ledger: Ledger, node: ir.Node, cell: cells.Parted) -> list[Axes]:
-    """Split, Slice and Pad: parts of the axis, or the axis between pinned padding."""
-    return {"Split": _split, "Slice": _slice, "Pad": _pad}[node.op_type](ledger, node)
+def parted(builder: LayoutBuilder, node: ir.Node, cell: cells.Parted) -> list[Axes]:
+    """Split and Slice: parts of an axis. Pad: the axis between pinned padding."""
+    return {"Split": _split, "Slice": _slice, "Pad": _pad}[node.op_type](builder, node)
 
 
-def _split(ledger: Ledger, node: ir.Node) -> list[Axes]:
-    x = ledger.of(node.inputs[0])
+def _split(builder: LayoutBuilder, node: ir.Node) -> list[Axes]:
+    x = builder.axes_of(node.inputs[0])
     at = query.attribute(node, "axis", 0) % len(x)
     sizes = [(query.sizes(output, dynamic=-1) or ())[at : at + 1] for output in node.outputs]
     if any(not size or size[0] < 0 for size in sizes) or sum(size[0] for size in sizes) != x[at].root.size:
@@ -53,19 +53,19 @@ def _split(ledger: Ledger, node: ir.Node) -> list[Axes]:
     return [(*x[:at], part, *x[at + 1 :]) for part in parts]
 
 
-def _slice(ledger: Ledger, node: ir.Node) -> list[Axes]:
-    x = ledger.of(node.inputs[0])
+def _slice(builder: LayoutBuilder, node: ir.Node) -> list[Axes]:
+    x = builder.axes_of(node.inputs[0])
     starts, ends = query.ints(node.inputs[1]), query.ints(node.inputs[2])
     if starts is None or ends is None:
         raise NotUnderstoodError(COMPUTED_SIZES)
-    axes = query.ints(given(node, 3)) or list(range(len(starts)))
-    steps = query.ints(given(node, 4)) or [1] * len(starts)
+    axes = query.ints(query.optional_input(node, 3)) or list(range(len(starts)))
+    steps = query.ints(query.optional_input(node, 4)) or [1] * len(starts)
     known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * len(x)
     result = list(x)
     for at, start, end, step in zip(axes, starts, ends, steps, strict=True):
         size = x[at].root.size
         if size is None:
-            result[at] = space(known[at], MEETS_RUN_TIME_AXIS.format(op=node.op_type))
+            result[at] = space(known[at], JOINS_RUN_TIME_AXIS.format(op=node.op_type))
             continue
         start, end = (min(max(p + size if p < 0 else p, 0), size) for p in (start, end))
         if step == 1:
@@ -79,10 +79,10 @@ def _slice(ledger: Ledger, node: ir.Node) -> list[Axes]:
     return [tuple(result)]
 
 
-def _pad(ledger: Ledger, node: ir.Node) -> list[Axes]:
-    x, reason = ledger.of(node.inputs[0]), NEW_POSITIONS.format(op="Pad")
-    pads, axes = query.ints(given(node, 1)), query.ints(given(node, 3))
-    if pads is None or (axes is None and given(node, 3) is not None):
+def _pad(builder: LayoutBuilder, node: ir.Node) -> list[Axes]:
+    x, reason = builder.axes_of(node.inputs[0]), NEW_POSITIONS.format(op="Pad")
+    pads, axes = query.ints(query.optional_input(node, 1)), query.ints(query.optional_input(node, 3))
+    if pads is None or (axes is None and query.optional_input(node, 3) is not None):
         raise NotUnderstoodError(COMPUTED_SIZES)
     axes = axes or list(range(len(x)))
     result = list(x)
@@ -100,14 +100,14 @@ def _pad(ledger: Ledger, node: ir.Node) -> list[Axes]:
     return [tuple(result)]
 
 
-def reshaped(ledger: Ledger, node: ir.Node, cell: cells.Reshaped) -> list[Axes]:
+def reshaped(builder: LayoutBuilder, node: ir.Node, cell: cells.Reshaped) -> list[Axes]:
     """Reshape and Flatten: two row-major products of the same positions."""
-    x = ledger.of(node.inputs[0])
+    x = builder.axes_of(node.inputs[0])
     known = query.sizes(node.outputs[0], dynamic=-1)
     if known is None or (node.op_type == "Reshape" and not _can_be_written(node.inputs[1], known)):
         raise NotUnderstoodError(COMPUTED_SIZES)
     result = [space(size) for size in known]
-    count = _equal_axes(x, result, _symbols(node.inputs[0]), _symbols(node.outputs[0]))
+    count = _equal_axes(x, result, _run_time_names(node.inputs[0]), _run_time_names(node.outputs[0]))
     for source, target in zip(x[:count], result[:count], strict=True):
         if source.root.size is not None:
             unify(source, target)
@@ -115,7 +115,7 @@ def reshaped(ledger: Ledger, node: ir.Node, cell: cells.Reshaped) -> list[Axes]:
     if all(axis.root.size is not None for axis in (*left, *right)):
         unify_products(left, right)
     else:
-        _unify_last_axes(left, right, MEETS_RUN_TIME_AXIS.format(op=node.op_type))
+        _unify_last_axes(left, right, JOINS_RUN_TIME_AXIS.format(op=node.op_type))
     return [tuple(result)]
 
 
@@ -125,10 +125,10 @@ def _equal_axes(
     left_symbols: Sequence[str | None],
     right_symbols: Sequence[str | None],
 ) -> int:
-    """The number of axes at the front that are the same on both sides of a Reshape.
+    """Count the axes at the front that are the same on both sides of a Reshape.
 
-    Those of known sizes have equal sizes. Those only known at run time have one symbol; or there is one such axis left
-    on each side, and the known sizes beside it have the same product.
+    Two axes of known sizes are the same if the sizes are equal. Two axes of run-time sizes are the same if they have
+    the same symbol, or if they are the only such axes left and the known sizes beside them have the same product.
     """
     pairs = zip(left, right, left_symbols, right_symbols, strict=False)
     for at, (source, target, left_symbol, right_symbol) in enumerate(pairs):
@@ -148,16 +148,16 @@ def _can_be_written(shape: ir.Value | None, known: Sequence[int]) -> bool:
 
     A run-time size must not be that of an axis whose size is known: it would not follow when that axis is cut.
     """
-    slots = query.slots(shape)
+    numbers = query.shape_numbers(shape)
     return (
-        slots is not None
-        and len(slots) == len(known)
-        and all(slot is not None or size < 0 for slot, size in zip(slots, known, strict=True))
+        numbers is not None
+        and len(numbers) == len(known)
+        and all(number is not None or size < 0 for number, size in zip(numbers, known, strict=True))
     )
 
 
-def _symbols(value: ir.Value | None) -> list[str | None]:
-    """For each axis, the name of its run-time size, made up where it has none; None for a known size."""
+def _run_time_names(value: ir.Value | None) -> list[str | None]:
+    """Name the run-time size of each axis, with a unique name where it has none; None for a known size."""
     shape = value.shape if value is not None and value.shape is not None else ()
     return [None if isinstance(d, int) else (d.value or f"{id(d)}") for d in shape]
 
@@ -167,7 +167,7 @@ def _known_size(axes: Iterable[Space]) -> int:
 
 
 def _unify_last_axes(left: Sequence[Space], right: Sequence[Space], reason: str) -> None:
-    """Unify the longest products of known last axes that are equal on both sides, and pin the axes before them."""
+    """Unify the longest products of known last axes that have the same size, and pin the axes before them."""
     for m in range(_known_at_end(left), 0, -1):
         for n in range(_known_at_end(right), 0, -1):
             if _known_size(left[-m:]) == _known_size(right[-n:]):
@@ -181,12 +181,12 @@ def _known_at_end(axes: Sequence[Space]) -> int:
     return sum(1 for _ in takewhile(lambda axis: axis.root.size is not None, reversed(axes)))
 
 
-def permuted(ledger: Ledger, node: ir.Node, cell: cells.Permuted) -> list[Axes]:
+def permuted(builder: LayoutBuilder, node: ir.Node, cell: cells.Permuted) -> list[Axes]:
     """Transpose, Squeeze and Unsqueeze: axes move, vanish or appear with size 1."""
-    x = ledger.of(node.inputs[0])
+    x = builder.axes_of(node.inputs[0])
     if node.op_type == "Transpose":
         return [tuple(x[i] for i in query.attribute(node, "perm", list(reversed(range(len(x))))))]
-    axes = query.attribute(node, "axes") or query.ints(given(node, 1))
+    axes = query.attribute(node, "axes") or query.ints(query.optional_input(node, 1))
     if node.op_type == "Squeeze":
         gone = [a % len(x) for a in axes] if axes is not None else [i for i, a in enumerate(x) if a.root.size == 1]
         return [tuple(axis for i, axis in enumerate(x) if i not in gone)]
@@ -198,12 +198,12 @@ def permuted(ledger: Ledger, node: ir.Node, cell: cells.Permuted) -> list[Axes]:
     return [tuple(Space(1) if i in new else next(rest) for i in range(rank))]
 
 
-def expanded(ledger: Ledger, node: ir.Node, cell: cells.Expanded) -> list[Axes]:
+def expanded(builder: LayoutBuilder, node: ir.Node, cell: cells.Expanded) -> list[Axes]:
     """Expand, ConstantOfShape and Tile: copies have positions of their own."""
     if node.op_type == "Tile":
-        return _tile(ledger, node)
+        return _tile(builder, node)
     filled = node.op_type == "ConstantOfShape"
-    x = () if filled else ledger.of(node.inputs[0])
+    x = () if filled else builder.axes_of(node.inputs[0])
     known = query.sizes(node.outputs[0], dynamic=-1)
     if known is None or not _can_be_written(node.inputs[0 if filled else 1], known):
         raise NotUnderstoodError(COMPUTED_SIZES)
@@ -214,8 +214,8 @@ def expanded(ledger: Ledger, node: ir.Node, cell: cells.Expanded) -> list[Axes]:
     return [tuple(result)]
 
 
-def _tile(ledger: Ledger, node: ir.Node) -> list[Axes]:
-    x, repeats = ledger.of(node.inputs[0]), query.ints(node.inputs[1])
+def _tile(builder: LayoutBuilder, node: ir.Node) -> list[Axes]:
+    x, repeats = builder.axes_of(node.inputs[0]), query.ints(node.inputs[1])
     if repeats is None:
         raise NotUnderstoodError(COMPUTED_SIZES)
     pairs = zip(x, repeats, strict=True)
@@ -224,9 +224,9 @@ def _tile(ledger: Ledger, node: ir.Node) -> list[Axes]:
     ]
 
 
-def shuffled(ledger: Ledger, node: ir.Node, cell: cells.Shuffled) -> list[Axes]:
+def shuffled(builder: LayoutBuilder, node: ir.Node, cell: cells.Shuffled) -> list[Axes]:
     """DepthToSpace and SpaceToDepth: the pixels of a block are pinned, the channels of each pixel are free."""
-    x, block = ledger.of(node.inputs[0]), query.attribute(node, "blocksize", 1)
+    x, block = builder.axes_of(node.inputs[0]), query.attribute(node, "blocksize", 1)
     known = query.sizes(node.outputs[0], dynamic=-1) or (-1,) * 4
     channels, reason = x[1].root.size, NEW_POSITIONS.format(op=node.op_type)
     if channels is None:

@@ -1,16 +1,17 @@
-"""Proof that a cut only removed channels: the pruned graph against the dense graph with masks.
+"""Proof that a cut only removed channels: the pruned graph is compared with the dense graph with masks.
 
 The reference is the dense graph in which every operator that sums over channels reads them through a mask, which is 0
-for those that were cut. It has nothing in common with the cutting but the layout: no slices, sizes or attributes.
-(Zeroing the operators that *make* the channels would be wrong: their bias, and f(0) of the operators behind, remain.)
+for those that were cut. It shares only the layout with the cutting, no slices, sizes or attributes. (It would be wrong
+to set the weights that *make* the channels to zero: the bias, and f(0) of the operators behind it, would remain.)
 
 Both graphs are run on random inputs twice:
 
-real weights        Equal up to a relative tolerance, since sums over fewer terms are rounded in another order.
+real weights        The outputs are equal up to a relative tolerance, since sums over fewer terms are rounded in another
+                    order.
 selection weights   Every row of a weight has a single entry, +1 or -1, at a random position; biases are small whole
-                    numbers. A sum then has one term that is not zero, so no rounding depends on the number of terms,
-                    whatever non-linear operators there are, and the two must be equal bit for bit. If activations are
-                    multiplied with each other, as in attention, the tolerance applies here as well.
+                    numbers. A sum then has only one term that is not zero, so rounding does not depend on the number of
+                    terms, and the outputs must be equal bit for bit. Where activations are multiplied with each other,
+                    as in attention, the tolerance applies here as well.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ from toolchain.ops.weights import operand_axes
 
 # float32 sums of a few thousand terms in another order differ by 1e-6 of their size; a hundred layers add up, and a
 # normalization may divide by a small number.
-TOLERANCE = 1e-4
-SEEDS = (0, 1)
+PROOF_TOLERANCE = 1e-4
+PROOF_SEEDS = (0, 1)
 REORDERING_TRANSFORMERS = ("NchwcTransformer", "ConvBNFusion", "ConvMulFusion", "MatMul_BatchNormalization_Fusion")
-"""Graph transformers of onnxruntime after which rounding depends on the number of channels: an average over blocks of
-channels is summed in another order, and weights multiplied by a scale are no longer selection weights.
-"""
+"""Graph transformers of onnxruntime after which rounding depends on the number of channels. They sum an average over
+blocks of channels in another order, or multiply weights by a scale, so that they are no longer selection weights."""
 
 
 def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, dynamic: int = 1) -> CutProof:
@@ -49,7 +49,7 @@ def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, 
     Args:
         model: the dense model, as :func:`separate` returns it.
         cuts: the positions that are kept.
-        pruned: the pruned model, with the weights that cutting left; None: `model` is cut here.
+        pruned: the pruned model with the weights it had after cutting; None: `model` is cut here.
         dynamic: size for dynamic axes.
     """
     pruned = apply_cuts(model, cuts) if pruned is None else pruned
@@ -58,20 +58,20 @@ def verify_cuts(model: ir.Model, cuts: Cuts, pruned: ir.Model | None = None, *, 
     names = [spec.name for spec in io.outputs(model)]
     exact = not any(_multiplies_activations(node) for node in model.graph)
     identical = True
-    for seed in SEEDS:
+    for seed in PROOF_SEEDS:
         feed = run.random_feed(io.inputs(model), np.random.default_rng(seed), dynamic=dynamic)
-        reference, result = _both(model, pruned, cuts, feed)
+        reference, result = _run_both(model, pruned, cuts, feed)
         distance = run.difference(names, [reference], [result])
         errors.append(distance.error)
-        if not distance.error <= TOLERANCE:
-            mismatches.append(f"output {distance.output!r} moved by {distance.error:.1e} of its largest value")
-        selecting = selection(model, seed)
-        whole = {spec.name: _whole(spec, feed[spec.name], seed) for spec in io.inputs(model)}
-        reference, result = _both(selecting, apply_cuts(selecting, cuts), cuts, whole)
+        if not distance.error <= PROOF_TOLERANCE:
+            mismatches.append(f"output {distance.output!r} differs by {distance.error:.1e} of its largest value")
+        selecting = with_selection_weights(model, seed)
+        whole = {spec.name: _whole_numbers(spec, feed[spec.name], seed) for spec in io.inputs(model)}
+        reference, result = _run_both(selecting, apply_cuts(selecting, cuts), cuts, whole)
         for name, a, b in zip(names, reference, result, strict=True):
             same = bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
             identical &= same
-            if not same and (exact or not np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * _largest(a))):
+            if not same and (exact or not np.allclose(a, b, rtol=PROOF_TOLERANCE, atol=PROOF_TOLERANCE * _largest(a))):
                 mismatches.append(f"output {name!r} is not the same with selection weights")
     return CutProof(error=max(errors), identical=identical, exact=exact, mismatches=tuple(dict.fromkeys(mismatches)))
 
@@ -80,14 +80,14 @@ def _largest(array: Array) -> float:
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) if array.dtype.kind == "f" else 0.0
 
 
-def _both(model: ir.Model, pruned: ir.Model, cuts: Cuts, feed: Feed) -> tuple[Sequence[Array], Sequence[Array]]:
+def _run_both(model: ir.Model, pruned: ir.Model, cuts: Cuts, feed: Feed) -> tuple[Sequence[Array], Sequence[Array]]:
     engines = [run.session(m, threads=1, without=REORDERING_TRANSFORMERS) for m in (masked(model, cuts), pruned)]
     reference, result = (engine.run(None, feed) for engine in engines)
     return reference, result
 
 
 def masked(model: ir.Model, cuts: Cuts) -> ir.Model:
-    """A clone in which every operator that sums over cut channels reads them as zero."""
+    """Make every operator that sums over cut channels read them as zero, in a clone."""
     clone = model.clone()
     model_layout = layout(clone)
     keep = keep_sets(clone, model_layout, cuts)
@@ -113,8 +113,8 @@ def masked(model: ir.Model, cuts: Cuts) -> ir.Model:
     return clone
 
 
-def selection(model: ir.Model, seed: int) -> ir.Model:
-    """A clone with selection weights; see the module's docstring."""
+def with_selection_weights(model: ir.Model, seed: int) -> ir.Model:
+    """Replace the weights of a clone by selection weights; see the module's docstring."""
     rng = np.random.default_rng(seed)
     clone = model.clone()
     values = {value.name: value for value in clone.graph.initializers.values()}
@@ -132,15 +132,15 @@ def selection(model: ir.Model, seed: int) -> ir.Model:
             elif isinstance(cell, cells.Recurrent) and index not in (1, 2):
                 chosen = np.zeros_like(array)
             else:
-                chosen = _selecting(node, cell, index, array, rng)
+                chosen = _selection_weight(node, cell, index, array, rng)
             written[str(value.name)] = chosen
     for name, chosen in written.items():
         values[name].const_value = ir.tensor(chosen, name=name)
     return clone
 
 
-def _selecting(node: ir.Node, cell: cells.Channels, index: int, array: Array, rng: np.random.Generator) -> F32:
-    """A weight of this shape with one entry in each of its sums."""
+def _selection_weight(node: ir.Node, cell: cells.Channels, index: int, array: Array, rng: np.random.Generator) -> F32:
+    """Draw a weight of the shape of `array` with one entry in each of its sums."""
     split = (1, *array.shape)
     if isinstance(cell, cells.Weighted):
         # A ConvTranspose sums over the rows of its weight, which are those of all groups, for each group by itself.
@@ -160,17 +160,17 @@ def _selecting(node: ir.Node, cell: cells.Channels, index: int, array: Array, rn
 
 
 def _multiplies_activations(node: ir.Node) -> bool:
-    """True for a sum in which several terms may differ from zero, whatever the weights are."""
+    """True for an operator in whose sums several terms may differ from zero, whatever the weights are."""
     cell = rule(node).channels
     if isinstance(cell, cells.Contracted):
         return all(query.constant(value) is None for value in node.inputs[:2])
     if isinstance(cell, cells.Weighted):
         return query.constant(node.inputs[1]) is None
     # A recurrent cell reads its own state; a sum over channels is rounded in another order once some are cut.
-    return isinstance(cell, cells.Recurrent) or (isinstance(cell, cells.Reduced) and not cell.weighs)
+    return isinstance(cell, cells.Recurrent) or (isinstance(cell, cells.Reduced) and not cell.pins)
 
 
-def _whole(spec: TensorSpec, array: Array, seed: int) -> Array:
+def _whole_numbers(spec: TensorSpec, array: Array, seed: int) -> Array:
     if array.dtype.kind != "f":
         return array
     return np.random.default_rng(seed).integers(-8, 9, array.shape).astype(spec.dtype)

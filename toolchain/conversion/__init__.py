@@ -1,1 +1,1 @@
-"""A torch module, a ``.pt2`` or an ``.onnx`` file becomes a checked ONNX model, and is compared with it."""
+"""Conversion of a torch module, a ``.pt2`` or an ``.onnx`` file to a checked ONNX model, compared with its source."""

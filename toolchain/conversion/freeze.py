@@ -1,4 +1,4 @@
-"""Fixing the sizes of dynamic axes, and of all shapes in the graph that follow from them."""
+"""Fixed sizes for dynamic axes, and for all shapes in the graph that follow from them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from toolchain.core.errors import InputError, did_you_mean
+from toolchain.graph import query
 
 
 def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
@@ -17,12 +18,13 @@ def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
     without a name.
 
     Raises:
-        InputError: no such axis (the message lists all and suggests one), a size below 1, or an axis of another size.
+        InputError: there is no such axis (the message lists all and suggests one), the axis has another size already,
+            or a size is below 1.
     """
     for key, size in sizes.items():
         if size < 1:
             raise InputError(f"size {size} is below 1", where=f"freeze {key}={size}", hint="give a size of 1 or more")
-        if key in _named(model):
+        if key in _axis_names(model):
             rename_axis(model, key, size)
         else:
             value, axis = _find(model, key)
@@ -39,9 +41,9 @@ def rename_axis(model: ir.Model, name: str, new: str | int) -> None:
             return dim
         if dim.value == name:
             return new if isinstance(new, int) else ir.SymbolicDim(new)
-        if name not in _symbols(dim):
+        if name not in query.symbols(dim):
             return dim
-        # An expression such as 384*batch. With another name it becomes unknown, and is inferred later.
+        # An expression such as 384*batch. If the symbol is renamed, the size becomes unknown and is inferred later.
         return dim.evaluate({name: new}) if isinstance(new, int) else ir.SymbolicDim(None)
 
     for value in _values(model):
@@ -57,42 +59,35 @@ def _values(model: ir.Model) -> list[ir.Value]:
     ]
 
 
-def _symbols(dim: ir.SymbolicDim) -> frozenset[str]:
-    try:
-        return dim.free_symbols()
-    except ValueError:  # a name that is not an expression, such as "?"
-        return frozenset()
-
-
-def _known(dim: int | ir.SymbolicDim) -> bool:
-    # Paddle writes "?" for every unknown axis: it is no common name.
+def _has_name(dim: int | ir.SymbolicDim) -> bool:
+    # Paddle writes "?" for every unknown axis, so it is not one name for all of them.
     return isinstance(dim, ir.SymbolicDim) and dim.value not in (None, "", "?")
 
 
-def _fed(model: ir.Model) -> list[ir.Value]:
+def _inputs_without_default(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
-def _named(model: ir.Model) -> list[str]:
+def _axis_names(model: ir.Model) -> list[str]:
     """Names of dynamic input axes, in order of appearance."""
-    dims = [dim for value in _fed(model) if value.shape is not None for dim in value.shape]
-    return list(dict.fromkeys(str(dim.value) for dim in dims if isinstance(dim, ir.SymbolicDim) and _known(dim)))
+    dims = [dim for value in _inputs_without_default(model) if value.shape is not None for dim in value.shape]
+    return list(dict.fromkeys(str(dim.value) for dim in dims if isinstance(dim, ir.SymbolicDim) and _has_name(dim)))
 
 
 def _choices(model: ir.Model) -> list[str]:
-    """Axes that can be fixed: by name, and as ``input.axis`` those without a name."""
+    """List the axes that can be fixed: by their names, or as ``input.axis`` where they have none."""
     unnamed = [
         f"{value.name}.{axis}"
-        for value in _fed(model)
+        for value in _inputs_without_default(model)
         for axis, dim in enumerate(value.shape or ())
-        if not isinstance(dim, int) and not _known(dim)
+        if not isinstance(dim, int) and not _has_name(dim)
     ]
-    return _named(model) + unnamed
+    return _axis_names(model) + unnamed
 
 
 def _find(model: ir.Model, key: str) -> tuple[ir.Value, int]:
     name, _, axis = key.rpartition(".")
-    for value in _fed(model):
+    for value in _inputs_without_default(model):
         if value.name == name and value.shape is not None and axis.isdecimal() and int(axis) < len(value.shape):
             return value, int(axis)
     choices = _choices(model)
@@ -107,7 +102,7 @@ def _find(model: ir.Model, key: str) -> tuple[ir.Value, int]:
 def _fix(model: ir.Model, value: ir.Value, axis: int, size: int) -> None:
     shape = list(value.shape or ())
     dim = shape[axis]
-    if isinstance(dim, ir.SymbolicDim) and _known(dim):
+    if isinstance(dim, ir.SymbolicDim) and _has_name(dim):
         rename_axis(model, str(dim.value), size)
     elif isinstance(dim, ir.SymbolicDim) or dim < 0:
         shape[axis] = size

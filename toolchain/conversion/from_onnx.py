@@ -1,11 +1,11 @@
-"""Reading an ``.onnx`` file: it is checked against the installed onnxruntime, and upgraded to a current opset.
+"""Reading of an ``.onnx`` file, which is checked with the installed onnxruntime and upgraded to a current opset.
 
-1. The file is read whole, and its external data is there (`graph.io.load`).
+1. The file is complete, and so is its external data (`graph.io.load`).
 2. The installed onnxruntime runs its opset and IR version.
 3. Every operator, also in subgraphs and functions, has a schema there, or is a function in the file.
 4. onnxruntime creates a session: types and attributes are right, and kernels exist. Inputs and outputs are tensors with
    a known number of axes.
-5. Weights that are listed as inputs (IR 3 does so) become constants, which all later stages expect.
+5. Weights that are listed as inputs, as in IR 3, become constants, which all later stages expect.
 6. A file below opset 17 is upgraded with onnx's own converter: per-channel QDQ needs opset 13, and the operator table
    knows one form of each operator. The upgraded model is compared with the original (`parity`).
 """
@@ -23,15 +23,15 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from toolchain.conversion.imported import Imported
 from toolchain.conversion.parity import Reference
-from toolchain.conversion.route import Imported
 from toolchain.core.errors import ModelError, did_you_mean, one_line
 from toolchain.core.files import sha256
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.manifest import Source
 from toolchain.graph import io, query, run
 
-OLDEST_OPSET, OPSET = 7, 17
+OLDEST_READABLE_OPSET, MIN_OPSET = 7, 17
 # From onnx's table of releases: opset 17 came with IR 8, and opsets up to 22 need at most IR 10.
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 
@@ -51,9 +51,9 @@ def from_onnx(path: Path) -> Imported:
     notes = [*_weights_as_constants(model)]
     reference: Reference | None = None
     opset = query.opset(model)
-    if opset < OPSET:
+    if opset < MIN_OPSET:
         model = _upgraded(model, path)
-        notes.append(f"opset {opset} was upgraded to {OPSET}")
+        notes.append(f"opset {opset} was upgraded to {MIN_OPSET}")
         reference = _runner(original)
     version = _IR_VERSIONS.get(query.opset(model))
     if version is not None:  # so that an older onnxruntime on the device reads it as well
@@ -95,20 +95,20 @@ def _producer(model: ir.Model) -> str:
 def _check_versions(model: ir.Model, path: Path) -> None:
     opset = query.opset(model)
     here = f"onnxruntime {ort.__version__}"
-    if opset < OLDEST_OPSET:
-        what = f"has opset {opset}, and the oldest supported is {OLDEST_OPSET}" if opset else "states no opset"
-        raise ModelError(what, where=path, hint=f"export it again with opset {OPSET} or later")
+    if opset < OLDEST_READABLE_OPSET:
+        what = f"has opset {opset}, and the oldest supported is {OLDEST_READABLE_OPSET}" if opset else "states no opset"
+        raise ModelError(what, where=path, hint=f"export it again with opset {MIN_OPSET} or later")
     if not _accepts(opset, 8):
-        newest = max(version for version in range(OLDEST_OPSET, opset) if _accepts(version, 8))
+        newest = max(version for version in range(OLDEST_READABLE_OPSET, opset) if _accepts(version, 8))
         what = f"has opset {opset}, and {here} runs up to {newest}"
         raise ModelError(what, where=path, hint=f"export it again with opset {newest}, or upgrade onnxruntime")
-    if model.ir_version is not None and not _accepts(OPSET, model.ir_version):
+    if model.ir_version is not None and not _accepts(MIN_OPSET, model.ir_version):
         what = f"has IR version {model.ir_version}, which {here} does not read"
         raise ModelError(what, where=path, hint="export it again with an older onnx package, or upgrade onnxruntime")
 
 
 def _accepts(opset: int, ir_version: int) -> bool:
-    """True if onnxruntime runs the smallest model of these versions; trying is more reliable than a table."""
+    """True if onnxruntime runs a one-node model of these versions; this is more reliable than a table of versions."""
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["x"], ["y"])],
@@ -178,12 +178,12 @@ def _weights_as_constants(model: ir.Model) -> list[str]:
 
 def _upgraded(model: ir.Model, path: Path) -> ir.Model:
     opset = query.opset(model)
-    what = f"has opset {opset}, which could not be upgraded to {OPSET}"
-    hint = f"export it again with opset {OPSET} or later"
+    what = f"has opset {opset}, which could not be upgraded to {MIN_OPSET}"
+    hint = f"export it again with opset {MIN_OPSET} or later"
     if io.weight_bytes(model) > io.EMBED_LIMIT_BYTES:
         raise ModelError(f"{what} because it is too large for onnx's converter", where=path, hint=hint)
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(io.embedded(model)), OPSET)
+        proto = onnx.version_converter.convert_version(ir.to_proto(io.embedded(model)), MIN_OPSET)
     except (RuntimeError, ValueError, IndexError, onnx.version_converter.ConvertError) as error:
         raise ModelError(f"{what} ({one_line(error)})", where=path, hint=hint) from None
     upgraded: ir.Model = ir.from_proto(proto)

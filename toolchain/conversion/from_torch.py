@@ -19,10 +19,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from toolchain.conversion.freeze import rename_axis
+from toolchain.conversion.imported import Imported
 from toolchain.conversion.inputs import concrete, random_feed
 from toolchain.conversion.parity import Reference
-from toolchain.conversion.route import Imported
-from toolchain.conversion.torch_export import export_module, export_program, finish, output_tensors, quiet, reason
+from toolchain.conversion.torch_export import (
+    export_module,
+    export_program,
+    finish_export,
+    output_tensors,
+    quiet,
+    reason,
+)
 from toolchain.core.errors import InputError, ModelError, ToolchainError
 from toolchain.core.files import sha256
 from toolchain.core.user_code import user_code
@@ -59,9 +66,9 @@ def from_module(module: torch.nn.Module, inputs: Sequence[TensorSpec], name: str
     # Exporters raise any exception for modules they do not foresee, e.g. with weights that have no values.
     with _evaluating(module), user_code(name, ModelError, "change the module, or export it to ONNX yourself"):
         model, exporter, notes = export_module(module, tensors, axes, by_name, name)
-    finish(model, [spec.name for spec in specs], [key for key, _ in output_tensors(example)])
+    finish_export(model, [spec.name for spec in specs], [key for key, _ in output_tensors(example)])
     source = Source(name=name, sha256=_state_hash(module), kind="torch", exporter=_exporter(exporter))
-    return Imported(model, source, notes, _flat(call, name), (size,), ids)
+    return Imported(model, source, notes, _reference(call, name), (size,), ids)
 
 
 def from_pt2(path: Path) -> Imported:
@@ -94,15 +101,15 @@ def from_pt2(path: Path) -> Imported:
     model = export_program(program, str(path))
     for symbol in {spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str)}:
         rename_axis(model, symbol, "batch")  # torch does not store the names; it writes s77
-    finish(model, [spec.name for spec in specs], [key for key, _ in output_tensors(example)])
+    finish_export(model, [spec.name for spec in specs], [key for key, _ in output_tensors(example)])
     source = Source(name=str(path), sha256=sha256(path), kind="pt2", exporter=_exporter("dynamo"))
-    return Imported(model, source, (), _flat(call, str(path)), (size,))
+    return Imported(model, source, (), _reference(call, str(path)), (size,))
 
 
-def _exporter(kind: str) -> str:
+def _exporter(name: str) -> str:
     import torch
 
-    return f"torch {torch.__version__} {kind}"
+    return f"torch {torch.__version__} {name}"
 
 
 # ------------------------------------------------------------------------------------------------ inputs
@@ -185,24 +192,24 @@ def _program_inputs(program: torch.export.ExportedProgram) -> tuple[list[TensorS
 
 
 def _working_size(specs: Sequence[TensorSpec], call: Call, ids: int, name: str) -> tuple[int, object]:
-    """A size that the source takes for dynamic axes other than the batch, and its result for that size.
+    """Find a size that the source takes for dynamic axes other than the batch; also return its result for that size.
 
-    A dynamic batch is tried with 2 and with 3, since the code may fix either.
+    A dynamic batch is tried with 2 and with 3, since the source may work with one fixed batch size only.
     """
     fault: ModelError | None = None
     for size in Imported.sizes:
         try:
-            example = _tried(concrete(specs, 2, size), call, ids, name)
+            example = _run(concrete(specs, 2, size), call, ids, name)
         except ModelError as error:
             fault = fault or error
             continue
         if concrete(specs, 3, size) != concrete(specs, 2, size):
-            _tried(concrete(specs, 3, size), call, ids, name)
+            _run(concrete(specs, 3, size), call, ids, name)
         return size, example
     raise fault or ModelError("does not run", where=name)
 
 
-def _tried(specs: Sequence[TensorSpec], call: Call, ids: int, name: str) -> object:
+def _run(specs: Sequence[TensorSpec], call: Call, ids: int, name: str) -> object:
     shapes = ", ".join(f"{spec.name} {list(spec.dims)}" for spec in specs)
     with user_code(name, ModelError, f"it was run on {shapes}: check --input"):
         return call(random_feed(specs, 0, ids))
@@ -219,7 +226,7 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _flat(call: Call, name: str) -> Reference:
+def _reference(call: Call, name: str) -> Reference:
     def reference(feed: Feed) -> list[Array] | None:
         try:
             with user_code(name, ModelError):

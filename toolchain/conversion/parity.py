@@ -1,4 +1,4 @@
-"""Parity: a converted model and its source compute the same on random inputs.
+"""Parity: the check that a converted model and its source compute the same on random inputs.
 
 Errors are relative to the largest magnitude of each output, since the next layer or the decision depends on that; the
 relative error of an element close to zero means nothing.
@@ -22,17 +22,23 @@ Reference = Callable[[Feed], list[Array] | None]
 
 # Two runtimes add float32 numbers in different orders. Five ImageNet networks of up to 150 layers stayed below 1e-6
 # between torch and onnxruntime, and so did six upgraded files; a wrong attribute or weight shows as 1e-2.
-TOLERANCE = 1e-4
+PARITY_TOLERANCE = 1e-4
 # float16 has 11 bits (5e-4 per operation), and runtimes widen to float32 at different points.
-TOLERANCE_HALF = 2e-2
+PARITY_TOLERANCE_FLOAT16 = 2e-2
 
-# (batch, factor of the size of other dynamic axes) of each sample
-SAMPLES = ((2, 1), (1, 1), (3, 1), (2, 2), (1, 1), (1, 1), (1, 1), (1, 1))
+# Batch, and factor of the size of other dynamic axes, of each feed
+PARITY_FEEDS = ((2, 1), (1, 1), (3, 1), (2, 2), (1, 1), (1, 1), (1, 1), (1, 1))
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The worst errors over all outputs and samples. max_rel_error: relative to the largest value of the output."""
+    """The worst errors over all outputs and samples.
+
+    Attributes:
+        samples: number of samples that were compared.
+        max_abs_error: largest absolute error.
+        max_rel_error: largest error relative to the largest value of its output.
+    """
 
     samples: int
     max_abs_error: float
@@ -58,7 +64,7 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
     specs, names = io.inputs(model), [spec.name for spec in io.outputs(model)]
     worst_abs = worst_rel = 0.0
     samples = 0
-    for seed, (batch, factor) in enumerate(SAMPLES):
+    for seed, (batch, factor) in enumerate(PARITY_FEEDS):
         feed = random_feed(concrete(specs, batch, factor * size), seed, ids)
         expected = reference(feed)
         if expected is None:
@@ -68,7 +74,7 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
             raise GateError(f"has {len(got)} outputs, and its source {len(expected)}", where="converted model")
         for name, a, b in zip(names, expected, got, strict=True):
             absolute, relative = _errors(a, b)
-            tolerance = TOLERANCE_HALF if b.dtype == np.float16 else TOLERANCE
+            tolerance = PARITY_TOLERANCE_FLOAT16 if b.dtype == np.float16 else PARITY_TOLERANCE
             if not relative <= tolerance:
                 fault = _fault(a, b, relative, tolerance)
                 raise GateError(fault, where=f"output {name!r}", hint=_hint(reference, feed))
@@ -108,6 +114,7 @@ def _fault(expected: Array, got: Array, relative: float, tolerance: float) -> st
 
 
 def _hint(reference: Reference, feed: Feed) -> str:
+    """Tell a wrong export from a source that gives random results."""
     first, second = reference(feed), reference(feed)
     if first is None or second is None or _same(first, second):
         return "an operator was exported wrongly: find it by exporting parts of the model, or change the model"

@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from toolchain.conversion.freeze import freeze as freeze_axes
 from toolchain.conversion.from_onnx import from_onnx
+from toolchain.conversion.imported import Imported
 from toolchain.conversion.inputs import random_feed
 from toolchain.conversion.parity import Parity, Reference, measure
-from toolchain.conversion.route import Imported
 from toolchain.core.errors import GateError, InputError, ModelError, one_line
 from toolchain.core.user_code import is_callable_spec, load_callable, user_code
 from toolchain.formats.manifest import Source
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ModelSource: TypeAlias = "str | Path | torch.nn.Module"
 """A file, ``package.module:callable``, or a module."""
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 # Files that users may take for a model, by suffix: what they are, and what to give instead.
 _NOT_MODELS = {
@@ -45,10 +45,13 @@ _NOT_MODELS = {
 class Converted:
     """A model ready to be optimized.
 
-    source: the file or module it was made from, with its hash. exporter: the program that wrote the ONNX.
-    notes: changes and limitations of the conversion that the user should know, one sentence each.
-    parity: differences from the source; None for an ONNX file that was taken as it is, and for one of an old opset that
-        ran on none of the random inputs (a note then says so).
+    Attributes:
+        model: the model.
+        source: the file or module it was made from, with its hash.
+        exporter: the program that wrote the ONNX model.
+        notes: changes and limitations of the conversion that the user should know, one sentence each.
+        parity: differences from the source; None for an ONNX file that was taken as it is, and for one of an old opset
+            that ran on none of the random inputs (a note then says so).
     """
 
     model: ir.Model
@@ -79,7 +82,7 @@ def convert(
     """
     imported = _import(source, inputs)
     model = imported.model
-    log.info("converted %s, written by %s", imported.source.name, imported.source.exporter)
+    LOGGER.info("converted %s, written by %s", imported.source.name, imported.source.exporter)
     freeze_axes(model, freeze or {})
     check.check(model)
     notes = list(imported.notes)
@@ -94,14 +97,14 @@ def convert(
             notes.append("the upgraded model was not compared: the original ran on no random input")
         else:
             error, samples = parity.max_rel_error, parity.samples
-            log.info("parity with the source: largest relative error %.1e on %d samples", error, samples)
+            LOGGER.info("parity with the source: largest relative error %.1e on %d samples", error, samples)
     for note in notes:
-        log.info("%s", note)
+        LOGGER.info("%s", note)
     return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity)
 
 
 def _measured(model: ir.Model, imported: Imported, reference: Reference, size: int) -> Parity | None:
-    """Measure parity. If it fails after the second exporter was used, the error says why it was used."""
+    """Measure parity. If it fails for a model of the TorchScript exporter, the hint says why dynamo was not used."""
     try:
         return measure(model, reference, size=size, ids=imported.ids)
     except GateError as error:
@@ -116,11 +119,11 @@ def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:
     path = Path(source)
     if not path.exists() and is_callable_spec(str(source)):
         _need_torch(str(source))
-        found: object = load_callable(str(source), error=ModelError)
-        if not hasattr(found, "state_dict") or isinstance(found, type):
+        module: object = load_callable(str(source), error=ModelError)
+        if not hasattr(module, "state_dict") or isinstance(module, type):
             with user_code(source, ModelError):
-                found = found()  # type: ignore[operator]  # load_callable gives callables
-        return _from_module(found, inputs, str(source))
+                module = module()  # type: ignore[operator]  # load_callable returns callables
+        return _from_module(module, inputs, str(source))
     for suffixes, (what, hint) in _NOT_MODELS.items():
         if path.suffix.lower() in suffixes and path.is_file():
             raise ModelError(what, where=path, hint=hint)
@@ -160,7 +163,7 @@ def _need_torch(name: str) -> None:
 
 
 def _check_runs(model: ir.Model, sizes: Mapping[str, int]) -> None:
-    """Run a model whose axes are all fixed; one with dynamic axes cannot be run, since their sizes are not known."""
+    """Run a model whose axes are all fixed. One with other dynamic axes is not run, since their sizes are not known."""
     specs = io.inputs(model)
     if not all(isinstance(dim, int) for spec in specs for dim in spec.dims):
         return

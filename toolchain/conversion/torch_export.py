@@ -1,4 +1,4 @@
-"""Calls of torch's two exporters; their models get readable names and their own copies of the weights."""
+"""Calls of torch's two exporters. The models get readable names and copies of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from toolchain.graph import edit
 if TYPE_CHECKING:
     import torch
 
-OPSET = 18
+EXPORT_OPSET = 18
 Axes = Mapping[str, Mapping[int, str]]
 """Names of the dynamic axes of each input, by position."""
 
@@ -77,7 +77,7 @@ def _dynamo(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, 
     import torch
 
     exported = torch.onnx.export(
-        program, args, kwargs=kwargs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False
+        program, args, kwargs=kwargs, dynamo=True, opset_version=EXPORT_OPSET, dynamic_shapes=shapes, verbose=False
     )
     model: ir.Model = exported.model
     return model
@@ -95,7 +95,7 @@ def _torchscript(
         buffer,
         kwargs=kwargs,
         dynamo=False,
-        opset_version=OPSET,
+        opset_version=EXPORT_OPSET,
         input_names=names,
         dynamic_axes={name: dict(named) for name, named in axes.items() if named},
     )
@@ -112,7 +112,7 @@ def reason(error: BaseException) -> str:
     return f"{type(cause).__name__}: {first[:240]}".rstrip(": ")
 
 
-def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def finish_export(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Copy all weights, remove stack traces of the exporting machine, and name inputs and outputs as the user does.
 
     `inputs` and `outputs` are these names; they are not set if their number differs from the model's.
@@ -129,8 +129,8 @@ def finish(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> No
     names = edit.Names(model.graph)
     for port in ports:  # free names first, since two may swap theirs
         port.name = names.fresh(f"{port.name}_port")
-    for port, wanted in zip(ports, (*inputs, *outputs), strict=True):
-        _set_name(model, port, wanted)
+    for port, name in zip(ports, (*inputs, *outputs), strict=True):
+        _set_name(model, port, name)
 
 
 def _separate_outputs(model: ir.Model) -> None:
@@ -146,21 +146,21 @@ def _separate_outputs(model: ir.Model) -> None:
             graph.outputs[index] = node.outputs[0]
 
 
-def _set_name(model: ir.Model, port: ir.Value, wanted: str) -> None:
-    """Name an input or output. An inner value with this name gets another one; an input or output keeps it.
+def _set_name(model: ir.Model, port: ir.Value, name: str) -> None:
+    """Name an input or output. If an inner value has the name, that value gets another one.
 
-    torch names values after the modules that made them, so an inner value may have the name: if asked for an output
-    named like an ``nn.Embedding``, the exporter writes the name twice, which is an invalid file.
+    If another input or output has the name, `port` gets the name with a number. torch names values after the modules
+    that made them, so an output named like an ``nn.Embedding`` would be written twice, which is an invalid file.
     """
     graph, names = model.graph, edit.Names(model.graph)
-    if any(other.name == wanted for other in (*graph.inputs, *graph.outputs)):
-        port.name = names.fresh(wanted)
+    if any(other.name == name for other in (*graph.inputs, *graph.outputs)):
+        port.name = names.fresh(name)
         return
     inner = [*graph.initializers.values(), *(output for node in graph.all_nodes() for output in node.outputs)]
     for value in inner:
-        if value.name == wanted:
-            value.name = names.fresh(wanted)
-    port.name = wanted
+        if value.name == name:
+            value.name = names.fresh(name)
+    port.name = name
 
 
 @contextlib.contextmanager
@@ -183,8 +183,8 @@ def output_tensors(outputs: object) -> list[tuple[str, torch.Tensor]]:
     import torch
     from torch.utils import _pytree
 
-    found, _ = _pytree.tree_flatten_with_path(outputs)
-    tensors = [(path, leaf) for path, leaf in found if isinstance(leaf, torch.Tensor)]
+    leaves, _ = _pytree.tree_flatten_with_path(outputs)
+    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def name(path: Sequence[object]) -> str:
         parts = [str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", "")))) for p in path]

@@ -18,7 +18,7 @@ def check(model: ir.Model) -> None:
         ModelError: the first fault, with its node.
     """
     graph = model.graph
-    seen = {value.name for value in graph.inputs} | set(graph.initializers)
+    defined = {value.name for value in graph.inputs} | set(graph.initializers)
     names = Counter(node.name for node in graph if node.name)
     for name, count in names.items():
         if count > 1:
@@ -27,14 +27,14 @@ def check(model: ir.Model) -> None:
             )
     for node in graph:
         for value in node.inputs:
-            if value is not None and value.name not in seen:
+            if value is not None and value.name not in defined:
                 raise ModelError(f"reads {value.name!r} before it is computed", where=f"node {node.name!r}")
         for output in node.outputs:
-            if output.name in seen and output.name:
+            if output.name in defined and output.name:
                 raise ModelError(f"defines {output.name!r} a second time", where=f"node {node.name!r}")
-            seen.add(output.name)
+            defined.add(output.name)
     for value in graph.outputs:
-        if value.name not in seen:
+        if value.name not in defined:
             raise ModelError("is never computed", where=f"graph output {value.name!r}")
     if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES:
         try:

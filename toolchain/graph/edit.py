@@ -12,7 +12,7 @@ from toolchain.data.tensors import Array
 
 
 class Names:
-    """Unused names in a graph. Make one object for many insertions: it reads the whole graph once."""
+    """Source of unused names in a graph. Make one object for many insertions, since it reads the whole graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._taken: set[str | None] = {value.name for value in graph.inputs}
@@ -21,20 +21,14 @@ class Names:
             self._taken.add(node.name)
             self._taken.update(output.name for output in node.outputs)
 
-    def fresh(self, wanted: str) -> str:
-        """An unused name: `wanted`, or `wanted` with a number. It counts as used from now on."""
-        name = _free(wanted, self._taken)
+    def fresh(self, base: str) -> str:
+        """Return `base`, or `base` with a number if it is taken; the result is taken from now on."""
+        name, number = base, 0
+        while name in self._taken:
+            number += 1
+            name = f"{base}_{number}"
         self._taken.add(name)
         return name
-
-
-def _free(wanted: str, taken: set[str | None]) -> str:
-    if wanted not in taken:
-        return wanted
-    number = 1
-    while f"{wanted}_{number}" in taken:
-        number += 1
-    return f"{wanted}_{number}"
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
@@ -47,10 +41,15 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
-    """Replace one input; the list of inputs grows for an optional one that was left off."""
+    """Replace one input of a node, or set an optional one that was left off."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, value)
+
+
+def set_constant(graph: ir.Graph, names: Names, node: ir.Node, index: int, name: str, array: Array) -> None:
+    """Give a node a constant input of its own: other nodes may read the old one. A number is added to a taken name."""
+    set_input(node, index, add_constant(graph, names.fresh(name), array))
 
 
 def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
@@ -62,10 +61,10 @@ def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
 
 
 def bypass(node: ir.Node) -> None:
-    """Remove a node with one output; its readers read its first input instead. A graph output keeps its name.
+    """Remove a node with one output; its readers read its first input instead.
 
-    If the output is one of the graph and the input cannot take its name, because it is an input, output or constant of
-    the graph itself, an Identity replaces the node.
+    If the node computes a graph output, the input takes the name of that output. Where it cannot, because it is itself
+    an input, an output or a constant of the graph, an Identity replaces the node.
     """
     source, output, graph = node.inputs[0], node.outputs[0], node.graph
     if source is None:
@@ -83,7 +82,7 @@ def bypass(node: ir.Node) -> None:
 
 
 def replace_node(old: ir.Node, new: ir.Node) -> None:
-    """Replace `old` by `new`, which has as many outputs; they keep their names, types and shapes."""
+    """Replace `old` by `new`, whose outputs take the names, types and shapes of the old ones. Both have as many."""
     graph = old.graph
     if graph is None:
         raise ValueError(f"{old.op_type} is in no graph")
@@ -129,7 +128,7 @@ def _detach_branches(node: ir.Node) -> None:
 
 
 def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:
-    """A model of the named nodes only: values they read become inputs, values that others read become outputs."""
+    """Extract the named nodes as a model: values that they read become inputs, values that others read outputs."""
     clone = model.clone()
     graph, chosen = clone.graph, set(names)
     inside = [node for node in graph if node.name in chosen]

@@ -61,7 +61,7 @@ def load(path: str | Path) -> ir.Model:
 
 
 def _forget_negative_sizes(value: ir.Value) -> None:
-    """Make sizes of -1 unknown: old exporters write it for that, but shape inference reads it as a number."""
+    """Make sizes of -1 unknown. Old exporters mean that by -1, but shape inference takes it for a size."""
     shape = value.shape
     if shape is not None and any(isinstance(size, int) and size < 0 for size in shape):
         value.shape = ir.Shape([None if isinstance(size, int) and size < 0 else size for size in shape])
@@ -69,7 +69,7 @@ def _forget_negative_sizes(value: ir.Value) -> None:
 
 def _first_line(error: BaseException) -> str:
     while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
-        error = error.__cause__  # onnx_ir says where; the last cause in the chain says what was wrong
+        error = error.__cause__  # onnx_ir's message says where; the last cause says what is wrong
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
@@ -111,7 +111,9 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save(model: ir.Model, path: str | Path) -> None:
-    """Save `model` as one file, or as ``name.onnx`` and ``name.onnx.data`` if it is too large; whole or not at all.
+    """Save `model` as one file, or as ``name.onnx`` and ``name.onnx.data`` if it is too large.
+
+    After a failure, an existing file is as it was before.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -122,7 +124,7 @@ def save(model: ir.Model, path: str | Path) -> None:
 
 
 def save_in_place(model: ir.Model, path: Path) -> None:
-    """Save as :func:`save` does, to a path in a folder that is temporary already."""
+    """Save as :func:`save` does, but directly to `path`, for callers with a temporary folder of their own."""
     if weight_bytes(model) > EMBED_LIMIT_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
@@ -133,7 +135,7 @@ def to_bytes(model: ir.Model) -> bytes:
     """The model as one protobuf message with external data embedded; weights must be smaller than 1.9 GB.
 
     Raises:
-        ModelError: a damaged file, with names that are not text or attributes without a type.
+        ModelError: the model is damaged: it has names that are not text, or attributes without a type.
     """
     try:
         data: bytes = ir.to_proto(embedded(model)).SerializeToString()

@@ -37,10 +37,10 @@ def ints(value: ir.Value | None) -> list[int] | None:
     return None if array is None else [int(x) for x in array.reshape(-1)]
 
 
-def slots(value: ir.Value | None) -> list[int | None] | None:
-    """The numbers of a shape that is a constant, or a Concat of constants and computed single numbers.
+def shape_numbers(value: ir.Value | None) -> list[int | None] | None:
+    """The numbers of a shape tensor; None for each number that is computed when the model runs.
 
-    Computed numbers are None; the result is None if the shape is computed in another way.
+    The tensor is a constant, or a Concat of constants and single computed numbers. The result is None for others.
     """
     known = ints(value)
     if known is not None:
@@ -75,6 +75,11 @@ def label(node: ir.Node) -> str:
     return node.name or (node.outputs[0].name if node.outputs else None) or node.op_type
 
 
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """An input of a node; None if it is left off."""
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
 def consumers(value: ir.Value) -> list[ir.Node]:
     """The distinct nodes that read `value`, in no fixed order."""
     return list(dict.fromkeys(use.node for use in value.uses()))
@@ -103,6 +108,14 @@ def sizes(value: ir.Value | None, dynamic: int = 1) -> tuple[int, ...] | None:
     return tuple(d if isinstance(d, int) and d >= 0 else dynamic for d in value.shape)
 
 
+def symbols(dim: int | ir.SymbolicDim) -> frozenset[str]:
+    """Names in the expression of a dynamic size, such as ``batch`` in ``32*batch``; none for a fixed size."""
+    try:
+        return dim.free_symbols() if isinstance(dim, ir.SymbolicDim) else frozenset()
+    except ValueError:  # a name that is not an expression, such as "?"
+        return frozenset()
+
+
 def elements(value: ir.Value | None) -> int | None:
     """Number of elements, with 1 for every dynamic axis; None if the rank is unknown."""
     shape = sizes(value)
@@ -119,7 +132,7 @@ def activations(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Strides, dilations, and pads before and behind, of a Conv or pool over these spatial sizes (ONNX, Conv)."""
+    """Strides, dilations, pads before and pads behind of a Conv or pool over these spatial sizes (ONNX, Conv)."""
     rank = len(spatial)
     kernel = attribute(node, "kernel_shape") or (sizes(node.inputs[1]) or ())[2:]
     strides = attribute(node, "strides", [1] * rank)

@@ -44,9 +44,10 @@ def session(
     Args:
         model: a model or the path of a file.
         threads: intra-op threads; 0 lets onnxruntime choose.
-        pattern: allocate one block for all tensors of a run, as the run before needed it; the peak is lower without.
+        pattern: allocate one block for all tensors of a run, in the layout of the previous run. It is faster, but the
+            peak of memory is higher.
         options: session configuration entries.
-        optimized: path to which onnxruntime writes the graph that it really runs.
+        optimized: path to which onnxruntime writes the graph that it runs after its own optimizations.
         profile: prefix of the path to which onnxruntime writes the times of operators.
         without: names of onnxruntime's graph transformers to disable.
 
@@ -82,7 +83,7 @@ def session(
 
 
 def _session(model: str | bytes, settings: ort.SessionOptions, without: Sequence[str]) -> ort.InferenceSession:
-    # The fallback would only try the same provider again, and print so.
+    # The fallback would only try the same provider again and print a message.
     return ort.InferenceSession(
         model, settings, providers=["CPUExecutionProvider"], enable_fallback=0, disabled_optimizers=list(without)
     )
@@ -113,7 +114,12 @@ def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator, dynamic: 
 
 @dataclass(frozen=True)
 class Difference:
-    """The output in which two models differ most. error: max |a - b| / max |a|."""
+    """The output in which two models differ most.
+
+    Attributes:
+        output: its name; the first output if they do not differ.
+        error: max |a - b| / max |a|, where a is the reference.
+    """
 
     output: str
     error: float

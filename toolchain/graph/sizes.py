@@ -12,12 +12,18 @@ import onnx_ir as ir
 from toolchain.graph import io
 
 ZIP_LEVEL = 6
-"""Level of zlib that app stores and wheels use."""
+"""Compression level of zlib in app stores and wheels."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes. zipped: by zlib at level 6. wire: by LZMA (xz, preset 9), the strongest method in Python's library."""
+    """Sizes in bytes.
+
+    Attributes:
+        raw: of the file.
+        zipped: compressed by zlib at level 6.
+        wire: compressed by LZMA (xz, preset 9), the strongest method in Python's library.
+    """
 
     raw: int
     zipped: int
@@ -25,6 +31,11 @@ class Sizes:
 
     def __str__(self) -> str:
         return f"{self.raw / 1e6:.2f} MB, zipped {self.zipped / 1e6:.2f} MB, by xz {self.wire / 1e6:.2f} MB"
+
+
+def zipped_bytes(data: bytes) -> int:
+    """Size in bytes after compression by zlib, as in app stores and wheels."""
+    return len(zlib.compress(data, ZIP_LEVEL))
 
 
 def sizes(model: ir.Model | str | Path) -> Sizes:
@@ -35,4 +46,4 @@ def sizes(model: ir.Model | str | Path) -> Sizes:
         OSError: the file cannot be read.
     """
     data = io.to_bytes(model) if isinstance(model, ir.Model) else Path(model).read_bytes()
-    return Sizes(len(data), len(zlib.compress(data, ZIP_LEVEL)), len(lzma.compress(data, preset=9)))
+    return Sizes(len(data), zipped_bytes(data), len(lzma.compress(data, preset=9)))

@@ -26,14 +26,14 @@ def capture(model: ir.Model, names: Iterable[str], feeds: Iterable[Feed], *, thr
     """Values of the named tensors for every feed, by name.
 
     Args:
-        model: is left as it is.
-        names: of inputs or of nodes' outputs.
-        feeds: as the model takes them.
-        threads: onnxruntime threads, 0 for its own choice.
+        model: the model; it is not changed.
+        names: names of inputs or of nodes' outputs.
+        feeds: inputs of the model.
+        threads: number of onnxruntime's threads; 0: its own choice.
 
     Raises:
         ModelError: onnxruntime does not accept the model.
     """
-    wanted = list(dict.fromkeys(names))
-    session = run.session(expose(model, wanted), threads=threads, pattern=False)
-    return [dict(zip(wanted, session.run(None, feed), strict=True)) for feed in feeds]
+    unique = list(dict.fromkeys(names))
+    session = run.session(expose(model, unique), threads=threads, pattern=False)
+    return [dict(zip(unique, session.run(None, feed), strict=True)) for feed in feeds]

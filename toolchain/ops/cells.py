@@ -28,10 +28,16 @@ from toolchain.graph import query
 
 @dataclass(frozen=True)
 class Weighted:
-    """Convolution: input channels (G x I) are summed over with the weight; output channels (G x O) are also those of
+    """Convolution with G groups, each of I input and O output channels; depthwise is I = O = 1.
+
+    The channels of the input are (G x I) and are summed over. The channels of the output are (G x O), as are those of
     weight and bias.
 
-    out, in_: axes of the weight. act: the channel axis of input and output. bias: its input. Depthwise is I = O = 1.
+    Attributes:
+        out: axis of the weight with its output channels.
+        in_: axis of the weight with its input channels.
+        act: channel axis of input and output.
+        bias: position of the bias among the inputs.
     """
 
     out: int
@@ -42,7 +48,11 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Contracted:
-    """Matrix product: the axes summed over are one space, so are batch axes; the other two pass. bias: its input."""
+    """Matrix product: the two axes that are summed over are one space, and so are batch axes; the other two pass.
+
+    Attributes:
+        bias: position of the bias among the inputs; None: the operator has none.
+    """
 
     bias: int | None = None
 
@@ -54,7 +64,12 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """Elementwise, with one-dimensional parameters along `axis`, which have its space."""
+    """Elementwise, with one-dimensional parameters that have the space of one axis.
+
+    Attributes:
+        axis: of the input, counted from the front.
+        parameters: positions of the parameters among the inputs.
+    """
 
     axis: int
     parameters: tuple[int, ...]
@@ -62,22 +77,22 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class SpatialOnly:
-    """Batch and channel axes pass; the axes behind them are computed anew, and pinned."""
+    """Batch and channel axes pass. The axes behind them are pinned, since the output has other positions there."""
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Concat: along the attribute `axis` the spaces come one behind the other; every other axis is one space."""
+    """Concat: the spaces of the axis that its attribute names follow each other; every other axis is one space."""
 
 
 @dataclass(frozen=True)
 class Parted:
-    """Split, Slice, Pad: a space is split, or extended by pinned ones."""
+    """Split, Slice and Pad: a space is split, or extended by pinned ones."""
 
 
 @dataclass(frozen=True)
 class Reshaped:
-    """Reshape: two row-major products take their common refinement, and are pinned where there is none."""
+    """Reshape: two row-major products get their common refinement, and are pinned where there is none."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +102,23 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Expanded:
-    """An axis of size 1 becomes a new space; the number of copies of an axis is pinned."""
+    """Expand and Tile: an axis of size 1 becomes a new space; the number of copies of an axis is pinned."""
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A reduced axis is summed over, or pinned if `weighs`: its size enters the result, as in a mean, or zeros do."""
+    """Reduction of axes, which are summed over or pinned.
 
-    weighs: bool
+    Attributes:
+        pins: the axes are pinned, because the result depends on their size (a mean) or on zeros (a maximum).
+    """
+
+    pins: bool
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Channels are (r x r x c) or (c x r x r) for r x r pixels: c passes, r is pinned."""
+    """Blocks of r x r pixels are exchanged for channels, (r x r x c) or (c x r x r): c passes, r is pinned."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +128,34 @@ class Selected:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """W and R have rows (gates x H); H is one space in W, R, B, the initial states and the output."""
+    """Recurrent layer: W and R have rows (gates x H); H is one space in W, R, B, the initial states and the output.
+
+    Attributes:
+        gates: number of gates.
+    """
 
     gates: int
 
 
 @dataclass(frozen=True)
 class GroupedNorm:
-    """Channels are (G x c): groups pass, channels within one are pinned. groups: 0 makes each channel its own group."""
+    """Normalization over groups of channels, (G x c): groups pass, the channels within one are pinned.
+
+    Attributes:
+        groups: None: the operator's attribute gives the number of groups; 0: each channel is a group.
+    """
 
     groups: int | None = None
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """Axes that keep their size, for `reason`: the one that the operator's attribute names, or all from `axis` on."""
+    """Axes that keep their size.
+
+    Attributes:
+        reason: shown to users.
+        axis: all axes from this one on; None: the one that the operator's attribute names.
+    """
 
     reason: str
     axis: int | None = None
@@ -139,10 +171,13 @@ Channels = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A product with a constant weight: activation u8 or s8, weight s8 per output channel, int32 bias.
+    """Product with a constant weight: activation u8 or s8, weight s8 per output channel, int32 bias.
 
-    act, weight, bias: their inputs. float_output: the kernel may leave its result float, so the output is quantized
-    only for int8 readers.
+    Attributes:
+        act: position of the activation among the inputs.
+        weight: position of the weight.
+        bias: position of the bias; None: the operator has none.
+        float_output: the kernel may leave its result float, so the output is quantized only for int8 readers.
     """
 
     act: int = 0
@@ -155,7 +190,9 @@ class Kernel:
 class OwnScale:
     """Every input and the output have scales of their own.
 
-    inputs: those that are quantized; None: all. output_range: the range of the output where the operator fixes it.
+    Attributes:
+        inputs: positions of the inputs that are quantized; None: all.
+        output_range: range of the output where the operator fixes it.
     """
 
     inputs: tuple[int, ...] | None = (0,)
@@ -166,7 +203,9 @@ class OwnScale:
 class SameScale:
     """The first input's integers pass unchanged: outputs share its scale and zero point.
 
-    table: an input that may be a large constant of which single rows are read; its rows are then stored as int8.
+    Attributes:
+        table: position of an input that may be a large constant of which single rows are read; its rows are then stored
+            as int8.
     """
 
     table: int | None = None
@@ -174,14 +213,16 @@ class SameScale:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """Left out if the quantized range ends where the operator clips: requantization before it then does the same."""
+    """Removed if the quantized range ends where the operator clips, since rounding to that range then clips as well."""
 
 
 @dataclass(frozen=True)
 class Dynamic:
     """Weights are int8; activations are rounded at every step, by their range at that step. Results stay float.
 
-    op: onnxruntime's operator for it. weights: inputs of shape [directions, gates x H, K], constant.
+    Attributes:
+        op: onnxruntime's operator for it.
+        weights: positions of the constant inputs of shape [directions, gates x H, K].
     """
 
     op: str
@@ -190,7 +231,11 @@ class Dynamic:
 
 @dataclass(frozen=True)
 class Float:
-    """Stays float, for `reason`."""
+    """Stays float.
+
+    Attributes:
+        reason: shown to users.
+    """
 
     reason: str
 
@@ -224,7 +269,7 @@ def per_input(operations: int) -> CountMacs:
 
 
 def free(node: ir.Node) -> int | None:
-    """No arithmetic."""
+    """Zero, for operators that only move or rename numbers."""
     return 0
 
 

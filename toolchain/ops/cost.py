@@ -35,7 +35,14 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """All nodes of one operator. unknown: the number of nodes without known MACs."""
+    """Sums over all nodes of one operator.
+
+    Attributes:
+        op: key of the operator table.
+        nodes: number of nodes.
+        macs: multiply-accumulates of the nodes where they are known.
+        unknown: number of nodes where they are not known.
+    """
 
     op: str
     nodes: int
@@ -47,8 +54,15 @@ class OperatorCost:
 class Cost:
     """Totals of a model; the module's docstring says what each one counts.
 
-    macs: by node, None where unknown. unknown: the reason for each of those nodes. dynamic: input axes counted as 1, as
-    ``input.axis``. peak_node: the first node at which the peak is reached; None for a graph without nodes.
+    Attributes:
+        macs: multiply-accumulates by node; None where they are not known.
+        operators: the same by operator, the most expensive one first.
+        unknown: for each node without known multiply-accumulates, the reason.
+        parameters: number of parameters.
+        weight_bytes: bytes of all constants.
+        peak_activation_bytes: largest sum of the bytes that are alive at one node.
+        dynamic: input axes that are counted as 1, as ``input.axis``.
+        peak_node: the first node at which the peak is reached; None for a graph without nodes.
     """
 
     macs: Mapping[str, int | None]
@@ -67,7 +81,7 @@ class Cost:
 
     @property
     def int8_peak_activation_bytes(self) -> int:
-        """Estimated peak of a float32 model once every activation is int8: a quarter."""
+        """Estimated peak of a float32 model after every activation became int8: a quarter."""
         return self.peak_activation_bytes // 4
 
 
@@ -119,14 +133,14 @@ def _is_parameter(value: ir.Value) -> bool:
 
 def folded(model: ir.Model) -> set[ir.Node]:
     """Constant nodes and nodes computed from constants alone, which runtimes replace when they load the model."""
-    found: set[ir.Node] = set()
+    constant: set[ir.Node] = set()
     for node in model.graph:
         sources = [value for value in node.inputs if value is not None]
         if node.op_type == "Constant" or (
-            sources and all(v.producer() in found or query.constant(v) is not None for v in sources)
+            sources and all(v.producer() in constant or query.constant(v) is not None for v in sources)
         ):
-            found.add(node)
-    return found
+            constant.add(node)
+    return constant
 
 
 def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[OperatorCost, ...]:
@@ -146,36 +160,29 @@ def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[
 
 def _fix_axes(model: ir.Model) -> tuple[str, ...]:
     """Set every dynamic axis of the inputs to 1 and infer all shapes; returns those axes."""
-    found, symbols = [], set[str]()
+    dynamic, symbols = [], set[str]()
     for value in model.graph.inputs:
         if value.name in model.graph.initializers or value.shape is None:
             continue
-        found += [f"{value.name}.{axis}" for axis, dim in enumerate(value.shape) if not _is_size(dim)]
-        symbols.update(*(_symbols(dim) for dim in value.shape))
+        dynamic += [f"{value.name}.{axis}" for axis, dim in enumerate(value.shape) if not _is_size(dim)]
+        symbols.update(*(query.symbols(dim) for dim in value.shape))
         value.shape = ir.Shape([dim if _is_size(dim) else 1 for dim in value.shape])
-    if found:
+    if dynamic:
         for output in (output for node in model.graph for output in node.outputs):
             if output.shape is not None:
                 output.shape = ir.Shape([dim if _is_size(dim) else _evaluated(dim, symbols) for dim in output.shape])
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    return tuple(found)
+    return tuple(dynamic)
 
 
 def _is_size(dim: int | ir.SymbolicDim) -> bool:
     return isinstance(dim, int) and dim >= 0
 
 
-def _symbols(dim: int | ir.SymbolicDim) -> Collection[str]:
-    try:
-        return dim.free_symbols() if isinstance(dim, ir.SymbolicDim) else ()
-    except ValueError:  # a name that is no expression, such as "?"
-        return ()
-
-
 def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.SymbolicDim:
-    """Value of an expression such as 32*batch with all input axes 1; otherwise an unknown size, inferred later."""
-    own = _symbols(dim)
-    if isinstance(dim, ir.SymbolicDim) and own and set(own) <= set(symbols):
+    """Value of an expression such as 32*batch where all input axes are 1; other expressions become unknown sizes."""
+    own = query.symbols(dim)
+    if isinstance(dim, ir.SymbolicDim) and own and own <= set(symbols):
         return dim.evaluate(dict.fromkeys(own, 1))
     return ir.SymbolicDim(None)
 
@@ -215,7 +222,7 @@ def _peak(model: ir.Model) -> tuple[int, str | None]:
 
 
 def _shared_memory(nodes: list[ir.Node]) -> dict[ir.Value, ir.Value]:
-    """For tensors without memory of their own, the tensor whose memory they share; see *Activations* above."""
+    """For tensors without memory of their own, the tensor whose memory they share; see *Activations* in the module."""
     memory: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         source = node.inputs[0] if node.inputs else None

@@ -1,8 +1,8 @@
 """The table: everything the toolchain knows about an ONNX operator, one row each.
 
-The cells of a row (see ``cells.py``) say how *channels* run through the operator, how it takes *int8* on onnxruntime's
-CPU provider, and what it *costs* in multiply-accumulates. An operator without a row is a barrier: it stays float,
-nothing is pruned across it, and reports name it. Abilities of a target do not belong here, but in its profile.
+The cells of a row (see ``cells.py``) say how *channels* pass through the operator, how it runs in *int8* on
+onnxruntime's CPU provider, and what it *costs* in multiply-accumulates. An operator without a row is a barrier: it
+stays float, nothing is pruned across it, and reports name it. Abilities of a target belong in its profile, not here.
 
 To add an operator: one row here, one line in ``tests/ops/test_table.py``.
 """
@@ -71,7 +71,7 @@ NEIGHBOURS = "neighbouring channels divide it"
 ENTERS_ALL = "every channel enters every output"
 RUNNING_SUM = "every position enters all that follow"
 NUMBERED = "its positions are numbered"
-TRIANGLE = "which of its positions are kept follows from their numbers"
+TRIANGLE = "the numbers of its positions decide which of them are set to zero"
 SIZES_READ = "its sizes are read as data"
 COUNTS_UP = "its output counts up"
 
@@ -181,14 +181,14 @@ TABLE: Mapping[str, OpRule] = {
     "AveragePool":            OpRule(SpatialOnly(),                OwnScale(),                  pool_macs),
     "GlobalAveragePool":      OpRule(SpatialOnly(),                OwnScale(),                  reduced_macs),
     "GlobalMaxPool":          OpRule(SpatialOnly(),                NO_KERNEL,                   reduced_macs),
-    "ReduceMean":             OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
-    "ReduceSum":              OpRule(Reduced(weighs=False),        NO_KERNEL,                   reduced_macs),
-    "ReduceL2":               OpRule(Reduced(weighs=False),        NO_KERNEL,                   per_input(1)),
-    "ReduceL1":               OpRule(Reduced(weighs=False),        NO_KERNEL,                   reduced_macs),
-    "ReduceSumSquare":        OpRule(Reduced(weighs=False),        NO_KERNEL,                   per_input(1)),
-    "ReduceMax":              OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
-    "ReduceMin":              OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
-    "ReduceProd":             OpRule(Reduced(weighs=True),         NO_KERNEL,                   reduced_macs),
+    "ReduceMean":             OpRule(Reduced(pins=True),           NO_KERNEL,                   reduced_macs),
+    "ReduceSum":              OpRule(Reduced(pins=False),          NO_KERNEL,                   reduced_macs),
+    "ReduceL2":               OpRule(Reduced(pins=False),          NO_KERNEL,                   per_input(1)),
+    "ReduceL1":               OpRule(Reduced(pins=False),          NO_KERNEL,                   reduced_macs),
+    "ReduceSumSquare":        OpRule(Reduced(pins=False),          NO_KERNEL,                   per_input(1)),
+    "ReduceMax":              OpRule(Reduced(pins=True),           NO_KERNEL,                   reduced_macs),
+    "ReduceMin":              OpRule(Reduced(pins=True),           NO_KERNEL,                   reduced_macs),
+    "ReduceProd":             OpRule(Reduced(pins=True),           NO_KERNEL,                   reduced_macs),
     "ArgMax":                 OpRule(Pinned(NUMBERED),             INTEGERS,                    reduced_macs),
     "TopK":                   OpRule(Pinned(NUMBERED),             NO_KERNEL,                   reduced_macs),
     "CumSum":                 OpRule(Pinned(RUNNING_SUM),          NO_KERNEL,                   per_output(1)),

@@ -1,4 +1,4 @@
-"""The axes of a product's weight: which one holds its output channels, and which one is summed over.
+"""Axes of a product's weight: the one with its output channels, and the one that is summed over.
 
     operator             weight               out    in_
     Conv                 [G x O, I, kernel]   0      1
@@ -30,8 +30,11 @@ WEIGHT = 1  # the input that is the weight, for all products
 class WeightAxes:
     """Axes of a weight, counted from the front.
 
-    out: output channels. in_: input channels, which are summed over. groups: the groups of a convolution, which lie
-    along axis 0 beside the channels of one group; 1 for matrix products.
+    Attributes:
+        out: axis of the output channels.
+        in_: axis of the input channels, which are summed over.
+        groups: number of groups of a convolution, which lie along axis 0 together with the channels of one group; 1 for
+            matrix products.
     """
 
     out: int
@@ -81,7 +84,7 @@ def weight_axes(node: ir.Node) -> WeightAxes:
 
 
 def product_weights(model: ir.Model) -> Iterator[ProductWeight]:
-    """All products with a constant float32 weight of two axes or more, in graph order; once for every reader."""
+    """All products with a constant float32 weight of two axes or more, in graph order. Several may read one weight."""
     for node in model.graph:
         value = node.inputs[WEIGHT] if is_product(node) and len(node.inputs) > WEIGHT else None
         array = query.float_array(value)

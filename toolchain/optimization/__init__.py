@@ -1,1 +1,1 @@
-"""Clean-up: the list of passes over a float graph, and the check that the model still computes the same."""
+"""Clean-up of a float model: a list of passes, and the check that the model still computes the same."""

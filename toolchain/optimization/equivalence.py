@@ -1,4 +1,4 @@
-"""A cleaned-up model against the model it was made from: both run in onnxruntime on random inputs."""
+"""Comparison of a cleaned-up model with the original: both run in onnxruntime on random inputs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from toolchain.graph import io, run
 
 # Folding batch normalization or constants reassociates float32 sums; 24-bit mantissas and a few hundred
 # terms leave relative errors near 1e-6, a hundred layers may add up to 1e-5.
-TOLERANCE = 1e-4
+EQUIVALENCE_TOLERANCE = 1e-4
 
-SIZES = (1, 1, 2)
-LARGER_SIZES = (8, 32, 128, 512)
-"""Sizes of dynamic axes. The larger ones are tried until one runs, if none of the others does."""
+DYNAMIC_SIZES = (1, 1, 2)
+LARGER_DYNAMIC_SIZES = (8, 32, 128, 512)
+"""Sizes of dynamic axes. If the original runs with none of the first, the larger ones are tried until one runs."""
 
 
 @dataclass(frozen=True)
 class Equivalence:
     """The result of a comparison.
 
-    difference: the worst output; None if the original ran on no random input. failure: the message of onnxruntime if
-    the changed model does not run where the original does, else empty.
+    Attributes:
+        difference: the worst output; None if the original ran on no random input.
+        failure: the message of onnxruntime if the changed model does not run where the original does, else empty.
     """
 
     difference: run.Difference | None
@@ -33,12 +34,12 @@ class Equivalence:
 
     @property
     def holds(self) -> bool:
-        """True if nothing was found to be different."""
-        return not self.failure and (self.difference is None or self.difference.error <= TOLERANCE)
+        """True unless a difference or a failure was found."""
+        return not self.failure and (self.difference is None or self.difference.error <= EQUIVALENCE_TOLERANCE)
 
 
 def compare(before: ir.Model, after: ir.Model) -> Equivalence:
-    """Compare two models on random inputs, up to the first that shows more than :data:`TOLERANCE`.
+    """Compare two models on random inputs, up to the first that shows more than :data:`EQUIVALENCE_TOLERANCE`.
 
     Raises:
         ModelError: onnxruntime does not accept `before`.
@@ -50,8 +51,8 @@ def compare(before: ir.Model, after: ir.Model) -> Equivalence:
         return Equivalence(None, error.what)
     names, specs = [spec.name for spec in io.outputs(before)], io.inputs(before)
     worst: run.Difference | None = None
-    for seed, size in enumerate((*SIZES, *LARGER_SIZES)):
-        if size in LARGER_SIZES and worst is not None:
+    for seed, size in enumerate((*DYNAMIC_SIZES, *LARGER_DYNAMIC_SIZES)):
+        if size in LARGER_DYNAMIC_SIZES and worst is not None:
             break
         feed = run.random_feed(specs, np.random.default_rng(seed), dynamic=size)
         try:
@@ -70,11 +71,14 @@ def compare(before: ir.Model, after: ir.Model) -> Equivalence:
 
 
 def first_wrong(count: int, is_right: Callable[[int], bool]) -> int:
-    """The number of the first of `count` steps after which a result is wrong, by bisection.
+    """Find the first step after which a result is wrong, by bisection.
 
     Args:
-        count: steps in all; the result is right before the first and wrong after the last.
-        is_right: takes a number of steps, and tells whether the result is right after them.
+        count: number of steps. The result is right before the first and wrong after the last.
+        is_right: takes a number of steps; True if the result is right after them.
+
+    Returns:
+        The index of the step, counted from 0.
     """
     right, wrong = 0, count
     while wrong - right > 1:

@@ -1,11 +1,11 @@
-"""Constant factors and offsets are folded into the weights and biases of neighbouring convolutions.
+"""Folding of constant factors and offsets into the weights and biases of neighbouring convolutions.
 
     f · (W x + b) + c  =  (f W) x + (f b + c)      after a convolution; f and c are one number, or one per channel
     W (f x) + b        =  (f W) x + b              before it; f is one number, since padding zeros stay zeros
     W (x + c) + b      =  W x + (b + c · Σ W)      before one without padding; c is one number
 
-Each saves a pass over a tensor, and in int8 two conversions, since a sum or product with a constant has no kernel.
-A factor also passes operators that are linear or commute with it, on all paths to the convolutions that read it.
+Each saves a pass over a tensor. In int8 it also saves two conversions, since sums and products with a constant have no
+kernel. A factor also moves past operators that are linear or commute with it, on all paths to the convolutions behind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import onnx_ir as ir
 from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
 
-LINEAR = frozenset({"GlobalAveragePool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+LINEAR_OPERATORS = frozenset(
+    {"GlobalAveragePool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+)
 """Operators with f · op(x) = op(f · x) for every f."""
 
 
@@ -63,6 +65,7 @@ def fold_affine_before_conv(model: ir.Model) -> None:
 
 
 Changes = list[Callable[[], None]]
+"""Functions that change the graph. They are called once it is known that all readers can take part."""
 
 
 def _absorb_offset(model: ir.Model, value: ir.Value, number: np.float32, names: edit.Names) -> Changes | None:
@@ -95,7 +98,7 @@ def _absorb_factor(model: ir.Model, value: ir.Value, factor: np.float32, names: 
             if offset is None or not np.isfinite(offset / factor).all():
                 return None
             changes.append(lambda node=node, offset=offset: _set(model, node, 1, offset / factor, names))  # type: ignore[misc]
-        elif query.op(node) not in LINEAR and query.op(node) != "Mul":
+        elif query.op(node) not in LINEAR_OPERATORS and query.op(node) != "Mul":
             return None
         further = _absorb_factor(model, node.outputs[0], factor, names)
         if not further:
@@ -115,7 +118,7 @@ def _readers(value: ir.Value) -> list[ir.Node]:
 def _is_constant_conv(node: ir.Node) -> bool:
     if query.op(node) != "Conv" or query.float_array(node.inputs[1]) is None:
         return False
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = query.optional_input(node, 2)
     return bias is None or query.float_array(bias) is not None
 
 
@@ -123,11 +126,11 @@ def _parameters(conv: ir.Node) -> tuple[F32, F32 | None]:
     weight = query.float_array(conv.inputs[1])
     if weight is None:
         raise ValueError(f"{query.label(conv)} has no constant weight")
-    return weight, query.float_array(conv.inputs[2]) if len(conv.inputs) > 2 else None
+    return weight, query.float_array(query.optional_input(conv, 2))
 
 
 def _per_channel(array: F32 | None, weight: F32) -> F32 | None:
-    """The array as one number per output channel; None if it does not broadcast like that."""
+    """Return one number per output channel of a convolution; None if the array does not broadcast like that."""
     if array is None or array.ndim > weight.ndim:
         return None
     if array.size == 1:
@@ -137,6 +140,7 @@ def _per_channel(array: F32 | None, weight: F32) -> F32 | None:
 
 
 def _raises_rank(node: ir.Node, number: F32) -> bool:
+    """True unless the result surely has the rank of the first input."""
     rank = query.rank(node.inputs[0]) if node.inputs[0] is not None else None
     return rank is None or number.ndim > rank
 
@@ -149,7 +153,6 @@ def _pads(conv: ir.Node) -> bool:
 
 
 def _set(model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.floating], names: edit.Names) -> None:
-    """Give a node its own constant, since others may read the old one."""
-    kind = {1: "weight", 2: "bias"}[index]
-    name = names.fresh(f"{query.label(node)}_{kind}")
-    edit.set_input(node, index, edit.add_constant(model.graph, name, np.asarray(array, np.float32)))
+    """Set the weight (1) or the bias (2) of a convolution."""
+    name = f"{query.label(node)}_{'weight' if index == 1 else 'bias'}"
+    edit.set_constant(model.graph, names, node, index, name, np.asarray(array, np.float32))

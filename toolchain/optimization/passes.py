@@ -1,8 +1,8 @@
-"""Clean-up of a model without changing what it computes: one literal list of passes.
+"""Clean-up of a model without changing what it computes: a fixed list of passes.
 
-It runs before anything else reads a graph, so that later stages find constants as initializers, batch normalization
-folded, shapes known and names unique. The result is compared with the original in onnxruntime; if it computes something
-else, the pass that is to blame is found by bisection over the list, and named.
+It runs before all other stages, which rely on it: constants are initializers, batch normalization is folded, shapes are
+known and names are unique. The result is compared with the original in onnxruntime. If it computes something else, the
+error names the pass that caused it, which is found by bisection over the list.
 
 This is the only importer of onnxscript's optimizer and rewriter.
 """
@@ -23,19 +23,22 @@ from toolchain.graph import check, query
 from toolchain.optimization import fold_affine, linear_to_gemm, rewrites
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 Pass = Callable[[ir.Model], object]
-"""Changes a model in place, and nothing that it computes."""
+"""A function that changes a model in place, but not what it computes."""
 
 
 @dataclass(frozen=True)
 class Optimized:
     """A cleaned-up model.
 
-    nodes_before, nodes_after: without Constant nodes.
-    max_relative_error: the largest change of an output, relative to its largest value; None if nothing was compared,
-        because `verify` was off or the original ran on no random input.
+    Attributes:
+        model: the model.
+        nodes_before: number of nodes of the original, without Constant nodes.
+        nodes_after: the same of `model`.
+        max_relative_error: the largest change of an output, relative to its largest value; None if nothing was
+            compared, because `verify` was off or the original ran on no random input.
     """
 
     model: ir.Model
@@ -57,13 +60,13 @@ def optimize(model: ir.Model, *, verify: bool = True) -> Optimized:
     """
     result = _cleaned(model, PASSES)
     check.check(result)
-    found = compare(model, result) if verify else Equivalence(None)
-    if not found.holds:
-        raise _blame(model, found)
-    error = None if found.difference is None else found.difference.error
+    equivalence = compare(model, result) if verify else Equivalence(None)
+    if not equivalence.holds:
+        raise _failed_pass(model, equivalence)
+    error = None if equivalence.difference is None else equivalence.difference.error
     before, after = _count(model), _count(result)
     changed = "not compared" if error is None else f"largest relative change of an output {error:.1e}"
-    log.info("clean-up: %d nodes became %d, %s", before, after, changed)
+    LOGGER.info("clean-up: %d nodes became %d, %s", before, after, changed)
     return Optimized(result, before, after, error)
 
 
@@ -73,7 +76,7 @@ def _cleaned(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
         before = _count(result)
         apply(result)
         if (after := _count(result)) != before:
-            log.debug("clean-up pass %s: %d nodes became %d", _name(apply), before, after)
+            LOGGER.debug("clean-up pass %s: %d nodes became %d", _name(apply), before, after)
     return result
 
 
@@ -85,41 +88,45 @@ def _name(apply: Pass) -> str:
     return getattr(apply, "__name__", type(apply).__name__)
 
 
-def _blame(model: ir.Model, found: Equivalence) -> GateError:
-    """The error that names the first pass after which the model is another one."""
+def _failed_pass(model: ir.Model, equivalence: Equivalence) -> GateError:
+    """Find the first pass after which the model computes something else, and return an error that names it."""
 
     def is_right(count: int) -> bool:
-        # The last passes make any graph one that can be saved and run.
+        # Without the finishing passes, the graph between two passes may not run.
         return compare(model, _cleaned(model, (*PASSES[:count], *FINISHING))).holds
 
     name = _name(PASSES[first_wrong(len(PASSES), is_right)])
     hint = "report the model"
-    if found.failure or found.difference is None:
-        what = f"after clean-up pass `{name}` it does not run where it did before ({found.failure})"
+    if equivalence.failure or equivalence.difference is None:
+        what = f"after clean-up pass `{name}` it no longer runs in onnxruntime ({equivalence.failure})"
         return GateError(what, where="model", hint=hint)
-    what = f"clean-up pass `{name}` changed it by {found.difference.error:.1e} relative to its largest value"
-    return GateError(what, where=f"output {found.difference.output!r}", hint=hint)
+    what = f"clean-up pass `{name}` changed it by {equivalence.difference.error:.1e} relative to its largest value"
+    return GateError(what, where=f"output {equivalence.difference.output!r}", hint=hint)
 
 
 # ---------------------------------------------------------------------- passes that need the rewriter
 
 
-FOLD_ANY_SIZE = 2**40
-"""Elements: above any tensor."""
-EXPANDING = frozenset({"Expand", "Tile", "ConstantOfShape", "Resize", "Pad", "Range", "OneHot", "DequantizeLinear"})
-"""Operators whose constant result may need more bytes in the file than its inputs; integer weights stay integers."""
-EXPANDED_ELEMENTS = 4096
-"""Larger results of those are not folded."""
+NO_SIZE_LIMIT = 2**40
+"""Number of elements that no tensor has."""
+EXPANDING_OPERATORS = frozenset(
+    {"Expand", "Tile", "ConstantOfShape", "Resize", "Pad", "Range", "OneHot", "DequantizeLinear"}
+)
+"""Operators whose result may need more bytes in the file than their inputs (dequantized weights need four times)."""
+MAX_EXPANDED_ELEMENTS = 4096
+"""Number of elements up to which results of :data:`EXPANDING_OPERATORS` are folded."""
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """False keeps a node; None leaves the choice to the optimizer."""
-    too_large = (query.elements(node.outputs[0]) or FOLD_ANY_SIZE) > EXPANDED_ELEMENTS
-    return False if node.op_type in EXPANDING and too_large else None
+    """Return False to keep a node, or None to let the optimizer choose."""
+    too_large = (query.elements(node.outputs[0]) or NO_SIZE_LIMIT) > MAX_EXPANDED_ELEMENTS
+    return False if node.op_type in EXPANDING_OPERATORS and too_large else None
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute nodes that depend on constants alone, of any size, since exporters split and join recurrent weights.
+    """Compute nodes that depend on constants alone.
+
+    There is no limit of their size, because exporters split and join the weights of recurrent layers.
 
     Nodes that onnx's reference evaluator cannot compute stay; its warnings about them are not shown.
     """
@@ -130,8 +137,8 @@ def fold_constants(model: ir.Model) -> None:
         optimizer.fold_constants_ir(
             model,
             onnx_shape_inference=True,
-            input_size_limit=FOLD_ANY_SIZE,
-            output_size_limit=FOLD_ANY_SIZE,
+            input_size_limit=NO_SIZE_LIMIT,
+            output_size_limit=NO_SIZE_LIMIT,
             should_fold=_may_fold,
         )
     finally:
@@ -139,13 +146,13 @@ def fold_constants(model: ir.Model) -> None:
 
 
 def fuse_hard_swish(model: ir.Model) -> None:
-    """Replace ``x * clip(x + 3, 0, 6) / 6`` by ``HardSwish``, which operator sets have from 14 on."""
+    """Replace ``x * clip(x + 3, 0, 6) / 6`` by ``HardSwish``, which exists since operator set 14."""
     if query.opset(model) >= 14:
         rewriter.RewritePass(rules.fuse_hardswish_rules())(model)
 
 
 def _rewrite(name: str, *chosen: rewriter.RewriteRule) -> Pass:
-    """A pass of some rewrite rules, under a name for logs and errors."""
+    """Make a pass of rewrite rules, with a name for logs and errors."""
     rewrite = rewriter.RewritePass(chosen)
 
     def apply(model: ir.Model) -> None:
@@ -164,8 +171,8 @@ FINISHING: tuple[Pass, ...] = (
     common.OutputFixPass(),
     rewrites.name_everything,
 )
-"""Properties that the rest of the toolchain relies on: no dead code, sorted nodes, no stack traces of the exporter, no
-value that is an output twice, unique names."""
+"""Passes that establish what the rest of the toolchain relies on: no dead code, sorted nodes, no stack traces of the
+exporter, no value that is an output twice, unique names."""
 
 PASSES: tuple[Pass, ...] = (
     # constants become initializers, and fold

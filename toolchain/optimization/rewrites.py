@@ -1,4 +1,4 @@
-"""Clean-up passes of our own: each changes a model in place, and nothing that it computes."""
+"""Clean-up passes of the toolchain itself: each changes a model in place, but not what it computes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from toolchain.graph import edit, query
 
 
 def drop_identities(model: ir.Model) -> None:
-    """Remove ``Identity`` nodes, also in branches, except where a graph's output needs a node of its own.
+    """Remove ``Identity`` nodes, also in branches, except where a graph output needs a node of its own.
 
-    It does if the value is also an input, a constant or another output, or if a branch of an If or Loop returns a value
-    of the graph around it: a branch may only return values that it computes (onnx_ir's pass ignores that).
+    An output needs one if its value is also an input, a constant or another output, or if a branch of an If or Loop
+    returns a value of the graph around it. A branch may only return values that it computes itself, which onnx_ir's own
+    pass ignores.
     """
     for node in list(model.graph.all_nodes()):
         source = node.inputs[0] if query.op(node) == "Identity" else None
@@ -41,7 +42,7 @@ def move_constants_second(model: ir.Model) -> None:
 def read_known_sizes(model: ir.Model) -> None:
     """Replace the sizes that a ``Gather`` or ``Slice`` takes from a ``Shape`` by constants where they are known.
 
-    Constant folding does so only if all sizes are known; one dynamic batch would hide the width of every later reshape.
+    Constant folding does so only if all sizes are known, so one dynamic batch would hide the width in every reshape.
     """
     for shape in [node for node in model.graph if node.op_type == "Shape" and node.inputs[0] is not None]:
         sizes = query.sizes(shape.inputs[0], dynamic=-1)
@@ -119,9 +120,9 @@ def batchnorm_to_depthwise(model: ir.Model) -> None:
 
 
 def move_relu_before_pool(model: ir.Model) -> None:
-    """Replace ``Relu(MaxPool(x))`` by the equal ``MaxPool(Relu(x))``, in which a product before it absorbs the Relu.
+    """Replace ``Relu(MaxPool(x))`` by the equal ``MaxPool(Relu(x))``, so that the product before it absorbs the Relu.
 
-    The same is done for a ``Slice``, which causal networks have behind a padded convolution.
+    The same is done with a ``Slice``, which follows the padded convolutions of causal networks.
     """
     names = edit.Names(model.graph)
     for node in [node for node in model.graph if node.op_type == "Relu"]:
@@ -170,7 +171,7 @@ def gelu_half_last(model: ir.Model) -> None:
 
 
 def infer_shapes_anew(model: ir.Model) -> None:
-    """Infer the shapes of all computed values anew, so that no shape remains from before a change."""
+    """Infer the shapes of all computed values again, so that none remains from before a change."""
     for node in model.graph:
         for output in node.outputs:
             if not output.is_graph_output():

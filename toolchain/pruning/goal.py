@@ -97,7 +97,8 @@ def prune_model(
         race_models: times whole models; None: :func:`race_on_this_machine`.
 
     Raises:
-        ModelError: nothing in the model can be cut. GateError: the goal is out of reach, or the proof fails.
+        ModelError: nothing in the model can be cut.
+        GateError: the goal is out of reach, or the proof fails.
         DataError: a sample cannot be run.
     """
     if settings.minutes:
@@ -164,7 +165,7 @@ class _PruneTask:
     race_models: RaceModels
 
     def deployed(self, model: ir.Model) -> ir.Model:
-        """Return a model that is as fast as the deployed one."""
+        """Return the model itself, or an int8 model that is as fast as the deployed one."""
         return quick_int8(model, self.data.take(INT8_SAMPLES)) if self.int8 else model
 
     def cuts(self, plan: WidthPlan) -> dict[str, list[int]]:
@@ -180,19 +181,19 @@ class _PruneTask:
         return drop_branches(apply_cuts(self.basis.model, self.cuts(plan)), plan.dropped)
 
     def speedup(self, dense: ir.Model, pruned: ir.Model) -> float:
-        """Measure how many times as fast the second model is."""
+        """Measure the time of the first model divided by the time of the second."""
         return _speedup(self.race_models(dense, pruned, self.basis.feed))
 
 
 def _uniform_plan(basis: PruneBasis, settings: Prune, multiple: int) -> WidthPlan:
     """Keep the same share of every group: the largest that meets the goal, counted in multiply-accumulates."""
-    wanted = (settings.keep or 1 / (settings.speedup or 1.0)) * total_macs(basis.sized(basis.model.clone()))
+    goal_macs = (settings.keep or 1 / (settings.speedup or 1.0)) * total_macs(basis.sized(basis.model.clone()))
     widths: dict[str, int] = {}
     for percent in range(95, 4, -5):
         options = {name: aligned_widths(group.size, multiple, (percent / 100,)) for name, group in basis.free.items()}
         widths = {name: option[0] for name, option in options.items() if option}
         cut = apply_cuts(basis.model, {name: kept_channels(basis, name, width) for name, width in widths.items()})
-        if total_macs(basis.sized(cut)) <= wanted:
+        if total_macs(basis.sized(cut)) <= goal_macs:
             break
     return WidthPlan(widths, (), 0.0, 0.0)
 
@@ -228,7 +229,7 @@ def _reach_goal(task: _PruneTask, path: Sequence[WidthPlan]) -> Pruned:
         task.progress("measuring whole models", turns - ceil(log2(high - low + 1)), turns)
         middle = (low + high) // 2
         ratio = reached(path[middle])
-        LOGGER.info("plan %d of %d: %.2f of the wanted %.2f", middle, len(path) - 1, ratio, goal)
+        LOGGER.info("plan %d of %d: reduction by a factor of %.2f, goal %.2f", middle, len(path) - 1, ratio, goal)
         low, high = (low, middle) if ratio >= goal else (middle + 1, high)
     if low == len(path) - 1 and (most := reached(path[low])) < goal:
         if most <= 1:

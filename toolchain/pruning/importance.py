@@ -42,9 +42,9 @@ class Consumer:
     """An operator that sums over the channels of a group.
 
     Attributes:
-        node: its label.
+        node: label of the operator.
         reads: name of the tensor it reads.
-        axis: of that tensor, with C positions.
+        axis: axis of that tensor, with C positions.
         positions: the channel of the group at each position of the axis, -1 where there is none.
         weight: float64 [C, R], all factors of each position; None where it is multiplied with other activations.
     """

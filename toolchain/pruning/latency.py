@@ -1,7 +1,7 @@
-"""The time that a part of a model takes: measured on this machine in the precision of the deployment, or estimated.
+"""Time of parts of a model: measured on this machine in the precision of the deployment, or estimated.
 
-Parts are extracted with their shapes and run on their own, so the difference between two widths is reliable, not the
-time of one. The parts of one comparison are timed in turn, round by round. Results are cached on disk by shapes,
+A part is extracted with its shapes and run on its own. So the difference between two widths is reliable, but not the
+time of one part. The parts of one comparison are timed in turn, round by round. Results are cached on disk by shapes,
 operators, precision, processor and runtime; weights do not matter.
 """
 

@@ -54,7 +54,7 @@ class PruneBasis:
 
     Attributes:
         model: the float model, with weights that no two nodes share.
-        sizes: shapes of tensors in the first sample, where only the run tells them.
+        sizes: shapes of tensors in the first sample, of those whose size is only known at run time.
         integers: values of integer tensors in the first sample.
         layout: index spaces of all axes.
         free: the groups that may be cut, by name.
@@ -77,7 +77,7 @@ class PruneBasis:
     def sized(self, model: ir.Model) -> ir.Model:
         """Set the shapes of a model that was cut from this one to those of the first sample, in place.
 
-        Axes whose size only the run tells are never cut, so they keep their size.
+        Axes whose size is only known at run time are never cut, so they keep their size.
         """
         for value in query.activations(model):
             known = self.sizes.get(str(value.name))
@@ -113,10 +113,10 @@ def prune_basis(model: ir.Model, data: CalibrationData, settings: Prune, progres
     spaces = layout(separated)
     free = {group.name: group for group in groups(separated, spaces) if group.free}
     readers = {name: consumers(separated, spaces, group) for name, group in free.items()}
-    wanted = needed_moments(consumer for some in readers.values() for consumer in some)
+    needed = needed_moments(consumer for some in readers.values() for consumer in some)
     moments = (
-        {at: ChannelMoments(*m) for at, m in channel_moments(separated, data, wanted, progress=progress).items()}
-        if wanted
+        {at: ChannelMoments(*m) for at, m in channel_moments(separated, data, needed, progress=progress).items()}
+        if needed
         else {}
     )
     order = {}
@@ -136,12 +136,12 @@ def prune_basis(model: ir.Model, data: CalibrationData, settings: Prune, progres
 
 
 def _first_run(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
-    """Run one sample: shapes of all tensors of which only the run tells a size, and values of all integer tensors."""
+    """Run one sample; return the shapes of tensors that are only known at run time, and values of integer tensors."""
     values = {str(value.name): value for value in query.activations(model) if not value.is_graph_input()}
-    wanted = [name for name, value in values.items() if -1 in _sizes(value) or value.dtype == ir.DataType.INT64]
+    names = [name for name, value in values.items() if -1 in _sizes(value) or value.dtype == ir.DataType.INT64]
     tensors = dict(feed)
-    if wanted:
-        tensors |= tap.capture(model, wanted, [feed])[0]
+    if names:
+        tensors |= tap.capture(model, names, [feed])[0]
     integers = {name: array for name, array in tensors.items() if array.dtype.kind == "i"}
     return {name: array.shape for name, array in tensors.items()}, integers
 
@@ -150,7 +150,7 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
     return query.sizes(value, dynamic=-1) or ()
 
 
-# ------------------------------------------------------------------------------------- options, and what they cost
+# --------------------------------------------------------------------------------- options and their losses
 
 
 def pruning_units(
@@ -159,8 +159,8 @@ def pruning_units(
     """Measure loss and saving of every group's widths and of every branch.
 
     Args:
-        basis: of the model.
-        settings: whether branches may be removed, and whether losses are measured after folding.
+        basis: the model with its groups and moments.
+        settings: tells whether branches may be removed, and whether losses are measured after folding.
         probe: measures noise at the outputs.
         clock: measures the time of parts.
         multiple: widths are multiples of it.
@@ -212,6 +212,7 @@ def _nodes_around(spaces: Layout, model: ir.Model, group: Group) -> list[str]:
 
 
 def _work(model: ir.Model, names: Sequence[str]) -> dict[str, float]:
+    """Return the multiply-accumulates of the named nodes, without those that have none."""
     chosen = set(names)
     return {str(n.name): float(macs(n) or 0) for n in model.graph if n.name in chosen and (macs(n) or 0)}
 
@@ -226,7 +227,7 @@ def _loss(probe: Probe, model: ir.Model) -> float:
 
 
 def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], fold: bool) -> ir.Model:
-    """Cut a model, and fold the part of removed channels that the kept ones predict into their weights."""
+    """Cut a model. If `fold`, the weights of the kept channels take over the predictable part of the removed ones."""
     pruned = apply_cuts(basis.model, cuts)
     if not fold:
         return pruned
@@ -251,6 +252,6 @@ def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], fold: bool) ->
             whole = whole.swapaxes(0, 1) if out == 0 else whole
             left = kept_positions(basis.layout.axes[old.inputs[1]][out], keep)  # type: ignore[index]
             whole = np.ascontiguousarray(whole.take(left, out), np.float32)
-            edit.set_input(new, 1, edit.add_constant(pruned.graph, names.fresh(f"{consumer.node}_folded"), whole))
+            edit.set_constant(pruned.graph, names, new, 1, f"{consumer.node}_folded", whole)
     edit.remove_unused(pruned)
     return pruned

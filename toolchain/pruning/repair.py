@@ -1,16 +1,16 @@
 """Layer repair after pruning, without labels and without gradients: every layer is fitted again, in depth order.
 
-A layer behind a cut reads other numbers than before: x̂ instead of x. Its weights W are replaced by those that reproduce
-the dense model's output y from x̂ with the smallest squared error, over positions of the calibration data (the dense
-model is run on the same samples):
+A layer behind a cut reads x̂ instead of x. Its weights W are replaced by weights that compute the dense model's output y
+from x̂ with the smallest squared error, over positions of the calibration data (the dense model is run on the same
+samples):
 
     W' = (E[y x̂ᵀ] + λ W) (E[x̂ x̂ᵀ] + λ I)⁻¹       x̂ with a 1 appended, for the bias
 
 λ is chosen by the error on a quarter of the positions, which are not part of the sums; W stays where no λ lowers that
 error. :mod:`toolchain.pruning.ridge` solves it.
 
-Where the output of the layer is added to a residual stream, r̂ + f̂ has to be r + f: the branch also compensates for what
-the stream has lost.
+Where the output f of the layer is added to a residual stream r, the sum r̂ + f̂ has to be r + f. So the target of the
+layer is r + f - r̂: the branch also compensates for the error of the stream.
 
 Sources: GRAIL and CORP (closed-form repair after pruning), ThiNet (arXiv 1707.06342, sequential least squares).
 """
@@ -38,16 +38,18 @@ from toolchain.pruning.ridge import UNLIMITED, Positions, fit_matrix
 LOGGER = logging.getLogger(__name__)
 
 POSITIONS_PER_COLUMN = 6
-"""Positions that are used for every column of x̂."""
+"""Number of positions for every column of x̂."""
 MAX_POSITIONS = 12_000
+"""Largest number of positions of a layer."""
 MAX_PRIMAL_COLUMNS = 2_400
-"""Layers with more columns use fewer positions and the dual."""
+"""Layers with more columns use fewer positions and the dual solution."""
 DUAL_POSITIONS = 3_000
+"""Number of positions of a layer with more columns."""
 MIN_SAMPLE_POSITIONS = 8
-"""Positions that are drawn from every sample at least."""
+"""Smallest number of positions that are drawn from a sample."""
 
 KeptChannels = Callable[[str], Index | None]
-"""From the name of a tensor of the dense model to its channels that are left; None: all of them."""
+"""A function from the name of a tensor of the dense model to its channels that are left; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def repair(
 def _layers(model: ir.Model) -> Iterator[RepairedLayer]:
     for node in model.graph:
         cell = table.rule(node).channels
-        kind = (isinstance(cell, Weighted) and node.op_type == "Conv") or isinstance(cell, Contracted)
-        if not kind or query.float_array(node.inputs[1]) is None or query.attribute(node, "transA", 0):
+        is_layer = (isinstance(cell, Weighted) and node.op_type == "Conv") or isinstance(cell, Contracted)
+        if not is_layer or query.float_array(node.inputs[1]) is None or query.attribute(node, "transA", 0):
             continue
         if len(query.sizes(node.inputs[1]) or ()) < 2 or (node.op_type == "MatMul" and query.rank(node.inputs[1]) != 2):  # type: ignore[arg-type]
             continue
@@ -116,9 +118,9 @@ def _sum_behind(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _changed_names(pruned: ir.Model, dense: ir.Model) -> set[str | None]:
-    """Name the nodes that read other numbers than in the dense model, and the tensors that replace others.
+    """Name the nodes whose inputs differ from the dense model's, and the tensors that replace others.
 
-    A product whose output channels were cut, but which reads the same as before, needs no repair.
+    A product whose output channels were cut, but whose inputs are the same as before, needs no repair.
     """
     of_dense = {node.name: node for node in dense.graph}
     tainted: set[ir.Value] = set()
@@ -209,7 +211,7 @@ def _weight_matrix(node: ir.Node, weight: Array) -> tuple[Array, int]:
 
 
 def _bias(node: ir.Node, count: int) -> Array:
-    bias = query.float_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = query.float_array(query.optional_input(node, 2))
     if bias is None:
         return np.zeros(count, np.float32)
     return np.broadcast_to(bias.reshape(-1) * np.float32(query.attribute(node, "beta", 1.0)), (count,))
@@ -221,13 +223,13 @@ def _read_positions(
     data: CalibrationData,
     layer: RepairedLayer,
     kept: KeptChannels,
-    wanted: int,
+    count: int,
     groups: int,
 ) -> tuple[F64, F64]:
     """Run both models and draw positions.
 
     Returns:
-        x̂ [groups, n, columns] and the wanted outputs [groups, n, outputs of a group].
+        x̂ [groups, n, columns] and the target outputs [groups, n, outputs of a group].
     """
     node = layer.node
     read = [str(node.inputs[0].name)]  # type: ignore[union-attr]
@@ -236,7 +238,7 @@ def _read_positions(
         target = str(layer.sums[0].name)
         read.append(str(layer.sums[1].name))
     of_pruned, of_dense = run.lean_session(tap.expose(model, read)), run.lean_session(tap.expose(dense, [target]))
-    share = max(MIN_SAMPLE_POSITIONS, wanted // len(data))
+    share = max(MIN_SAMPLE_POSITIONS, count // len(data))
     channels = 1 if node.op_type == "Conv" else -1
     index = kept(target)
     xs, ys = [], []
@@ -264,13 +266,13 @@ def _write(model: ir.Model, node: ir.Node, matrix: F64, bias: F64 | None, weight
         new = np.moveaxis(matrix.reshape(len(weight), *spatial, weight.shape[1]), -1, 1)
     else:
         new = matrix[0].T if weight_axes(node).out else matrix[0]
-    edit.set_input(node, 1, _constant(model, names, f"{query.label(node)}_fitted", new))
+    _set_constant(model, names, node, 1, f"{query.label(node)}_fitted", new)
     if bias is not None:
-        edit.set_input(node, 2, _constant(model, names, f"{query.label(node)}_fitted_bias", bias))
+        _set_constant(model, names, node, 2, f"{query.label(node)}_fitted_bias", bias)
         for name in ("alpha", "beta"):
             node.attributes.pop(name, None)
     edit.remove_unused(model)
 
 
-def _constant(model: ir.Model, names: edit.Names, name: str, array: F64) -> ir.Value:
-    return edit.add_constant(model.graph, names.fresh(name), np.ascontiguousarray(array, np.float32))
+def _set_constant(model: ir.Model, names: edit.Names, node: ir.Node, index: int, name: str, array: F64) -> None:
+    edit.set_constant(model.graph, names, node, index, name, np.ascontiguousarray(array, np.float32))

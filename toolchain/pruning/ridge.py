@@ -8,8 +8,8 @@ the diagonal of XᵀX, the weights W + Δ have the smallest squared error plus a
 
 One eigendecomposition of the matrix serves every λ (Hoerl and Kennard 1970, ridge regression).
 
-Behind a Relu or Clip, the part of y that the activation cuts off does not matter: there the layer may give any value
-that is cut off as well. So the targets are updated from the layer's own output, a few times (non-linear reconstruction,
+Behind a Relu or Clip, the part of y that the activation clips does not matter: there the layer may give any value that
+is clipped as well. So the targets are updated from the layer's own output, a few times (non-linear reconstruction,
 Zhang et al., arXiv 1505.06798).
 """
 
@@ -27,7 +27,7 @@ RIDGE_CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 UNLIMITED = (-np.inf, np.inf)
 """Limits of a layer without an activation behind it."""
 TARGET_UPDATES = 4
-"""Target updates when a Relu or Clip follows."""
+"""Number of target updates where a Relu or Clip follows."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Positions:
     """Positions of a layer.
 
     Attributes:
-        x: what the layer reads, [groups, n, columns].
-        y: what it should answer, [groups, n, outputs of a group].
+        x: inputs of the layer, [groups, n, columns].
+        y: outputs that it should give, [groups, n, outputs of a group].
     """
 
     x: F64
@@ -121,7 +121,7 @@ def fit_matrix(train: Positions, held: Positions, old: F64, limits: tuple[float,
 
 
 def _updated_targets(y: F64, outputs: F64, limits: tuple[float, float]) -> F64:
-    """Update the targets: where the activation cuts y off, keep the layer's output if that is cut off as well."""
+    """Update the targets: where the activation clips y, keep the layer's output if that is clipped as well."""
     low, high = limits
     targets: F64 = np.where(y <= low, np.minimum(outputs, low), y)
     return np.where(y >= high, np.maximum(outputs, high), targets)

@@ -1,8 +1,8 @@
 """The search for widths: the smallest loss for the time that has to be saved.
 
 Every group of channels can have several widths, and every residual branch can be removed as a whole. Each of these
-options has a loss (noise it adds to the outputs) and a saving (milliseconds of the nodes around it). Both were measured
-with everything else uncut:
+options has a loss (noise that it adds to the outputs) and a saving (milliseconds of the nodes around it). Both were
+measured with everything else uncut:
 
 losses     add up, as long as they are small
 savings    of two groups in one operator overlap: the time left is (1-a)(1-b), not 1-a-b. A saving is multiplied by the
@@ -24,7 +24,7 @@ LOGGER = logging.getLogger(__name__)
 MIN_SAVING_MS = 1e-6
 """An option that adds less than this to the saving is not taken."""
 MAX_LOSS = 1.0
-"""Noise as loud as the outputs, before repair: with more loss, too little is left to repair."""
+"""Loss at which the noise has the energy of the outputs, before repair; with more, too little is left to repair."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class WidthOption:
     Attributes:
         kept: channels that stay; 0 for a branch that is removed.
         loss: noise at the outputs relative to their energy.
-        saving_ms: of the nodes around it, with everything else uncut.
+        saving_ms: time that the nodes around it save, with everything else uncut.
     """
 
     kept: int
@@ -47,7 +47,7 @@ class PruningUnit:
     """A group of channels or a residual branch, with its options.
 
     Attributes:
-        name: of the group or branch.
+        name: name of the group or branch.
         size: channels of the group; 1 for a branch.
         options: widths that were measured.
         work: multiply-accumulates of each operator it changes, by node.
@@ -68,8 +68,8 @@ class WidthPlan:
     Attributes:
         kept: channels that stay, by group, where any are cut.
         dropped: branches that are removed.
-        loss: as predicted.
-        saving_ms: as predicted.
+        loss: predicted noise at the outputs.
+        saving_ms: predicted saving.
     """
 
     kept: Mapping[str, int]

@@ -10,7 +10,6 @@ onnxruntime's CPU provider multiplies zeros like any other number. Only the comp
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +19,8 @@ from toolchain.core.arrays import Bool
 from toolchain.core.errors import InputError
 from toolchain.data.tensors import Array
 from toolchain.graph import io
+from toolchain.graph.sizes import zipped_bytes
 from toolchain.ops.weights import product_weights
-
-ZLIB_LEVEL = 6
-"""Compression level of app stores and wheels."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,11 @@ def parse_sparsity(text: str) -> float | tuple[int, int]:
             share = -1.0
         if 0 < share < 1:
             return share
-    raise InputError(f"is {text!r}", where="--sparsity", hint="give a share such as 0.5, or a pattern such as 2:4")
+    raise InputError(
+        f"{text!r} is neither a share nor a pattern",
+        where="--sparsity",
+        hint="give a share such as 0.5, or a pattern such as 2:4",
+    )
 
 
 def sparsify(model: ir.Model, sparsity: float | tuple[int, int]) -> Sparse:
@@ -72,14 +73,15 @@ def sparsify(model: ir.Model, sparsity: float | tuple[int, int]) -> Sparse:
     weights = {weight.value: (weight.array, weight.axes.in_) for weight in product_weights(clone)}
     limit = 0.0
     if isinstance(sparsity, float) and weights:
-        sizes = np.concatenate([np.abs(array).reshape(-1) for array, _ in weights.values()])
-        limit = float(np.partition(sizes, int(sparsity * len(sizes)))[int(sparsity * len(sizes))])
+        magnitudes = np.concatenate([np.abs(array).reshape(-1) for array, _ in weights.values()])
+        pruned = int(sparsity * len(magnitudes))
+        limit = float(np.partition(magnitudes, pruned)[pruned])
     zeros = total = 0
     for value, (array, axis) in weights.items():
         kept = np.abs(array) >= limit if isinstance(sparsity, float) else _largest(array, axis, *sparsity)
         value.const_value = ir.tensor(np.where(kept, array, np.float32(0)), name=value.name)
         zeros, total = zeros + int((~kept).sum()), total + kept.size
-    before, after = (len(zlib.compress(io.to_bytes(m), ZLIB_LEVEL)) for m in (model, clone))
+    before, after = (zipped_bytes(io.to_bytes(m)) for m in (model, clone))
     return Sparse(clone, zeros / max(total, 1), (before, after))
 
 

@@ -48,11 +48,11 @@ def prune_step(context: TrainingContext, model: ir.Model, step: PruneStep, amoun
     """Prune and train a model; channels are cut out of the graph at the end.
 
     Args:
-        context: of the recipe.
+        context: inputs and settings of the recipe.
         model: the model to prune.
-        step: the settings.
-        amount: share that is pruned, of the model as it is given.
-        key: names the step's files.
+        step: settings of the step.
+        amount: share of the given model that is pruned.
+        key: first part of the names of the step's files.
     """
     begin, end = {"once": (0.0, 0.0), "gradual": (0.0, GRADUAL_END), "iterative": (0.0, ROUND_END)}[step.schedule]
     if step.criterion in ("l1", "l2"):
@@ -118,7 +118,7 @@ def prune_in_rounds(context: TrainingContext, key: str, model: ir.Model, step: P
 
 
 def _round_loss(evaluation: Evaluation) -> float:
-    """Compute what a round is judged by: the share of wrong classes, or the relative error of the outputs."""
+    """Compute the loss by which rounds are compared: the share of wrong classes, or the error of the outputs."""
     return db_to_power(evaluation.fidelity_db) if evaluation.accuracy is None else 1 - evaluation.accuracy
 
 
@@ -167,7 +167,7 @@ def channel_groups(model: ir.Model) -> list[ChannelGroup]:
     values = {str(value.name): value for value in spaces.axes}
     summed = {(value, axis) for value, axis, _ in weight_matrices(model)}
 
-    def weight_axes(group: Group, consumers: bool) -> tuple[WeightAxis, ...]:
+    def axes_of(group: Group, consumers: bool) -> tuple[WeightAxis, ...]:
         members = [(values[m.parameter], m.axis, m.makes) for m in group.members]
         return tuple(
             WeightAxis(
@@ -188,5 +188,5 @@ def channel_groups(model: ir.Model) -> list[ChannelGroup]:
         raise ModelError(
             "has no channels that may be cut", where=model.graph.name, hint='prune its weights: structure = "weights"'
         )
-    pairs = [(group, weight_axes(group, False), weight_axes(group, True)) for group in free]
+    pairs = [(group, axes_of(group, False), axes_of(group, True)) for group in free]
     return [ChannelGroup(group.name, group.size, made, read or made) for group, made, read in pairs]

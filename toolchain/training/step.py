@@ -1,4 +1,4 @@
-"""Common parts of all steps of a training recipe: their context, the training itself, and the record of the result."""
+"""Parts that all steps of a training recipe share: the context, the training itself, and the record of the result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOT_IMPROVED = (
 
 @dataclass(frozen=True)
 class StepResult:
-    """The model that a step made, and the record of how."""
+    """The model that a step made, and its record for the report."""
 
     model: ir.Model
     record: TrainingStep
@@ -78,8 +78,8 @@ def load_or_make(context: TrainingContext, key: str, make: Callable[[str], StepR
     In both cases the model is read from the folder, so that a resumed run continues with the same bits.
 
     Args:
-        context: of the recipe.
-        key: names the files of the step in the folder.
+        context: inputs and settings of the recipe.
+        key: first part of the names of the step's files.
         make: makes the result, given the key.
     """
     model, record = context.folder / f"{key}.onnx", context.folder / f"{key}.json"
@@ -108,11 +108,11 @@ def train_student(
     """Train a model as a step says.
 
     Args:
-        context: of the recipe.
-        key: names the state file in the folder.
+        context: inputs and settings of the recipe.
+        key: first part of the name of the state file.
         model: the student.
         step: length, learning rate and loss.
-        technique: made for the student.
+        technique: pruning, codebook or quantization, made for the student.
         skip_first: the state before training cannot be the result.
         batch_norms: the student has batch normalizations inserted, which use the statistics of the batch.
         inner: compare inner tensors of a student that was cut from the teacher.
@@ -174,9 +174,9 @@ def step_result(
     """Record the result of a step.
 
     Args:
-        model: what the step made.
-        step: its settings.
-        summary: what was done, in a few words.
+        model: result of the step.
+        step: settings of the step.
+        summary: a few words for the report.
         fitted: the record of the training.
         notes: sentences for the report.
         dense: the model in floats, where `model` is coded or quantized.

@@ -99,9 +99,9 @@ def test_stages_are_the_last_of_each_resolution():
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        ({"b": "s"}, "student has no float tensor 'b'"),
-        ({"a4": "t"}, "teacher has no float tensor 't'"),
-        ({"a0": "s"}, r"a0 is \[1, 6, 16, 16\], s \[1, 4, 32, 32\]"),
+        ({"b": "s"}, "student has no inner float tensor 'b'"),
+        ({"a4": "t"}, "teacher has no inner float tensor 't'"),
+        ({"a0": "s"}, r"'a0' has shape \[1, 6, 16, 16\], and 's' \[1, 4, 32, 32\]"),
     ],
 )
 def test_features_that_cannot_be_compared_are_errors(wanted, sentence):

@@ -1,7 +1,7 @@
-"""Random changes of images, to train on more samples than were given. Safe without knowledge of the task.
+"""Random changes of images, to train on more samples than were given. They need no knowledge of the task.
 
 An image is mirrored, a piece of it is enlarged, and it is blended with another image or gets a piece of one pasted in.
-The content of the result does not matter, because the teacher is asked about the changed image as well.
+The content of the result does not matter, because the teacher computes its outputs for the changed image as well.
 """
 
 from __future__ import annotations

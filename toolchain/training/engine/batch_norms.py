@@ -1,4 +1,4 @@
-"""Batch normalizations for the time of the training: inserted before it, folded into the convolutions after it.
+"""Batch normalizations during training: inserted before it, and folded into the convolutions after it.
 
 One follows every convolution (Ioffe and Szegedy 2015, arXiv 1502.03167):
 
@@ -46,7 +46,7 @@ def with_batch_norms(model: ir.Model, feeds: Iterable[Feed]) -> ir.Model:
 
 
 def _insert(model: ir.Model, names: edit.Names, conv: ir.Node, mean: F64, var: F64) -> None:
-    """Insert one behind a convolution. mean, var: float64 [channels]."""
+    """Insert a BatchNormalization behind a convolution, with mean and variance of its output, [channels]."""
     output = conv.outputs[0]
     arrays = {"scale": np.sqrt(var + EPSILON), "bias": mean, "mean": mean, "var": var}
     constants = [

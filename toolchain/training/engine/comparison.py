@@ -1,4 +1,4 @@
-"""Pairs of tensors of a student and its teacher that are compared, and the teacher's side of the comparison.
+"""Pairs of tensors of a student and its teacher that are compared, and the session that computes the teacher's.
 
 Three kinds of tensors are compared:
 
@@ -54,7 +54,8 @@ def candidate_tensors(
         features: see :func:`toolchain.training.engine.feature_adapters.feature_pairs`.
 
     Raises:
-        ModelError: inputs or the number of outputs differ. InputError: a feature cannot be compared.
+        ModelError: inputs or the number of outputs differ.
+        InputError: a feature cannot be compared.
     """
     outputs, output_pairs = output_scores(student), paired_outputs(student, teacher)
     between = [name for name in changed_tensors(student, teacher) if name not in outputs] if inner else []
@@ -74,9 +75,9 @@ def with_equal_shapes(
     """Keep the tensors that have the same shape in student and teacher, and every feature.
 
     Args:
-        candidates: what :func:`candidate_tensors` chose.
-        student: shapes for one sample, by the student's names.
-        teacher: the same of the teacher, by the student's names.
+        candidates: the result of :func:`candidate_tensors`.
+        student: shapes of the student's tensors for one sample, by name.
+        teacher: shapes of the teacher's tensors for one sample, by the student's names.
         where: name of the student, for the error.
 
     Raises:
@@ -85,7 +86,7 @@ def with_equal_shapes(
     names = [n for n in candidates.names if n in candidates.features or tuple(student[n]) == tuple(teacher[n])]
     outputs = [name for name in candidates.outputs if name in names]
     if not outputs:
-        what = "has no float output of the shape that the teacher's has"
+        what = "has no float output of the shape of its teacher's"
         raise ModelError(what, where=where, hint="give the model it was pruned from")
     scores = [n for n in outputs if n in candidates.class_scores and len(student[n]) == 2 and student[n][1] > 1]
     return ComparedTensors(
@@ -163,6 +164,6 @@ def output_scores(model: ir.Model) -> dict[str, bool]:
 
 
 def largest_bytes(model: ir.Model) -> int:
-    """Compute the size in bytes of the largest tensor for one sample, in float32; an open axis counts as 1."""
+    """Compute the size in bytes of the largest tensor for one sample, in float32; a dynamic axis counts as 1."""
     sizes = [query.sizes(value, dynamic=1) or () for value in query.activations(model)]
     return 4 * max([int(np.prod(size)) for size in sizes], default=1)

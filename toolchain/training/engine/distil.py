@@ -20,6 +20,7 @@ from toolchain.training.engine.objective_builder import build_objective
 from toolchain.training.engine.torch_graph import check_operators
 
 MAX_CHECK_SAMPLES = 64
+"""Largest number of held-out samples that are used."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Distilled:
 
     Attributes:
         model: the student after training; the unchanged student where training did not lower the loss.
-        before: the outputs of held-out samples against the teacher's, before training.
+        before: evaluation of held-out samples before training.
         after: the same for `model`.
         steps: number of steps taken.
         seconds: time taken.
@@ -42,7 +43,7 @@ class Distilled:
 
 
 def require_trainable(model: ir.Model) -> None:
-    """Check that a model can be trained; call it before anything slow.
+    """Check that a model can be trained. Called early, so that the error does not come after minutes of work.
 
     Raises:
         ModelError: torch is not installed, or an operator cannot be trained through.

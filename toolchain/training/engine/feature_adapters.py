@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FeatureChoice = Literal["stages"] | Mapping[str, str]
 """Tensors to compare: the teacher's tensor by the student's, or ``stages``, the last tensor of every resolution."""
 ADAPTER_RIDGE = 1e-2
-"""Ridge of the first fit, relative to the mean energy of the student's channels: few samples leave it undetermined."""
+"""Ridge of the first fit, relative to the mean energy of the student's channels: few samples do not determine it."""
 
 
 def feature_pairs(student: ir.Model, teacher: ir.Model, choice: FeatureChoice | None) -> dict[str, str]:
@@ -43,17 +43,18 @@ def feature_pairs(student: ir.Model, teacher: ir.Model, choice: FeatureChoice | 
         pairs = {ends[0][size]: name for size, name in ends[1].items() if size in ends[0] and size != (1, 1)}
         if not pairs:
             hint = 'name them, such as features = { "student\'s" = "teacher\'s" }, or leave `features` out'
-            raise InputError("student and teacher have no images of the same size inside", where="features", hint=hint)
+            what = "student and teacher have no inner images of the same size"
+            raise InputError(what, where="features", hint=hint)
         return pairs
     for student_name, teacher_name in choice.items():
         for name, sizes, owner in ((student_name, of_student, "student"), (teacher_name, of_teacher, "teacher")):
             if name not in sizes:
                 hint = f"it has {', '.join(list(sizes)[-8:])}, among others"
-                raise InputError(f"the {owner} has no float tensor {name!r} inside", where="features", hint=hint)
+                raise InputError(f"the {owner} has no inner float tensor {name!r}", where="features", hint=hint)
         ours, theirs = of_student[student_name], of_teacher[teacher_name]
         if _channel_axis(ours[1:], theirs[1:]) is None:
-            text = f"{student_name} is {list(ours)}, {teacher_name} {list(theirs)}"
-            raise InputError(text, where="features", hint="pair tensors that differ in one axis, the channels'")
+            what = f"{student_name!r} has shape {list(ours)}, and {teacher_name!r} {list(theirs)}"
+            raise InputError(what, where="features", hint="pair tensors that differ only in the number of channels")
     return dict(choice)
 
 
@@ -95,7 +96,7 @@ class FeatureAdapters:
 
 
 def _inner_sizes(model: ir.Model) -> dict[str, tuple[int, ...]]:
-    """Return sizes of the computed float tensors in graph order, without outputs; an open axis counts as 1."""
+    """Return sizes of the computed float tensors in graph order, without outputs; a dynamic axis counts as 1."""
     inner = {}
     for value in query.activations(model):
         size = query.sizes(value, dynamic=1)

@@ -1,9 +1,9 @@
 """`fit`: the training loop. Adam, a learning rate with warm-up and cosine decay, and checkpoints on held-out samples.
 
-The result is the best checkpoint after the technique reached its target (a half-pruned model scores better than a
-pruned one, but is not wanted), or the input model where no checkpoint is better. With a fixed number of steps every run
-gives the same bits, and so does a run that was interrupted and resumed from its state file. With a number of minutes
-that cannot be promised.
+The result is the best checkpoint after the technique reached its target, or the input model where no checkpoint is
+better. (Before that, a half-pruned model scores better than a pruned one, but is not the result that was asked for.)
+With a fixed number of steps every run gives the same bits, and so does a run that was interrupted and resumed from its
+state file. With a number of minutes the result may differ from run to run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ DEFAULT_RATE = 1e-3
 WARM_UP_SHARE = 0.05
 """Fraction of the training in which the learning rate rises."""
 ADAM_BETAS = (0.9, 0.99)
+"""Decay rates of Adam's averages of the gradient and of its square."""
 MAX_GRADIENT_NORM = 1.0
+"""Gradients of a step are scaled down to this norm."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Schedule:
     """Length and learning rate of a training.
 
     Attributes:
-        minutes: limit of the time, everything included.
-        steps: number of steps; None: as many as the time allows; 0: the technique without training.
+        minutes: time limit, everything included.
+        steps: number of steps; None: as many as the time allows; 0: the technique is applied without training.
         rate: the highest learning rate.
         evaluate_at: fractions of the training after which held-out samples are evaluated, besides its start and end.
         patience: stop after this number of evaluations without improvement; 0: never.
@@ -120,7 +122,7 @@ def fit(
 
 @contextlib.contextmanager
 def one_thread_per_operator() -> Iterator[Callable[[], None]]:
-    """Make torch run every operator in one thread, because threads inside an operator wait for each other busily.
+    """Make torch run every operator in one thread, since threads inside an operator use the CPU while they wait.
 
     Yields a function that every other thread has to call first.
     """

@@ -8,9 +8,9 @@ like scores of classes are also compared as distributions. Inner tensors and fea
 :mod:`toolchain.training.engine.comparison`; weights are trained in units of their own size
 (:mod:`toolchain.training.engine.scaled_weights`).
 
-A batch is cut into parts. One thread computes a part from end to end, and gradients are added in the order of the
-parts. So the result does not depend on the number of threads, a small part stays in the cache, and no thread waits for
-another inside an operator, which would take most of the time on a busy machine.
+A batch is divided into parts. One thread computes a part from end to end, and gradients are added in the order of the
+parts. So the result does not depend on the number of threads, and a small part stays in the cache. No thread waits for
+another inside an operator; on a busy machine, that would take most of the time.
 
 Batch normalizations keep their statistics, and most are folded into a convolution before training. Where they use the
 statistics of the batch (`LossConfig.batch_statistics`), a batch is one part.
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_BATCH = 16
+"""Default number of samples per step."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class LossConfig:
 
     Attributes:
         labels: share of the labels in the loss, where there are labels.
-        temperature: of the divergence.
+        temperature: T of the divergence.
         inner: compare inner tensors of a student that was cut from its teacher.
         batch: samples per step.
         augment: change images at random; see :class:`toolchain.training.engine.samples.Samples`.
@@ -70,7 +71,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a batch. goals: the teacher's tensors, None where they are not known yet."""
+    """A part of a batch.
+
+    Attributes:
+        example: inputs of its samples.
+        goals: the teacher's tensors for them; None where they are not known yet.
+        labels: their labels; None where there are none.
+    """
 
     example: Example
     goals: Example | None
@@ -83,10 +90,10 @@ class Objective:
 
     Attributes:
         graph: the student in torch.
-        technique: what is done to its weights and tensors.
+        technique: masks, codes or rounds its weights and tensors.
         config: composition of the loss.
         seed: decides which samples a step draws.
-        samples: what it is trained on.
+        samples: examples to train on.
         weights: the trained weights, in their own units.
         compared: the tensors in the loss.
         teacher: computes the goals of the compared tensors.

@@ -25,7 +25,7 @@ from toolchain.training.engine.technique import Technique
 from toolchain.training.engine.torch_graph import TorchGraph
 
 MIN_PART = 4
-"""Samples of a batch that one thread computes at least, where samples can be stacked."""
+"""Smallest number of samples that one thread computes at once, where samples can be stacked."""
 PART_CACHE_BYTES = 1 << 20
 """Parts are enlarged until their largest tensor has this size."""
 ADAPTER_SAMPLES = 16
@@ -64,8 +64,9 @@ def build_objective(
         seed: decides which samples a step draws.
 
     Raises:
-        ModelError: an operator cannot be trained through, the student has no weights, or no float output of the shape
-            that the teacher's has. InputError: a feature cannot be compared.
+        ModelError: an operator cannot be trained through, the student has no weights, or it has no float output of the
+            shape of the teacher's.
+        InputError: a feature cannot be compared.
     """
     technique, config = technique or Technique(), config or LossConfig()
     graph = TorchGraph(student)
@@ -74,8 +75,8 @@ def build_objective(
     weights = scale_weights(graph, revives=technique.revives)
     samples = Samples(data, augment=config.augment)
     candidates = candidate_tensors(student, teacher, inner=config.inner, features=config.features)
-    answers = Teacher(teacher, candidates.teacher_names)
-    compared, sample_bytes = _compare_shapes(candidates, graph, answers, samples.examples[0], str(student.graph.name))
+    goals = Teacher(teacher, candidates.teacher_names)
+    compared, sample_bytes = _compare_shapes(candidates, graph, goals, samples.examples[0], str(student.graph.name))
     objective = Objective(
         graph=graph,
         technique=technique,
@@ -84,10 +85,10 @@ def build_objective(
         samples=samples,
         weights=weights,
         compared=compared,
-        teacher=answers,
+        teacher=goals,
         part=_part_size(student, teacher, graph, samples, compared, config),
         goals=None if samples.augment or sample_bytes * len(samples) > MAX_BYTES else {},
-        adapters=_fit_adapters(graph, answers, samples, compared.features),
+        adapters=_fit_adapters(graph, goals, samples, compared.features),
     )
     technique.advance(weights.dense(), 0.0)
     return objective
@@ -118,7 +119,7 @@ def _part_size(
     compared: ComparedTensors,
     config: LossConfig,
 ) -> int:
-    """Choose how many samples one thread computes at once: those that fit its cache, 1 if they cannot be stacked."""
+    """Choose how many samples one thread computes at once: as many as fit its cache, 1 if they cannot be stacked."""
     if not _can_stack(student, teacher, graph, samples.examples, compared.names):
         return 1
     if config.batch_statistics:
@@ -129,7 +130,7 @@ def _part_size(
 def _can_stack(
     student: ir.Model, teacher: ir.Model, graph: TorchGraph, examples: Sequence[Example], names: Sequence[str]
 ) -> bool:
-    """Check whether two samples computed together give the same as one by one."""
+    """Check whether two samples give the same results together as one by one."""
     import torch
 
     specs = [*io.inputs(student), *io.inputs(teacher)]

@@ -25,6 +25,7 @@ MAX_BYTES = 1 << 29
 """Samples are held in memory up to this size in bytes."""
 
 Example = Mapping[str, "Tensor"]
+"""Inputs or other tensors of one sample or a batch, by name."""
 
 
 class Samples:
@@ -37,7 +38,7 @@ class Samples:
     Attributes:
         examples: inputs of the model, by name.
         labels: one tensor per example, int64 [1] (a class) or float in the shape of an output; None without labels.
-        augment: whether samples are changed at random.
+        augment: samples are changed at random.
     """
 
     def __init__(self, data: CalibrationData, *, augment: bool | None = None) -> None:
@@ -51,14 +52,14 @@ class Samples:
         return len(self.examples)
 
     def drawn(self, step: int, size: int, seed: int) -> list[int]:
-        """Return the numbers of the examples in a step's batch: all examples in random order, then in another one."""
+        """Return the numbers of the examples in a step's batch; every epoch has all examples in a new random order."""
         steps_an_epoch = max(1, len(self) // size)
         epoch, place = divmod(step, steps_an_epoch)
         order = _order(len(self), seed, epoch)
         return [int(i) for i in np.resize(order[place * size :], size)]
 
     def steps(self, epochs: float, size: int) -> int:
-        """Compute the number of steps in which every example is seen `epochs` times, in batches of `size`."""
+        """Compute the number of steps in which every example is used `epochs` times, in batches of `size`."""
         return max(int(epochs > 0), round(epochs * max(1, len(self) // size)))
 
     def changed(self, step: int, place: int, seed: int) -> Example:

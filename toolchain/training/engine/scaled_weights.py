@@ -1,11 +1,12 @@
 """Trainable weights in units of their own size, so that one learning rate fits all of them.
 
-The weights of two channels may differ a thousandfold where batch normalization was folded into a convolution, while
-the steps of Adam have one size. Each weight is therefore written as
+Where batch normalization was folded into a convolution, the weights of two channels may differ by a factor of a
+thousand, but all steps of Adam have one size. Each weight is therefore written as
 
-    w = w₀ + r d
+    w = w₀ + r d        w₀  the weight before training
+                        r   the root mean square of its output channel
+                        d   the variable that the optimizer changes
 
-w₀: the weight before training. r: the root mean square of its output channel. d: what the optimizer changes.
 This is the same as a learning rate per channel.
 """
 

@@ -1,9 +1,8 @@
 """`Technique`: the interface of training techniques such as pruning, codebooks and quantization-aware training.
 
-A training step computes the student with its weights, and where a technique asks for it its activations, passed
-through functions: a mask, a rounding, a fake quantization. Gradients pass back through the same functions to the dense
-weights, which the optimizer changes. So a mask may change during training, and a rounded weight may move to the next
-level.
+In a training step, the student's weights, and for some techniques its activations, are passed through functions: a
+mask, a rounding, a fake quantization. Gradients pass back through the same functions to the dense weights, which the
+optimizer changes. So a mask may change during training, and a rounded weight may move to the next level.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Technique:
         return {}
 
     def transforms(self) -> Transforms:
-        """Return functions by tensor name; the readers of a tensor get the function's result. Called before every step.
+        """Return functions by tensor name: the readers of a tensor get the function's result. Called before every step.
 
         Several threads call these functions at once, so they must not change anything.
         """

@@ -1,9 +1,9 @@
 """An ONNX graph in torch, with gradients to its weights.
 
-`TorchGraph` computes the wanted tensors from the given ones and runs no other node. Given the inputs and asked for the
-outputs, it runs the whole model; given the tensors in front of a block and asked for those behind it, it runs the
-block. A tensor can also be replaced by a function of itself for all of its readers (`Transforms`), as fake quantization
-does with activations and weights.
+`TorchGraph` computes the wanted tensors from the given ones and runs no other node. From the inputs to the outputs, it
+runs the whole model; from the tensors in front of a block to those behind it, it runs only the block. A tensor can also
+be replaced by a function of itself for all of its readers (`Transforms`), as fake quantization does with activations
+and weights.
 """
 
 from __future__ import annotations

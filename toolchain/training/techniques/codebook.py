@@ -4,7 +4,7 @@ onnxruntime's CPU provider unpacks the codes and computes with floats, so the fi
 (:mod:`toolchain.storage.codebook`). :mod:`toolchain.training.techniques.codebook_weights` says how each kind is
 trained.
 
-Coded are the weights of products (Conv, ConvTranspose, Gemm, MatMul) with more than one axis. A weight that several
+The weights of products (Conv, ConvTranspose, Gemm, MatMul) with more than one axis are coded. A weight that several
 nodes read is coded once.
 """
 
@@ -46,8 +46,9 @@ class CodedProduct:
 
     Attributes:
         node: label of the node.
-        name: of the weight's initializer.
-        out, in_: the axes of output and input channels.
+        name: name of the weight's initializer.
+        out: axis of the output channels.
+        in_: axis of the input channels.
         groups: number of groups of a convolution.
     """
 
@@ -98,7 +99,7 @@ class Codebook(Technique):
         return {name: move for name, move in moves.items() if move is not None}
 
     def transforms(self) -> Transforms:
-        """Replace weights by their coded values (of powers of two: those that are frozen)."""
+        """Replace weights by their coded values (for powers of two, only the frozen weights)."""
         return {name: code.decode for name, code in self._codes.items()}
 
     def advance(self, weights: Weights, share: float) -> None:
@@ -149,7 +150,8 @@ def coded_products(model: ir.Model, keep: KeepFloat) -> list[CodedProduct]:
     A weight that a kept node reads stays float for all of its nodes.
 
     Raises:
-        InputError: a name in `keep` is no product. ModelError: nothing is left to code.
+        InputError: a name in `keep` is no product.
+        ModelError: nothing is left to code.
     """
     every = products(model)
     names = [product.node for product in every]

@@ -1,4 +1,4 @@
-"""Codebook levels and the assignment of weights to them: the mathematics, in NumPy.
+"""Codebook levels and the assignment of weights to them, in NumPy.
 
 K-means (weight sharing, Han et al. 2016, arXiv 1510.00149). Around trained weights w the loss grows by
 ½ Σ h_i (w_i − c_i)², where h is the diagonal of its Hessian; so weight i has the factor h_i (Choi et al. 2017, arXiv
@@ -27,11 +27,12 @@ import numpy as np
 from toolchain.core.arrays import F64, I64
 
 Start = Literal["linear", "quantile"]
+"""First centres of k-means: evenly over the range of the weights, or with the same number of weights for each."""
 
 MAX_KMEANS_ROUNDS = 200
 """Limit of k-means; it usually converges after a few dozen rounds."""
 MIN_RELATIVE_IMPORTANCE = 1e-3
-"""Every weight counts at least this part of the mean importance, so that every cluster of weights has a centre."""
+"""Smallest importance of a weight, relative to the mean, so that every cluster of weights has a centre."""
 SCALE_CANDIDATES = 2.0 ** np.linspace(-1.5, 0.5, 33)
 """Scales tried for powers of two, relative to the channel's largest weight divided by the largest level."""
 
@@ -42,7 +43,7 @@ def nearest(values: F64, levels: F64) -> I64:
 
 
 def start_centres(values: F64, count: int, start: Start) -> F64:
-    """Choose `count` sorted centres. linear: evenly over the range; quantile: the same number of values for each."""
+    """Choose `count` sorted centres."""
     if start == "linear":
         return np.linspace(values.min(), values.max(), count)
     return np.quantile(values, (np.arange(count) + 0.5) / count)

@@ -7,8 +7,8 @@ powers of two  Incremental freezing (INQ, Zhou et al. 2017): the larger half of 
                others are trained on as floats and compensate; then half of those; in the end all.
 binary         w̃ = α sign(w), α = mean |w| of the output channel, which has the least squared error (XNOR-Net,
                Rastegari et al. 2016, arXiv 1603.05279). sign has no gradient; it is passed straight through where
-               |w| < GRADIENT_CLIP α (Bengio et al. 2013, arXiv 1308.3432): a weight further out will not change its
-               sign soon and need not grow.
+               |w| < GRADIENT_CLIP α (Bengio et al. 2013, arXiv 1308.3432): a larger weight will not change its sign
+               soon and need not grow.
 
 Scales and centres start from the given weights; all of it works without training as well. Weights that were pruned
 before stay zero: powers of two freeze them at once, and shared weights keep an entry for them.
@@ -44,7 +44,7 @@ class TensorToCode:
 
     Attributes:
         array: the weight, float32.
-        axis: of its output channels.
+        axis: axis of its output channels.
         importance: factors of the squared errors, in the shape of the weight; None: all equal.
     """
 
@@ -97,10 +97,11 @@ class SharedWeights:
         bits: 1 to 8; there are 2^bits values.
         group: number of output channels that share a codebook, reduced to a divisor of the tensor's channels; None: one
             codebook for the whole tensor.
-        start: of k-means. linear keeps the few large weights apart, and is usually better (Han et al. 2016).
+        start: first centres of k-means. linear keeps the few large weights apart, and is usually better (Han et al.
+            2016).
         assign: number of times, evenly over the training, that weights are assigned to entries again; 0: never. At 2
-            bits it more than halves the remaining loss. Few times are worse than many, because the weights have moved
-            far by then.
+            bits it more than halves the remaining loss. Few times are worse than many, because the weights move far
+            between them.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -312,7 +313,7 @@ def _entries(
     start: codebook_levels.Start,
     pruned: bool,
 ) -> F64:
-    """Find a sorted codebook. pruned: zero is one of its entries, and the others are for the nonzero weights."""
+    """Find a sorted codebook. If `pruned`, zero is one of its entries, and the others are fitted to nonzero weights."""
     if not pruned:
         return codebook_levels.kmeans(row, codebook_levels.start_centres(row, count, start), share)
     left = row != 0

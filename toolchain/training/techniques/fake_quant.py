@@ -15,12 +15,12 @@ A scale is s₀ exp(θ), and θ is trained: a step is relative to the scale, as 
 and the scale stays positive. Its gradient s ∂/∂s is divided by √(n Q), where n is the number of elements in one sample
 (or in one channel of a weight) and Q = 255 (127), so that scales, which sum over n, do not dominate.
 
-Scales that have to be equal or exact are not known here: `align` moves scales to the nearest ones that can be exported.
-It is called after every step, so the model that is evaluated is one that can be written. Weights are rounded after
-every step as well, once for all threads.
+This module does not know which scales have to be equal or exact. `align` moves scales to the nearest ones that can be
+exported. It is called after every step, so every model that is evaluated can be written to a file. Weights are rounded
+after every step as well, once for all threads.
 
-Training the scales beside the weights brings the outputs up to 3 dB nearer to the teacher's: whether a range may be
-clipped shows only at the outputs, not in the tensor.
+Training the scales together with the weights brings the outputs up to 3 dB nearer to the teacher's: the effect of
+clipping a range is only seen at the outputs, not in the tensor.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ class QuantizedProduct:
     """An operator with integer weights.
 
     Attributes:
-        weight, bias: names of the student's initializers.
+        weight: name of the student's initializer.
+        bias: name of the student's initializer; None: there is no bias.
         input_grid: name of the grid of its input.
-        scales: of the weight, float32 [channels].
-        axis: of the weight's channels.
+        scales: scales of the weight, float32 [channels].
+        axis: axis of the weight's channels.
         round_weight: rounds a weight at given scales to integers, as the exporter does.
     """
 
@@ -85,7 +86,15 @@ class QuantizedProduct:
 
 @dataclass(frozen=True)
 class _RoundedProduct:
-    """Constants of a product as the file will have them. weight: ŵ. slope: ∂ŵ/∂θ. bias: b̂, or None."""
+    """Constants of a product as the file will have them.
+
+    Attributes:
+        integers: q of the weight.
+        scales: s of the weight, float32 [channels].
+        weight: ŵ.
+        slope: ∂ŵ/∂θ.
+        bias: b̂; None where there is no bias.
+    """
 
     integers: I8
     scales: F32
@@ -95,7 +104,7 @@ class _RoundedProduct:
 
 
 Align = Callable[[Mapping[str, float]], "Mapping[str, float] | None"]
-"""A function from scales by grid to the nearest ones that can be exported; None: none can, and scales stay."""
+"""A function from scales by grid to the nearest ones that can be exported; None: none can, so the scales stay."""
 
 
 class FakeQuant(Technique):

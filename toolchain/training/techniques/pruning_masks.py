@@ -44,7 +44,7 @@ LOGGER = logging.getLogger(__name__)
 
 MaskCriterion = Literal["magnitude", "threshold", "random", "l1", "l2"]
 MASK_UPDATES = 100
-"""Masks change at most this many times during a training."""
+"""Largest number of times that masks change during a training."""
 MIN_KEPT_CHANNELS = 0.1
 """Smallest share of a group's channels that is kept."""
 
@@ -73,7 +73,7 @@ class ChannelGroup:
     """Channels that are cut together.
 
     Attributes:
-        name: of the group.
+        name: name of the group.
         size: number of channels.
         producers: the weight axes that make the channels.
         consumers: the weight axes that are summed over them.
@@ -97,7 +97,8 @@ class MaskConfig:
     Attributes:
         amount: share of zeros; for the criterion threshold, the number of root mean squares below which weights go.
         criterion: see the module.
-        begin, end: fractions of the training between which the amount rises; equal: at once.
+        begin: fraction of the training from which the amount rises.
+        end: fraction of the training at which the amount is reached; equal to `begin`: at once.
         strength: λ of the regularizers, which act until `begin`.
         revive: masked weights may return.
         multiple: the number of kept channels is a multiple of it, in groups that have as many.
@@ -126,7 +127,7 @@ class PruningMasks(Technique):
 
     Args:
         targets: names of weights, which are pruned entry by entry; or groups, which are pruned channel by channel.
-        config: how much, which and when.
+        config: amount, criterion and schedule.
         pattern: (n, m): n of every m consecutive entries along an axis are kept. For weights only; `config.amount` is
             not used then.
         axes: the axis that is summed over, by weight.
@@ -171,7 +172,7 @@ class PruningMasks(Technique):
         return masks
 
     def advance(self, weights: Weights, share: float) -> None:
-        """Choose masks again where more has to be pruned by now."""
+        """Choose masks again if more has to be pruned by now."""
         update = int(share * MASK_UPDATES)
         reached = share > self.target_share and self._update >= self.target_share * MASK_UPDATES
         if update == self._update or (reached and not self.config.revive):
@@ -247,7 +248,8 @@ class PruningMasks(Technique):
         if self.config.criterion == "threshold":
             kept = {name: score >= amount**2 * score.clamp_min(0).mean() for name, score in scores.items()}
             return {n: self._round_channels(scores[n], k) for n, k in kept.items()} if self._groups else kept
-        if self._groups:  # the same share of every group: one with too few channels starves all behind it
+        # The same share of every group, since a group with too few channels limits all operators behind it.
+        if self._groups:
             ranks = {name: score.argsort(dim=-1, stable=True).argsort(dim=-1) for name, score in scores.items()}
             return {n: self._round_channels(rank, rank >= round(amount * len(rank))) for n, rank in ranks.items()}
         scaled = {n: score if self.config.criterion == "random" else lamp_scores(score) for n, score in scores.items()}

@@ -54,7 +54,7 @@ from toolchain.training.techniques.fake_quant import FakeQuant, Grid, QuantizedP
 LOGGER = logging.getLogger(__name__)
 
 MAX_OFFSET_STEPS = 0.49
-"""Largest distance of a start weight from its integer, in steps: below half a step it is rounded to that integer."""
+"""Largest distance of a start weight from its integer, in steps; below half a step, it is rounded to that integer."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def static_plan(
 ) -> Quantized:
     """Make a static int8 model by the default recipe, reproducibly.
 
-    The nodes that stay float are chosen by measuring time, which differs from run to run. So the choice is stored in a
-    file, and nothing is measured where the file exists. Where int8 is slower as a whole, it is made all the same,
+    The nodes that stay float are chosen by measured times, which differ from run to run. So the choice is stored in a
+    file, and nothing is measured where the file exists. Where int8 is slower as a whole, it is made nevertheless,
     because it was asked for, and a note says so.
 
     Args:
@@ -126,7 +126,7 @@ def qat_student(quantized: Quantized, *, scales: bool = True) -> QatStudent:
     model = base.clone()
     _store_rows(model, plan)
     read_as = _set_int8_readers_apart(model, plan)
-    # The output of an operator that moves integers about is on the grid already.
+    # The output of an operator that only moves integers is on the grid already.
     tensors = {read_as.get(name, name): sources[name] for name in sources if name not in basis.selection.same}
     products = [_product(node, quantized, sources) for node in _kernels(base, plan)]
     technique = FakeQuant(tensors, grids, products, align, learn_weight_scales=scales)
@@ -163,13 +163,11 @@ def _with_own_constants(quantized: Quantized) -> ir.Model:
     names = edit.Names(clone.graph)
     for node in _kernels(clone, quantized.plan):
         quant, label = quantized.plan.products[query.label(node)], query.label(node)
-        weight = edit.add_constant(
-            clone.graph, names.fresh(f"{label}_weight"), _near_integers(constant_weight(node), quant)
-        )
-        edit.set_input(node, 1, weight)
+        weight = _near_integers(constant_weight(node), quant)
+        edit.set_constant(clone.graph, names, node, 1, f"{label}_weight", weight)
         if quant.bias is not None and quant.bias_scales is not None:
             bias = (quant.bias * quant.bias_scales.astype(np.float64)).astype(np.float32)
-            edit.set_input(node, 2, edit.add_constant(clone.graph, names.fresh(f"{label}_bias"), bias))
+            edit.set_constant(clone.graph, names, node, 2, f"{label}_bias", bias)
     edit.remove_unused(clone)
     return clone
 
@@ -227,11 +225,11 @@ def _store_rows(model: ir.Model, plan: Plan) -> None:
     for node in model.graph:
         if query.label(node) in plan.tables:
             rows = plan.tables[query.label(node)].dequantized()
-            edit.set_input(node, 0, edit.add_constant(model.graph, names.fresh("rows"), rows))
+            edit.set_constant(model.graph, names, node, 0, "rows", rows)
 
 
 def _set_int8_readers_apart(model: ir.Model, plan: Plan) -> dict[str, str]:
-    """Insert an Identity for the int8 readers of every tensor that is computed in float; its output is rounded.
+    """Insert an Identity for the int8 readers of every tensor that is computed in float; the copy is rounded.
 
     The other readers get the float tensor, as in the file.
 

@@ -14,9 +14,13 @@ from toolchain.formats.manifest import Source
 class Imported:
     """An ONNX model as it came from its source.
 
-    reference: runs the source itself, to measure parity; None if the model is the source.
-    sizes: for dynamic axes other than the batch, tried in this order until the source takes one.
-    ids: random integer inputs are below this number.
+    Attributes:
+        model: the model.
+        source: the file or module, with its hash.
+        notes: changes and limitations that the user should know, one sentence each.
+        reference: runs the source itself, to measure parity; None if the model is the source.
+        sizes: sizes for dynamic axes other than the batch, tried in this order until the source takes one.
+        ids: random integer inputs are below this number.
     """
 
     model: ir.Model

@@ -308,7 +308,10 @@ REFUSED = {
         "odd.onnx: graph value 's': is a sequence, but only tensors are supported",
     ),
     "sequence as output": (_sequence("output"), "odd.onnx: graph value 's': is a sequence, but only tensors are"),
-    "no rank": (without_shape, "odd.onnx: 'x' has no shape; not even its number of axes is known; export the model with shapes"),
+    "no rank": (
+        without_shape,
+        "odd.onnx: 'x' has no shape; not even its number of axes is known; export the model with shapes",
+    ),
     "quantized already": (
         lambda: onnx.load(qdq_models.residual(Path("qdq.onnx"), signed=False)),
         "odd.onnx: is quantized already; give the float model it was made from; `toolchain inspect` and `bench` take",

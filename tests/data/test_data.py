@@ -244,8 +244,9 @@ def test_tuples_and_dictionaries_of_a_loader():
 
     assert len(open_data(Loader(), TEXT)) == 3
     batches.append((1, 2, 3, 4))
-    with pytest.raises(DataError, match="Loader: sample 3: is of type tuple, not a dictionary from input"):
+    with pytest.raises(DataError, match="Loader: sample 3: is of type tuple, not a dictionary from input") as caught:
         open_data(Loader(), TEXT)
+    assert "and holds 4 items where the model takes ids, mask; yield {'ids': array}" in str(caught.value)
     batches[2] = None
     with pytest.raises(DataError, match="Loader: sample 3: is of type NoneType, not a dictionary"):
         open_data(Loader(), TEXT)
@@ -294,6 +295,127 @@ def test_what_gives_no_samples_is_refused():
         open_data(3, [X])
     with pytest.raises(DataError, match="is of type object, which gives no samples"):
         check_source(object())
+    with pytest.raises(DataError, match="is of type bytes, which gives no samples"):
+        check_source(b"samples.npz")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ([], "list of feeds: gives no samples; yield a few hundred dictionaries of arrays"),
+        (["a.png"], "list of feeds: sample 0: is of type str, not a dictionary from input name to array; yield"),
+        (
+            [{"x": rows(1, 3)}, None],
+            "list of feeds: sample 1: is of type NoneType, not a dictionary from input name to array; yield",
+        ),
+        ({"x": [[1.0], [1.0, 2.0]]}, "dictionary of arrays, 'x': is not an array (its parts have different shapes); "),
+        ({"x": 3.0}, "dictionary of arrays: array 'x' has no leading axis that counts samples; save one array an"),
+        ({}, "dictionary of arrays: holds no arrays; save one array an input"),
+        (np.zeros((0, 3)), "ndarray: the array holds no samples, its leading axis is 0 long; save one array an input"),
+    ],
+)
+def test_data_that_fits_no_model_is_refused_without_one(spec, said):
+    with pytest.raises(DataError) as caught:
+        check_source(spec)
+    assert str(caught.value).startswith(said)
+
+
+def test_an_iterator_that_was_read_before():
+    used = iter([{"x": GOOD}])
+    next(used)
+    with pytest.raises(DataError, match="iterator: gives no samples, or was read before; yield a few hundred"):
+        open_data(used, [X])
+
+
+# --- tensors and datasets of torch ---
+
+
+def _torch_data():
+    return pytest.importorskip("torch").utils.data
+
+
+KINDS = {
+    "a dictionary": lambda tensor: {"x": tensor},
+    "an array": lambda tensor: tensor,
+    "a list": lambda tensor: [{"x": row[None]} for row in tensor],
+    "a list of tuples": lambda tensor: [(row[None], 3) for row in tensor],
+    "a generator": lambda tensor: (row[None] for row in tensor),
+    "a loader": lambda tensor: _torch_data().DataLoader(tensor.detach(), 4),
+    "a dataset": lambda tensor: _torch_data().TensorDataset(tensor),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_is_an_array(kind):
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(30.0).reshape(10, 3)
+    same = tensor.double(), tensor.bfloat16(), tensor.t().contiguous().t(), torch.nn.Parameter(tensor)
+    for other in same:
+        data = open_data(KINDS[kind](other), [X])
+        np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in data]), tensor.numpy())
+    with pytest.raises(DataError, match=r"is not an array .*; give a numpy array"):
+        open_data(KINDS[kind](tensor.to_sparse() if kind == "an array" else tensor.to("meta")), [X])
+
+
+class Squares:
+    """A map-style dataset: it has a length and items, and no iterator. Each reading gives other values."""
+
+    def __init__(self, size=10, *, labels=False):
+        self.size, self.labels, self.readings = size, labels, 0
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, number):
+        self.readings += 1
+        x = np.float32([number, number**2, self.readings])
+        return (x, number % 4) if self.labels else {"x": x}
+
+
+def test_a_dataset():
+    dataset = Squares()
+    data = open_data(dataset, [X])
+    assert [tuple(feed["x"][0, :2]) for feed in data] == [(i, i * i) for i in range(10)]
+    assert values(data) == values(data)
+    assert dataset.readings == 10
+    assert [feed["x"][0, 0] for feed in open_data(dataset, [X], samples=2)] == [2, 7]
+    assert dataset.readings == 12
+    labelled = list(open_data(Squares(labels=True), [X], labels=True))
+    assert [feed["labels"].tolist() for feed in labelled] == [[i % 4] for i in range(10)]
+    assert [list(feed) for feed in open_data(Squares(labels=True), [X])] == [["x"]] * 10
+
+
+def test_datasets_that_cannot_be_read():
+    with pytest.raises(DataError, match="Squares: is empty; give a few hundred samples"):
+        check_source(Squares(0))
+
+    class Short(Squares):
+        def __getitem__(self, number):
+            return {"x": GOOD[0]} if number < 3 else [][number]
+
+    with pytest.raises(DataError, match=r"Short: sample 3: raised IndexError: list index .* \(test_data.py line \d+\)"):
+        open_data(Short(), [X])
+
+
+def test_a_loader_without_batches():
+    torch = pytest.importorskip("torch")
+    dataset = torch.utils.data.TensorDataset(torch.arange(30.0).reshape(10, 3), torch.arange(10))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None)
+    feeds = list(open_data(loader, [X], labels=True))
+    assert [feed["x"].shape for feed in feeds] == [(1, 3)] * 10
+    assert [feed["labels"].tolist() for feed in feeds] == [[i] for i in range(10)]
+
+
+def test_what_a_worker_of_a_loader_raises():
+    torch = pytest.importorskip("torch")
+
+    class Broken(Squares):
+        def __getitem__(self, number):
+            return super().__getitem__(number) if number < 6 else {}["image"]
+
+    loader = torch.utils.data.DataLoader(Broken(), 4, num_workers=1)
+    with pytest.raises(DataError, match="DataLoader: sample 4: raised KeyError: 'image'; mend the code there"):
+        open_data(loader, [X])
 
 
 # --- subsets and fingerprints ---
@@ -465,7 +587,7 @@ def test_npz_names_and_lengths(tmp_path):
     with pytest.raises(DataError, match="'x' has no leading axis"):
         open_data(tmp_path / "scalar.npz", [X])
     np.savez(tmp_path / "none.npz", x=np.zeros((0, 3), np.float32))
-    with pytest.raises(DataError, match="'x' has no leading axis"):
+    with pytest.raises(DataError, match="'x' holds no samples, its leading axis is 0 long"):
         open_data(tmp_path / "none.npz", [X])
     np.savez(tmp_path / "empty.npz")
     with pytest.raises(DataError, match="holds no arrays"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.api.compare import read_share
 from toolchain.api.recipes import read_recipe
 from toolchain.benchmark.bench import Subject
@@ -44,13 +45,14 @@ class Benchmark:
     description: str = ""
 
 
+@checked()
 def bench(
     models: Sequence[str | Path] | str | Path = (),
     *,
     on: str = "local",
     output: str | Path | None = None,
     suite: str | Path | None = None,
-    target: str | Target | None = None,
+    target: str | Path | Target | None = None,
     threads: int | Sequence[int] | str | None = None,
     cpus: str | None = None,
     arena: str = "on",
@@ -106,7 +108,7 @@ def bench(
     _check_gate(groups, baseline, limit)
     extras = Extras(PROFILE_RUNS if operators else 0, 60 * _minutes(sustained))
     settings = read_recipe(recipe).bench
-    profile = load_target(target) if isinstance(target, str) else target
+    profile = target if target is None or isinstance(target, Target) else load_target(target)
     parts = [
         run_bench(group, settings=settings, target=profile, place=place, cpus=cpus, extras=extras, progress=progress)
         for group in groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.core.errors import InputError
 from toolchain.core.files import check_output, write_text
 from toolchain.report.compare import Comparison
@@ -13,6 +14,7 @@ from toolchain.report.html import page
 from toolchain.report.render import check_format, render
 
 
+@checked()
 def compare(
     results: Sequence[str | Path] | str | Path,
     *,

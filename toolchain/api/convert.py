@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.api.request import Freeze, Inputs, read_freeze, read_inputs
 from toolchain.conversion.source import Converted, ModelSource
 from toolchain.conversion.source import convert as convert_model
@@ -12,6 +13,7 @@ from toolchain.core.progress import Progress, silent
 from toolchain.graph import io
 
 
+@checked()
 def convert(
     source: ModelSource,
     *,

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from toolchain.api.arguments import checked
 from toolchain.api.int8_model import Int8Model, ModelFiles, Scores, make_int8, meet_max_drop
 from toolchain.api.prepare import Prepared
 from toolchain.api.recipes import read_recipe, with_prune
@@ -31,7 +32,7 @@ from toolchain.api.verify import verify
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
 from toolchain.conversion.source import ModelSource
-from toolchain.core.errors import GateError, InputError
+from toolchain.core.errors import GateError
 from toolchain.core.files import check_output, replacing
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
@@ -80,10 +81,11 @@ class Exported:
     noises: tuple[NoiseSource, ...] = ()
 
 
+@checked()
 def export(
     source: ModelSource,
     *,
-    targets: Sequence[str | Target],
+    targets: Sequence[str | Path | Target],
     calibration: DataSpec,
     output: str | Path = "exported",
     preprocess: str | Path | None = None,
@@ -126,8 +128,6 @@ def export(
     """
     recipe = with_prune(read_recipe(recipe, max_drop), {"speedup": prune})
     output = Path(output)
-    if isinstance(targets, str):
-        raise InputError(f"is the text {targets!r}", where="targets", hint="give a list of targets")
     request = check_request(
         source,
         calibration,

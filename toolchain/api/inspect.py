@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, overload
 
+from toolchain.api.arguments import checked, read_path
 from toolchain.devices.catalogue import load_target
 from toolchain.formats.target import Target
 from toolchain.inspection.groups import Grouping, inspect_groups
@@ -13,18 +14,23 @@ from toolchain.inspection.model import inspect as inspect_model
 
 
 @overload
-def inspect(model: str | Path, *, target: str | Target | None = None, groups: Literal[False] = False) -> Inspection: ...
+def inspect(
+    model: str | Path, *, target: str | Path | Target | None = None, groups: Literal[False] = False
+) -> Inspection: ...
 
 
 @overload
-def inspect(model: str | Path, *, target: str | Target | None = None, groups: Literal[True]) -> Grouping: ...
+def inspect(model: str | Path, *, target: str | Path | Target | None = None, groups: Literal[True]) -> Grouping: ...
 
 
 @overload
-def inspect(model: str | Path, *, target: str | Target | None = None, groups: bool) -> Inspection | Grouping: ...
+def inspect(model: str | Path, *, target: str | Path | Target | None = None, groups: bool) -> Inspection | Grouping: ...
 
 
-def inspect(model: str | Path, *, target: str | Target | None = None, groups: bool = False) -> Inspection | Grouping:
+@checked(model=read_path)
+def inspect(
+    model: str | Path, *, target: str | Path | Target | None = None, groups: bool = False
+) -> Inspection | Grouping:
     """Inspect a model file: its operators, cost and parameters, and the nodes that stay float, with the reason.
 
     Args:
@@ -41,4 +47,4 @@ def inspect(model: str | Path, *, target: str | Target | None = None, groups: bo
     """
     if groups:
         return inspect_groups(Path(model))
-    return inspect_model(Path(model), load_target(target) if isinstance(target, str) else target)
+    return inspect_model(Path(model), target if target is None or isinstance(target, Target) else load_target(target))

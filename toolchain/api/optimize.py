@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.api.prepare import prepare
 from toolchain.api.request import Freeze, read_freeze
 from toolchain.conversion.source import ModelSource
@@ -30,6 +31,7 @@ class OptimizedFile:
     halved: HalvedModel | None
 
 
+@checked()
 def optimize(
     model: ModelSource,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.api.prepare import Prepared
 from toolchain.api.recipes import read_recipe, with_prune
 from toolchain.api.request import Freeze, Inputs, Metric, check_request, open_request
@@ -39,19 +40,20 @@ class PrunedFile:
     scores: tuple[Score, Score]
 
 
+@checked()
 def prune(
     source: ModelSource,
     *,
     calibration: DataSpec,
     output: str | Path,
-    target: str | Target = "host",
+    target: str | Path | Target = "host",
     speedup: float | None = None,
     latency_ms: float | None = None,
     keep: float | None = None,
     criterion: str | None = None,
     minutes: float | None = None,
     for_int8: bool = False,
-    sparsity: str | None = None,
+    sparsity: float | str | None = None,
     preprocess: str | Path | None = None,
     evaluate: Metric | None = None,
     inputs: Inputs = (),
@@ -95,7 +97,7 @@ def prune(
     goal = {"speedup": speedup, "latency_ms": latency_ms, "keep": keep, "criterion": criterion, "minutes": minutes}
     recipe = with_prune(read_recipe(recipe), goal)
     check_output(output)
-    zeros = parse_sparsity(sparsity) if sparsity is not None else None
+    zeros = parse_sparsity(str(sparsity)) if sparsity is not None else None
     if recipe.prune.has_goal == (zeros is not None):
         both = "a goal and a sparsity are given" if zeros is not None else "no goal is given"
         raise InputError(both, where="prune", hint="give one of --speedup, --latency-ms, --keep and --sparsity")

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.api.int8_model import make_int8, meet_max_drop
 from toolchain.api.recipes import read_recipe
 from toolchain.api.request import Freeze, Inputs, Metric, check_request
@@ -41,12 +42,13 @@ class QuantizedFile:
     noises: tuple[NoiseSource, ...] = ()
 
 
+@checked()
 def quantize(
     source: ModelSource,
     *,
     calibration: DataSpec,
     output: str | Path,
-    target: str | Target = "host",
+    target: str | Path | Target = "host",
     preprocess: str | Path | None = None,
     evaluate: Metric | None = None,
     inputs: Inputs = (),

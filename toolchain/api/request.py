@@ -99,7 +99,7 @@ def check_request(
     source: ModelSource,
     data: DataSpec,
     *,
-    targets: Sequence[str | Target],
+    targets: Sequence[str | Path | Target],
     inputs: Inputs = (),
     freeze: Freeze | None = None,
     preprocess: str | Path | None = None,
@@ -111,7 +111,7 @@ def check_request(
     Raises:
         InputError and its subclasses: something given cannot be used.
     """
-    profiles = tuple(load_target(target) if isinstance(target, str) else target for target in targets)
+    profiles = tuple(target if isinstance(target, Target) else load_target(target) for target in targets)
     for profile in profiles:
         if sum(other.name == profile.name for other in profiles) > 1:
             raise InputError("is given more than once", where=f"target {profile.name!r}", hint="name each target once")
@@ -127,10 +127,8 @@ def read_inputs(inputs: Inputs) -> tuple[TensorSpec, ...]:
     """Return specs of texts and specs.
 
     Raises:
-        InputError: a text that is no input, or one text instead of a list.
+        InputError: a text that is no input.
     """
-    if isinstance(inputs, str):
-        raise InputError(f"is the text {inputs!r}", where="inputs", hint="give a list of inputs")
     return tuple(parse_input(spec) if isinstance(spec, str) else spec for spec in inputs)
 
 
@@ -138,10 +136,8 @@ def read_freeze(freeze: Freeze | None) -> Mapping[str, int]:
     """Return sizes by axis.
 
     Raises:
-        InputError: a text that is not of the form ``name=size``, or one text instead of a list.
+        InputError: a text that is not of the form ``name=size``.
     """
-    if isinstance(freeze, str):
-        raise InputError(f"is the text {freeze!r}", where="freeze", hint="give a list of texts, or a dictionary")
     return freeze if isinstance(freeze, Mapping) else parse_freeze(freeze or ())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from toolchain.api.arguments import checked, read_recipe_of
 from toolchain.api.request import Freeze, Inputs, Metric, Scorer, check_request, without_labels
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
@@ -57,13 +58,14 @@ class Trained:
     notes: tuple[str, ...]
 
 
+@checked(recipe=read_recipe_of(TrainingRecipe))
 def train(
     model: ModelSource,
     *,
     data: DataSpec,
     recipe: TrainingRecipe | str | Path,
     output: str | Path = "trained",
-    target: str | Target = "host",
+    target: str | Path | Target = "host",
     resume: bool = False,
     preprocess: str | Path | None = None,
     evaluate: Metric | None = None,

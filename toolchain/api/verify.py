@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolchain.api.arguments import checked
 from toolchain.benchmark.find import find_place
 from toolchain.core.errors import DataError, InputError
 from toolchain.core.files import sha256
@@ -41,6 +42,7 @@ class Verification:
     tolerance: float
 
 
+@checked()
 def verify(
     artifact: str | Path,
     *,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from toolchain.core.errors import InputError, ToolchainError, did_you_mean
 
+_PACKAGE = Path(__file__).parents[1]
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -32,15 +33,24 @@ def user_code(where: object, error: type[InputError] = InputError, hint: str = "
     except ToolchainError:
         raise
     except (Exception, SystemExit) as fault:  # user code that exits would otherwise end without a message
-        lines = str(fault).strip().splitlines()
-        message = f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
-        raise error(f"raised {message}{_place(fault)}", where=where, hint=hint) from fault
+        raise error(f"raised {_message(fault)}", where=where, hint=hint) from fault
+
+
+def _message(fault: BaseException) -> str:
+    """Return the exception's type, the first line of its text, and its place."""
+    lines = str(fault).strip().splitlines()
+    if any(line.startswith("Original Traceback") for line in lines):  # torch adds that of a data loader's worker
+        return lines[-1][:300]
+    text = f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
+    return f"{text}{_place(fault)}"
 
 
 def _place(fault: BaseException) -> str:
-    """Return the innermost line of Python code; a SyntaxError already names it in its message."""
-    frame = traceback.extract_tb(fault.__traceback__)[-1]
-    return "" if isinstance(fault, SyntaxError) else f" ({Path(frame.filename).name} line {frame.lineno})"
+    """Return the innermost line of Python code outside the toolchain; a SyntaxError names it in its message."""
+    frames = [f for f in traceback.extract_tb(fault.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]
+    if isinstance(fault, SyntaxError) or not frames:
+        return ""
+    return f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})"
 
 
 def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callable[..., object]:

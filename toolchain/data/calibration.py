@@ -9,11 +9,13 @@ Sources
     a function               returns an iterable of feeds; on the command line ``package.module:callable``
     a generator              of feeds; it is read once
     a data loader            such as ``torch.utils.data.DataLoader``; its batches are divided into single samples
+    a dataset                an object with ``__len__`` and ``__getitem__``, such as ``torch.utils.data.TensorDataset``
 
 A *feed* is what the model's session takes: a dictionary from input name to array, batch axis included. A tuple of
 arrays is taken in the order of the model's inputs, a bare array as the only input; torch tensors are arrays. A sample
-from a file or an array in memory whose rank is one below the input's gets a batch axis of one. An array called
-``labels`` that the model does not take is ground truth: training learns from it, everything else ignores it.
+from a file, an array in memory, a data loader or a dataset whose rank is one below the input's gets a batch axis of
+one. An array called ``labels`` that the model does not take is ground truth: training learns from it, everything else
+ignores it.
 
 Opening the data reads all of it once and checks it against the model's inputs; samples are numbered from 0. What may
 give other samples at a second reading (a generator, a loader that shuffles, a function that augments) is kept on disk
@@ -26,6 +28,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -34,26 +37,30 @@ from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.images import IMAGE_SUFFIXES, read_image
 from toolchain.data.readers import (
     ANONYMOUS,
+    Indexed,
     Reader,
     Sample,
     from_arrays,
     from_calls,
+    from_dataset,
     from_images,
     from_loader,
     from_memory,
     from_npy_files,
 )
 from toolchain.data.spool import MOST_BYTES, Spool
-from toolchain.data.tensors import Array, Feed, check_finite, conform, digest
+from toolchain.data.tensors import Array, Feed, as_array, check_finite, conform, digest
 from toolchain.formats.preprocess import PIPELINES, Preprocess, load_preprocess
 from toolchain.formats.tensor_spec import TensorSpec
 
+GIVE_SAMPLES = "yield a few hundred dictionaries of arrays"
+"""The hint where there are no samples."""
 UNNAMED = "arr_0"
 """The name that numpy gives an array saved without one."""
 LABELS = "labels"
 """The array of ground truth beside a sample's inputs: int64 classes, or floats shaped as the model's first output."""
 
-DataSpec = str | Path | Mapping[str, Array] | Array | Iterable[object] | Callable[[], Iterable[object]]
+DataSpec = str | Path | Mapping[str, Array] | Array | Iterable[object] | Callable[[], Iterable[object]] | Indexed
 """Anything that the module's docstring lists."""
 
 
@@ -171,7 +178,8 @@ def open_data(
                 what = f"gives more than {MOST_BYTES / 2**30:g} GiB of samples, and can be read only once"
                 raise DataError(what, where=reader.source, hint="end it after a few hundred samples")
     if not read:
-        raise DataError("gives no samples", where=reader.source, hint="yield a few hundred dictionaries of arrays")
+        what = "gives no samples" + (", or was read before" if reader.rereading == "never" else "")
+        raise DataError(what, where=reader.source, hint=GIVE_SAMPLES)
     if spool is not None and not spool.full:
         reader = spool.reader(reader.source)
     data = CalibrationData(reader.source, preprocessing, reader, wanted, tuple(read), tuple(digests))
@@ -183,7 +191,7 @@ def _label_specs(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -
     arrays = _named(sample.arrays, inputs)
     if not isinstance(arrays, Mapping) or LABELS not in arrays or any(spec.name == LABELS for spec in inputs):
         return []
-    array = np.asarray(arrays[LABELS])
+    array = as_array(arrays[LABELS], _place(sample, reader))
     kind = np.dtype(np.float32 if array.dtype.kind == "f" else np.int64)
     return [TensorSpec(LABELS, kind, ("batch", *(array.shape[1:] if reader.batched else array.shape)))]
 
@@ -280,25 +288,54 @@ def _locate(spec: DataSpec, preprocess: str | Path | None) -> Reader | _Images |
     return located
 
 
+def check_kind(spec: object) -> None:
+    """Refuse an object of a type that gives no samples.
+
+    Raises:
+        DataError: neither a path, nor arrays, nor anything that is iterated, indexed or called.
+    """
+    kinds = (str, Path, Mapping, Iterable)
+    if isinstance(spec, bytes | bytearray) or not (isinstance(spec, kinds) or callable(spec) or _is_indexed(spec)):
+        raise DataError(
+            f"is of type {type(spec).__name__}, which gives no samples",
+            where="calibration data",
+            hint="give a path, a dictionary of arrays, an array, a list, generator or function of feeds, a data loader "
+            "or a dataset",
+        )
+
+
+def _is_indexed(spec: object) -> TypeGuard[Indexed]:
+    return hasattr(spec, "__getitem__") and hasattr(spec, "__len__") and not isinstance(spec, type)
+
+
 def _from_object(spec: object, where: str) -> Reader | _Loader:
     """Find out how an object from Python is read."""
+    check_kind(spec)
     if isinstance(spec, Mapping):
-        return from_memory(where, {str(name): np.asarray(array) for name, array in spec.items()})
+        return from_memory(where, {str(name): as_array(a, f"{where}, {str(name)!r}") for name, a in spec.items()})
     if hasattr(spec, "__array__"):
-        return from_memory(where, {ANONYMOUS: np.asarray(spec)})
+        return from_memory(where, {ANONYMOUS: as_array(spec, where)})
     if isinstance(spec, Sequence):
+        _check_list(spec, where)
         return from_calls(where, lambda: spec, "stable")
     if isinstance(spec, Iterator):
         return from_calls(where, lambda: spec, "never")
     if isinstance(spec, Iterable):
         return _Loader(where, spec)
-    if callable(spec):
-        return from_calls(where, spec)
-    raise DataError(
-        f"is of type {type(spec).__name__}, which gives no samples",
-        where="calibration data",
-        hint="give a path, a dictionary of arrays, an array, a list, generator or function of feeds, or a data loader",
-    )
+    if _is_indexed(spec):
+        return from_dataset(where, spec)
+    assert callable(spec)
+    return from_calls(where, spec)
+
+
+def _check_list(spec: Sequence[object], where: str) -> None:
+    """Refuse a list without samples, or with items that cannot be samples of any model."""
+    if not spec:
+        raise DataError("gives no samples", where=where, hint=GIVE_SAMPLES)
+    for number, item in enumerate(spec):
+        if not isinstance(item, Mapping | tuple | list) and not hasattr(item, "__array__"):
+            what = f"is of type {type(item).__name__}, not a dictionary from input name to array"
+            raise DataError(what, where=f"{where}: sample {number}", hint=GIVE_SAMPLES)
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -352,17 +389,22 @@ def _fit(
     if isinstance(located, _Images):
         return _fit_images(located, inputs, preprocess)
     if isinstance(located, _Loader):
-        return from_loader(located.source, located.batches, lambda batch: _divided(batch, inputs)), None
+        return from_loader(located.source, located.batches, lambda batch, where: _divided(batch, inputs, where)), None
     return located, None
 
 
-def _divided(batch: object, inputs: Sequence[TensorSpec]) -> list[object]:
-    """Divide a batch into single samples, unless the model takes a fixed batch of another size."""
+def _divided(batch: object, inputs: Sequence[TensorSpec], where: str) -> list[object]:
+    """Divide a batch into single samples, unless the model takes a fixed batch of another size.
+
+    Where an array has one axis less than its input, it is no batch but a sample, as loaders without batches give it.
+    """
     arrays = _named(batch, inputs)
     fixed = any(isinstance(spec.dims[0], int) and spec.dims[0] > 1 for spec in inputs if spec.dims)
     if not isinstance(arrays, Mapping) or fixed:
         return [arrays]
-    columns = {name: np.asarray(array) for name, array in arrays.items()}
+    columns = {name: as_array(array, f"{where}, input {name!r}") for name, array in arrays.items()}
+    if any(spec.name in columns and columns[spec.name].ndim == len(spec.dims) - 1 for spec in inputs):
+        return [{name: array[None] for name, array in columns.items()}]
     sizes = {array.shape[:1] for array in columns.values()}
     if len(sizes) != 1 or sizes == {()}:
         return [columns]

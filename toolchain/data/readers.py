@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -146,9 +146,12 @@ def from_memory(source: str, arrays: Mapping[str, Array]) -> Reader:
 
 def _sample_count(leading: Mapping[str, tuple[int, ...]], where: object) -> int:
     """Return the number of samples of arrays with these leading axes."""
-    if not leading or any(not axis or axis[0] == 0 for axis in leading.values()):
-        empty = next((name for name, axis in leading.items() if not axis or axis[0] == 0), None)
-        what = "holds no arrays" if empty is None else f"array {empty!r} has no leading axis that counts samples"
+    unfit = next((name for name, axis in leading.items() if not axis or axis[0] == 0), None)
+    if not leading or unfit is not None:
+        named = f"array {unfit!r}" if unfit else "the array"
+        what = "holds no arrays" if unfit is None else f"{named} has no leading axis that counts samples"
+        if unfit is not None and leading[unfit]:
+            what = f"{named} holds no samples, its leading axis is 0 long"
         raise DataError(what, where=where, hint="save one array an input, stacked along a leading sample axis")
     if len(set(leading.values())) > 1:
         lengths = ", ".join(f"{name!r} {axis[0]}" for name, axis in leading.items())
@@ -206,10 +209,38 @@ def from_calls(source: str, factory: Callable[[], object], rereading: Rereading 
         factory: the function.
         rereading: "stable" where the samples are known to stay the same, as those of a list.
     """
-    return _from_iterables(source, factory, lambda item: [item], rereading)
+    return _from_iterables(source, factory, lambda item, where: [item], rereading)
 
 
-def from_loader(source: str, loader: Iterable[object], divide: Callable[[object], Iterable[object]]) -> Reader:
+class Indexed(Protocol):
+    """Samples by number, such as a ``torch.utils.data.Dataset``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> object: ...
+
+
+def from_dataset(source: str, dataset: Indexed) -> Reader:
+    """Read single samples, without a batch axis, by number; the dataset may augment them."""
+    with user_code(source, DataError):
+        count = len(dataset)
+    if not count:
+        raise DataError("is empty", where=source, hint="give a few hundred samples")
+
+    def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
+        for number in range(count) if numbers is None else numbers:
+            with user_code(f"{source}: sample {number}", DataError):
+                arrays = dataset[number]
+            yield Sample(number, "", arrays)
+
+    return Reader(source, count, read, rereading="possible")
+
+
+Divide = Callable[[object, str], Iterable[object]]
+"""Takes an item of a user's iterable and its name in errors; returns the samples in it."""
+
+
+def from_loader(source: str, loader: Iterable[object], divide: Divide) -> Reader:
     """Read from an iterable that gives batches, such as ``torch.utils.data.DataLoader``.
 
     Args:
@@ -220,9 +251,7 @@ def from_loader(source: str, loader: Iterable[object], divide: Callable[[object]
     return _from_iterables(source, lambda: loader, divide, "possible")
 
 
-def _from_iterables(
-    source: str, factory: Callable[[], object], divide: Callable[[object], Iterable[object]], rereading: Rereading
-) -> Reader:
+def _from_iterables(source: str, factory: Callable[[], object], divide: Divide, rereading: Rereading) -> Reader:
     def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
         wanted = None if numbers is None else set(numbers)
         for number, arrays in enumerate(_items(source, factory, divide)):
@@ -236,9 +265,7 @@ def _from_iterables(
     return Reader(source, None, read, batched=True, rereading=rereading)
 
 
-def _items(
-    source: str, factory: Callable[[], object], divide: Callable[[object], Iterable[object]]
-) -> Iterator[object]:
+def _items(source: str, factory: Callable[[], object], divide: Divide) -> Iterator[object]:
     """Yield the samples of a user's iterable, with every error of the user's code named."""
     with user_code(source, DataError):
         samples = factory()
@@ -252,12 +279,13 @@ def _items(
     with user_code(f"{source}: sample {number}", DataError):
         iterator = iter(samples)
     while True:
-        with user_code(f"{source}: sample {number}", DataError):
+        where = f"{source}: sample {number}"
+        with user_code(where, DataError):
             try:
-                parts = list(divide(next(iterator)))
+                item = next(iterator)
             except StopIteration:
                 return
-        for part in parts:
+        for part in divide(item, where):
             if number == MOST_SAMPLES:
                 raise DataError(
                     f"yields more than {MOST_SAMPLES} samples", where=source, hint="end it after a few hundred"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from toolchain.core.errors import DataError, did_you_mean
+from toolchain.core.errors import DataError, did_you_mean, one_line
 from toolchain.formats.tensor_spec import TensorSpec
 
 Array = npt.NDArray[np.generic]
@@ -17,6 +17,31 @@ Feed = dict[str, Array]
 
 # Casts without a loss that a model would notice; numpy's default dtypes make them necessary.
 _SILENT_CASTS = {("float64", "float32"), ("int32", "int64")}
+
+
+def as_array(value: Any, where: str) -> Array:
+    """Return an array of a value that is one, or can become one without a loss.
+
+    Tensors of torch are taken from any device and without their gradients; bfloat16, which numpy does not have, becomes
+    float32, which holds all its values.
+
+    Args:
+        value: an array, a tensor, or nested lists of numbers.
+        where: its name in errors.
+
+    Raises:
+        DataError: no array can be made of it.
+    """
+    try:
+        if hasattr(value, "detach") and hasattr(value, "cpu"):  # a torch tensor; torch itself may not be installed
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = one_line(error).rstrip(".")
+        if "inhomogeneous" in reason:
+            reason = "its parts have different shapes"
+        raise DataError(f"is not an array ({reason})", where=where, hint="give a numpy array") from None
 
 
 def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:
@@ -36,6 +61,8 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
     names = [spec.name for spec in inputs]
     if not isinstance(arrays, Mapping):
         what = f"is of type {type(arrays).__name__}, not a dictionary from input name to array"
+        if isinstance(arrays, tuple | list):
+            what += f", and holds {len(arrays)} items where the model takes {', '.join(names)}"
         raise DataError(what, where=where, hint=f"yield {{{names[0]!r}: array}}")
     for name in arrays:
         if name not in names:
@@ -46,10 +73,7 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
         if spec.name not in arrays:
             hint = f"the model takes {', '.join(names)}"
             raise DataError(f"input {spec.name!r} is missing", where=where, hint=hint)
-        try:
-            array = np.asarray(arrays[spec.name])
-        except (TypeError, ValueError, RuntimeError) as error:
-            _refuse(where, spec, f"is not an array ({error})", "give a numpy array")
+        array = as_array(arrays[spec.name], f"{where}, input {spec.name!r}")
         if add_batch and array.ndim == len(spec.dims) - 1:
             array = array[None]
         _check_dtype(array, spec, where)
@@ -93,6 +117,8 @@ def _check_dtype(array: Array, spec: TensorSpec, where: str) -> None:
         _refuse(where, spec, "is text to the model, and only numbers can be calibrated", "cut the text processing off")
     if array.dtype.hasobject:
         _refuse(where, spec, "holds Python objects, not numbers", "give a plain numeric array")
+    if array.dtype.kind in "SU":
+        _refuse(where, spec, "holds text, not numbers", "give a plain numeric array")
     what = f"is {array.dtype} where the model takes {spec.dtype}"
     hint = f"convert it with .astype('{spec.dtype}') if that is meant"
     if array.dtype.kind in "iu" and spec.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 255:

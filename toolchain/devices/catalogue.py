@@ -19,7 +19,7 @@ def known_targets() -> list[str]:
     return ["host", *sorted(p.stem for p in profile_folder().glob("*.toml"))]
 
 
-def load_target(name: str) -> Target:
+def load_target(name: str | Path) -> Target:
     """Load the profile of a target.
 
     Args:
@@ -30,6 +30,7 @@ def load_target(name: str) -> Target:
         ConfigError: the name is unknown, or the profile does not follow the schema.
         DeviceError: ``host``, and this machine is neither x86_64 nor aarch64.
     """
+    name = str(name)
     if name == "host":
         from toolchain.devices.detect import detect_host
 

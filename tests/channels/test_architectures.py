@@ -1,4 +1,4 @@
-"""Architectures nothing here was written for: all that is free is cut at random, and what is not has its reason."""
+"""Architectures that no rule was written for: free groups are cut at random, and all others have a reason."""
 
 import logging
 
@@ -25,7 +25,7 @@ OPEN = ("shufflenet", "vit", "gpt2", "llama", "torchvision swin")
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "batch"), [*((name, "1") for name in ARCHITECTURES), *((name, "N") for name in OPEN)])
-def test_all_that_is_free_may_go_and_the_rest_says_why(name, batch, caplog):
+def test_free_groups_can_be_cut_and_pinned_groups_have_a_reason(name, batch, caplog):
     caplog.set_level(logging.ERROR)
     chosen = ARCHITECTURES[name]
     kind = ":int64" if chosen.vocabulary else ""

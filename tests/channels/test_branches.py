@@ -1,4 +1,4 @@
-"""Residual branches: what is one, and what is left when it goes."""
+"""Residual branches: which nodes form one, and the model that is left after its removal."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def net(body=BODY, constants=None):
     return named
 
 
-def test_both_are_found_whichever_side_the_stream_is_on():
+def test_branches_are_found_with_the_stream_on_either_side():
     found = branches(net())
     assert [(b.name, b.stream, b.nodes) for b in found] == [
         ("make_t", "s", ("make_a", "make_r", "make_b")),
@@ -30,7 +30,7 @@ def test_both_are_found_whichever_side_the_stream_is_on():
 
 
 @pytest.mark.parametrize("name", ["make_t", "make_u"])
-def test_what_is_left_is_the_model_with_a_branch_of_zeros(name):
+def test_a_removed_branch_equals_a_branch_of_zeros(name):
     last = {"make_t": "w2", "make_u": "w3"}[name]
     feed = {"x": np.random.default_rng(0).standard_normal((1, 3, 5, 5)).astype(np.float32)}
     silent = net(constants={**CONSTANTS, last: np.zeros_like(CONSTANTS[last])})
@@ -39,16 +39,16 @@ def test_what_is_left_is_the_model_with_a_branch_of_zeros(name):
     )
 
 
-def test_the_stream_stands_for_the_sum():
+def test_the_stream_takes_the_name_of_the_sum():
     left = drop_branches(net(), ["make_t"])
     assert [node.outputs[0].name for node in left.graph] == ["t", "c", "u", "y"]
 
 
-def test_what_others_read_too_is_no_branch():
+def test_nodes_with_other_readers_are_no_branch():
     body = "s = Conv(x, w0) a = Conv(s, w3) t = Add(s, a) y = Mul(t, a)"
     assert branches(net(body)) == ()
 
 
-def test_a_name_that_is_none():
+def test_an_unknown_branch_is_an_error():
     with pytest.raises(ModelError, match="no such residual branch"):
         drop_branches(net(), ["make_y"])

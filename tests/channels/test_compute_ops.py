@@ -1,4 +1,4 @@
-"""Axes that each operator of the table makes the same, against those worked out by hand."""
+"""Axes that each operator of the table unifies, against those worked out by hand."""
 
 import numpy as np
 import onnx_ir as ir
@@ -25,8 +25,8 @@ def value(text):
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))
 
 
-def told(op, inputs, outputs, attributes=None):
-    """The axes of all values as letters, one for each leaf: `-` pinned, `.` of size 1; and why those are pinned."""
+def axes_and_reasons(op, inputs, outputs, attributes=None):
+    """The axes of all values as letters, one for each leaf: `-` pinned, `.` of size 1; and the reasons of pins."""
     read, made = [value(text) for text in inputs], [value(text) for text in outputs]
     node = ir.Node("", op, read, ir.convenience.convert_attributes(attributes or {}), name="it", outputs=made)
     constants = [v for v in read if v.const_value is not None]
@@ -186,7 +186,7 @@ CASES = {
     **{op: ([IMAGE], ["float[1, 8, 3, 3] y"], {}) for op in POOLS},
 }
 
-# operator (and what is special), what is tied, why not
+# operator (and its special form): unified axes as letters, reasons of pinned axes
 EXPECTED = {
     "Conv": (
         "x[. a - -] w[b a - -] b[b] y[. b - -]",
@@ -282,22 +282,22 @@ EXPECTED = {
 }
 
 
-def test_every_row_has_its_case():
+def test_every_row_has_a_case():
     assert {case.split()[0] for case in CASES} == set(TABLE)
     assert list(CASES) == list(EXPECTED)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_row_ties(case):
+def test_axes_that_a_row_unifies(case):
     text, why = EXPECTED[case]
-    assert told(case.split()[0], *CASES[case]) == (text, set(why))
+    assert axes_and_reasons(case.split()[0], *CASES[case]) == (text, set(why))
 
 
-def test_an_operator_without_a_row_pins_all_it_reads_and_makes():
-    text, why = told("Selu", [ROWS], ["float[3, 8] y"])
+def test_an_operator_without_a_row_pins_its_inputs_and_outputs():
+    text, why = axes_and_reasons("Selu", [ROWS], ["float[3, 8] y"])
     assert (text, why) == ("x[- -] y[- -]", {"Selu has no row in the operator table"})
 
 
-def test_a_handler_that_disagrees_with_the_shapes_is_not_believed():
-    text, why = told("Add", [ROWS, "float[8] z"], ["float[3, 9] y"])
+def test_an_operator_whose_axes_disagree_with_its_shapes_is_a_barrier():
+    text, why = axes_and_reasons("Add", [ROWS, "float[8] z"], ["float[3, 9] y"])
     assert (text, why) == ("x[- -] z[-] y[- -]", {"Add uses it in a way that is not understood"})

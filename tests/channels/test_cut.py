@@ -1,4 +1,4 @@
-"""Cutting what states a size itself: what is free by hand, and the masked graph as the judge of the rest."""
+"""Cuts of operators that state a size: free groups by hand; the masked graph is the reference for the results."""
 
 import numpy as np
 import onnx
@@ -168,7 +168,7 @@ def built(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_free_groups_are_those_found_by_hand_and_random_cuts_of_them_are_true(name):
+def test_free_groups_are_as_worked_out_by_hand_and_random_cuts_are_proved(name):
     model = built(name)
     found = [group for group in groups(model, layout(model)) if group.free]
     assert {group.name: group.size for group in found} == CASES[name][1]
@@ -183,7 +183,7 @@ def test_free_groups_are_those_found_by_hand_and_random_cuts_of_them_are_true(na
         assert parameter_count(apply_cuts(model, cuts)) <= parameter_count(model)
 
 
-def test_what_is_cut_is_gone_from_every_member():
+def test_cut_channels_are_removed_from_every_member():
     model = built("depthwise Conv")
     cut = apply_cuts(model, {"first": [1, 4, 6]})
     sizes = {value.name: query.sizes(value) for value in cut.graph.initializers.values()}
@@ -202,7 +202,7 @@ def test_nothing_cut_is_the_same_model():
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_model_given_is_left_as_it_is():
+def test_the_given_model_is_not_changed():
     model = built("Slices from the end")
     before = parameter_count(model), str(model.graph)
     apply_cuts(model, {"first": [0], "first:2": [1]})
@@ -210,7 +210,7 @@ def test_the_model_given_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("separated", [True, False])
-def test_constants_that_are_alike_by_chance_are_no_tie(separated):
+def test_equal_constants_do_not_join_two_groups(separated):
     body = (
         "[one] a = Conv<kernel_shape = [1, 1]>(x, w, b) r = Relu(a) "
         "[two] c = Conv<kernel_shape = [1, 1]>(r, v, b) [three] y = Conv<kernel_shape = [1, 1]>(c, u)"
@@ -222,8 +222,8 @@ def test_constants_that_are_alike_by_chance_are_no_tie(separated):
     assert free == ({"one": 6, "two": 6} if separated else {"one": 6})
 
 
-def test_a_default_that_may_be_fed_is_not_cut():
-    """An initializer that is an input as well: nobody knows what it will be."""
+def test_an_input_with_a_default_value_is_not_cut():
+    """An initializer that is an input as well, so that its values are not known."""
     body, inputs, outputs, constants, _ = chain("z = Relu(a)", 8)
     model = small_models.model(body, f"{inputs}, float[8, 3, 1, 1] w", outputs, constants, ir_version=8)
     found = by_name(groups(model, layout(model)))
@@ -242,7 +242,7 @@ def test_a_default_that_may_be_fed_is_not_cut():
         ({"first": [-1, 2]}, "numbers below 8"),
     ],
 )
-def test_cuts_that_cannot_be_are_refused_in_one_sentence(cuts, what):
+def test_impossible_cuts_are_refused_in_one_sentence(cuts, what):
     with pytest.raises(ModelError, match=what) as error:
         apply_cuts(built("PRelu"), cuts)
     assert "group" in str(error.value)

@@ -1,4 +1,4 @@
-"""Groups of whole graphs: who is in one, why one is pinned, and what it costs."""
+"""Groups of whole graphs: their members, the reasons of pins, and their cost."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def grouped(body, inputs, outputs, constants, **settings):
     return by_name(groups(model, layout(model)))
 
 
-def test_a_residual_stream_is_one_group_and_what_is_inside_a_branch_another():
+def test_a_residual_stream_is_one_group_and_the_inside_of_a_branch_another():
     body = (
         "[stem] a = Conv(x, w) [wide] b = Conv(a, p) r = Relu(b) [narrow] c = Conv(r, q) s = Add(a, c) "
         "[last] y = Conv(s, v)"
@@ -44,7 +44,7 @@ def test_a_part_of_an_axis_counts_with_its_share():
     assert found["two"].macs == 64 * (2 * 3 + 2 * 4)
 
 
-def test_what_nobody_sums_over_stays():
+def test_axes_that_no_operator_sums_over_are_pinned():
     body = "[one] a = Conv(x, w) p = Slice(a, s, e, c) [last] y = Conv(p, v)"
     constants = {**weights(w=(6, 3, 1, 1), v=(4, 4, 1, 1)), "s": np.array([0]), "e": np.array([4]), "c": np.array([1])}
     found = grouped(body, IMAGE, "float[1, 4, 8, 8] y", constants)
@@ -64,7 +64,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("who", READERS)
-def test_a_size_that_is_read_as_data_stays(who):
+def test_axes_whose_size_is_read_as_data_are_pinned(who):
     text, free = READERS[who]
     body = f"[one] a = Conv(x, w) s = Shape(a) {text} m = Cast<to = 1>(n) z = ReduceSum<keepdims = 0>(m) " \
            "[last] b = Conv(a, v) y = Mul(b, z)"  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_size_that_is_read_as_data_stays(who):
     assert free or "its sizes are read as data" in found["one"].pins
 
 
-def test_an_operator_without_a_row_pins_what_it_reads_and_no_more():
+def test_an_operator_without_a_row_pins_only_its_inputs_and_outputs():
     body = "[one] a = Conv(x, w) [two] b = Conv(a, v) [odd] c = Selu(b) [three] d = Conv(c, u) [last] y = Conv(d, t)"
     constants = weights(w=(6, 3, 1, 1), v=(5, 6, 1, 1), u=(7, 5, 1, 1), t=(4, 7, 1, 1))
     found = grouped(body, IMAGE, "float[1, 4, 8, 8] y", constants)
@@ -83,7 +83,7 @@ def test_an_operator_without_a_row_pins_what_it_reads_and_no_more():
     assert found["two"].pins == ("Selu has no row in the operator table",)
 
 
-def test_what_a_branch_reads_stays():
+def test_axes_that_a_branch_of_an_if_reads_are_pinned():
     body = """[one] a = Conv(x, w) [last] b = Conv(a, v)
         y = If(c) <then_branch = yes () => (float[1, 4, 8, 8] t) { q = ReduceMax<keepdims = 1>(a) t = Add(b, q) },
                    else_branch = no () => (float[1, 4, 8, 8] e) { e = Identity(b) }>"""

@@ -1,4 +1,4 @@
-"""Index spaces against explicit sets of indices: whatever was unified, both sides keep the same places."""
+"""Index spaces against explicit sets of indices: unified spaces keep the same positions."""
 
 from math import prod
 
@@ -24,7 +24,7 @@ from toolchain.channels.index_spaces import (
 
 
 def needs(space):
-    """For every place, the places of leaves that it needs: {(leaf, place), ...}."""
+    """For every position, the positions of leaves that it needs: {(leaf, position), ...}."""
     space = space.root
     if not space._parts:
         return [{(space, i)} for i in range(space.size)]
@@ -46,7 +46,7 @@ def kept(space, keep):
 
 @st.composite
 def spaces(draw, size, depth=3, pool=None):
-    """A space of this size: a leaf, a product or a sum; leaves may come again."""
+    """A space of this size: a leaf, a product or a concatenation; leaves may occur more than once."""
     pool = {} if pool is None else pool
     factors = [d for d in range(2, size) if size % d == 0]
     kinds = ["leaf", *(["product"] if factors else []), *(["sum"] if size > 1 else [])]
@@ -81,7 +81,7 @@ SIZES = st.sampled_from([1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 18, 24, 30])
 
 
 @given(st.data())
-def test_places_are_those_whose_leaves_are_all_kept(data):
+def test_kept_positions_are_those_whose_leaves_are_all_kept(data):
     agree(data, data.draw(spaces(data.draw(SIZES))))
 
 
@@ -93,13 +93,13 @@ def test_unified_spaces_keep_the_same_places(data):
     a, b, c = (data.draw(spaces(size, pool=pool)) for _ in range(3))
     unify(a, b)
     agree(data, a, b)
-    unify(b, c)  # what was the same stays so
+    unify(b, c)  # spaces that were unified before stay so
     agree(data, a, b, c)
 
 
 @settings(max_examples=300)
 @given(st.data())
-def test_what_contains_a_unified_space_follows_it(data):
+def test_a_space_that_contains_a_unified_one_is_cut_with_it(data):
     size = data.draw(SIZES)
     a, b = data.draw(spaces(size)), data.draw(spaces(size))
     around = product(Space(3), a), concatenation(b, Space(2))
@@ -125,7 +125,7 @@ def test_aligned_products_keep_the_same_places(data):
 
 @given(st.lists(st.integers(2, 4), min_size=1, max_size=4), st.data())
 def test_refinements_of_one_factorization_are_free(sizes, data):
-    """Factors that were joined in two ways: nothing of them need be pinned where one side only joins neighbours."""
+    """Factors that were joined in two ways: nothing is pinned if one side only joins neighbours."""
     joined, rest = [], list(sizes)
     while rest:
         count = data.draw(st.integers(1, len(rest)))
@@ -139,7 +139,7 @@ def test_refinements_of_one_factorization_are_free(sizes, data):
 
 @settings(max_examples=300)
 @given(st.data())
-def test_a_space_cut_in_parts_is_the_sum_of_them(data):
+def test_a_split_space_equals_the_concatenation_of_its_parts(data):
     size = data.draw(SIZES)
     space = data.draw(spaces(size))
     marks = sorted(data.draw(st.lists(st.integers(0, size), max_size=3)))
@@ -149,7 +149,7 @@ def test_a_space_cut_in_parts_is_the_sum_of_them(data):
 
 
 @given(st.data())
-def test_the_owner_of_a_place_is_a_place_it_needs(data):
+def test_the_leaf_position_of_a_position_is_one_that_it_needs(data):
     space = data.draw(spaces(data.draw(SIZES)))
     for leaf in set(leaves(space)):
         for owner, needed in zip(leaf_positions(space, leaf), needs(space), strict=True):
@@ -193,7 +193,7 @@ def test_common_refinements_worked_out_by_hand(left, right, concatenations, matc
 
 
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=4), st.lists(st.integers(2, 12), min_size=1, max_size=4))
-def test_it_goes_as_far_as_the_running_products_divide_each_other(left, right):
+def test_a_refinement_ends_where_running_products_do_not_divide_each_other(left, right):
     """The condition in the module's docstring, computed as it stands there."""
     left, right = [*left, prod(right)], [*right, prod(left)]
     running = [[prod(side[: n + 1]) for n in range(len(side))] for side in (left, right)]
@@ -219,8 +219,8 @@ def test_heads_and_widths():
     assert list(kept_positions(axis, keep)) == [16, 21, 22, 48, 53, 54]
 
 
-def test_a_shuffle_makes_both_halves_one():
-    """(2 x c) turned to (c x 2), and what is then split in two halves again."""
+def test_a_channel_shuffle_joins_both_halves():
+    """(2 x c) is transposed to (c x 2) and split in two halves again."""
     halves, each = Space(2), Space(6)
     result = split(product(each, halves), [6, 6])
     unify(result[0], result[1])
@@ -229,7 +229,7 @@ def test_a_shuffle_makes_both_halves_one():
     assert list(kept_positions(result[0], keep)) == list(kept_positions(result[1], keep))
 
 
-def test_several_factors_meet_a_sum_and_go_on():
+def test_several_factors_match_one_concatenation():
     """(1 + 3) x 2 against 2 x 2 x 2: the first two are as large as the sum, and the third is free."""
     last = Space(2), Space(2)
     left, right = [concatenation(Space(1), Space(3)), last[0]], [Space(2), Space(2), last[1]]
@@ -245,14 +245,14 @@ def test_factors_without_a_common_form_are_pinned_with_the_reason():
     assert all(leaf.pins == (reason,) for space in (*left, *right) for leaf in leaves(space))
 
 
-def test_a_size_that_the_run_tells_pins_what_it_meets():
+def test_a_run_time_size_pins_the_space_it_is_unified_with():
     known, unknown = Space(8), Space(None)
     unify(known, unknown)
     assert known.pins
     assert list(kept_positions(known, {})) == list(range(8))
 
 
-def test_a_pin_goes_to_all_that_is_joined_before_and_after():
+def test_a_pin_applies_to_spaces_joined_before_and_after():
     a, b, c = Space(8), Space(8), Space(8)
     unify(a, b)
     b.pin("why")
@@ -268,6 +268,6 @@ def test_known_sizes_that_differ_are_refused():
 
 
 @pytest.mark.parametrize("size", [0, 8, 9])
-def test_a_cut_leaves_something_on_both_sides(size):
+def test_a_split_has_positions_on_both_sides(size):
     with pytest.raises(ValueError, match="cannot be split"):
         split_in_two(Space(8), size)

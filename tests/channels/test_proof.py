@@ -1,4 +1,4 @@
-"""The proof must fail for cuts that are wrong, each in one way."""
+"""The proof fails for wrong cuts, each with one fault."""
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ KEEP = {"first": [0, 2, 5]}
 
 @pytest.fixture
 def model():
-    """A bias and f(0) = 1/2 stand between what makes the channels and what sums over them."""
+    """There is a bias and f(0) = 1/2 between the producer of the channels and their consumer."""
     body = (
         "[first] a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w, b) s = Sigmoid(a) "
         "[deep] d = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 6>(s, g, h) "
@@ -33,13 +33,13 @@ def changed(model, **arrays):
     return model
 
 
-def test_a_true_cut_is_proved(model):
+def test_a_correct_cut_is_proved(model):
     found = verify_cuts(model, KEEP, apply_cuts(model, KEEP))
     assert (found.mismatches, found.identical, found.exact) == ((), True, True)
     assert found.error < 1e-5
 
 
-# Every one of them gives a well-formed graph, of the right sizes.
+# Each of them gives a well-formed graph of the right sizes.
 MUTATIONS = {
     "another channel is kept by its maker": {"w": lambda w: np.roll(w, 1, 0)},
     "another channel is kept by its reader": {"v": lambda v: np.roll(v, 1, 1)},
@@ -52,13 +52,13 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("fault", MUTATIONS)
-def test_a_wrong_cut_is_found(model, fault):
+def test_a_wrong_cut_is_detected(model, fault):
     pruned = changed(apply_cuts(model, KEEP), **MUTATIONS[fault])
     assert any("differs by" in sentence for sentence in verify_cuts(model, KEEP, pruned).mismatches)
 
 
 @pytest.mark.parametrize("fault", [name for name in MUTATIONS if "forgotten" not in name and "little" not in name])
-def test_a_cutter_that_is_wrong_is_found_with_selection_weights(model, monkeypatch, fault):
+def test_wrong_cutting_code_is_detected_with_selection_weights(model, monkeypatch, fault):
     right = apply_cuts
     monkeypatch.setattr(proof, "apply_cuts", lambda dense, cuts: changed(right(dense, cuts), **MUTATIONS[fault]))
     found = verify_cuts(model, KEEP, right(model, KEEP))
@@ -66,16 +66,16 @@ def test_a_cutter_that_is_wrong_is_found_with_selection_weights(model, monkeypat
     assert found.mismatches == ("output 'y' is not the same with selection weights",)
 
 
-def test_other_places_than_those_said_are_found(model):
+def test_a_cut_of_other_positions_is_detected(model):
     assert verify_cuts(model, KEEP, apply_cuts(model, {"first": [0, 2, 4]})).mismatches
 
 
-def test_a_model_that_was_not_cut_is_found(model):
+def test_a_model_that_was_not_cut_is_detected(model):
     assert verify_cuts(model, KEEP, apply_cuts(model, {})).mismatches
 
 
-def test_a_mask_on_what_makes_the_channels_is_another_function(model, monkeypatch):
-    """The bias and the sigmoid of zero leak through, so it must not pass for the reference."""
+def test_masking_the_producers_is_not_the_reference(model, monkeypatch):
+    """The bias and the sigmoid of zero reach the consumer, so this mask must not count as the reference."""
 
     def makers(dense, cuts):
         clone = dense.clone()
@@ -88,7 +88,7 @@ def test_a_mask_on_what_makes_the_channels_is_another_function(model, monkeypatc
     assert verify_cuts(model, KEEP).mismatches
 
 
-def test_readers_are_masked_and_nobody_else(model):
+def test_only_consumers_are_masked(model):
     found = masked(model, KEEP)
     products = [node for node in found.graph if node.op_type == "Mul"]
     assert [consumer.name for node in products for consumer in query.consumers(node.outputs[0])] == ["last"]
@@ -114,7 +114,7 @@ def test_selection_weights_have_one_entry_in_every_sum(op, shape, summed):
     assert set(np.unique(array)) <= {-1, 0, 1}
 
 
-def test_every_group_of_a_transposed_convolution_is_alive():
+def test_every_group_of_a_transposed_convolution_has_selection_weights():
     model = ir.from_proto(small_models.proto("y = ConvTranspose<group = 3>(x, w)", "float[1, 6, 4, 4] x", "y",
                                              weights(w=(6, 2, 2, 2))))  # fmt: skip
     array = query.constant(with_selection_weights(model, 0).graph.initializers["w"])
@@ -129,7 +129,7 @@ def test_sums_of_activations_are_held_to_a_tolerance():
     assert not found.exact
 
 
-def test_the_runtime_folds_no_scale_into_selection_weights(tmp_path):
+def test_onnxruntime_folds_no_scale_into_selection_weights(tmp_path):
     body = "a = Conv(x, w) c = BatchNormalization(a, s, b, m, v) y = Mul(c, k)"
     constants = {**weights(w=(6, 3, 1, 1), s=(6,), b=(6,), m=(6,), k=(6, 1, 1)), "v": np.ones(6, np.float32)}
     model = small_models.model(body, "float[1, 3, 8, 8] x", "float[1, 6, 8, 8] y", constants)

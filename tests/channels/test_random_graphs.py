@@ -1,4 +1,4 @@
-"""Random small graphs of the table's operators, random cuts of all that is free: the same bits as the masked graph."""
+"""Random cuts of random small graphs of the table's operators give the same bits as the masked graph."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ class Graph:
         self.pool.append((self.node(op, inputs)[0], channels))
 
     def pick(self, *sizes):
-        """A tensor, of one of these sizes where some are given; late ones first."""
+        """A tensor, of one of these sizes where some are given; recent ones first."""
         fit = [item for item in reversed(self.pool) if not sizes or item[1] in sizes]
         return self.draw(st.sampled_from(fit[:4]))
 

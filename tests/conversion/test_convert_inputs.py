@@ -52,7 +52,7 @@ DIMS = st.lists(st.integers(1, 9999) | st.sampled_from(["batch", "seq", "n"]) | 
 
 
 @given(DIMS, st.sampled_from(DTYPES), st.sampled_from([",", " x ", ", "]))
-def test_whatever_is_written_is_read(dims, dtype, separator):
+def test_written_specs_are_read_back(dims, dtype, separator):
     text = separator.join("-1" if d is None else str(d) for d in dims)
     assert parse_input(f"in.put/1:{text}:{dtype}") == TensorSpec("in.put/1", np.dtype(dtype), tuple(dims))
 

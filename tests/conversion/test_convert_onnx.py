@@ -1,4 +1,4 @@
-"""ONNX files as users have them: old, damaged, foreign, with external data."""
+"""ONNX files of users: old, damaged, from other programs, with external data."""
 
 import hashlib
 import logging
@@ -58,7 +58,7 @@ def one_node(op, domain="", opset=17, **imports):
     return helper.make_model(graph, opset_imports=ids, ir_version=8)
 
 
-# --- what goes well ---
+# --- accepted files ---
 
 
 def test_a_current_file_is_taken_as_it_is(tmp_path):
@@ -148,7 +148,7 @@ def test_operators_of_onnxruntime_and_of_the_file_itself(tmp_path):
     convert(saved(model, tmp_path / "function.onnx"))
 
 
-# --- what is refused ---
+# --- refused files ---
 
 
 def test_paths(tmp_path):
@@ -183,7 +183,7 @@ def test_not_onnx(tmp_path, content):
         convert(tmp_path / "net.onnx")
 
 
-def test_cut_anywhere_it_is_refused(tmp_path):
+def test_a_file_truncated_anywhere_is_refused(tmp_path):
     whole = conv_net().SerializeToString()
     for size in range(0, len(whole) - 8, 13):  # the last bytes are the opset, whose absence is caught too
         (tmp_path / "cut.onnx").write_bytes(whole[:size])
@@ -255,7 +255,7 @@ def test_unknown_operator_in_a_subgraph(tmp_path):
         convert(saved(helper.make_model(graph, opset_imports=ids, ir_version=8), tmp_path / "odd.onnx"))
 
 
-def test_wrong_types_are_onnxruntimes_to_name(tmp_path):
+def test_wrong_types_are_reported_by_onnxruntime(tmp_path):
     model = conv_net()
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((4, 3, 3, 3), np.int64), "w"))
     with pytest.raises(ModelError, match="does not accept it"):
@@ -274,7 +274,7 @@ def test_an_impossible_size(tmp_path):
         convert(path, freeze={"n": 6})
 
 
-def test_a_converter_that_cannot(tmp_path, monkeypatch):
+def test_a_failing_converter_is_reported(tmp_path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("no adapter for Foo")
 
@@ -286,7 +286,7 @@ def test_a_converter_that_cannot(tmp_path, monkeypatch):
 # --- parity ---
 
 
-def test_a_converter_that_errs_is_found_out(tmp_path, monkeypatch):
+def test_a_converter_that_changes_the_result_is_detected(tmp_path, monkeypatch):
     def wrong(proto, version):
         """Takes Softmax over the last axis alone, as opset 13 does by default."""
         del version
@@ -334,7 +334,7 @@ def test_parity_refuses(relu, reference, said):
         measure(relu, reference, size=8)
 
 
-def test_a_source_that_runs_on_nothing(relu):
+def test_a_source_that_runs_on_no_input_has_no_parity(relu):
     assert measure(relu, lambda feed: None, size=8) is None
 
 

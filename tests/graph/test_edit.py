@@ -1,4 +1,4 @@
-"""Edits leave a graph that computes what it should, under the names it had."""
+"""Edited graphs compute the expected values and keep their names."""
 
 import numpy as np
 import onnx
@@ -144,7 +144,7 @@ def test_unused_nodes_and_constants_go():
 # --- outputs ---
 
 
-def test_kept_outputs_stand_in_the_order_asked_for_and_the_rest_goes():
+def test_kept_outputs_have_the_given_order_and_unneeded_nodes_are_removed():
     model = chain()
     values = {value.name: value for value in query.activations(model)}
     edit.keep_outputs(model, [values["b"], values["a"]])
@@ -240,7 +240,7 @@ def needed(source, part, results):
     return found
 
 
-def test_what_a_branch_reads_of_a_part_is_its_result():
+def test_values_that_a_branch_reads_are_results_of_the_part():
     body = """[one] a = Relu(x)
     [two] y = If (c) <then_branch = yes () => (float[2, 3] t) { [inner] t = Neg(a) },
                       else_branch = no () => (float[2, 3] e) { e = Identity(a) }>"""
@@ -250,7 +250,7 @@ def test_what_a_branch_reads_of_a_part_is_its_result():
     np.testing.assert_array_equal(small_models.plain(alone, X)["a"], np.maximum(X["x"], 0))
 
 
-def test_an_extracted_part_leaves_the_weights_of_others_behind():
+def test_an_extracted_part_has_no_weights_of_other_nodes():
     constants = small_models.weights(w=(2, 3), v=(2, 3))
     model = small_models.model("[one] a = Add(x, w) [two] y = Mul(a, v)", "float[2, 3] x", "float[2, 3] y", constants)
     assert set(edit.extract(model, ["one"]).graph.initializers) == {"w"}

@@ -1,4 +1,4 @@
-"""Questions about a graph, answered from small graphs whose answers are seen at a glance."""
+"""Queries on small graphs whose results are obvious."""
 
 import numpy as np
 import onnx
@@ -48,7 +48,7 @@ def test_constants(graph):
 
 
 @pytest.mark.parametrize("name", ["x", "a", "y"])
-def test_what_is_fed_or_computed_is_no_constant(graph, name):
+def test_inputs_and_computed_values_are_no_constants(graph, name):
     assert query.constant(value(graph, name)) is None
 
 
@@ -59,7 +59,7 @@ def test_a_default_that_a_user_may_replace_is_no_constant(graph):
     assert query.constant(None) is None
 
 
-def test_a_foreign_operator_called_constant_is_none():
+def test_an_operator_called_constant_in_another_domain_is_no_constant():
     foreign = ir.Node("com.example", "Constant", [], name="n")
     assert query.constant(foreign.outputs[0]) is None
 
@@ -118,7 +118,7 @@ def test_readers_are_distinct_nodes():
     assert query.sole_consumer(s) is None
 
 
-def test_what_leaves_the_graph_has_no_sole_reader(graph):
+def test_graph_outputs_have_no_sole_consumer(graph):
     assert query.sole_consumer(value(graph, "right")) is None
     assert query.sole_consumer(value(graph, "left")).op_type == "Relu"
     both = small_models.model("a = Relu(x) y = Neg(a)", "float[2] x", "float[2] y, float[2] a")
@@ -165,8 +165,8 @@ WINDOWS = [
 @pytest.mark.parametrize("attributes", WINDOWS)
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (4, 5)])
 @pytest.mark.parametrize("spatial", [(11, 13), (12, 14)])
-def test_a_window_sees_what_onnxruntime_sees(attributes, kernel, spatial):
-    """A kernel of ones over numbered pixels, by hand on the padded picture."""
+def test_a_window_has_the_sizes_that_onnxruntime_uses(attributes, kernel, spatial):
+    """A kernel of ones over numbered pixels, computed by hand on the padded image."""
     text = f"float[1, 1, {spatial[0]}, {spatial[1]}] x"
     weight = np.ones((1, 1, *kernel), np.float32)
     model = small_models.model(f"y = Conv<{attributes}>(x, w)", text, "y", {"w": weight})

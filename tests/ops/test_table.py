@@ -1,4 +1,4 @@
-"""The operator table, one line an operator, and what follows for operators and nodes without a row.
+"""The operator table: one line for each operator, and the behaviour for operators and nodes without a row.
 
 To add an operator: one row in ``toolchain/ops/table.py``, one line here.
 """
@@ -195,7 +195,7 @@ def test_a_row_is_of_an_operator_that_exists(op):
 
 @pytest.mark.parametrize("op", TABLE)
 def test_parameters_of_a_row_are_inputs_of_its_operator(op):
-    """No cell points beyond what the operator takes."""
+    """No cell names an input that the operator does not have."""
     most = onnx.defs.get_schema(op).max_input
     row = TABLE[op]
     pointed = [*getattr(row.channels, "parameters", ())]
@@ -225,7 +225,7 @@ def test_an_operator_without_a_row_is_a_barrier_that_reports_can_name(op, domain
     assert choice.reason == BARRIER.int8.reason == BARRIER.channels.reason == "its operator is not in the table"
 
 
-def test_a_namesake_in_another_domain_is_not_the_standard_operator():
+def test_an_operator_of_the_same_name_in_another_domain_is_not_the_standard_one():
     assert rule(single("Conv", [IMAGE, (8, 4, 3, 3)], (1, 8, 4, 4), "my.domain").graph[0]) is BARRIER
 
 

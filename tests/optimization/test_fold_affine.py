@@ -1,4 +1,4 @@
-"""Factors and offsets vanish into the products beside them, and nothing else changes."""
+"""Factors and offsets are folded into neighbouring products, and nothing else changes."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_keeps(case):
     assert changed(body, outputs) == before
 
 
-def test_two_convolutions_of_one_weight_are_changed_apart():
+def test_two_convolutions_that_share_a_weight_are_changed_separately():
     assert changed("c = Conv(x, p) m = Mul(c, one) y = Conv(m, p)") == ["Conv", "Conv"]
 
 
@@ -107,7 +107,7 @@ def test_gelu_halves_last_and_stays_bit_for_bit():
     np.testing.assert_array_equal(small_models.plain(model, feed)["y"], expected)
 
 
-def test_another_halving_is_left_alone():
+def test_other_halvings_are_not_changed():
     model = small_models.model(
         "h = Mul(x, half) y = Mul(x, h)", "float[3, 8] x", "float[?, ?] y", {"half": np.float32(0.5)}
     )

@@ -1,4 +1,4 @@
-"""Linear layers as Gemm: what is left, what it computes, and where it does not apply."""
+"""Linear layers as Gemm: the operators that are left, their results, and the cases where it does not apply."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_what_is_left_and_what_it_computes(body, left):
     assert_same(before, after)
 
 
-def test_one_open_axis_stays_open_and_two_are_left_alone():
+def test_one_dynamic_axis_stays_dynamic_and_two_are_not_changed():
     before, after = changed(LAYER, "float[N, 5, 4] x")
     assert "Gemm" in ops(after)
     assert_same(before, after, (3, 5, 4))
@@ -70,7 +70,7 @@ def test_three_readers_share_one_matrix():
     assert_same(before, after)
 
 
-def test_what_is_read_before_the_sum_or_leaves_the_graph_stays():
+def test_products_read_before_the_sum_or_outputs_are_not_changed():
     before, after = changed(LAYER, outputs="float[?, ?, ?] h, float[?, ?, ?] y")
     assert ops(after) == ["MatMul", "Add"]
     assert_same(before, after)

@@ -1,4 +1,4 @@
-"""Whole models cleaned up, and the check that their numbers stay."""
+"""Clean-up of whole models, and the check that their outputs stay the same."""
 
 import logging
 
@@ -19,7 +19,7 @@ from toolchain.optimization.passes import optimize
 
 
 def net(batch="N", side="H"):
-    """Convolutions with everything around them that exporters leave, both image axes open."""
+    """Convolutions with everything that exporters leave around them; both image axes are dynamic."""
     constants = {**weights(w=(2, 3, 3, 3), v=(2, 2, 1, 1), fc=(2, 4), b=(4,)), **BATCH_NORM, "half": np.float32(0.5)}
     body = """
         c = Conv<pads = [1, 1, 1, 1]>(x, w) n = BatchNormalization(c, gamma, beta, mu, var) r = Relu(n)
@@ -30,7 +30,7 @@ def net(batch="N", side="H"):
     return small_models.model(body, f"float[{batch}, 3, {side}, {side}] x", f"float[{batch}, 4] y", constants)
 
 
-def test_open_axes_stay_open():
+def test_dynamic_axes_stay_dynamic():
     model = net()
     result = optimize(model).model
     assert [str(d) for d in result.graph.inputs[0].shape] == ["N", "3", "H", "H"]
@@ -93,7 +93,7 @@ def test_a_branch_keeps_what_it_reads():
         assert_same_results(model, result, feed)
 
 
-def test_a_branch_that_hands_on_an_outer_value_keeps_its_identity():
+def test_a_branch_that_returns_an_outer_value_keeps_its_identity():
     """Torch's export of ``x if condition else f(x)``; onnx_ir's own pass leaves a branch without its output."""
     model = small_models.model(
         """r = Relu(x) s = ReduceSum<keepdims = 0>(r) b = Greater(s, limit)
@@ -115,7 +115,7 @@ def test_a_branch_that_hands_on_an_outer_value_keeps_its_identity():
         np.testing.assert_array_equal(small_models.plain(result, feed)["y"], small_models.plain(model, feed)["y"])
 
 
-def test_stale_shapes_are_forgotten():
+def test_stale_shapes_are_inferred_again():
     model = small_models.model("a = Relu(x) y = Neg(a)", "float[2, 3] x", "float[2, 3] y")
     model.graph[0].outputs[0].shape = ir.Shape([7, 7, 7])
     result = optimize(model, verify=False).model
@@ -159,8 +159,8 @@ def test_a_pass_that_changes_numbers_is_caught(monkeypatch):
 
 
 @pytest.mark.parametrize("place", [0, 1, 7, 12, 20, 30, -6, -1])
-def test_the_pass_that_is_to_blame_is_named(place, monkeypatch):
-    """Wherever it is in the list, and though others follow that change the graph, but not its numbers."""
+def test_the_failing_pass_is_named(place, monkeypatch):
+    """At any place in the list, also before passes that change the graph but not its outputs."""
     wrong = scaling_weights("scale_weights_wrongly")
     monkeypatch.setattr(passes, "PASSES", (*passes.PASSES[:place], wrong, *passes.PASSES[place:]))
     with pytest.raises(GateError, match=r"output 'y': clean-up pass `scale_weights_wrongly` changed it by"):
@@ -193,7 +193,7 @@ def test_every_pass_has_a_name_for_the_error():
     assert "apply" not in {passes._name(one) for one in passes.PASSES}
 
 
-def test_what_each_pass_removed_is_logged(caplog):
+def test_the_effect_of_each_pass_is_logged(caplog):
     with caplog.at_level(logging.DEBUG, logger="toolchain"):
         result = optimize(net())
     assert f"clean-up: {result.nodes_before} nodes became {result.nodes_after}, largest relative" in caplog.text
@@ -206,7 +206,7 @@ def test_a_pass_that_makes_numbers_nan_is_caught(monkeypatch):
         optimize(net())
 
 
-def test_a_pass_that_only_matters_for_bigger_batches_is_caught(monkeypatch):
+def test_a_pass_that_is_wrong_for_larger_batches_only_is_caught(monkeypatch):
     def wrong(model):
         source = model.graph.outputs[0].producer()
         first = ir.node("ReduceMax", [source.inputs[0]], {"axes": [0], "keepdims": 1}, name="wrong")
@@ -241,7 +241,7 @@ def test_a_pass_that_leaves_no_valid_graph_is_caught(monkeypatch):
         optimize(net(), verify=False)
 
 
-def test_an_open_axis_that_needs_more_than_two_is_still_verified(monkeypatch):
+def test_a_dynamic_axis_that_needs_more_than_two_is_verified(monkeypatch):
     """Sound models whose first convolution is longer than two samples run on neither 1 nor 2."""
     args = "y = Conv<strides = [4]>(x, w)", "float[1, 1, T] x", "float[1, 2, U] y", weights(w=(2, 1, 16))
     assert small_models.ops(optimize(small_models.model(*args)).model) == ["Conv"]
@@ -250,7 +250,7 @@ def test_an_open_axis_that_needs_more_than_two_is_still_verified(monkeypatch):
         optimize(small_models.model(*args))
 
 
-def test_what_could_not_be_compared_is_not_called_equal():
+def test_a_model_that_could_not_be_compared_has_no_error_figure():
     """No random feed is as long as the convolution."""
     model = small_models.model("y = Conv(x, w)", "float[1, 1, T] x", "float[1, 2, U] y", weights(w=(2, 1, 600)))
     assert optimize(model).max_relative_error is None

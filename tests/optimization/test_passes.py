@@ -1,4 +1,4 @@
-"""Every clean-up pass: the graph it should leave, and the same numbers by three ways of running it."""
+"""Every clean-up pass: the expected graph, and the same outputs in three ways of running it."""
 
 from dataclasses import dataclass, field
 
@@ -336,7 +336,7 @@ def test_a_second_time_changes_nothing(case):
     assert text.dump(optimize(once).model) == text.dump(once)
 
 
-def test_later_stages_find_what_they_rely_on(case):
+def test_later_stages_get_the_properties_they_rely_on(case):
     result = optimize(case.model()).model
     nodes = list(result.graph)
     assert len({node.name for node in nodes}) == len(nodes)

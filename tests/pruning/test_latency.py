@@ -1,4 +1,4 @@
-"""The time of parts of a model: estimated, and measured once."""
+"""Times of parts of a model: estimated, and measured once."""
 
 import pytest
 from small_models import model, weights

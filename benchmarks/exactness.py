@@ -29,11 +29,11 @@ from toolchain.core.files import write_text
 from toolchain.data.calibration import open_data
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.recipe import Quantize, Recipe
+from toolchain.formats.target import Encoding
 from toolchain.graph import io, run, tap
 from toolchain.quantization.exactness.certificate import NodeCertificate, certify, clauses
 from toolchain.quantization.loop import Quantized, quantize_model
 from toolchain.quantization.qdq.fragments import int8_part
-from toolchain.quantization.qdq.writer import Encoding
 
 PROCESSORS = ("x86-avx2", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a710", "max")
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")

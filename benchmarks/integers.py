@@ -32,9 +32,9 @@ from toolchain.core.files import write_text
 from toolchain.data.calibration import open_data
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.formats.results import Host
+from toolchain.formats.target import Encoding
 from toolchain.graph import io
 from toolchain.quantization.loop import quantize_model
-from toolchain.quantization.qdq.writer import Encoding
 
 SAMPLES = 64
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")

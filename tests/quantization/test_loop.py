@@ -102,7 +102,7 @@ def test_what_the_runtime_does_not_fuse_is_left_float_with_the_reason(monkeypatc
     monkeypatch.setattr(table, "TABLE", wrong)
     source = model()
     result = quantize_model(source, data(source), UNRACED)
-    assert floats(result) == {"tanh": planner.UNFUSED}
+    assert floats(result) == {"tanh": planner.UNFUSED_REASON}
     assert result.audit.clean
     assert "t" in result.plan.activations, "its reader is int8 still"
 
@@ -120,8 +120,8 @@ def test_what_the_audit_says_decides(monkeypatch):
     source = model()
     result = quantize_model(source, data(source), UNRACED)
     assert floats(result) == {
-        "first": planner.UNFUSED,
-        "second": planner.UNFUSED,
+        "first": planner.UNFUSED_REASON,
+        "second": planner.UNFUSED_REASON,
         "tanh": floats(result)["tanh"],
         "relu": FOLLOWS_FLOAT,
     }

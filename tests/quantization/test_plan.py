@@ -37,7 +37,7 @@ def test_the_same_inputs_give_the_same_plan():
 
 
 def test_a_plan_knows_no_target():
-    asked = ["model", "selection", "observation", "recipe", "weights", "grids"]
+    asked = ["model", "selection", "observation", "settings", "weights", "grids"]
     assert list(inspect.signature(plan_quantization).parameters) == asked
     assert not {"target", "encoding"} & set(Plan.__dataclass_fields__)
     assert all(

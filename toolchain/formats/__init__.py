@@ -1,3 +1,1 @@
-"""Every record that is stored in a file, declared once: recipes, profiles, manifests, results and
-findings, and their schemas.
-"""
+"""Every record that is stored in a file, declared once, and the schemas of the files."""

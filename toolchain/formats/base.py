@@ -1,8 +1,8 @@
 """Strict, immutable records, and the documents that store them in TOML or JSON files.
 
-A document refuses unknown keys with "did you mean", states a schema version, is read from TOML or JSON and written as
-JSON. Its JSON Schema is published in ``docs/schemas`` (``python -m toolchain.formats.schemas``). A string below a field
-is the field's description there.
+A document states a schema version, is read from TOML or JSON, and is written as JSON. An unknown key is refused with a
+suggestion. The JSON Schemas are published in ``docs/schemas`` (``python -m toolchain.formats.schemas``);
+the string after a field is its description there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Document(Record):
             ConfigError: the data does not follow the schema; it names the first fault and its place.
         """
         try:
-            # JSON mode: lists may fill tuples and strings enums, but no number hides in a string.
+            # JSON mode: a list is accepted for a tuple, and a string for an enum, but no string for a number.
             return cls.model_validate_json(json.dumps(data, default=str))
         except pydantic.ValidationError as error:
             fault = first_fault(cls, error, data, cls.KIND)

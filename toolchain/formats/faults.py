@@ -1,6 +1,4 @@
-"""Validation errors of pydantic, each said in one plain sentence: the place in the document, the value found there, and
-what to give instead.
-"""
+"""Describe a validation error of pydantic in one sentence: place in the document, value, and what to give instead."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ import pydantic
 
 from toolchain.core.errors import did_you_mean
 
-UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-"""Pydantic's names of the fault, for records and for dataclasses."""
+UNKNOWN_KEY_FAULTS = ("extra_forbidden", "unexpected_keyword_argument")
+"""Pydantic's names of the fault that a key is unknown: in a record, and in a dataclass."""
 
-LONGEST_VALUE = 60
-"""Characters of a value that a message shows."""
+MAX_VALUE_CHARACTERS = 60
+"""Largest number of characters of a value that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class Fault:
     """One fault of a document.
 
     Attributes:
-        place: keys and indices that lead to it.
-        what: what is wrong there.
-        hint: what to do about it.
+        place: keys and indices from the root of the document.
+        what: the fault in words.
+        hint: advice how to correct it.
     """
 
     place: tuple[int | str, ...]
@@ -36,24 +34,24 @@ class Fault:
 
 
 def first_fault(model: type[pydantic.BaseModel], error: pydantic.ValidationError, data: Any, kind: str) -> Fault:
-    """Choose the fault to report, and say it.
+    """Choose the fault to report, and describe it.
 
     Args:
         model: the record that was validated.
-        error: what pydantic raised.
-        data: what was validated.
+        error: the error of the validation.
+        data: the data that was validated.
         kind: the name of such a document, such as "recipe".
     """
     faults = [(_place(fault, data), fault) for fault in error.errors()]
     # A misspelt key is also a missing one; the misspelling is the one to report.
-    first, _ = next((f for f in faults if f[1]["type"] in UNKNOWN_KEY), faults[0])
-    # Every branch of a union has a fault of its own; the branch that got furthest is the one that was meant.
+    first, _ = next((f for f in faults if f[1]["type"] in UNKNOWN_KEY_FAULTS), faults[0])
+    # Every branch of a union has its own fault. The one deepest in the document is reported: its branch fits best.
     place = max((place for place, _ in faults if place[: len(first)] == first), key=len)
     fault, *others = (fault for at, fault in faults if at == place)
     problem, context = fault["type"], fault.get("ctx", {})
     if problem.startswith("union_tag"):
         place = (*place, context["discriminator"].strip("'"))
-    if problem in UNKNOWN_KEY:
+    if problem in UNKNOWN_KEY_FAULTS:
         return Fault(place, "unknown key", did_you_mean(str(place[-1]), _fields(model, fault["loc"][:-1])))
     if problem in ("missing", "union_tag_not_found"):
         return Fault(place, f"is missing from this {kind}", "add it")
@@ -70,7 +68,7 @@ def first_fault(model: type[pydantic.BaseModel], error: pydantic.ValidationError
 
 
 def _expected(fault: Any) -> str:
-    """Advice for a fault of pydantic's, as the end of "give …"."""
+    """Say what is expected, in words that follow "give …"."""
     context = fault.get("ctx", {})
     match fault["type"]:
         case "bool_type" | "bool_parsing":
@@ -112,9 +110,9 @@ def _entries(number: int) -> str:
 
 
 def _shown(fault: Any) -> str:
-    """The value found, as TOML and JSON write it, shortened."""
+    """Return the given value as TOML and JSON write it, shortened."""
     text = json.dumps(fault["input"], ensure_ascii=False, default=str)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:MAX_VALUE_CHARACTERS]}…"
 
 
 def _words(context: Mapping[str, Any]) -> list[str]:
@@ -123,7 +121,7 @@ def _words(context: Mapping[str, Any]) -> list[str]:
 
 
 def _place(fault: Any, data: Any) -> tuple[int | str, ...]:
-    """Locate a fault in the document: pydantic's location without the names it gives to the branches of a union."""
+    """Locate a fault in the document: pydantic's location without its names for the branches of a union."""
     place: list[int | str] = []
     for part in fault["loc"]:
         if (isinstance(data, Mapping) and part in data) or (isinstance(data, Sequence) and isinstance(part, int)):

@@ -1,7 +1,7 @@
-"""`Findings`: everything an export or a training run found out besides measurements, for its report.
+"""`Findings`: results of an export or a training run, other than measurements, for its report.
 
-The report can be made again from the folder: precision, certificate and accuracy steps are in the manifests, times in
-the results, the rest here; nothing is stored twice.
+The report can be made again from the files of the folder. Precision, certificate and accuracy steps are in the
+manifests, times are in the results, and the rest is here; nothing is stored twice.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from toolchain.formats.base import Document, Record
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Score
+from toolchain.formats.target import Encoding
 from toolchain.formats.tensor_spec import TensorSpec
 
 MANIFEST_NAME = "manifest.json"
@@ -128,7 +129,7 @@ class Doubt(Record):
 class Exactness(Record):
     """The exactness certificate: whether every target computes the same integers."""
 
-    activations: Literal["u8", "s8"]
+    activations: Encoding
     """Encoding of activations in the file. x86 has exact kernels for u8 only, ARM for both."""
     overflow_free: bool
     """True where no product can saturate on any processor."""

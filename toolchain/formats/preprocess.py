@@ -1,6 +1,6 @@
 """`Preprocess`: the pipeline from an image file to the array that a model takes, by name or in a TOML file.
 
-:func:`toolchain.data.images.read_image` carries it out.
+:func:`toolchain.data.images.read_image` runs it.
 """
 
 from __future__ import annotations

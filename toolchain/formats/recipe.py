@@ -1,6 +1,6 @@
 """`Recipe`: a file with every choice that makes one exported model differ from another.
 
-A recipe never names a device: what depends on the device comes from the `Target`.
+A recipe never names a device: the settings that depend on the device come from the `Target`.
 """
 
 from __future__ import annotations

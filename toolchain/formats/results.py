@@ -1,6 +1,6 @@
 """`Measurement`: one model timed on one machine, with the raw samples and the state of the machine.
 
-Raw samples are kept and every statistic is derived from them (as pyperf does). `Results` is the file that `bench`
+Raw samples are stored, and every statistic is computed from them (as in pyperf). `Results` is the file that `bench`
 writes and `compare` reads.
 """
 

@@ -1,4 +1,4 @@
-"""`Suite`: a TOML file that lists model files beside it, which are timed again and again."""
+"""`Suite`: a TOML file that lists model files, so that they can be timed together repeatedly."""
 
 from __future__ import annotations
 

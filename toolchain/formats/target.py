@@ -21,6 +21,8 @@ Feature = Literal[
     "sse4.1", "avx", "avx2", "avx512", "avx-vnni", "avx512-vnni", "amx-int8",
 ]  # fmt: skip
 ARM_FEATURES = frozenset({"asimd", "fp16", "dotprod", "i8mm", "bf16", "sve", "sme"})
+Encoding = Literal["u8", "s8"]
+"""Encoding of activations. u8 with zero point z and s8 with zero point z - 128 represent the same real numbers."""
 PackageFormat = Literal["onnx", "ort"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
 
@@ -63,7 +65,7 @@ class Runtime(Record):
 class Int8(Record):
     """Form of int8 models for the device."""
 
-    activations: Literal["u8", "s8"]
+    activations: Encoding
     """u8 where the kernels take unsigned activations (x86), s8 where signed ones are native (ARM). Both stand for the
     same real numbers: u8 with zero point z is s8 with z - 128."""
     saturates: bool = False

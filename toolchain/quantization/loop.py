@@ -1,10 +1,10 @@
-"""`quantize_model`: from a float model and data to an int8 plan that was audited, raced and made more accurate.
+"""`quantize_model`: make an int8 plan from a float model and data; the plan is audited, raced and made more accurate.
 
     1. plan and audit            what onnxruntime does not run as int8 stays float     (`planner`)
     2. check dynamic operators   an LSTM that is too inaccurate stays float            (`accuracy.dynamic_check`)
     3. race                      what is slower as int8 stays float                    (`races`)
-    4. accuracy steps            each is kept where it brings the outputs nearer       (`accuracy.steps`)
-    5. mixed precision           the noisiest operators stay float where that is free
+    4. accuracy steps            each is kept where it makes the outputs more accurate (`accuracy.steps`)
+    5. mixed precision           the noisiest operators stay float where that costs neither time nor exactness
 
 After each of the steps 2 to 5 the model is planned and audited again. There is one plan for all targets, so the
 integers are the same everywhere.
@@ -29,6 +29,7 @@ from toolchain.evaluation.fidelity import Probe
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
+from toolchain.formats.target import Encoding
 from toolchain.graph import query
 from toolchain.ops.table import TABLE
 from toolchain.quantization import races
@@ -39,13 +40,14 @@ from toolchain.quantization.exactness.certificate import certify
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.planner import AuditedPlan, Planner, log_left_float
 from toolchain.quantization.qdq.fusion_audit import Audit
-from toolchain.quantization.qdq.writer import Encoding, apply_quantization
+from toolchain.quantization.qdq.writer import apply_quantization
 from toolchain.quantization.selection import Reasons
 from toolchain.storage.fp16 import halve_weights
 
 MAX_CHECK_SAMPLES = 32
-"""At most this many samples judge an accuracy step."""
+"""Largest number of samples that an accuracy step is judged by."""
 SENSITIVITY_SAMPLES = 8
+"""Number of samples that noise is measured on."""
 MIN_FLOAT_NOISE_SHARE = 0.1
 """A cluster of operators is tried in float if it makes at least this share of all noise ..."""
 MIN_FLOAT_GAIN_DB = 0.5
@@ -78,7 +80,7 @@ class Quantized:
 
     @property
     def basis(self) -> QuantBasis:
-        """Everything the plan was made from."""
+        """Model, statistics, settings and weights that the plan was made from."""
         return self.planned.basis
 
     @property
@@ -93,7 +95,7 @@ class Quantized:
 
     @property
     def model(self) -> ir.Model:
-        """The float model the plan is for."""
+        """The float model that the plan is for; its channels may be rescaled."""
         return self.basis.model
 
     @property
@@ -103,7 +105,7 @@ class Quantized:
 
     @property
     def encoding(self) -> Encoding:
-        """The spelling of activations that this machine has fast kernels for."""
+        """Encoding of activations that this machine has fast kernels for."""
         return self.planner.encoding
 
     def write(self, encoding: Encoding) -> ir.Model:
@@ -119,7 +121,7 @@ class Quantized:
         return measure_noise(self.model, self.plan, probe, self.check.fingerprint, self.planner.progress)
 
     def leaving_float(self, reasons: Mapping[str, str]) -> Quantized:
-        """Plan and audit again with the nodes of `reasons` float as well; all other decisions stay."""
+        """Plan and audit again with the nodes of `reasons` float too; all other decisions stay."""
         return self.planned_from(self.basis, {**self.planned.reasons, **reasons})
 
     def planned_from(self, basis: QuantBasis, reasons: Reasons | None = None) -> Quantized:
@@ -127,7 +129,7 @@ class Quantized:
 
         Args:
             basis: model, statistics and weights to plan from.
-            reasons: nodes that stay float and why; those of the present plan by default.
+            reasons: nodes that stay float, and why; by default those of this plan.
         """
         known = self.planned.reasons if reasons is None else reasons
         return replace(self, planned=self.planner.audited_plan(basis.model, known, basis))
@@ -218,12 +220,12 @@ def _with_accuracy_steps(quantized: Quantized) -> Quantized:
 
 
 def _is_exact(quantized: Quantized) -> bool:
-    """True where every processor computes the same bits; an operator left float would end that."""
+    """True where every processor computes the same bits, which would not hold with an operator left float."""
     return not any(verdict.fault for verdict in certify(quantized.model, quantized.plan))
 
 
 def _with_noisiest_operators_float(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
-    """Leave the few clusters of operators float that make most of the error, where the model is not slower for it."""
+    """Leave the few clusters of operators float that cause most of the error, where the model gets no slower."""
     clusters = noise_clusters(quantized.model, quantized.plan, quantized.noise_sources())
     noisiest = [cluster for cluster in clusters if cluster.share >= MIN_FLOAT_NOISE_SHARE]
     if not noisiest:
@@ -238,7 +240,7 @@ def _with_noisiest_operators_float(quantized: Quantized, probe: Probe, feed: Fee
         tried_db = probe.fidelity_db(written)
         if tried_db < best_db + MIN_FLOAT_GAIN_DB:
             continue
-        if not races.race_models(current, written, feed, seconds=races.WHOLE_MODEL_SECONDS).second_is_slower():
+        if not races.race_models(current, written, feed, seconds=races.WHOLE_MODEL_RACE_SECONDS).second_is_slower():
             log_left_float(dict.fromkeys(cluster.nodes, reason))
             quantized, current, best_db, used = tried, written, tried_db, True
     step = AccuracyStep(name=MIXED_PRECISION, without_db=before_db, with_db=best_db, used=used)

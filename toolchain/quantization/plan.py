@@ -1,4 +1,4 @@
-"""`plan_quantization`: every number of the int8 model, as data that can be printed, compared and stored.
+"""`plan_quantization`: compute every number of the int8 model, as data that can be printed, compared and stored.
 
 Nothing here touches a graph. A plan is independent of the target: activations are planned as unsigned with zero point
 z, and a target with signed activations writes the same numbers with z - 128.
@@ -37,7 +37,7 @@ BIAS_LIMIT = 2.0**30
 
 @dataclass(frozen=True)
 class ProductQuant:
-    """The constants of one Conv, Gemm or MatMul.
+    """The quantized constants of one Conv, Gemm or MatMul.
 
     Attributes:
         weight: int8 integers and scales.
@@ -52,16 +52,16 @@ class ProductQuant:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole int8 model as numbers.
+    """All numbers of the int8 model.
 
     Attributes:
         choices: the precision of every node.
-        activations: name of a tensor to its grid.
-        products: name of a node to its constants.
-        inexact: int8 nodes that may round differently on different processors, with the reason; they should be
-            selected float instead.
-        tables: name of a node to the rows it looks up.
-        recurrent: name of a dynamic node to its weights.
+        activations: grids by tensor name.
+        products: constants of products by node name.
+        inexact: names of int8 nodes that may round differently on different processors, with the reason; they should
+            be float instead.
+        tables: by node name, the quantized table that a node looks up rows of.
+        recurrent: weights of dynamic nodes by node name.
     """
 
     choices: tuple[NodePrecision, ...]
@@ -91,7 +91,7 @@ def plan_quantization(
     model: ir.Model,
     selection: Selection,
     observation: Observation,
-    recipe: Quantize,
+    settings: Quantize,
     weights: Mapping[str, WeightQuant] | None = None,
     grids: Mapping[str, Affine] | None = None,
 ) -> Plan:
@@ -101,53 +101,53 @@ def plan_quantization(
         model: the optimized float model.
         selection: which nodes are int8.
         observation: statistics of ``selection.tensors``.
-        recipe: settings for ranges, weights and biases.
-        weights: by node name, weights that are rounded already; others are rounded to nearest.
-        grids: by tensor name, grids that are chosen already. They are kept as they are, and nodes between them that do
-            not round the same everywhere are listed as `inexact`.
+        settings: settings for ranges, weights and biases.
+        weights: by node name, weights that are already rounded; others are rounded to nearest.
+        grids: by tensor name, grids that are fixed already. They are not changed, and nodes between them that may round
+            differently on different processors are listed as `inexact`.
     """
-    activations, inexact = _activation_grids(model, selection, observation, recipe, grids or {})
+    activations, inexact = _activation_grids(model, selection, observation, settings, grids or {})
     products: dict[str, ProductQuant] = {}
     chosen = selection.int8_nodes()
     for node in model.graph:
         cell = rule(node).int8
         if isinstance(cell, Kernel) and query.label(node) in chosen:
             products[query.label(node)] = _product(
-                node, cell, activations, observation, recipe, (weights or {}).get(query.label(node))
+                node, cell, activations, observation, settings, (weights or {}).get(query.label(node))
             )
     tables = embedding_tables.quantize_tables(model, selection.nodes_in("int8 storage"))
-    steps = dynamic_lstm.quantize_weights(model, selection.nodes_in("int8 dynamic"), exact=recipe.exact)
-    return Plan(selection.choices, activations, products, inexact, tables, steps)
+    recurrent = dynamic_lstm.quantize_weights(model, selection.nodes_in("int8 dynamic"), exact=settings.exact)
+    return Plan(selection.choices, activations, products, inexact, tables, recurrent)
 
 
 def _activation_grids(
     model: ir.Model,
     selection: Selection,
     observation: Observation,
-    recipe: Quantize,
-    known: Mapping[str, Affine],
+    settings: Quantize,
+    fixed: Mapping[str, Affine],
 ) -> tuple[dict[str, Affine], dict[str, str]]:
     """Choose grids by tensor name; also return the nodes that could not be made exact, with the reason."""
     values = {str(value.name): value for value in query.activations(model)}
     group = {name: scale_source(name, selection) for name in selection.tensors}
     grids = {
-        source: known[source] if source in known else _grid(values[source], observation, recipe)
+        source: fixed[source] if source in fixed else _grid(values[source], observation, settings)
         for source in dict.fromkeys(group.values())
     }
-    inexact = align_grids(model, selection, grids) if recipe.exact and not known else {}
+    inexact = align_grids(model, selection, grids) if settings.exact and not fixed else {}
     activations = {name: grids[source] for name, source in group.items()}
-    if recipe.exact and known:
+    if settings.exact and fixed:
         inexact = tie_margins.nodes_near_ties(model, selection, activations)
     return activations, inexact
 
 
 def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine]) -> dict[str, str]:
-    """Move scales by fractions of a percent until every operator rounds the same on every processor.
+    """Change scales slightly so that operators round the same on every processor; `grids` is changed.
 
     Args:
         model: the float model the selection was made for.
         selection: which nodes are int8.
-        grids: by the tensor whose scale others share (:func:`scale_source`); changed.
+        grids: by the tensor whose scale others share (:func:`scale_source`).
 
     Returns:
         The nodes that cannot be made exact, with the reason.
@@ -157,11 +157,11 @@ def align_grids(model: ir.Model, selection: Selection, grids: dict[str, Affine])
     chosen = selection.int8_nodes()
     nodes = [node for node in model.graph if query.label(node) in chosen]
     output_of = {query.label(node): str(output_point(node, chosen).name) for node in nodes}
-    where = lattice_scales.lattice_sites(nodes, group, output_of)
+    sites = lattice_scales.lattice_sites(nodes, group, output_of)
     settled = [name for name in grids if stated_range(values[name]) is not None]
     capped = [name for name in grids if np.isfinite(ceiling(values[name]))]
-    inexact = lattice_scales.align(where, grids, settled, capped)
-    aligned = (name for site in where for name in (*site.inputs, site.output))
+    inexact = lattice_scales.align(sites, grids, settled, capped)
+    aligned = (name for site in sites for name in (*site.inputs, site.output))
     return inexact | tie_margins.move_clear_of_ties(nodes, group, output_of, grids, {*settled, *capped, *aligned})
 
 
@@ -173,7 +173,7 @@ def scale_source(name: str, selection: Selection) -> str:
 
 
 def stated_range(value: ir.Value) -> tuple[float, float] | None:
-    """Return the range that an operator's result is known to have, None where it is not known."""
+    """Return the range that the operator table states for an operator's result; None where it states none."""
     producer = value.producer()
     cell = rule(producer).int8 if producer is not None else None
     return cell.output_range if isinstance(cell, OwnScale) else None
@@ -188,15 +188,15 @@ def ceiling(value: ir.Value) -> float:
     return float("inf") if high is None else high
 
 
-def _grid(value: ir.Value, observation: Observation, recipe: Quantize) -> Affine:
+def _grid(value: ir.Value, observation: Observation, settings: Quantize) -> Affine:
     if (known := stated_range(value)) is not None:
-        # 256 steps, not 255: the top of the grid is one step below the upper end of the range, as the kernels expect.
+        # The kernels expect 256 steps in the range, so the top of the grid is one step below its upper end.
         low, high = known
         return affine(low, low + (high - low) * 255 / 256)
     stats = observation.tensors.get(str(value.name))
     if stats is None:  # not computed on any sample, for example in an empty branch
         return Affine(1.0, 0)
-    low, high = choose_range(stats, recipe.ranges, recipe.percentile)
+    low, high = choose_range(stats, settings.ranges, settings.percentile)
     return affine(low, high)
 
 
@@ -205,8 +205,8 @@ def _product(
     cell: Kernel,
     activations: Mapping[str, Affine],
     observation: Observation,
-    recipe: Quantize,
-    known: WeightQuant | None,
+    settings: Quantize,
+    rounded_weight: WeightQuant | None,
 ) -> ProductQuant:
     source, weight = node.inputs[cell.act], constant_weight(node)
     if source is None:
@@ -215,27 +215,27 @@ def _product(
     bias_value = node.inputs[cell.bias] if cell.bias is not None and len(node.inputs) > cell.bias else None
     bias = query.float_array(bias_value)
     s_x = np.float32(activations[str(source.name)].scale)
-    # A correction is small beside the bias, so a factor of 2 leaves room for it.
-    least = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
-    if known is not None and (least is None or (known.scales >= least).all()):
-        quant = known
+    # The correction is small compared with the bias, so a factor of 2 leaves room for it.
+    min_scales = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
+    if rounded_weight is not None and (min_scales is None or (rounded_weight.scales >= min_scales).all()):
+        quant = rounded_weight
     else:
-        quant = nearest_weight(node, recipe, least)
+        quant = nearest_weight(node, settings, min_scales)
     if cell.bias is None:
         return ProductQuant(quant, None, None)
     total = np.zeros(weight.shape[axis], np.float64) if bias is None else bias.reshape(-1).astype(np.float64)
-    if recipe.bias_correction:
+    if settings.bias_correction:
         total -= _mean_shift(node, quant, weight, observation)
     scales = s_x * quant.scales
     rounded = np.clip(np.rint(total / scales), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
     return ProductQuant(quant, rounded, scales.astype(np.float32))
 
 
-def nearest_weight(node: ir.Node, recipe: Quantize, min_scales: F32 | None = None) -> WeightQuant:
+def nearest_weight(node: ir.Node, settings: Quantize, min_scales: F32 | None = None) -> WeightQuant:
     """Round a product's weight to nearest; see :func:`quantize_weight`."""
     weight = constant_weight(node)
     if not is_depthwise(node, weight.shape):
-        return quantize_weight(weight, weight_axes(node).out, exact=recipe.exact, min_scales=min_scales)
+        return quantize_weight(weight, weight_axes(node).out, exact=settings.exact, min_scales=min_scales)
     return replace(quantize_weight(weight, 0, exact=False, min_scales=min_scales), overflow_free=True)
 
 
@@ -254,7 +254,7 @@ def constant_weight(node: ir.Node) -> F32:
 def is_depthwise(node: ir.Node, weight: Sequence[int]) -> bool:
     """True where a product runs in the kernel that adds in int32: one input and one output channel per group.
 
-    A convolution with one input channel and one group is an ordinary sum.
+    A convolution with one input channel and one group of several outputs is not depthwise.
 
     Args:
         node: the product.
@@ -280,7 +280,7 @@ def _mean_shift(node: ir.Node, quant: WeightQuant, weight: F32, observation: Obs
 
 
 def _tap_coverage(conv: ir.Node) -> F32:
-    """For each tap of a kernel, the share of positions where it lies inside the input; 1 where sizes are unknown."""
+    """Compute for each tap of a kernel the share of positions inside the input; 1 where sizes are unknown."""
     kernel = (query.sizes(conv.inputs[1]) or ())[2:]
     spatial = (query.sizes(conv.inputs[0], dynamic=0) or ())[2:]
     if len(spatial) != len(kernel) or 0 in spatial:

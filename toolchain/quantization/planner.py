@@ -4,7 +4,7 @@
        ▲                                │
        └── what does not run as int8 ◄──┘   stays float, with the reason
 
-All functions here are pure: the reasons why nodes stay float come in and go out with the plan.
+Nothing here keeps state: the reasons why nodes stay float are passed in, and returned with the plan.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from toolchain.calibration.observation import Observation
 from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.formats.recipe import Recipe
+from toolchain.formats.target import Encoding
 from toolchain.quantization.accuracy.steps import QuantBasis, observe_selection
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fusion_audit import Audit, audit, optimized_graph
-from toolchain.quantization.qdq.writer import Encoding, apply_quantization
+from toolchain.quantization.qdq.writer import apply_quantization
 from toolchain.quantization.selection import Reasons, Selection, select
 
-UNFUSED = "onnxruntime does not fuse it into an int8 kernel on this machine"
+UNFUSED_REASON = "onnxruntime does not fuse it into an int8 kernel on this machine"
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ class AuditedPlan:
     """A plan that onnxruntime runs as planned.
 
     Attributes:
-        basis: what the plan was made from.
+        basis: model, statistics, settings and weights that the plan was made from.
         plan: scales and integers.
-        audit: what onnxruntime runs of the plan.
-        reasons: why nodes stay float that could be int8: everything that was learnt about them so far.
+        audit: the part of the plan that onnxruntime runs as int8.
+        reasons: names of nodes that stay float although their operators could be int8, with the reason.
     """
 
     basis: QuantBasis
@@ -49,12 +50,12 @@ class AuditedPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes audited plans; nothing in it changes.
+    """Makes audited plans.
 
     Attributes:
         data: samples that statistics are taken from.
         recipe: settings of calibration and quantization.
-        encoding: the spelling of activations that is audited, this machine's own.
+        encoding: the encoding of activations in the audit, which is this machine's own.
         progress: called for every stage.
     """
 
@@ -73,29 +74,29 @@ class Planner:
         Args:
             model: the float model.
             reasons: nodes that stay float, and why.
-            basis: of an earlier plan for the same model, to reuse its statistics and weights.
+            basis: the basis of an earlier plan for the same model; its statistics and weights are reused.
 
         Returns:
-            The plan; its reasons are `reasons` and those that the audit added.
+            The plan. Its reasons contain `reasons` and those that the audit added.
         """
         reasons = dict(reasons)
-        while True:  # ends, because each turn leaves at least one node more float
+        while True:  # ends, because each turn leaves at least one more node float
             basis = self._basis_for(model, self.select(model, reasons), basis)
             self.progress("planning")
             plan = basis.plan()
-            report = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
-            added = {name: UNFUSED for name in report.unfused if name not in reasons} | dict(plan.inexact)
-            _log.debug("audit: %d int8 nodes planned, %d not fused", len(plan.int8_nodes()), len(report.unfused))
+            audited = audit(optimized_graph(apply_quantization(model, plan, self.encoding)), plan.int8_nodes())
+            added = {name: UNFUSED_REASON for name in audited.unfused if name not in reasons} | dict(plan.inexact)
+            _log.debug("audit: %d int8 nodes planned, %d not fused", len(plan.int8_nodes()), len(audited.unfused))
             if not added:
-                return AuditedPlan(basis, plan, report, reasons)
+                return AuditedPlan(basis, plan, audited, reasons)
             log_left_float(added)
             reasons |= added
 
     def _basis_for(self, model: ir.Model, selection: Selection, basis: QuantBasis | None) -> QuantBasis:
         """Reuse `basis` where its statistics cover the selection, else observe the data again.
 
-        The first time the data is observed even if no tensor needs statistics: every sample is run once, so that one
-        which cannot be run is found.
+        The first time, the data is observed even if no tensor needs statistics: this runs every sample once, and so
+        finds samples that cannot be run.
         """
         if basis is not None and _covers(basis.observation, selection):
             return replace(basis, selection=selection)

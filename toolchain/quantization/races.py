@@ -1,7 +1,6 @@
-"""Races of int8 against float on this machine: each fragment against its float self, then the whole model.
+"""Races of int8 against float on this machine: each fragment against its float version, then the whole model.
 
-A node stays int8 only where that is not slower. The result of a race is the reason that a node carries when it stays
-float, with both times.
+A node stays int8 only where that is not slower. Otherwise the reason to leave it float states both times.
 """
 
 from __future__ import annotations
@@ -13,19 +12,20 @@ import onnx_ir as ir
 
 from toolchain.core.progress import Progress
 from toolchain.data.tensors import Feed
+from toolchain.formats.target import Encoding
 from toolchain.graph import run, tap
 from toolchain.latency.race import Race, race
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fragments import Fragment, fragments
-from toolchain.quantization.qdq.writer import Encoding, apply_quantization
+from toolchain.quantization.qdq.writer import apply_quantization
 
-WHOLE_MODEL_SECONDS = 0.5
+WHOLE_MODEL_RACE_SECONDS = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 def slower_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed, progress: Progress) -> dict[str, str]:
-    """Race each int8 fragment of the plan against its float self.
+    """Race each int8 fragment of the plan against its float version.
 
     Returns:
         The nodes of the fragments that are slower as int8, each with the reason to leave it float.
@@ -50,7 +50,7 @@ def slower_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed
 
 def slower_whole_model(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed) -> str | None:
     """Race the whole int8 model against the float model; return the reason to stay float where int8 is slower."""
-    result = race_models(model, apply_quantization(model, plan, encoding), feed, seconds=WHOLE_MODEL_SECONDS)
+    result = race_models(model, apply_quantization(model, plan, encoding), feed, seconds=WHOLE_MODEL_RACE_SECONDS)
     float_s, int8_s = result.medians_s
     _log.info("whole model: float %.2f ms, int8 %.2f ms", float_s * 1e3, int8_s * 1e3)
     if not result.second_is_slower():

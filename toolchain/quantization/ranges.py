@@ -6,8 +6,8 @@ A range [lo, hi] that contains 0 is divided into 255 steps of s = (hi - lo) / 25
 
 The first term is the variance of rounding to a grid (uniform error; exact zeros are representable and cause none). The
 others are clipping. The prefix sums of n, nx, nx² give E for every pair of edges at once, so the search is exhaustive
-over a grid of edges and never goes beyond the observed limits. Rounding is not uniform where many values are equal or
-within one step, so the result must beat min-max on the histogram itself as well.
+over a grid of edges, and the result is always within the observed limits. Rounding is not uniform where many values are
+equal or within one step, so the result must beat min-max on the histogram itself as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ EDGES_PER_SIDE = 128
 
 @dataclass(frozen=True)
 class Affine:
-    """A grid: real value = scale · (q - zero_point), q in 0..255; scale is a float32 number."""
+    """A grid of 256 real values: scale · (q - zero_point) for q in 0..255.
+
+    Attributes:
+        scale: distance between neighbours, a float32 number.
+        zero_point: the q that represents 0.
+    """
 
     scale: float
     zero_point: int
@@ -48,9 +53,9 @@ def choose_range(stats: TensorStats, method: RangeMethod, percentile: float) -> 
     """Choose the range to quantize, inside the observed limits widened to contain 0.
 
     Args:
-        stats: of the tensor.
-        method: `auto` takes the range of least squared error, as `mse` does.
-        percentile: for that method, in percent.
+        stats: statistics of the tensor.
+        method: the method; `auto` chooses the range of least squared error, as `mse` does.
+        percentile: percentage of values inside the range, for the method `percentile`.
     """
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     if method == "minmax" or low == high:
@@ -102,7 +107,7 @@ def _entropy_range(stats: TensorStats) -> tuple[float, float]:
 
 
 def _mse_range(stats: TensorStats) -> tuple[float, float]:
-    """Find the pair of edges of least expected squared error."""
+    """Find the pair of edges with the least expected squared error."""
     edges, counts = stats.edges, stats.histogram.astype(np.float64)
     centres = (edges[:-1] + edges[1:]) / 2
     lows, highs = _edge_candidates(min(stats.minimum, 0.0)), _edge_candidates(max(stats.maximum, 0.0))
@@ -117,7 +122,7 @@ def _mse_range(stats: TensorStats) -> tuple[float, float]:
     error[step <= 0] = np.inf
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)
     widest, narrowed = (float(lows[0]), float(highs[0])), (float(lows[i]), float(highs[j]))
-    # Behind a Clip many values equal a limit, so the outer bins are taken to lie at the limits.
+    # After a Clip many values equal a limit, so the values of the outer bins are assumed to be the limits.
     values = np.concatenate([[stats.minimum], centres[1:-1], [stats.maximum]])
     return min(widest, narrowed, key=lambda limits: _rounding_error(affine(*limits), values, counts))
 
@@ -141,7 +146,7 @@ def _exact_zeros(stats: TensorStats) -> float:
 
 
 def affine(low: float, high: float) -> Affine:
-    """Make the grid for [low, high], widened to contain 0, with 0 on it."""
+    """Make the grid for [low, high], widened to contain 0; 0 is a value of the grid."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / UINT8_MAX)
     if not scale > np.finfo(np.float32).tiny:

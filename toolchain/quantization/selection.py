@@ -1,9 +1,10 @@
 """Selection: choose int8 or float for every node, from the graph alone.
 
-Nodes with a `Kernel` cell (Conv, Gemm, MatMul with constant weights) want int8. The operators between them (Add,
-Concat, pools, reshapes ...) follow where most of what they read is int8 already: a float operator between int8
-operators costs a conversion on each side, and an int8 operator among float ones costs the same for nothing. Relu and
-Clip are merged into the operator before them. Every node that stays float carries the reason.
+Nodes with a `Kernel` cell (Conv, Gemm, MatMul with constant weights) become int8 wherever that is possible. The
+operators between them (Add, Concat, pools, reshapes ...) become int8 where most of the elements they read are int8
+already. The reason is that a float operator between int8 operators costs a conversion on each side, and an int8
+operator between float operators costs as much and gains nothing. Relu and Clip are merged into the operator before
+them. For every node that stays float, the reason is recorded.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Selection:
 
     Attributes:
         choices: one for every node, in graph order.
-        tensors: names in graph order, each with the axis along which its channel means are needed, or None.
-        same: name of a tensor to the tensor whose scale it shares.
+        tensors: names of tensors in graph order, each with the axis along which its channel means are needed, or None.
+        same: name of a tensor to the name of the tensor whose scale it shares.
     """
 
     choices: tuple[NodePrecision, ...]
@@ -55,7 +56,7 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
     Args:
         model: as :func:`toolchain.optimization.passes.optimize` leaves it.
         keep_float: names of nodes, or operator types, that stay float.
-        reasons: nodes that stay float for a reason found elsewhere, such as a lost race, with that reason.
+        reasons: names of nodes that stay float for another reason, such as a lost race, with that reason.
     """
     int8: dict[ir.Node, bool] = {}
     why: dict[ir.Node, str | None] = {}
@@ -86,7 +87,7 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
 
 
 def _kept(node: ir.Node, keep_float: Collection[str], reasons: Reasons) -> str | None:
-    """Return the reason of the recipe or of an earlier step to keep `node` float, or None."""
+    """Return the reason why the recipe or an earlier step keeps `node` float, or None."""
     name = query.label(node)
     if name in reasons:
         return reasons[name]
@@ -94,7 +95,7 @@ def _kept(node: ir.Node, keep_float: Collection[str], reasons: Reasons) -> str |
 
 
 def _refusal(node: ir.Node) -> str | None:
-    """Return the reason why `node` cannot be int8 whatever stands around it, or None."""
+    """Return the reason why `node` cannot be int8, whichever operators are around it; None where it can."""
     cell = rule(node).int8
     match cell:
         case Float():
@@ -106,7 +107,7 @@ def _refusal(node: ir.Node) -> str | None:
         case Dynamic():
             return dynamic_lstm.refusal(node, cell)
         case _:
-            return _glue_refusal(node, cell)
+            return _connecting_refusal(node, cell)
 
 
 def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
@@ -165,7 +166,7 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
     return limits[0], limits[1]
 
 
-def _glue_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None:
+def _connecting_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None:
     for value in data_inputs(node):
         if not query.is_float(value):
             return "its input is not float32"
@@ -217,7 +218,7 @@ def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
 
 
 def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, str | None]) -> None:
-    """Leave float what stands between a product that can give a float result and readers that are all float.
+    """Leave operators float between a product that can give a float result and readers that are all float.
 
     The graph is walked backwards, so that a chain of such operators is found.
     """
@@ -226,12 +227,12 @@ def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, 
             continue
         if any(int8.get(reader, False) for output in node.outputs for reader in query.consumers(output)):
             continue
-        cell = rule(_behind(node)).int8
+        cell = rule(_source_operator(node)).int8
         if isinstance(cell, Kernel) and cell.float_output:
             int8[node], why[node] = False, "the result before it and all its readers are float"
 
 
-def _behind(node: ir.Node) -> ir.Node:
+def _source_operator(node: ir.Node) -> ir.Node:
     """Return the operator whose result reaches `node` through operators that only pass it on or clip it."""
     while isinstance(rule(node).int8, Absorbed | SameScale):
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -268,9 +269,9 @@ def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int 
     names = {query.label(node) for node, chosen in int8.items() if chosen}
     tensors: dict[str, int | None] = {}
     same: dict[str, str] = {}
-    conflicting: set[str] = set()  # read by a convolution and a matrix product, which have other axes of channels
+    conflicting: set[str] = set()  # read by a convolution and a matrix product, whose channel axes differ
 
-    def want(value: ir.Value, axis: int | None) -> None:
+    def add(value: ir.Value, axis: int | None) -> None:
         if value.name is None:
             return
         known = tensors.get(value.name)
@@ -286,12 +287,12 @@ def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int 
             axis = None
             if isinstance(cell, Kernel) and (rank := query.rank(value)) is not None:
                 axis = 1 if node.op_type == "Conv" else rank - 1
-            want(value, axis)
+            add(value, axis)
         if leaves_float(node, names):
             continue
         for output in node.outputs:
             point = output_point(node, names) if len(node.outputs) == 1 else output
-            want(point, None)
+            add(point, None)
             if isinstance(cell, SameScale) and point.name is not None and node.inputs[0] is not None:
                 same[point.name] = str(node.inputs[0].name)
     return {name: None if name in conflicting else axis for name, axis in tensors.items()}, same

@@ -1,14 +1,14 @@
 """Overflow-free weights: round weights to int8 so that no kernel can saturate.
 
 x86 without VNNI multiplies unsigned activations by signed weights with ``VPMADDUBSW``, which adds *pairs* of products
-in saturating int16. For adjacent weights a, b of one output channel and any activations in 0..255 the sum stays inside
-int16 exactly if
+in saturating int16. For adjacent weights a, b of one output channel, the sum fits in int16 for all activations in
+0..255 if and only if
 
     max(a, 0) + max(b, 0) <= 128      and      min(a, 0) + min(b, 0) >= -128        (255 · 128 = 32640 < 2¹⁵)
 
-So the scale and the rounding of each output channel are chosen together. For each scale from a little below max|w|/127
-to a little above twice that, weights are rounded and pairs that exceed the bound are brought back to it; the scale of
-least squared error wins. ARM and VNNI kernels add in int32, where the same weights are exact too.
+So the scale and the rounding of each output channel are chosen together. For each of many scales, from a little below
+max|w|/127 to a little above twice that, weights are rounded, and pairs that exceed the bound are reduced to it. The
+scale of least squared error is used. ARM and VNNI kernels add in int32, where the same weights are exact too.
 
 The pairs are those of the packed kernel: a convolution's im2col runs (kh, kw, cin) with channels last
 (``qlinearconv.cc``), a matrix product along K (``qgemm_kernel_avx2.cpp``), two by two. A depthwise convolution has an
@@ -29,7 +29,7 @@ PAIR_LIMIT = 128
 INT8_MAX = 127
 """Largest magnitude of a weight; -128 is not used."""
 MIN_SCALE = np.float32(1e-30)
-"""No scale is smaller, so that its product with an activation's scale is a normal float32 number."""
+"""Smallest scale; its product with the scale of an activation is still a normal float32 number."""
 PLAIN_SCALE_FACTORS = np.linspace(0.80, 1.0, 9)
 """Scales that are tried, as multiples of max|w| / 127."""
 EXACT_SCALE_FACTORS = np.concatenate([PLAIN_SCALE_FACTORS, np.linspace(1.04, 2.04, 26)])
@@ -44,7 +44,7 @@ class WeightQuant:
         values: int8, in the weight's own shape.
         scales: float32 [channels].
         axis: the output-channel axis.
-        overflow_free: no adjacent pair can saturate int16.
+        overflow_free: True where no adjacent pair can saturate int16.
     """
 
     values: I8
@@ -87,13 +87,13 @@ def is_overflow_free(rows: I8) -> bool:
 
 
 def quantize_weight(weight: F32, axis: int, *, exact: bool, min_scales: F32 | None = None) -> WeightQuant:
-    """Round a weight per output channel.
+    """Round a weight, with a scale for each output channel.
 
     Args:
         weight: float32 of any rank >= 2.
         axis: output-channel axis.
         exact: keep every adjacent pair free of int16 overflow.
-        min_scales: float32 [channels]; with smaller scales the bias would overflow int32.
+        min_scales: smallest allowed scales, float32 [channels]; with smaller ones the bias would overflow int32.
     """
     rows: F32 = np.asarray(as_rows(weight, axis), np.float32)
     largest: F32 = np.max(np.abs(rows), axis=1, initial=0.0)
@@ -112,7 +112,7 @@ def quantize_weight(weight: F32, axis: int, *, exact: bool, min_scales: F32 | No
         better = error < best_error
         best_error[better], best_scale[better] = error[better], scale[better]
         best[better] = rounded[better].astype(np.int8)
-    # In an all-zero channel any scale will do, but real numbers are divided by it later.
+    # In an all-zero channel any scale fits, but it must not be tiny, because real numbers are divided by it later.
     scales = np.maximum(np.where(largest == 0, np.float32(1e-6), best_scale * unit), floor)
     return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
 

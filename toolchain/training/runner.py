@@ -19,6 +19,7 @@ from toolchain.conversion.source import convert
 from toolchain.core.errors import ModelError
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, open_data
+from toolchain.formats.target import Encoding
 from toolchain.formats.training_recipe import (
     BinaryStep,
     DistilStep,
@@ -31,7 +32,6 @@ from toolchain.formats.training_recipe import (
 )
 from toolchain.graph import io
 from toolchain.optimization.passes import optimize
-from toolchain.quantization.qdq.writer import Encoding
 from toolchain.training.engine.batch_norms import with_batch_norms
 from toolchain.training.engine.comparison import paired_outputs
 from toolchain.training.engine.distil import require_trainable

@@ -91,10 +91,10 @@ def test_what_was_measured_is_kept_and_a_broken_file_is_measured_again(quantized
     first = measure_noise(quantized.model, quantized.plan, probe, "kept", silent)
 
     class NoProbe:
-        def opened(self, model):
+        def fidelity_function(self, model):
             raise AssertionError("measured again")
 
-        fidelity_db = opened
+        fidelity_db = fidelity_function
 
     assert measure_noise(quantized.model, quantized.plan, NoProbe(), "kept", silent) == first
     with pytest.raises(AssertionError, match="measured again"):

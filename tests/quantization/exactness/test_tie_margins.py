@@ -201,6 +201,12 @@ def test_nodes_in_doubt_are_told_with_their_distance(net):
     assert found["pool"] == "a result is 1.0e-08 steps from a rounding tie, within the kernels' error of 6.1e-05"
 
 
+def test_an_average_over_an_unknown_size_is_in_doubt(net):
+    model = by_hand.named(NET[0], "float[1, 4, H, W] x", "float[1, 4, H, W] y", NET[3])
+    doubts = tie_margins.nodes_near_ties(model, select(model), net[1])
+    assert doubts["pool"] == "it averages an unknown number of elements, so there is no proof for its int8 kernel"
+
+
 def settled(net, tied, kept=()):
     model, grids = net
     grids = {**grids, **{name: Affine(float(F(scale)), zero) for name, (scale, zero) in tied.items()}}

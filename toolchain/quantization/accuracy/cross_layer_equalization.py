@@ -1,23 +1,23 @@
 """Cross-layer equalization: give the channels of a tensor similar ranges, so that one scale suits them all.
 
-A tensor may be divided channel by channel by s_c > 0 if the operators that compute it take up 1/s_c and those that read
-it take up s_c:
+A tensor may be divided channel by channel by s_c > 0 if the weights of the operators that compute it are multiplied by
+1/s_c, and the weights of those that read it by s_c:
 
     y = f(W x + b),  z = V y    is    y' = f(W' x + b'),  z = V' y'    with  W'_c = W_c / s_c,  b'_c = b_c / s_c,
                                                                             V'_:c = V_:c s_c,   y'_c = y_c / s_c
 
-for every f with f(y / s) = f(y) / s: Relu, pooling, the sum of two such tensors. Tensors joined by such operators form
-a group with one s; in a residual network a whole stage is one group. Nagel et al. (2019, arXiv:1906.04721) equalize the
-*weights* of two layers this way. Here weights have a scale for each output channel, so W' costs nothing, and neither
-does a depthwise V'. The activations are what remains to be equalized, at the expense of V.
+This holds for every f with f(y / s) = f(y) / s: Relu, pooling, the sum of two such tensors. Tensors joined by such
+operators form a group with one s; in a residual network a whole stage is one group. Nagel et al. (2019,
+arXiv:1906.04721) equalize the *weights* of two layers this way. Here weights have a scale for each output channel, so
+W' costs nothing, and neither does a depthwise V'. So the *activations* are equalized, at the expense of V.
 
 A Clip in the group keeps its limit, so channel c saturates at s_c times the limit; this is kept above `RANGE_MARGIN`
 times the observed maximum. The largest value of a channel is less certain than that of a tensor, so the margin and
 `scale_groups.MIN_CHANNEL_SHARE` leave room for it.
 
 s = min(1, max(RANGE_MARGIN · r, MIN_CHANNEL_SHARE))^α, where r_c is the channel's largest magnitude over the tensor's.
-Of a few α the one with the least expected noise at the readers is taken. For a reader with weights V, rounding y and V
-adds
+Of a few values of α, the one with the least expected noise at the readers is used. For a reader with weights V,
+rounding y and V adds
 
     Δ²/12 · Σ_oc (V_oc s_c)²   +   Σ_o δ_o²/12 · Σ_c E[y_c²] / s_c²      Δ, δ_o: steps of y' and of row o of V'
 
@@ -40,22 +40,22 @@ from toolchain.quantization.accuracy.scale_groups import ScaleGroup
 from toolchain.quantization.plan import constant_weight
 
 RANGE_MARGIN = 1.5
-"""Channels are taken to reach this many times their observed maximum."""
+"""Channels are assumed to reach this many times their observed maximum."""
 SCALE_EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 """The values of α that are tried."""
 MAX_NOISE_RATIO = 0.9
-"""A group is rescaled if its noise falls below this share of what it was."""
+"""A group is rescaled if its noise falls below this share of the noise without scales."""
 
 
 def plan_equalization(
     model: ir.Model, groups: Collection[ScaleGroup], observation: Observation, quantized: Collection[str]
 ) -> dict[ScaleGroup, F64]:
-    """Choose scales for every group that gains by them.
+    """Choose channel scales for every group whose noise they reduce enough.
 
     Args:
         model: the float model.
         groups: groups to rescale, such as those of :func:`scale_groups`.
-        observation: with channel statistics of the groups' tensors.
+        observation: statistics, by channel for the groups' tensors.
         quantized: names of the tensors that are quantized.
 
     Returns:
@@ -72,7 +72,13 @@ def plan_equalization(
 
 @dataclass(frozen=True)
 class _ChannelRanges:
-    """Ranges of a group's channels over all its tensors, float64 [channels] each; square: mean of x²."""
+    """Statistics of a group's channels over all its tensors, float64 [channels] each.
+
+    Attributes:
+        low: the smallest values, at most 0.
+        high: the largest values, at least 0.
+        square: the largest mean of x².
+    """
 
     low: F64
     high: F64
@@ -80,7 +86,7 @@ class _ChannelRanges:
 
 
 def _channel_ranges(group: ScaleGroup, observation: Observation, quantized: Collection[str]) -> _ChannelRanges | None:
-    """Join the statistics of the group's quantized tensors; None where one that is needed was not observed."""
+    """Join the statistics of the group's quantized tensors; None where a needed tensor was not observed."""
     names = [name for name in group.tensors if name in quantized and name in observation.tensors]
     stats = [s for name in names if (s := observation.tensors[name].channels) is not None]
     if not stats or not set(group.clipped) <= set(names):
@@ -92,7 +98,7 @@ def _channel_ranges(group: ScaleGroup, observation: Observation, quantized: Coll
 
 
 def _best_scales(group: ScaleGroup, ranges: _ChannelRanges, nodes: Mapping[str, ir.Node]) -> F64 | None:
-    """Return the candidate scales of least noise at the readers; None where the group does not gain enough."""
+    """Return the candidate scales with the least noise at the readers; None where they do not reduce it enough."""
     readers = [_reader(nodes[name], ranges.square) for name in group.consumers]
     candidates = [np.ones(group.channels), *_candidate_scales(group, np.maximum(ranges.high, -ranges.low))]
     noises = [sum(_noise(s, ranges.low, ranges.high, ranges.square, *reader) for reader in readers) for s in candidates]
@@ -101,7 +107,12 @@ def _best_scales(group: ScaleGroup, ranges: _ChannelRanges, nodes: Mapping[str, 
 
 
 def _candidate_scales(group: ScaleGroup, largest: F64) -> list[F64]:
-    """Compute the scales for each exponent α; largest: each channel's largest magnitude."""
+    """Compute the scales for each exponent α.
+
+    Args:
+        group: the group to rescale.
+        largest: largest magnitude of each channel.
+    """
     share = np.minimum(1.0, RANGE_MARGIN * largest / largest.max())
     below_clip = np.minimum(1.0, RANGE_MARGIN * largest / group.ceiling)
     bounded = np.maximum(share, group.min_share)

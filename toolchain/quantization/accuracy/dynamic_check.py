@@ -1,7 +1,7 @@
-"""Check dynamic int8 nodes: each is run beside its float self on calibration data.
+"""Check dynamic int8 nodes: compare each with its float version on calibration data.
 
-The range of a dynamic tensor follows the largest number of the moment. An input of many magnitudes, such as a raw
-spectrum, loses its small numbers, and an LSTM adds its errors up over time. Both depend on the data, so they are
+The range of a dynamic tensor is set by the largest number of each step. An input with many magnitudes, such as a raw
+spectrum, loses its small numbers, and the errors of an LSTM add up over time. Both depend on the data, so the error is
 measured.
 """
 
@@ -13,14 +13,14 @@ import onnx_ir as ir
 from toolchain.core.arrays import F64
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
+from toolchain.formats.target import Encoding
 from toolchain.graph import run, tap
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fragments import Fragment, fragments
-from toolchain.quantization.qdq.writer import Encoding
 
 MAX_RELATIVE_ERROR = 0.1
-"""Root mean square of the error over that of the result: 20 dB."""
-SAMPLES = 8
+"""Largest accepted root mean square of the error, relative to that of the result; 0.1 is 20 dB."""
+DYNAMIC_CHECK_SAMPLES = 8
 """Calibration samples that a node is checked on."""
 
 
@@ -30,7 +30,7 @@ def inaccurate_dynamic_nodes(model: ir.Model, plan: Plan, encoding: Encoding, da
         return {}
     parts = [part for part in fragments(model, plan, encoding) if part.name in plan.recurrent]
     names = [str(value.name) for part in parts for value in part.float_model.graph.inputs]
-    feeds = tap.capture(model, names, data.take(SAMPLES))
+    feeds = tap.capture(model, names, data.take(DYNAMIC_CHECK_SAMPLES))
     errors = {part.name: _relative_error(part, feeds) for part in parts}
     return {
         name: f"dynamic int8 is too inaccurate: its error is {error:.0%}, at most {MAX_RELATIVE_ERROR:.0%} is accepted"
@@ -40,10 +40,10 @@ def inaccurate_dynamic_nodes(model: ir.Model, plan: Plan, encoding: Encoding, da
 
 
 def _relative_error(part: Fragment, feeds: list[dict[str, Array]]) -> float:
-    """Root mean square of the error over that of the result, for the worst output over all feeds."""
+    """Return the error of the worst output over all feeds: its root mean square, relative to that of the result."""
     inputs = [str(value.name) for value in part.float_model.graph.inputs]
-    own = [{name: feed[name] for name in inputs} for feed in feeds]
-    exact, rounded = (_flat(run.run(model, own)) for model in (part.float_model, part.int8_model))
+    part_feeds = [{name: feed[name] for name in inputs} for feed in feeds]
+    exact, rounded = (_flat(run.run(model, part_feeds)) for model in (part.float_model, part.int8_model))
     ratios = [np.sum((a - b) ** 2) / max(np.sum(a**2), 1e-30) for a, b in zip(exact, rounded, strict=True)]
     return float(np.sqrt(max(ratios)))
 

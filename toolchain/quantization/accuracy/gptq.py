@@ -5,13 +5,13 @@ after column, and the error of each is compensated by the columns that are not r
 
     H⁻¹ = Uᵀ U (U upper triangular);   for column k:  e = (w_k − round(w_k)) / U_kk,   w_j ← w_j − e U_kj  for j > k
 
-(Optimal brain quantization in a fixed order: Frantar et al., 2022, arXiv:2210.17323.) Overflow-free weights fit in: the
-second weight of a pair is rounded to what the first leaves of the bound (`weights.PAIR_LIMIT`), and the columns behind
-it compensate that error as well. The scale is the best of many for rounding with the diagonal of H alone. The result is
-taken, channel by channel, only where Δw H Δwᵀ is less than rounding to nearest leaves.
+(Optimal brain quantization in a fixed order: Frantar et al., 2022, arXiv:2210.17323.) Weights stay overflow-free: the
+second weight of a pair is rounded within what the first leaves of the bound (`weights.PAIR_LIMIT`), and the columns
+after it compensate that error as well. Of many scales, the best one for rounding with the diagonal of H alone is used.
+The result is kept, channel by channel, only where its Δw H Δwᵀ is less than that of rounding to nearest.
 
-H comes in blocks along its diagonal; columns compensate each other within a block. H is damped, and more so the fewer
-positions it comes from: from fewer positions than columns it is an uncertain estimate.
+H comes in blocks along its diagonal; columns compensate each other within a block. H is damped, more strongly the
+fewer positions it comes from: with fewer positions than columns, H is an uncertain estimate.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from toolchain.quantization.weights import (
 )
 
 MIN_DAMPING = 0.01
-"""Share of the mean diagonal of H that is added to its diagonal, at least."""
+"""Smallest share of the mean diagonal of H that is added to the diagonal."""
 UPDATE_COLUMNS = 128
-"""Number of columns that are updated one by one before the rest is updated at once."""
+"""Number of columns that are updated one by one before all later columns are updated at once."""
 
 
 def round_by_moments(
     weight: F32, nearest: WeightQuant, blocks: Sequence[F64], positions: int, *, exact: bool
 ) -> WeightQuant:
-    """Round a weight with the second moments of what it multiplies.
+    """Round a weight with the second moments of the inputs that it multiplies.
 
     Args:
         weight: float32 of any rank >= 2.
-        nearest: the same weight rounded to nearest, which the result must beat; its axis is kept.
+        nearest: the same weight rounded to nearest; channels where this is better keep it.
         blocks: float64 [groups, b, b] each, along the diagonal of H, whose columns are in the order of
             :func:`~toolchain.quantization.weights.as_rows`; every b but the last is even.
         positions: number of inputs that H is the mean of.
@@ -93,7 +93,7 @@ def _error(delta: F64, blocks: Sequence[F64], ends: Index) -> F64:
 
 
 def _scales(rows: F64, importance: F64, exact: bool) -> F64:
-    """Find for every output channel the scale of least weighted error for rounding to nearest, a float32 number."""
+    """Find for every output channel the float32 scale with the least weighted error of rounding to nearest."""
     unit = np.maximum(np.abs(rows).max(axis=2) / INT8_MAX, float(MIN_SCALE))
     best: F64 = unit.copy()
     least = np.full(unit.shape, np.inf)
@@ -110,8 +110,8 @@ def _scales(rows: F64, importance: F64, exact: bool) -> F64:
 
 
 def _round(rows: F64, upper: F64, scales: F64, exact: bool) -> F64:
-    """Round to integers [groups, outputs, K]; the columns behind each column compensate its error."""
-    left = rows.copy()
+    """Round to integers [groups, outputs, K]; the columns after each column compensate its error."""
+    remaining = rows.copy()
     rounded = np.zeros_like(rows)
     size = rows.shape[2]
     for start in range(0, size, UPDATE_COLUMNS):
@@ -123,9 +123,9 @@ def _round(rows: F64, upper: F64, scales: F64, exact: bool) -> F64:
                 first = rounded[..., k - 1]
                 low = np.maximum(low, -PAIR_LIMIT - np.minimum(first, 0))
                 high = np.minimum(high, PAIR_LIMIT - np.maximum(first, 0))
-            rounded[..., k] = np.clip(np.rint(left[..., k] / scales), low, high)
-            error = (left[..., k] - rounded[..., k] * scales) / upper[:, None, k, k]
-            left[..., k + 1 : stop] -= error[..., None] * upper[:, None, k, k + 1 : stop]
+            rounded[..., k] = np.clip(np.rint(remaining[..., k] / scales), low, high)
+            error = (remaining[..., k] - rounded[..., k] * scales) / upper[:, None, k, k]
+            remaining[..., k + 1 : stop] -= error[..., None] * upper[:, None, k, k + 1 : stop]
             errors[..., k - start] = error
-        left[..., stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
+        remaining[..., stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
     return rounded

@@ -1,7 +1,8 @@
-"""Mixed precision: the fewest operators left float for which the model loses no more accuracy than is allowed.
+"""Mixed precision: leave as few operators float as the allowed loss of accuracy permits.
 
 Clusters of operators (`sensitivity.noise_clusters`) are left float in their order. Their number is searched by doubling
-and bisection, each time with a real plan, its score and its measured latency. These points are the trade-off curve.
+and bisection; each number is tried with a real plan, its score and its measured latency. The tried plans are the points
+of the trade-off curve.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Score = Callable[[ir.Model], float]
 """Scores a quantized model, higher is better."""
 
 MAX_RACE_S = 1.0
-"""Longest race of a plan against the float model; shorter if the recipe's ``bench.min_time_s`` is."""
+"""Seconds of a race between a plan and the float model; the recipe's ``bench.min_time_s`` is used where it is less."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +43,10 @@ def search(
     """Find the plan with the fewest clusters left float whose score is at least `min_score`.
 
     Args:
-        quantized: a plan with everything in int8 that is not slower.
+        quantized: a plan with everything in int8 that is not slower as int8.
         sources: the noise sources of that plan.
         score: scores a quantized model.
-        min_score: the score that is asked for. Where no plan reaches it, the plan with the best score is returned.
+        min_score: the score to reach. Where no plan reaches it, the plan with the best score is returned.
         feed: inputs for measuring latency.
         progress: called for every plan that is tried.
         points: measure the whole curve at this many evenly spaced points instead of searching.
@@ -80,11 +81,11 @@ def search(
             score_of(round(step * len(clusters) / max(points - 1, 1)))
     else:
         _bisect(score_of, len(clusters), min_score)
-    enough = [count for count, (_, point) in tried.items() if point.score >= min_score]
-    if not enough:
+    sufficient = [count for count, (_, point) in tried.items() if point.score >= min_score]
+    if not sufficient:
         best = max(tried, key=score_of)
     else:
-        best = min(enough, key=lambda count: -tried[count][1].speedup if points else count)
+        best = min(sufficient, key=lambda count: -tried[count][1].speedup if points else count)
     return tried[best][0], tuple(tried[count][1] for count in sorted(tried))
 
 

@@ -1,8 +1,8 @@
 """Rounding switches: one model in which the rounding of every tensor can be switched on alone, with any grid.
 
-Behind each tensor stands ``If(on) { DequantizeLinear(QuantizeLinear(x)) } else { x }``; the switch, the scale and the
-zero point are inputs. So one session measures the effect of every tensor's rounding on the outputs, instead of
-hundreds of sessions.
+After each tensor, ``If(on) { DequantizeLinear(QuantizeLinear(x)) } else { x }`` is inserted; the switch, the scale and
+the zero point are inputs of the model. So one session, instead of hundreds, measures the effect of every tensor's
+rounding on the outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toolchain.quantization.ranges import Affine
 
 
 def add_rounding_switches(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """Clone the float model and insert a switch behind each of the tensors `names`.
+    """Clone the float model and insert a switch after each of the tensors `names`.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -46,24 +46,23 @@ def switch_feed(names: Sequence[str], on: Mapping[str, Affine]) -> Feed:
     feed: Feed = {}
     for number, name in enumerate(names):
         grid = on.get(name, Affine(1.0, 0))
-        feed[_port("on", number)] = np.array(name in on)
-        feed[_port("scale", number)] = np.array(grid.scale, np.float32)
-        feed[_port("zero_point", number)] = np.array(grid.zero_point, np.uint8)
+        feed[_input_name("on", number)] = np.array(name in on)
+        feed[_input_name("scale", number)] = np.array(grid.scale, np.float32)
+        feed[_input_name("zero_point", number)] = np.array(grid.zero_point, np.uint8)
     return feed
 
 
-def _port(what: str, number: int) -> str:
-    return f"switch_{number}_{what}"
+def _input_name(role: str, number: int) -> str:
+    return f"switch_{number}_{role}"
 
 
 def _switch(graph: ir.Graph, value: ir.Value, number: int, taken: edit.Names) -> ir.Node:
-    kinds = {"on": ir.DataType.BOOL, "scale": ir.DataType.FLOAT, "zero_point": ir.DataType.UINT8}
-    ports = [
-        ir.Value(name=_port(what, number), type=ir.TensorType(dtype), shape=ir.Shape([]))
-        for what, dtype in kinds.items()
+    dtypes = {"on": ir.DataType.BOOL, "scale": ir.DataType.FLOAT, "zero_point": ir.DataType.UINT8}
+    on, scale, zero = inputs = [
+        ir.Value(name=_input_name(role, number), type=ir.TensorType(dtype), shape=ir.Shape([]))
+        for role, dtype in dtypes.items()
     ]
-    graph.inputs.extend(ports)
-    on, scale, zero = ports
+    graph.inputs.extend(inputs)
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=taken.fresh(f"switch_{number}_quantize"))
     quantize.outputs[0].name = taken.fresh(f"switch_{number}_integers")
     rounded = ir.node(

@@ -1,8 +1,9 @@
 """Scale groups: tensors whose channels can be rescaled together without changing what the model computes.
 
-A tensor may be divided channel by channel by s_c > 0 if the products that compute it take up 1/s_c and the products
-that read it take up s_c. Operators f between them with f(y / s) = f(y) / s (Relu, pooling, the sum of two such tensors)
-join their tensors to one group with one s; any other operator, and the border of the graph, excludes a tensor.
+A tensor may be divided channel by channel by s_c > 0 if the weights of the products that compute it are multiplied by
+1/s_c, and the weights of the products that read it by s_c. Operators f between them with f(y / s) = f(y) / s (Relu,
+pooling, the sum of two such tensors) join their tensors to a group with one s. A tensor that any other operator reads
+or computes, or that enters or leaves the graph, cannot be rescaled.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from toolchain.core.union_find import representatives
 from toolchain.graph import query
 from toolchain.ops.weights import weight_axes
 from toolchain.quantization.selection import clip_limits
 
 MIN_CHANNEL_SHARE = 1 / 8
-"""No channel is taken to be smaller than this share of its tensor."""
+"""Smallest range that is assumed for a channel, as a share of its tensor's range."""
 SCALABLE_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+"""Operators whose weights can be multiplied by channel scales."""
 HOMOGENEOUS_OPERATORS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Identity", "Add", "Mul"}
 )
-"""Operators with f(x / s) = f(x) / s for every channel. Add: two tensors of the group. Mul: by a tensor outside it."""
+"""Operators with f(x / s) = f(x) / s for every channel. Add sums two tensors of the group; Mul multiplies by a tensor
+outside it."""
 SPATIAL_OPERATORS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Resize"})
 """Operators that mix elements along every axis but the first two."""
 
@@ -35,11 +39,11 @@ class ScaleGroup:
         tensors: names, in graph order.
         axis: the axis of their channels.
         channels: number of channels.
-        producers: the products that take up 1/s.
-        consumers: the products that take up s.
-        ceiling: the lowest limit of a Clip among them.
-        min_share: no channel is taken to be smaller than this share of the tensor.
-        clipped: the tensors that a limit applies to.
+        producers: names of the products whose weights are multiplied by 1/s.
+        consumers: names of the products whose weights are multiplied by s.
+        ceiling: the lowest limit of a Clip in the group; infinite where there is none.
+        min_share: smallest range that is assumed for a channel, as a share of the tensor's range.
+        clipped: names of the tensors that a Clip limits.
     """
 
     tensors: tuple[str, ...]
@@ -54,7 +58,7 @@ class ScaleGroup:
 
 @dataclass
 class _Members:
-    """The members of one set of the union-find."""
+    """The tensors of one possible group, and the operators around them."""
 
     values: list[ir.Value] = field(default_factory=list)
     producers: list[ir.Node] = field(default_factory=list)
@@ -66,12 +70,12 @@ class _Members:
 
 @dataclass
 class _Links:
-    """The bonds between the tensors of a graph that its operators make.
+    """Constraints on the scales of a graph's tensors.
 
     Attributes:
         joined: pairs of tensors that must have the same scales.
         pinned: tensors that cannot be rescaled.
-        products: the products that can take up scales.
+        products: the products whose weights can be multiplied by scales.
         clips: the Clips between joined tensors.
     """
 
@@ -85,12 +89,12 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     """Find the groups whose channels can be rescaled, in graph order."""
     values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
     links = _links(model, values)
-    members = _members(values, links, _representatives(links.joined))
+    members = _members(values, links, representatives(links.joined))
     return [group for each in members if (group := _group(each)) is not None]
 
 
 def _links(model: ir.Model, values: Iterable[ir.Value]) -> _Links:
-    """Collect the demands of every operator on its tensors."""
+    """Collect the constraints that every operator puts on its tensors."""
     links = _Links(pinned=[value for value in values if _is_used_outside(value, model.graph)])
     for node in model.graph:
         computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
@@ -105,33 +109,21 @@ def _links(model: ir.Model, values: Iterable[ir.Value]) -> _Links:
     return links
 
 
-def _representatives(joined: Iterable[tuple[ir.Value, ir.Value]]) -> Callable[[ir.Value], ir.Value]:
-    """Return a function from a tensor to the representative of all tensors it is joined with (union-find)."""
-    leader: dict[ir.Value, ir.Value] = {}
-
-    def find(value: ir.Value) -> ir.Value:
-        while leader.setdefault(value, value) is not value:
-            value = leader[value]
-        return value
-
-    for one, other in joined:
-        leader[find(one)] = find(other)
-    return find
-
-
-def _members(values: Iterable[ir.Value], links: _Links, find: Callable[[ir.Value], ir.Value]) -> list[_Members]:
+def _members(
+    values: Iterable[ir.Value], links: _Links, representative: Callable[[ir.Value], ir.Value]
+) -> list[_Members]:
     """Collect the members of every set of joined tensors, in the order of their first tensor."""
     members: dict[ir.Value, _Members] = {}
     for value in values:
-        members.setdefault(find(value), _Members()).values.append(value)
+        members.setdefault(representative(value), _Members()).values.append(value)
     for value in links.pinned:
-        if find(value) in members:
-            members[find(value)].pinned = True
+        if representative(value) in members:
+            members[representative(value)].pinned = True
     for node in links.products:
-        members[find(node.outputs[0])].producers.append(node)
-        members[find(node.inputs[0])].consumers.append(node)  # type: ignore[arg-type]
+        members[representative(node.outputs[0])].producers.append(node)
+        members[representative(node.inputs[0])].consumers.append(node)  # type: ignore[arg-type]
     for node in links.clips:
-        group, limit = members[find(node.outputs[0])], _ceiling(node)
+        group, limit = members[representative(node.outputs[0])], _ceiling(node)
         group.ceiling = min(group.ceiling, limit)
         group.clipped += [str(node.outputs[0].name)] * (limit < float("inf"))
     return list(members.values())

@@ -1,12 +1,13 @@
 """Sensitivity: the sources of an int8 model's error, measured as the effect of each rounding on the outputs.
 
 Each rounding is switched on alone in the float model. The errors are small and nearly independent, so their squares
-add up: on MobileNetV2 the sum over all tensors lies within a decibel of the error of all of them together. Shares refer
-to that sum.
+add up: on MobileNetV2 the sum over all tensors is within one decibel of the error with all roundings together. Shares
+refer to that sum.
 
 The rounding of a tensor disappears only when all int8 operators around it are float. So operators are left float in
 clusters, one for each tensor: the operators that compute it and read it, with their weights. Clusters are ordered by
-the noise they remove per multiply-accumulate that int8 loses. No clock is involved: the order is the same everywhere.
+the noise they remove per multiply-accumulate that is no longer int8. Nothing is timed, so the order is the same on
+every machine.
 
 Results are kept on disk as they come, keyed by model, plan and samples: an interrupted measurement continues later.
 """
@@ -33,13 +34,13 @@ from toolchain.ops.table import macs
 from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
 from toolchain.quantization.plan import Plan
 
-Kind = Literal["activation", "weight"]
+SourceKind = Literal["activation", "weight"]
 
-SAVE_EVERY = 16
-"""Measurements between two writes of the cache."""
+MEASUREMENTS_PER_SAVE = 16
+"""Number of measurements between two writes of the cache."""
 MIN_COST_SHARE = 1e-3
-"""An operator counts as at least this share of all multiply-accumulates: a float operator between int8 operators costs
-two conversions however little it computes."""
+"""Smallest cost of an operator, as a share of all multiply-accumulates. However little a float operator computes, it
+costs two conversions between int8 operators."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class NoiseCluster:
     """Operators to leave float together.
 
     Attributes:
-        nodes: their names.
-        share: the share of all noise that disappears with them.
-        tensor: the tensor they stand around.
+        nodes: names of the operators.
+        share: share of all noise that disappears if they are float.
+        tensor: name of the tensor that they compute or read.
     """
 
     nodes: tuple[str, ...]
@@ -57,7 +58,7 @@ class NoiseCluster:
     tensor: str
 
     def error_share(self, digits: int) -> str:
-        """Say how much of the error the cluster makes, as a clause for a reason; `digits` after the point."""
+        """Describe the share of the error as a clause for a reason, in percent with this number of decimals."""
         return f"rounding {self.tensor!r} makes {self.share:.{digits}%} of the error"
 
 
@@ -69,7 +70,7 @@ def measure_noise(
     Args:
         model: the float model the plan was made for.
         plan: its grids and weights.
-        probe: measures at the outputs.
+        probe: measures the fidelity of the outputs.
         samples_key: fingerprint of the probe's samples.
         progress: called for every measurement.
 
@@ -78,7 +79,7 @@ def measure_noise(
     """
     cache = _PowerCache(model, plan, samples_key)
     total = len(plan.activations) + len(plan.products)
-    powers: dict[tuple[Kind, str], float] = {}
+    powers: dict[tuple[SourceKind, str], float] = {}
     for source, power in chain(
         _activation_powers(model, plan, probe, cache), _weight_powers(model, plan, probe, cache)
     ):
@@ -90,8 +91,8 @@ def measure_noise(
 
 def _activation_powers(
     model: ir.Model, plan: Plan, probe: Probe, cache: _PowerCache
-) -> Iterator[tuple[tuple[Kind, str], float]]:
-    """Measure each activation's rounding alone, in one model in which every rounding can be switched on."""
+) -> Iterator[tuple[tuple[SourceKind, str], float]]:
+    """Measure the noise of rounding each activation alone, in one model in which every rounding can be switched on."""
     names = list(plan.activations)
     measure: Callable[[Feed], float] | None = None
     for name, grid in plan.activations.items():
@@ -104,8 +105,8 @@ def _activation_powers(
 
 def _weight_powers(
     model: ir.Model, plan: Plan, probe: Probe, cache: _PowerCache
-) -> Iterator[tuple[tuple[Kind, str], float]]:
-    """Measure each weight's rounding alone."""
+) -> Iterator[tuple[tuple[SourceKind, str], float]]:
+    """Measure the noise of each weight's rounding alone."""
     for name, product in plan.products.items():
         power = cache.get("weight", name)
         if power is None:
@@ -115,7 +116,7 @@ def _weight_powers(
 
 
 def _with_weight(model: ir.Model, name: str, weight: F32) -> ir.Model:
-    """Clone the model with another weight for one node."""
+    """Clone the model and replace the weight of one node."""
     clone = model.clone()
     node = next(n for n in clone.graph if query.label(n) == name)
     constant = edit.add_constant(clone.graph, edit.Names(clone.graph).fresh(f"{name}_rounded"), weight)
@@ -123,17 +124,17 @@ def _with_weight(model: ir.Model, name: str, weight: F32) -> ir.Model:
     return clone
 
 
-def _noise_sources(model: ir.Model, powers: Mapping[tuple[Kind, str], float]) -> tuple[NoiseSource, ...]:
+def _noise_sources(model: ir.Model, powers: Mapping[tuple[SourceKind, str], float]) -> tuple[NoiseSource, ...]:
     """Turn powers into shares of their sum, the largest first."""
     producers = {str(v.name): query.op(n) if (n := v.producer()) else "input" for v in query.activations(model)}
     operators = {query.label(node): query.op(node) for node in model.graph}
-    whole = sum(powers.values()) or 1.0
+    total = sum(powers.values()) or 1.0
     return tuple(
         NoiseSource(
             kind=kind,
             at=at,
             op=producers[at] if kind == "activation" else operators[at],
-            share=power / whole,
+            share=power / total,
             fidelity_db=power_to_db(power),
         )
         for (kind, at), power in sorted(powers.items(), key=lambda item: (-item[1], item[0][1]))
@@ -141,7 +142,7 @@ def _noise_sources(model: ir.Model, powers: Mapping[tuple[Kind, str], float]) ->
 
 
 def noise_clusters(model: ir.Model, plan: Plan, sources: Sequence[NoiseSource]) -> list[NoiseCluster]:
-    """List the clusters to leave float, the most rewarding first; no operator is in two of them."""
+    """List the clusters to leave float, by the noise they remove for their cost; no operator is in two of them."""
     int8 = plan.int8_nodes()
     shares = {(source.kind, source.at): source.share for source in sources}
     costs = _cost_shares(model)
@@ -157,9 +158,9 @@ def noise_clusters(model: ir.Model, plan: Plan, sources: Sequence[NoiseSource]) 
 
 
 def _cost_shares(model: ir.Model) -> dict[str, float]:
-    """Each operator's share of all multiply-accumulates, at least :data:`MIN_COST_SHARE`."""
-    whole = total_macs(model) or 1
-    return {query.label(node): max((macs(node) or 0) / whole, MIN_COST_SHARE) for node in model.graph}
+    """Return each operator's share of all multiply-accumulates, at least :data:`MIN_COST_SHARE`."""
+    all_macs = total_macs(model) or 1
+    return {query.label(node): max((macs(node) or 0) / all_macs, MIN_COST_SHARE) for node in model.graph}
 
 
 def _disjoint(clusters: Sequence[NoiseCluster]) -> list[NoiseCluster]:
@@ -167,26 +168,26 @@ def _disjoint(clusters: Sequence[NoiseCluster]) -> list[NoiseCluster]:
     taken: set[str] = set()
     result = []
     for cluster in clusters:
-        left = tuple(name for name in cluster.nodes if name not in taken)
-        if left:
-            result.append(replace(cluster, nodes=left))
-            taken.update(left)
+        free = tuple(name for name in cluster.nodes if name not in taken)
+        if free:
+            result.append(replace(cluster, nodes=free))
+            taken.update(free)
     return result
 
 
 def _int8_around(value: ir.Value, int8: set[str]) -> tuple[str, ...]:
-    """Name the int8 operators that read or compute a tensor; for a Relu or Clip, also the operator it follows."""
+    """Name the int8 operators that read or compute a tensor; for a Relu or Clip, also the operator before it."""
     names = [query.label(node) for node in query.consumers(value)]
     producer = value.producer()
     while producer is not None:
         names.append(query.label(producer))
-        behind = producer.inputs[0].producer() if producer.op_type in ("Relu", "Clip") and producer.inputs[0] else None
-        producer = behind
+        source = producer.inputs[0] if producer.op_type in ("Relu", "Clip") else None
+        producer = source.producer() if source is not None else None
     return tuple(sorted(name for name in dict.fromkeys(names) if name in int8))
 
 
 class _PowerCache:
-    """Noise powers by kind and name, kept in one file for a model, its plan and the samples."""
+    """Noise powers by kind and name, stored in one file for a model, its plan and the samples."""
 
     def __init__(self, model: ir.Model, plan: Plan, samples_key: str) -> None:
         content = io.to_bytes(model) if io.weight_bytes(model) <= io.EMBED_LIMIT_BYTES else b""
@@ -206,7 +207,7 @@ class _PowerCache:
     def put(self, kind: str, name: str, power: float) -> float:
         self._powers[f"{kind} {name}"] = power
         self._unsaved += 1
-        if self._unsaved >= SAVE_EVERY:
+        if self._unsaved >= MEASUREMENTS_PER_SAVE:
             self.save()
         return power
 

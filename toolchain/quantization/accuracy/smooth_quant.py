@@ -1,13 +1,13 @@
-"""SmoothQuant: equalization where no producer takes up 1/s, by inserting a multiplication.
+"""SmoothQuant: equalization where no producer can include the factor 1/s, by inserting a multiplication.
 
-In transformers products read the results of LayerNormalization and Gelu, where some channels are ten times as large as
-the others in every sample. Neither operator passes a factor on to its producer. So the tensor is multiplied by 1/s in
-front of the products, whose weights take up s:
+In transformers, products read the results of LayerNormalization and Gelu, where some channels are ten times as large as
+the others in every sample. A factor cannot pass through either operator. So the tensor is multiplied by 1/s in front of
+the products, and their weights by s:
 
     z = V y    is    z = V' (y / s),   V'_:c = V_:c s_c
 
 (Xiao et al., 2022, "SmoothQuant", arXiv:2211.10438; s is chosen as in `cross_layer_equalization`.) A LayerNormalization
-that only such products read takes 1/s into its own scale and bias, and nothing is inserted. Only tensors that float
+that only such products read includes 1/s in its own scale and bias, and nothing is inserted. Only tensors that float
 operators compute are changed: between int8 operators a float multiplication would cost more than it gains.
 """
 
@@ -24,8 +24,8 @@ from toolchain.quantization.accuracy.cross_layer_equalization import rescale, sc
 from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scalable_product
 
 MIN_NORMALIZED_SHARE = 1 / 32
-"""Lower than for other tensors: the large channels of a normalization are the same in every sample, so their sizes are
-known well."""
+"""Smallest range that is assumed for a channel, as a share of its tensor's range. It is lower than for other tensors,
+because in a normalization the same channels are large in every sample, and their sizes are well known."""
 
 
 def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[ScaleGroup]:
@@ -52,7 +52,7 @@ def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[Sc
 
 
 def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.Model:
-    """Clone the float model, divide the tensors and multiply the products' weights.
+    """Clone the float model, divide the tensors by their scales, and multiply the weights that read them by the scales.
 
     Raises:
         ModelError: the result is not a well-formed graph.

@@ -1,4 +1,4 @@
-"""Accuracy steps: from a plain int8 plan to a more accurate one of the same speed; a step is kept only where it helps.
+"""Accuracy steps: make a plain int8 plan more accurate at the same speed; a step is kept only where it helps.
 
     plain: min-max ranges, weights rounded to nearest
     1. range search               ranges of least squared error instead of min-max    `ranges`
@@ -7,15 +7,15 @@
     4. bias correction            mean error of the weights removed from the bias     `plan`
     5. GPTQ rounding              weights rounded by second moments                   `gptq`
 
-The gain of a step depends on the model: equalization wins 4 dB on MobileNetV2, and loses as much where channels that
-are rarely active look small on the samples at hand. So every step is measured at the model's outputs, on samples that
-the statistics were not taken from.
+The gain of a step depends on the model. Equalization gains 4 dB on MobileNetV2, and loses as much where rarely active
+channels happen to be small on the calibration samples. So every step is measured at the model's outputs, on samples
+that were not used for the statistics.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,6 +24,7 @@ import onnx_ir as ir
 from toolchain.calibration.moments import second_moments
 from toolchain.calibration.observation import Observation
 from toolchain.calibration.statistics import observe
+from toolchain.core.arrays import F64
 from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.evaluation.fidelity import Probe
@@ -34,7 +35,7 @@ from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
 from toolchain.quantization.accuracy.cross_layer_equalization import apply_equalization, plan_equalization
 from toolchain.quantization.accuracy.gptq import round_by_moments
-from toolchain.quantization.accuracy.scale_groups import scale_groups
+from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scale_groups
 from toolchain.quantization.accuracy.smooth_quant import apply_smooth_quant, smooth_quant_groups
 from toolchain.quantization.plan import Plan, constant_weight, is_depthwise, nearest_weight, plan_quantization
 from toolchain.quantization.qdq.writer import apply_quantization
@@ -44,6 +45,7 @@ from toolchain.quantization.weights import WeightQuant
 
 Select = Callable[[ir.Model], Selection]
 
+# Names of the accuracy steps, as reports and manifests show them.
 RANGE_SEARCH = "range search"
 EQUALIZATION = "cross-layer equalization"
 SMOOTH_QUANT = "SmoothQuant"
@@ -56,7 +58,7 @@ MIN_GAIN_DB = 0.1
 MIN_SMOOTH_QUANT_GAIN_DB = 1.0
 """SmoothQuant has to gain more, because it costs a multiplication in front of the products."""
 MOMENT_SAMPLES = 64
-"""At most this many samples give the second moments that weights are rounded by."""
+"""Largest number of samples that the second moments for GPTQ rounding are taken from."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class QuantBasis:
         observation: statistics of the selection's tensors.
         settings: how ranges, weights and biases are quantized.
         weights: rounded weights by node name.
-        grids: grids by tensor name that are decided already, such as those learnt by training.
+        grids: by tensor name, grids that are already fixed, such as those that training found.
     """
 
     model: ir.Model
@@ -83,18 +85,18 @@ class QuantBasis:
 
     @classmethod
     def plain(cls, model: ir.Model, selection: Selection, observation: Observation, settings: Quantize) -> QuantBasis:
-        """Make the basis of a plain plan: every optional step of the recipe is left out."""
+        """Make the basis of a plain plan, without any optional step of the recipe."""
         ranges = "minmax" if settings.ranges == "auto" else settings.ranges
         settings = settings.model_copy(update={"ranges": ranges, "bias_correction": False})
         return cls(model, selection, observation, settings, _nearest_weights(model, selection, settings))
 
     def plan(self) -> Plan:
-        """Choose the scales and round what is not rounded yet."""
+        """Choose the scales, and round the weights that are not rounded yet."""
         return plan_quantization(self.model, self.selection, self.observation, self.settings, self.weights, self.grids)
 
 
 Rebuild = Callable[[ir.Model, QuantBasis], QuantBasis]
-"""Makes a basis with the settings of another one for a changed model."""
+"""Makes a basis for a changed model, with the settings of the given basis."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class _CandidateStep:
     """An accuracy step to try.
 
     Attributes:
-        name: as users read it.
-        allowed: the recipe wants it.
-        apply: makes the changed basis; None where the step finds nothing to change.
+        name: name of the step in reports.
+        allowed: the recipe allows the step.
+        apply: makes the changed basis, or None where there is nothing to change.
         min_gain_db: fidelity that the step must gain to be kept.
     """
 
@@ -129,7 +131,7 @@ def improve_accuracy(
     """Try the steps of the recipe one after the other, and keep those that raise the fidelity.
 
     Args:
-        basis: a plain one, see :meth:`QuantBasis.plain`.
+        basis: the basis of a plain plan, see :meth:`QuantBasis.plain`.
         select: chooses which nodes of a changed model are int8.
         data: samples that statistics are taken from.
         probe: measures fidelity. Where it has no float output to measure, every step is kept unmeasured.
@@ -146,7 +148,7 @@ def improve_accuracy(
         progress("trying accuracy steps", number, len(steps))
         changed = step.apply(basis) if step.allowed else None
         if changed is None:
-            _log.debug("accuracy step %s: %s", step.name, "nothing to change" if step.allowed else "not wanted")
+            _log.debug("accuracy step %s: %s", step.name, "nothing to change" if step.allowed else "not in the recipe")
             continue
         changed_db = _fidelity_db(changed, probe)
         used = not probe.usable or changed_db >= best_db + step.min_gain_db
@@ -165,7 +167,7 @@ def log_step(step: AccuracyStep) -> None:
 
 def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, progress: Progress) -> list[_CandidateStep]:
     """List the steps in the order in which they are tried."""
-    wanted = recipe.quantize
+    settings = recipe.quantize
 
     def rebuild(model: ir.Model, old: QuantBasis) -> QuantBasis:
         selection = select(model)
@@ -173,11 +175,11 @@ def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, prog
         return QuantBasis(model, selection, observation, old.settings, _nearest_weights(model, selection, old.settings))
 
     return [
-        _CandidateStep(RANGE_SEARCH, wanted.ranges == "auto", partial(_with_settings, ranges="mse")),
-        _CandidateStep(EQUALIZATION, wanted.equalize, partial(_equalized, rebuild=rebuild)),
-        _CandidateStep(SMOOTH_QUANT, wanted.equalize, partial(_smoothed, rebuild=rebuild), MIN_SMOOTH_QUANT_GAIN_DB),
-        _CandidateStep(BIAS_CORRECTION, wanted.bias_correction, partial(_with_settings, bias_correction=True)),
-        _CandidateStep(GPTQ, wanted.rounding, partial(_rounded_by_moments, data=data, progress=progress)),
+        _CandidateStep(RANGE_SEARCH, settings.ranges == "auto", partial(_with_settings, ranges="mse")),
+        _CandidateStep(EQUALIZATION, settings.equalize, partial(_equalized, rebuild=rebuild)),
+        _CandidateStep(SMOOTH_QUANT, settings.equalize, partial(_smoothed, rebuild=rebuild), MIN_SMOOTH_QUANT_GAIN_DB),
+        _CandidateStep(BIAS_CORRECTION, settings.bias_correction, partial(_with_settings, bias_correction=True)),
+        _CandidateStep(GPTQ, settings.rounding, partial(_rounded_by_moments, data=data, progress=progress)),
     ]
 
 
@@ -192,15 +194,23 @@ def _with_settings(basis: QuantBasis, **settings: object) -> QuantBasis:
 
 
 def _equalized(basis: QuantBasis, rebuild: Rebuild) -> QuantBasis | None:
-    groups = scale_groups(basis.model)
-    scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return rebuild(apply_equalization(basis.model, scales), basis) if scales else None
+    return _rescaled(basis, scale_groups(basis.model), apply_equalization, rebuild)
 
 
 def _smoothed(basis: QuantBasis, rebuild: Rebuild) -> QuantBasis | None:
     groups = smooth_quant_groups(basis.model, basis.selection.int8_nodes())
+    return _rescaled(basis, groups, apply_smooth_quant, rebuild)
+
+
+def _rescaled(
+    basis: QuantBasis,
+    groups: Sequence[ScaleGroup],
+    apply: Callable[[ir.Model, Mapping[ScaleGroup, F64]], ir.Model],
+    rebuild: Rebuild,
+) -> QuantBasis | None:
+    """Rescale the groups that gain by it, and observe the changed model; None where no group gains."""
     scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return rebuild(apply_smooth_quant(basis.model, scales), basis) if scales else None
+    return rebuild(apply(basis.model, scales), basis) if scales else None
 
 
 def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:

@@ -1,1 +1,1 @@
-"""Why an int8 model computes the same integers on every processor: scales, ties and the certificate."""
+"""Proofs that an int8 model computes the same integers on every processor: scales, rounding ties, the certificate."""

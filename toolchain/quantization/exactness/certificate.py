@@ -1,15 +1,15 @@
-"""The exactness certificate: for every node a proof that all processors compute the same, or the reason for doubt.
+"""The exactness certificate: for every node, a proof that all processors compute the same, or the reason for doubt.
 
 An int8 product (Conv, Gemm, MatMul) is exact on every kernel of onnxruntime's CPU provider if
     pairs     adjacent weights a, b satisfy  a⁺ + b⁺ <= 128  and  a⁻ + b⁻ >= -128, so that x86's VPMADDUBSW cannot
               saturate int16 (see `weights`); one odd weight at the end is paired with zero. A depthwise convolution
               multiplies in int32 and does not need this condition
     extremes  |w| <= 127: ARM's SMULL and SMLAL add two signed products in int16, and 2 · 128 · 127 < 2¹⁵ = 2 · 128²
-    sums      510 Σ|w| + |b| < 2³¹ for every output channel: activations are at most 255, and the zero point adds no
-              more than that again, so no partial sum leaves int32 in whatever order it is added
+    sums      510 Σ|w| + |b| < 2³¹ for every output channel: activations are at most 255, and so is the zero point, so
+              every partial sum fits in int32, in any order of addition
 Its result is then float(sum) · (s_x s_w / s_y), each operation rounded once by IEEE 754, and rounded to nearest even.
 Kernels compute sums, averages, products of activations and sigmoids in different ways; `tie_margins` shows that none of
-their results is near enough to a rounding tie for that to matter. LeakyRelu and Concat are tables of a few IEEE
+their results is so near to a rounding tie that the way matters. LeakyRelu and Concat are tables of a few IEEE
 operations in a fixed order, and the other operators pass integers on.
 
 Float operators of one IEEE operation per element give the same bits everywhere. Those that add many terms or compute a
@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from toolchain.formats.manifest import Doubt, Exactness, Proof
+from toolchain.formats.target import Encoding
 from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Kernel, SameScale, free
 from toolchain.ops.table import TABLE, rule
@@ -44,7 +44,7 @@ ONE_IEEE_OPERATION = frozenset(
         "Less", "LessOrEqual", "And", "Or", "Not",
     }
 )  # fmt: skip
-"""Float operators of at most one IEEE operation per element."""
+"""Float operators with at most one IEEE operation per element."""
 
 # Proofs, as manifests and reports show them.
 EXACT_PRODUCT = "products cannot saturate, sums fit in int32, the result is rounded once, ties to even"
@@ -63,10 +63,14 @@ SUM_OVERFLOW = "the int32 sum of an output channel may overflow"
 PAIR_SATURATION = "pairs of products may saturate on x86 without VNNI"
 WEIGHT_OF_MINUS_128 = "a weight of -128 may saturate a pair of products on ARM"
 ARITHMETIC_FAULTS = frozenset({SUM_OVERFLOW, PAIR_SATURATION, WEIGHT_OF_MINUS_128})
+"""Reasons for doubt that are overflows or saturation."""
 
 PRODUCT_KERNELS = {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul"}
+"""onnxruntime's int8 kernels of products, by operator."""
 PROVEN_BY_MARGIN = frozenset({"Add", "Mul", "Sigmoid", "AveragePool", "GlobalAveragePool"})
+"""Operators that are exact where no result is near a rounding tie."""
 PROVEN_BY_TABLE = frozenset({"Concat", "LeakyRelu"})
+"""Operators that are always exact, because their kernels are tables of IEEE operations."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ class NodeCertificate:
     Attributes:
         node: its name.
         op: its operator.
-        kernel: onnxruntime's name for what runs; None for a float operator.
+        kernel: onnxruntime's name of the int8 kernel; None for a float operator.
         proof: why its numbers are the same on every processor; None where there is doubt.
-        used: share, below 1, of what the proof allows that the worst case uses: of int32's range, or the kernels' error
-            over the distance to the nearest tie.
+        used: the worst case as a share, below 1, of the limit of the proof: the largest sum over int32's range, or the
+            kernels' error over the distance to the nearest tie.
         fault: the reason for doubt, None where there is a proof.
     """
 
@@ -92,7 +96,7 @@ class NodeCertificate:
 
 
 def certify(model: ir.Model, plan: Plan) -> tuple[NodeCertificate, ...]:
-    """Judge every int8 node, and every float node whose results may differ.
+    """Certify every int8 node, and every float node whose results may differ.
 
     Args:
         model: the float model the plan was made for.
@@ -113,29 +117,31 @@ def certify(model: ir.Model, plan: Plan) -> tuple[NodeCertificate, ...]:
 
 
 def clauses(verdicts: Iterable[NodeCertificate]) -> tuple[str, ...]:
-    """Say what may differ between processors, one clause for each cause, with the operators and their number."""
+    """Describe what may differ between processors: a clause for each cause, with the operators and their number."""
     causes: dict[tuple[str | None, str], Counter[str]] = {}
     for verdict in verdicts:
         if verdict.fault is not None:
-            # An int8 fault can be special to one node; the manifest has it with the node.
+            # The fault of an int8 node can differ from node to node; the manifest states it for each node.
             cause = (verdict.kernel, verdict.fault if verdict.kernel is None else UNPROVEN)
             causes.setdefault(cause, Counter())[verdict.op] += 1
     return tuple(_clause(kernel, fault, operators) for (kernel, fault), operators in causes.items())
 
 
 def _clause(kernel: str | None, fault: str, operators: Counter[str]) -> str:
-    named = ", ".join(f"{count} {op}" for op, count in operators.most_common())
-    one = operators.total() == 1
+    counts = ", ".join(f"{count} {op}" for op, count in operators.most_common())
+    single = operators.total() == 1
     if kernel is not None:
-        return f"{named} ({kernel}) {'has' if one else 'have'} no proof that all processors compute the same integers"
-    run = "runs" if one else "run"
+        return (
+            f"{counts} ({kernel}) {'has' if single else 'have'} no proof that all processors compute the same integers"
+        )
+    run = "runs" if single else "run"
     if fault == DYNAMIC:
-        return f"{named} {run} in dynamic int8, so a difference in a float's last digit can become a whole int8 step"
-    return f"{named} {run} in float, so {'its' if one else 'their'} last digits may differ between processors"
+        return f"{counts} {run} in dynamic int8, so a difference in a float's last digit can become a whole int8 step"
+    return f"{counts} {run} in float, so {'its' if single else 'their'} last digits may differ between processors"
 
 
-def exactness(model: ir.Model, verdicts: Collection[NodeCertificate], activations: Literal["u8", "s8"]) -> Exactness:
-    """Make the manifest's record of the certificate: nodes with the same verdict together."""
+def exactness(model: ir.Model, verdicts: Collection[NodeCertificate], activations: Encoding) -> Exactness:
+    """Make the manifest's record of the certificate; nodes with the same verdict are listed together."""
     proven: dict[tuple[str, str], list[NodeCertificate]] = {}
     doubted: dict[tuple[str, str | None, str], list[str]] = {}
     for verdict in verdicts:
@@ -164,16 +170,16 @@ def exactness(model: ir.Model, verdicts: Collection[NodeCertificate], activation
 
 
 def _reaches_int8(model: ir.Model, verdicts: Collection[NodeCertificate]) -> bool:
-    """True where an int8 node reads, directly or not, the result of a node that may differ."""
+    """True where an int8 node reads, directly or through other nodes, a result that may differ."""
     doubted = {verdict.node for verdict in verdicts if verdict.fault is not None}
     int8 = {verdict.node for verdict in verdicts if verdict.kernel is not None}
-    touched: set[ir.Value] = set()
+    may_differ: set[ir.Value] = set()
     for node in model.graph:
-        behind = any(value in touched for value in node.inputs)
-        if behind and query.label(node) in int8:
+        reads_difference = any(value in may_differ for value in node.inputs)
+        if reads_difference and query.label(node) in int8:
             return True
-        if behind or query.label(node) in doubted:
-            touched.update(node.outputs)
+        if reads_difference or query.label(node) in doubted:
+            may_differ.update(node.outputs)
     return False
 
 
@@ -188,7 +194,7 @@ def _int8_verdict(node: ir.Node, plan: Plan, chosen: set[str]) -> NodeCertificat
     name, op = query.label(node), query.op(node)
     cell = rule(node).int8
     if isinstance(cell, Kernel):
-        if name not in plan.products:  # a file that others wrote, with another kind of weights
+        if name not in plan.products:  # a file of another program, with another form of weights
             return NodeCertificate(name, op, PRODUCT_KERNELS.get(op, op), None, fault=UNPROVEN)
         return _product_verdict(node, plan.products[name], str(output_point(node, chosen).name) not in plan.activations)
     if isinstance(cell, SameScale):
@@ -227,7 +233,7 @@ def _product_verdict(node: ir.Node, quant: ProductQuant, float_result: bool) -> 
 
 
 def worst_sum(quant: ProductQuant) -> float:
-    """Bound the magnitude that an int32 accumulator can reach on the way: max over channels of 510 Σ|w| + |b|."""
+    """Bound every partial sum in the int32 accumulator: max over channels of 510 Σ|w| + |b|."""
     rows = np.abs(as_rows(quant.weight.values, quant.weight.axis).astype(np.int64)).sum(axis=1)
     bias = 0 if quant.bias is None else np.abs(quant.bias.astype(np.int64))
     return float(np.max(510 * rows + bias, initial=0))

@@ -1,16 +1,16 @@
-"""Lattice scales: additions and averages that round the same on every processor.
+"""Lattice scales: scales with which additions and averages round the same on every processor.
 
 An int8 addition computes  c = round((s_a/s_c) a + (s_b/s_c) b)  after the zero points are subtracted. onnxruntime's x86
 kernel computes it in float and rounds ties to even. Its ARM kernel computes in 22-bit fixed point and rounds ties away
-from zero. So about one element in a million differs by a step, and a step early in a network moves every output.
+from zero. So about one element in a million differs by one step, and a step early in a network changes every output.
 
 Put the three scales on a lattice of unit g:  s_a = p g,  s_b = q g,  s_c = D g  with integers p, q and an *odd* D of
 about 500. Then c = round((p a + q b) / D). This is a multiple of 1/D, which is never nearer to a tie than 1/(2 D) =
 0.001. That is far more than the error of either kernel, so both round alike. Scales grow by a fraction of a percent. An
-average pool over an area A is the case of one input with s_a = s_x / A.
+average pool over an area of A elements is an addition with one input and s_a = s_x / A.
 
-A tensor may enter several such operators, so a scale that was put on one lattice is kept in the next. Where two inputs
-were both kept and do not fit one lattice, the addition must stay float, which is exact everywhere.
+A tensor may enter several such operators, so a scale that was put on one lattice is kept for the next operator. Where
+two inputs are both kept and fit no common lattice, the addition must stay float, which is exact everywhere.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from toolchain.graph import query
 from toolchain.quantization.ranges import Affine
 
 DENOMINATOR = 501
-"""The target of D: odd, small enough that 1/(2 D) exceeds any kernel's error, large enough that scales hardly move."""
+"""The value that D should be near: odd, small enough that 1/(2 D) exceeds any kernel's error, and large enough that
+scales hardly change."""
 
 SCALES_FIXED = "other operators fix its scales, so its int8 sums could differ between processors"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One operator to align.
+    """One operator whose scales are put on a lattice.
 
     Attributes:
-        node: its name.
+        node: name of the operator.
         inputs: the scale groups of its inputs.
         output: the scale group of its result.
         area: the number of elements that an average divides by, 1 for Add.
@@ -52,12 +53,12 @@ def lattice_sites(nodes: Iterable[ir.Node], group: Mapping[str, str], output_of:
 
     Args:
         nodes: int8 nodes.
-        group: tensor name to the tensor whose scale it has.
-        output_of: node name to the tensor its result is quantized at.
+        group: name of a tensor to the tensor whose scale it has.
+        output_of: name of a node to the tensor at which its result is quantized.
     """
     result = []
     for node in nodes:
-        area = _area(node)
+        area = 1 if node.op_type == "Add" else averaged_elements(node)
         if area is not None:
             name = query.label(node)
             inputs = tuple(group[str(value.name)] for value in node.inputs if value is not None)
@@ -65,25 +66,22 @@ def lattice_sites(nodes: Iterable[ir.Node], group: Mapping[str, str], output_of:
     return result
 
 
-def _area(node: ir.Node) -> int | None:
-    """Return the number of elements that are averaged, 1 for Add; None for other operators and unknown sizes."""
-    if node.op_type == "Add":
-        return 1
+def averaged_elements(node: ir.Node) -> int | None:
+    """Return the number of elements that a pool averages; None for other operators and unknown sizes."""
     if node.op_type == "AveragePool":
         return int(np.prod(query.attribute(node, "kernel_shape", [1])))
-    shape = node.inputs[0].shape if node.op_type == "GlobalAveragePool" and node.inputs[0] is not None else None
-    sizes = [size for size in list(shape)[2:] if isinstance(size, int)] if shape is not None else []
-    return int(np.prod(sizes)) if shape is not None and len(sizes) == len(shape) - 2 else None
+    shape = query.sizes(node.inputs[0], dynamic=0) if node.op_type == "GlobalAveragePool" else None
+    return None if shape is None else int(np.prod(shape[2:])) or None
 
 
 def align(
-    where: Iterable[Site], grids: MutableMapping[str, Affine], settled: Iterable[str] = (), capped: Iterable[str] = ()
+    sites: Iterable[Site], grids: MutableMapping[str, Affine], settled: Iterable[str] = (), capped: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Put the scales of every site on a lattice, changing `grids`.
+    """Put the scales of every site on a lattice; `grids` is changed.
 
     Args:
-        where: the sites in graph order.
-        grids: scale group to grid.
+        sites: the operators to align, in graph order.
+        grids: the grid of each scale group.
         settled: groups whose scale must stay as it is.
         capped: groups whose scale must not grow (the grid ends at a Clip's limit); the others must not shrink.
 
@@ -100,8 +98,8 @@ def align(
     def put(name: str, scale: float) -> None:
         grids[name] = replace(grids[name], scale=float(np.float32(scale)))
 
-    for site in where:
-        inputs = sorted(dict.fromkeys(site.inputs), key=lambda name: name not in kept)  # not a set: the order decides
+    for site in sites:
+        inputs = sorted(dict.fromkeys(site.inputs), key=lambda name: name not in kept)  # the order matters, so no set
         if len([name for name in inputs if name in kept]) > 1 or site.output in kept:
             refused[site.node] = SCALES_FIXED
             continue

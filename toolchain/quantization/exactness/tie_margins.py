@@ -1,9 +1,9 @@
 """Tie margins: the distance of an int8 operator's results from a rounding tie, where processors differ.
 
-From its integers an operator computes a real number and rounds it once. Kernels of different processors compute that
+An operator computes a real number from its integers and rounds it once. Kernels of different processors compute that
 number in different ways, each within an error ε of the exact one, and break ties differently. So the integers are the
-same everywhere as long as no reachable exact result lies within ε of a half-integer. The operands are 8-bit: all
-results can be listed, and the smallest distance d is computed, not estimated. d > ε is the proof.
+same everywhere as long as no reachable exact result lies within ε of a half-integer. The operands have 8
+bits, so all results can be listed, and the smallest distance d is computed, not estimated. d > ε is the proof.
 
 The kernels compute (r are ratios of scales, u = 2⁻²⁴ is the rounding of float32), with ε in steps of the result:
     sum      x86: ((z_c - r_a z_a - r_b z_b) + r_a a) + r_b b in float, ties to even; ARM: r in 22-bit fixed point,
@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F64
 from toolchain.graph import query
+from toolchain.quantization.exactness.lattice_scales import averaged_elements
 from toolchain.quantization.ranges import UINT8_MAX, Affine
 from toolchain.quantization.selection import Selection, data_inputs, output_point
 
@@ -37,18 +38,19 @@ FLOAT32_ROUNDING = 2.0**-24
 SIGMOID_ERROR = 2e-7
 """Error of onnxruntime's float Sigmoid against the function; at most 1.7e-7 was measured."""
 MAX_NUDGES = 64
-"""Number of scales :func:`nudge_clear` tries, each larger than the one before by 1/2048 of the first."""
+"""Number of scales that :func:`nudge_clear` tries; each is larger than the last by 1/2048 of the first."""
 
 Grids = Mapping[str, Affine]
+"""Grids by the name of a tensor or scale group."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """Distance and error in steps of the result.
+    """Distance and error, in steps of the result.
 
     Attributes:
-        distance: of the nearest reachable result to a tie.
-        error: the largest that any kernel makes.
+        distance: smallest distance of a reachable result from a tie.
+        error: largest error of any kernel.
     """
 
     distance: float
@@ -56,8 +58,12 @@ class Margin:
 
     @property
     def clear(self) -> bool:
-        """True where all kernels round every result alike."""
+        """True where all kernels round every result in the same way."""
         return self.distance > self.error
+
+
+UNKNOWN_MARGIN = Margin(0.0, float("inf"))
+"""The margin of an average over an unknown number of elements: nothing is proved."""
 
 
 def sum_margin(a: Affine, b: Affine, out: Affine) -> Margin:
@@ -99,22 +105,14 @@ def tie_margin(node: ir.Node, inputs: list[Affine], out: Affine) -> Margin | Non
         case "Sigmoid":
             return sigmoid_margin(inputs[0], out)
         case "AveragePool" | "GlobalAveragePool":
-            area = averaged(node)
+            area = averaged_elements(node)
             window = node.op_type == "AveragePool"
-            return Margin(0.0, 1.0) if area is None else average_margin(inputs[0], out, area, window=window)
+            return UNKNOWN_MARGIN if area is None else average_margin(inputs[0], out, area, window=window)
     return None
 
 
-def averaged(node: ir.Node) -> int | None:
-    """Return the number of elements a pool averages; None where its input's size is not known."""
-    if node.op_type == "AveragePool":
-        return int(np.prod(query.attribute(node, "kernel_shape", [1])))
-    shape = query.sizes(node.inputs[0])
-    return None if shape is None else int(np.prod(shape[2:]))
-
-
 def nodes_near_ties(model: ir.Model, selection: Selection, activations: Grids) -> dict[str, str]:
-    """Find the int8 nodes whose results may round differently on different processors.
+    """Find the int8 nodes whose results may be rounded differently on different processors.
 
     Args:
         model: the float model the selection was made for.
@@ -133,11 +131,11 @@ def nodes_near_ties(model: ir.Model, selection: Selection, activations: Grids) -
         grids = grids_around(node, chosen, activations)
         if grids is None:
             continue
-        key = (node.op_type, *grids[0], grids[1], averaged(node) if "Pool" in node.op_type else None)
+        key = (node.op_type, *grids[0], grids[1], averaged_elements(node))
         if key not in known:
             known[key] = tie_margin(node, *grids)
-        if (near := known[key]) is not None and not near.clear:
-            reasons[query.label(node)] = tie_reason(near)
+        if (margin := known[key]) is not None and not margin.clear:
+            reasons[query.label(node)] = tie_reason(margin)
     return reasons
 
 
@@ -148,14 +146,14 @@ def move_clear_of_ties(
     grids: MutableMapping[str, Affine],
     kept: Collection[str] = (),
 ) -> dict[str, str]:
-    """Move the scales of products and sigmoids until no result is near a tie, changing `grids`.
+    """Increase the scales of products and sigmoids until no result is near a tie; `grids` is changed.
 
     Args:
         nodes: int8 nodes in graph order.
-        group: tensor name to the tensor whose scale it has.
-        output_of: node name to the tensor its result is quantized at.
-        grids: scale group to grid; a scale grows by 3 % at most, mostly by less than a thousandth.
-        kept: groups whose scale must stay: those on a lattice, with a stated range, or ending at a Clip's limit.
+        group: name of a tensor to the tensor whose scale it has.
+        output_of: name of a node to the tensor at which its result is quantized.
+        grids: the grid of each scale group; a scale grows by 3 % at most, and mostly by less than a thousandth.
+        kept: groups whose scale must not change: it is on a lattice, has a stated range, or ends at a Clip's limit.
 
     Returns:
         The nodes that stay near a tie, with the reason.
@@ -170,11 +168,11 @@ def move_clear_of_ties(
         sites.append(site)
         if site.margin(grids).clear:
             continue
-        for each in dict.fromkeys((site.output, *site.inputs)):
-            touched = [other for other in sites if each in (other.output, *other.inputs)]
-            tried = None if each in kept else nudge_clear(partial(_worst, touched, grids, each), grids[each])
-            if tried is not None:
-                grids[each] = tried
+        for changed in dict.fromkeys((site.output, *site.inputs)):
+            touched = [other for other in sites if changed in (other.output, *other.inputs)]
+            grid = None if changed in kept else nudge_clear(partial(_worst, touched, grids, changed), grids[changed])
+            if grid is not None:
+                grids[changed] = grid
                 break
         else:
             refused[name] = tie_reason(site.margin(grids))
@@ -198,9 +196,9 @@ class _Site:
 
 
 def _worst(sites: Iterable[_Site], grids: Grids, name: str, grid: Affine) -> Margin:
-    """Return the margin that is nearest to failing, with one grid changed."""
+    """Return the margin with the least reserve among the sites, with one grid changed."""
     changed = {**grids, name: grid}
-    return min((site.margin(changed) for site in sites), key=lambda near: near.distance - near.error)
+    return min((site.margin(changed) for site in sites), key=lambda margin: margin.distance - margin.error)
 
 
 def grids_around(node: ir.Node, int8_nodes: set[str], activations: Grids) -> tuple[list[Affine], Affine] | None:
@@ -212,13 +210,17 @@ def grids_around(node: ir.Node, int8_nodes: set[str], activations: Grids) -> tup
     return [activations[name] for name in names], activations[point]
 
 
-def tie_reason(near: Margin) -> str:
-    """Say why a node may round differently on different processors."""
-    return f"a result is {near.distance:.1e} steps from a rounding tie, within the kernels' error of {near.error:.1e}"
+def tie_reason(margin: Margin) -> str:
+    """Describe why a node may round differently on different processors."""
+    if margin == UNKNOWN_MARGIN:
+        return "it averages an unknown number of elements, so there is no proof for its int8 kernel"
+    return (
+        f"a result is {margin.distance:.1e} steps from a rounding tie, within the kernels' error of {margin.error:.1e}"
+    )
 
 
 def nudge_clear(margin_of: Callable[[Affine], Margin], grid: Affine) -> Affine | None:
-    """Return the grid with the smallest larger scale, by at most 3 %, that is clear of ties; None where there is none.
+    """Increase a grid's scale as little as needed to be clear of ties, by 3 % at most; None where that is not enough.
 
     Example, for a product's scale: ``nudge_clear(lambda out: product_margin(a, b, out), out)``.
     """
@@ -235,6 +237,6 @@ def _operands(grid: Affine) -> F64:
 
 
 def _nearest(real: F64, out: Affine) -> float:
-    """Distance of the result nearest to a tie; results beyond the ends saturate, however they are rounded."""
+    """Return the smallest distance of a result from a tie; results beyond the ends saturate in any case."""
     inside = real[(real > -out.zero_point) & (real < UINT8_MAX - out.zero_point)]
     return float(np.min(np.abs(inside - np.floor(inside) - 0.5), initial=0.5))

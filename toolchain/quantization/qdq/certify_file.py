@@ -1,4 +1,4 @@
-"""Certificates of files: read the integers and grids of a quantized file, and certify them like a plan."""
+"""Certificates of quantized files: read integers and grids from a file, and certify them in the same way as a plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from toolchain.quantization.weights import WeightQuant, as_rows, is_overflow_fre
 
 
 def certificate_of(path: Path) -> Exactness | None:
-    """Return the stored certificate of an exported folder, or of an unchanged model file in one; else None."""
+    """Return the stored certificate of an exported folder, or of an unchanged model file in it; None without one."""
     folder = path if path.is_dir() else path.parent
     try:
         manifest = Manifest.load(folder / MANIFEST_NAME)
@@ -31,8 +31,8 @@ def certificate_of(path: Path) -> Exactness | None:
         return None
     if path.is_dir():
         return manifest.exactness
-    known = {entry.name: entry.sha256 for entry in manifest.files}
-    return manifest.exactness if path.is_file() and known.get(path.name) == sha256(path) else None
+    hashes = {entry.name: entry.sha256 for entry in manifest.files}
+    return manifest.exactness if path.is_file() and hashes.get(path.name) == sha256(path) else None
 
 
 def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Collection[str]) -> Exactness:
@@ -40,7 +40,7 @@ def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Col
 
     Args:
         model: the file.
-        choices: the precision of each node, as the file is written.
+        choices: the precision of each node in the file.
         unfused: names of int8 nodes that onnxruntime runs as float.
     """
     choices = tuple(
@@ -49,14 +49,18 @@ def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Col
     )
     grids, signed = _activation_grids(model)
     int8 = {choice.node for choice in choices if choice.int8}
-    products = {query.label(node): p for node in model.graph if query.label(node) in int8 and (p := _product(node))}
-    judged = {choice.node for choice in choices}
+    products = {
+        query.label(node): product
+        for node in model.graph
+        if query.label(node) in int8 and (product := _product(node)) is not None
+    }
+    covered = {choice.node for choice in choices}
     verdicts = certify(model, Plan(tuple(choices), grids, products, {}))
-    return exactness(model, [verdict for verdict in verdicts if verdict.node in judged], "s8" if signed else "u8")
+    return exactness(model, [verdict for verdict in verdicts if verdict.node in covered], "s8" if signed else "u8")
 
 
 def _activation_grids(model: ir.Model) -> tuple[dict[str, Affine], bool]:
-    """Read the grids of all activations by tensor name; also return True where any is spelled with signed numbers."""
+    """Read the grids of all activations by tensor name; also return True where any has signed integers."""
     grids: dict[str, Affine] = {}
     signed = False
     for node in model.graph:
@@ -70,7 +74,7 @@ def _activation_grids(model: ir.Model) -> tuple[dict[str, Affine], bool]:
 
 
 def _grid(node: ir.Node) -> tuple[Affine | None, bool]:
-    """Return a conversion's grid for unsigned numbers, and True where the file spells it with signed ones."""
+    """Return a conversion's grid for unsigned integers, and True where the file has signed integers."""
     scale = query.scalar(node.inputs[1])
     zero = query.constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
     if scale is None or zero is None or zero.size != 1 or zero.dtype not in (np.uint8, np.int8):

@@ -1,11 +1,12 @@
 """Dynamic int8 for recurrent layers: ``LSTM`` becomes onnxruntime's own ``com.microsoft::DynamicQuantizeLSTM``.
 
 An LSTM's products run step by step inside one operator, so no QuantizeLinear can stand between them. The operator
-rounds the input (all steps at once) and the hidden state (at every step) to u8 over their range at that moment,
+rounds the input (all steps at once) and the hidden state (at every step) to u8 over their range at that time,
 multiplies by s8 weights with one scale per gate row using the GEMM of static int8, and computes the gates in float
 (``dynamic_quantize_lstm.cc``, ``rnn_helpers.cc``). This has two consequences:
-    weights    symmetric, zero point 0, [directions, K, gates · H]; pairs along K must be overflow-free as everywhere
-    input      one scale for all samples of a batch: an answer may depend on the other samples in the batch
+    weights    They are symmetric, with zero point 0 and shape [directions, K, gates · H]. Pairs along K must be
+               overflow-free, as in every product.
+    input      It has one scale for all samples of a batch, so a result may depend on the other samples in the batch.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def write_dynamic_lstm(node: ir.Node, quants: tuple[WeightQuant, ...], names: ed
     if not isinstance(cell, Dynamic) or graph is None:
         raise ValueError(f"{label} has no dynamic operator")
 
-    def constant(kind: str, array: Array) -> ir.Value:
-        return edit.add_constant(graph, names.fresh(f"{label}_{kind}"), array)
+    def constant(role: str, array: Array) -> ir.Value:
+        return edit.add_constant(graph, names.fresh(f"{label}_{role}"), array)
 
     inputs = [*node.inputs, *[None] * (FLOAT_INPUTS - len(node.inputs))]
     directions = 2 if query.attribute(node, "direction", "forward") == "bidirectional" else 1

@@ -1,12 +1,12 @@
-"""Tables stored as int8: the constant of which a Gather reads single rows, such as a word embedding.
+"""Tables stored as int8: constants whose rows a Gather looks up, such as word embeddings.
 
-A row r of float32 becomes 8-bit integers and a scale of its own, max|r| / 127, and is read as
+A float32 row r becomes 8-bit integers with a scale of its own, max|r| / 127, and is read as
 
     Gather(integers, ids) → Cast → · Gather(scales, ids)
 
 This is one IEEE multiplication per element, the same on every processor, and only the requested rows are dequantized.
-(DequantizeLinear along the last axis would be the shorter graph, but it multiplies element by element, which takes
-seven times as long, and one scale per column is further from the table than one scale per row.)
+(DequantizeLinear along the last axis would be the shorter graph, but it takes seven times as long, because it
+multiplies element by element, and one scale per column is less accurate than one scale per row.)
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from toolchain.ops.table import rule
 from toolchain.quantization.weights import INT8_MAX, MIN_SCALE, WeightQuant
 
 MIN_TABLE_BYTES = 64 * 1024
-"""A smaller table is not worth two additional operators."""
+"""Smallest table to quantize; a smaller one is not worth the additional operators."""
 MIN_ROW_ELEMENTS = 16
-"""With shorter rows the scales take much of the space that the integers save."""
+"""Shortest rows to quantize; with shorter ones, the scales take much of the space that the integers save."""
 TABLE_REASON = "its table is stored as int8 with one scale per row, and read as float"
 
 
@@ -54,16 +54,16 @@ def _table(node: ir.Node) -> F32 | None:
 
 
 def quantize_tables(model: ir.Model, names: Collection[str]) -> dict[str, WeightQuant]:
-    """Quantize the rows that each of the named nodes looks up; nodes that share a table share one object."""
-    made: dict[ir.Value | None, WeightQuant] = {}
+    """Quantize the table of each of the named nodes; nodes that share a table share one object."""
+    by_source: dict[ir.Value | None, WeightQuant] = {}
     result: dict[str, WeightQuant] = {}
     for node in model.graph:
         array = _table(node) if query.label(node) in names else None
         if array is not None:
             source = node.inputs[0]
-            if source not in made:
-                made[source] = quantize_rows(array)
-            result[query.label(node)] = made[source]
+            if source not in by_source:
+                by_source[source] = quantize_rows(array)
+            result[query.label(node)] = by_source[source]
     return result
 
 
@@ -77,20 +77,25 @@ def quantize_rows(table: F32) -> WeightQuant:
 
 @dataclass(frozen=True)
 class TableConstants:
-    """The constants of one quantized table in a graph."""
+    """The constants of one quantized table in a graph.
+
+    Attributes:
+        integers: the int8 rows.
+        scales: one scale for each row.
+    """
 
     integers: ir.Value
     scales: ir.Value
 
 
 def write_table(node: ir.Node, rows: WeightQuant, names: edit.Names, written: dict[int, TableConstants]) -> None:
-    """Replace the float table of a Gather by quantized rows; its result keeps its name.
+    """Replace the float table of a Gather by quantized rows; the result keeps its name.
 
     Args:
         node: the Gather.
         rows: its quantized table.
-        names: gives names that the graph does not have.
-        written: the tables in the graph so far, by the identity of their rows; a new one is added.
+        names: names of the graph, to find free ones.
+        written: the tables that are already in the graph, by the identity of `rows`; a new one is added.
     """
     graph, label, ids = node.graph, query.label(node), node.inputs[1]
     if graph is None:
@@ -103,14 +108,14 @@ def write_table(node: ir.Node, rows: WeightQuant, names: edit.Names, written: di
         )
     constants = written[id(rows)]
 
-    def before(op: str, inputs: list[ir.Value | None], dtype: ir.DataType, **attributes: int) -> ir.Value:
+    def insert_before(op: str, inputs: list[ir.Value | None], dtype: ir.DataType, **attributes: int) -> ir.Value:
         new = ir.node(op, inputs, attributes, name=names.fresh(f"{label}_{op}"))
         output = new.outputs[0]
         output.name, output.type = names.fresh(f"{new.name}_out"), ir.TensorType(dtype)
         graph.insert_before(node, new)
         return output
 
-    integers = before("Gather", [constants.integers, ids], ir.DataType.INT8)
-    scale = before("Gather", [constants.scales, ids], ir.DataType.FLOAT)
-    floats = before("Cast", [integers], ir.DataType.FLOAT, to=ir.DataType.FLOAT)
+    integers = insert_before("Gather", [constants.integers, ids], ir.DataType.INT8)
+    scale = insert_before("Gather", [constants.scales, ids], ir.DataType.FLOAT)
+    floats = insert_before("Cast", [integers], ir.DataType.FLOAT, to=ir.DataType.FLOAT)
     edit.replace_node(node, ir.node("Mul", [floats, scale], name=label))

@@ -1,7 +1,7 @@
-"""Fragments: connected groups of int8 nodes, the units that are raced against their float selves.
+"""Fragments: connected groups of int8 nodes. Each fragment is raced against its float version.
 
-Inside a fragment integers flow from kernel to kernel; at its border every tensor is converted. The gain depends on
-shapes and processor, so each fragment is cut out, written both ways and raced.
+Inside a fragment, kernels pass integers to each other; at its border every tensor is converted. The gain depends on
+shapes and processor, so each fragment is cut out, written in both forms and raced.
 """
 
 from __future__ import annotations
@@ -10,14 +10,22 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from toolchain.core.union_find import representatives
+from toolchain.formats.target import Encoding
 from toolchain.graph import edit, query
 from toolchain.quantization.plan import Plan
-from toolchain.quantization.qdq.writer import Encoding, apply_quantization
+from toolchain.quantization.qdq.writer import apply_quantization
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A fragment: names of its nodes in graph order, its float model, and its int8 model according to the plan."""
+    """A part of the graph in both forms.
+
+    Attributes:
+        nodes: names of the nodes in graph order.
+        float_model: the part as a float model.
+        int8_model: the part as an int8 model according to the plan.
+    """
 
     nodes: tuple[str, ...]
     float_model: ir.Model
@@ -25,7 +33,7 @@ class Fragment:
 
     @property
     def name(self) -> str:
-        """The name of its first node, which identifies it in reports."""
+        """Name of the first node, which identifies the fragment in reports."""
         return self.nodes[0]
 
 
@@ -35,7 +43,7 @@ def fragments(model: ir.Model, plan: Plan, encoding: Encoding) -> list[Fragment]
     Args:
         model: the float model the plan was made for.
         plan: says which nodes are int8.
-        encoding: how the int8 models spell activations.
+        encoding: encoding of activations in the int8 models.
     """
     groups = _connected(model, plan.int8_nodes()) + [(name,) for name in plan.recurrent]
     return [_fragment(model, plan, group, encoding) for group in groups]
@@ -51,26 +59,17 @@ def int8_part(model: ir.Model, plan: Plan, encoding: Encoding) -> Fragment:
 
 def _connected(model: ir.Model, chosen: set[str]) -> list[tuple[str, ...]]:
     """Group int8 nodes that are joined by tensors between them, in graph order."""
-    leader: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name]
-        return name
-
-    order = [query.label(node) for node in model.graph if query.label(node) in chosen]
-    for node in model.graph:
-        name = query.label(node)
-        if name not in chosen:
-            continue
-        leader[name] = name
-        for value in node.inputs:
-            producer = value.producer() if value is not None else None
-            if producer is not None and query.label(producer) in leader:
-                leader[find(name)] = find(query.label(producer))
+    nodes = [node for node in model.graph if query.label(node) in chosen]
+    joined = [
+        (query.label(node), query.label(producer))
+        for node in nodes
+        for value in node.inputs
+        if value is not None and (producer := value.producer()) is not None and query.label(producer) in chosen
+    ]
+    representative = representatives(joined)
     groups: dict[str, list[str]] = {}
-    for name in order:
-        groups.setdefault(find(name), []).append(name)
+    for node in nodes:
+        groups.setdefault(representative(query.label(node)), []).append(query.label(node))
     return [tuple(group) for group in groups.values()]
 
 

@@ -1,12 +1,9 @@
-"""The fusion audit: find what did not become int8 in the graph that onnxruntime really runs.
+"""The fusion audit: find the nodes planned as int8 that onnxruntime does not run as int8.
 
-A QDQ file only requests int8. onnxruntime turns ``DQ → op → Q`` into an integer kernel where its patterns match, and
-otherwise runs the pieces as they stand: a float operator between two conversions, or worse, weights dequantized at
-every inference (the usual reason why an "int8" model is slower than its source). The audit saves the optimized graph
-and reports
-    unfused     nodes planned as int8 that still read a DequantizeLinear, or whose weight is dequantized at run time
-    weights     weight tensors that are dequantized at run time
-    boundaries  conversions between int8 and float, each costing a pass over its tensor
+A file with QuantizeLinear and DequantizeLinear (Q, DQ) only requests int8. onnxruntime turns ``DQ → op → Q`` into an
+integer kernel where its patterns match, and otherwise runs the nodes as they are in the file: a float operator between
+two conversions, or worse, weights dequantized at every inference (the usual reason why an "int8" model is slower than
+its source). The audit saves the optimized graph and compares it with the plan.
 """
 
 from __future__ import annotations
@@ -23,12 +20,19 @@ import onnx
 from toolchain.graph import run
 
 # Layout and fusion passes append these to the name of a node that they replace.
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*|/MatMulAddFusion(_\d+)?)+$")
+_FUSION_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|/fuse_.*|/MatMulAddFusion(_\d+)?)+$")
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of an audit; see the module. operators: number of each operator in the optimized graph."""
+    """The result of an audit.
+
+    Attributes:
+        unfused: nodes planned as int8 that still read a DequantizeLinear, or whose weight is dequantized at run time.
+        weights: names of weight tensors that are dequantized at run time.
+        boundaries: number of conversions between int8 and float; each costs a pass over its tensor.
+        operators: number of each operator in the optimized graph.
+    """
 
     unfused: tuple[str, ...]
     weights: tuple[str, ...]
@@ -61,7 +65,7 @@ def audit(graph: onnx.GraphProto, planned: Collection[str]) -> Audit:
         name = original_name(node.name)
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             weights.append(name.removesuffix("_quantized_DequantizeLinear"))
-        # A fused node may keep the name of one of its nodes, so a name alone says nothing: it must still read a DQ.
+        # A fused node may keep the name of one of its nodes, so the name alone proves nothing: it must still read a DQ.
         sources = [producer[value] for value in node.input if value in producer]
         if name in planned and any(source.op_type == "DequantizeLinear" for source in sources):
             unfused.append(name)
@@ -75,4 +79,4 @@ def audit(graph: onnx.GraphProto, planned: Collection[str]) -> Audit:
 
 def original_name(name: str) -> str:
     """Return a node's name without the suffixes that onnxruntime's passes append."""
-    return _SUFFIX.sub("", name)
+    return _FUSION_SUFFIX.sub("", name)

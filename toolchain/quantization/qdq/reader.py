@@ -1,11 +1,11 @@
-"""Read a model that is quantized already, whoever wrote it: which nodes are int8 in the file, and which run as int8.
+"""Read a model that is already quantized, by any program: which nodes are int8 in the file, and which run as int8.
 
-In the file a node is int8
-1. if it is an integer operator itself (``QLinearConv``, ``MatMulInteger``) or passes integers on, or
-2. if all activations and weights it reads come from DequantizeLinear, and its result goes to QuantizeLinear only,
-   directly or through a Relu or Clip; a product may also leave its result float. In addition
-3. onnxruntime must have a fused kernel for it (the operator table); Softmax, which we keep float, has one.
-The file only requests int8. What onnxruntime runs is read from its optimized graph.
+A node is int8 in the file in two cases:
+1. It is an integer operator (``QLinearConv``, ``MatMulInteger``) or passes integers on.
+2. All activations and weights that it reads come from DequantizeLinear, and its result goes to QuantizeLinear only,
+   directly or through a Relu or Clip; a product may also leave its result float. In addition, onnxruntime must have a
+   fused kernel for it (see the operator table). Softmax has one, although an export of this toolchain keeps it float.
+The file only requests int8. The nodes that run as int8 are read from onnxruntime's optimized graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from toolchain.quantization.selection import data_inputs
 
 _INTEGER_OPERATORS = ("QLinear", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantize", "QAttention")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-_BYTES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+_BYTE_TYPES = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class RunningGraph:
     """The graph that onnxruntime runs on this machine.
 
     Attributes:
-        int8: int8 operators, and the number of each.
-        float_: float operators, and the number of each.
+        int8: number of each int8 operator.
+        float_: number of each float operator.
         conversions: number of conversions between int8 and float.
         unfused: nodes that are int8 in the file and still read converted floats.
         weights: constants that are dequantized at every inference.
-        foreign: activations are signed, as ARM takes them, and this machine is an x86.
+        foreign: True where activations are signed, as for ARM, but this machine is an x86.
     """
 
     int8: dict[str, int]
@@ -62,7 +62,7 @@ def _is_integer(node: ir.Node) -> bool:
 
 
 def file_precisions(model: ir.Model) -> tuple[NodePrecision, ...]:
-    """Return the precision of every node as the file is written, without conversions and constant computations."""
+    """Return the precision of every node in the file, without conversions and constant computations."""
     reasons: dict[ir.Node, str | None] = {}
     integers: set[ir.Value] = set()
     constant = folded(model)
@@ -121,8 +121,8 @@ def running_graph(model: ir.Model, choices: Sequence[NodePrecision]) -> RunningG
     int8, float_ = Counter[str](), Counter[str]()
     for node in graph.node:
         if node.op_type not in _CONVERSIONS:
-            on_bytes = bool(node.input) and types.get(node.input[0]) in _BYTES
-            is_int8 = on_bytes or node.op_type.startswith(_INTEGER_OPERATORS)
+            reads_bytes = bool(node.input) and types.get(node.input[0]) in _BYTE_TYPES
+            is_int8 = reads_bytes or node.op_type.startswith(_INTEGER_OPERATORS)
             (int8 if is_int8 else float_)[node.op_type] += 1
             for output in node.output if is_int8 else ():
                 types.setdefault(output, onnx.TensorProto.UINT8)  # onnxruntime infers no types behind its own operators

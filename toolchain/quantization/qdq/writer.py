@@ -1,7 +1,7 @@
-"""`apply_quantization`: write a plan into a graph as QuantizeLinear / DequantizeLinear pairs. It decides nothing.
+"""`apply_quantization`: write a plan into a graph as QuantizeLinear / DequantizeLinear pairs, without own decisions.
 
-Every planned activation gets one pair behind it, and int8 nodes read the pair's output. Float readers do too where the
-tensor is computed in int8 (no other form exists on the device), and keep the float tensor otherwise. An absorbed Relu
+One pair is inserted after every planned activation, and int8 nodes read its output. Float readers do too where the
+tensor is computed in int8 (it has no other form on the device); otherwise they read the float tensor. An absorbed Relu
 or Clip is removed: requantization saturates at the ends of the grid, which lie inside its limits, so Q(clip(x)) = Q(x)
 integer for integer. (onnxruntime has fusions for this too, but they match some operator set versions and miss others.)
 Weights and biases become int8 and int32 initializers, each behind a DequantizeLinear.
@@ -10,12 +10,12 @@ Weights and biases become int8 and int32 initializers, each behind a DequantizeL
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from toolchain.data.tensors import Array
+from toolchain.formats.target import Encoding
 from toolchain.graph import check, edit, query
 from toolchain.ops.cells import Absorbed, Kernel
 from toolchain.ops.table import rule
@@ -24,9 +24,6 @@ from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.ranges import Affine
 from toolchain.quantization.selection import data_inputs, output_point
 
-Encoding = Literal["u8", "s8"]
-"""The spelling of activations: u8 with zero point z and s8 with z - 128 are the same numbers."""
-
 
 def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Model:
     """Write the quantized clone of `model`.
@@ -34,7 +31,7 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     Args:
         model: the model the plan was made for.
         plan: the numbers to write.
-        encoding: the spelling of activations.
+        encoding: the encoding of activations.
 
     Raises:
         ModelError: the result is not a well-formed graph.
@@ -68,7 +65,7 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
 
 
 def int8_values(model: ir.Model, chosen: set[str]) -> set[ir.Value]:
-    """Return the tensors that int8 nodes compute, where they are requantized; `chosen` names the int8 nodes."""
+    """Return the tensors at which the results of the int8 nodes are requantized; `chosen` names these nodes."""
     values: set[ir.Value] = set()
     for node in model.graph:
         if query.label(node) in chosen and not isinstance(rule(node).int8, Absorbed):
@@ -113,7 +110,7 @@ class _Writer:
         return self._grids[grid]
 
     def pair(self, value: ir.Value, grid: Affine) -> ir.Value:
-        """Insert a pair behind `value` and return its output."""
+        """Insert a pair after `value` and return its output."""
         scale, zero = self._grid(grid, str(value.name))
         producer = value.producer()
         source = producer.inputs[0] if producer is not None and producer in self._absorbed else value
@@ -128,7 +125,7 @@ class _Writer:
         return dequantize.outputs[0]
 
     def take_over_output(self, value: ir.Value, pair: ir.Value) -> None:
-        """Make the pair's output the graph output, under the name of the graph output."""
+        """Make the pair's output the graph output, with the name of the old graph output."""
         index = next(i for i, output in enumerate(self._graph.outputs) if output is value)
         name = str(value.name)
         self._graph.outputs[index] = pair

@@ -110,7 +110,7 @@ def test_sources(refused, workplace, source, said):
             "mine:net: raised ZeroDivisionError: division by zero (mine.py line 1); make ",
         ),
         ("import sys; sys.exit('bye')", "mine:net", "mine:net: raised SystemExit: bye (mine.py line 1); "),
-        ("def net(): raise KeyError('w')", "mine:net", "mine:net: raised KeyError: 'w' (mine.py line 1); mend"),
+        ("def net(): raise KeyError('w')", "mine:net", "mine:net: raised KeyError: 'w' (mine.py line 1); correct"),
         (
             "def net(): return 3",
             "mine:net",
@@ -219,9 +219,9 @@ DATA = [
         "data.npz",
         "data.npz: sample 0, input 'x': is int32 where the model takes float32; convert it with .astype('float32')",
     ),
-    ("NaN", _one_bad_value(np.nan), "data.npz", "data.npz: sample 5, input 'x': holds NaN (1 of 768 values); mend"),
+    ("NaN", _one_bad_value(np.nan), "data.npz", "data.npz: sample 5, input 'x': holds NaN (1 of 768 values); correct"),
     ("infinity", _one_bad_value(np.inf), "data.npz", "data.npz: sample 5, input 'x': holds infinity (1 of 768 values)"),
-    ("no arrays", _npz(), "data.npz", "data.npz: holds no arrays; save one array an input, stacked along"),
+    ("no arrays", _npz(), "data.npz", "data.npz: holds no arrays; give one array for each input, stacked along"),
     ("empty archive", _bytes("data.npz", lambda: b""), "data.npz", "data.npz: cannot be read as numpy arrays ("),
     (
         "cut archive",
@@ -235,7 +235,7 @@ DATA = [
         "data.npy",
         "data.npy: cannot be read as numpy arrays (it ends within sample 6); save it again with numpy",
     ),
-    ("images as they are", _images(), "data", "data: holds images, and how the model wants them is not known; give "),
+    ("images as they are", _images(), "data", "data: holds images, and their preprocessing is not given; give "),
     (
         "unknown pipeline",
         _images(),

@@ -68,7 +68,7 @@ def test_recipes(refused, workplace, text, said):
 
 def test_one_target_twice(refused, workplace):
     said = refused("export net.onnx -t host -t host -c samples.npz -o out")
-    assert said == "target 'host': is given more than once; name each target once"
+    assert said == "target 'host': is given more than once; give each target once"
 
 
 # ---------------------------------------------------------------------------------------- scores, limits
@@ -77,7 +77,10 @@ def test_one_target_twice(refused, workplace):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("def score(run): raise OSError('no labels')", "mine:score: raised OSError: no labels (mine.py line 1); mend"),
+        (
+            "def score(run): raise OSError('no labels')",
+            "mine:score: raised OSError: no labels (mine.py line 1); correct",
+        ),
         ("def score(run): return float('nan')", "mine:score: returned nan; return one finite number, higher is better"),
         ("def score(run): return 'good'", "mine:score: returned 'good'; return one finite number, higher is better"),
         ("def score(run): run({'z': 0})", "mine:score: raised ValueError: Required inputs (['x']) are missing from"),
@@ -249,9 +252,9 @@ def test_damaged_exports(refused, exported, monkeypatch, tmp_path):
     for name in ("model.onnx", "golden.npz"):
         said = damaged(f"out/host/{name}", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
         assert said.startswith(f"out/host/{name}: is not the file that was exported (its SHA-256 is not ")
-        assert said.endswith("; copy the folder whole, or export again")
+        assert said.endswith("; copy the whole folder, or export again")
     said = damaged("out/host/manifest.json", lambda data: data.replace(b'"files"', b'"file"'))
     assert said == "out/host/manifest.json: file: unknown key; did you mean 'files'?"
     assert "cannot be read as a manifest (" in damaged("out/host/manifest.json", lambda data: data[:100])
     Path("out/host/model.onnx").unlink()
-    assert refused("verify out/host") == "out/host/model.onnx: is missing; copy the folder whole, or export again"
+    assert refused("verify out/host") == "out/host/model.onnx: is missing; copy the whole folder, or export again"

@@ -295,7 +295,7 @@ REFUSED = {
     ),
     "text": (
         lambda: proto("y = Identity(x)", "string[1, 3, 16, 16] x", "string[1, 3, 16, 16] y"),
-        "samples.npz: sample 0, input 'x': is text to the model, and only numbers can be calibrated; cut the text",
+        "samples.npz: sample 0, input 'x': takes text in the model, and only numbers can be calibrated; export the",
     ),
     "not a number": (
         lambda: proto(

@@ -97,7 +97,7 @@ def test_a_failure_between_the_two_renames_brings_the_old_folder_back(folder, mo
 
 
 def test_a_file_never_takes_the_place_of_a_folder(folder):
-    with pytest.raises(InputError, match=r"export: cannot be written \(a folder of that name is in the way\)"):
+    with pytest.raises(InputError, match=r"export: cannot be written \(there is a folder of that name\)"):
         write_text(folder / "export", "text")
     assert content(folder) == OLD
 

@@ -130,7 +130,7 @@ def test_images_as_pixels(pictures, tmp_path):
         feed = next(iter(open_data(pictures, [spec], preprocess=toml)))
         assert feed["x"].dtype == spec.dtype
         assert feed["x"].max() == 255
-    with pytest.raises(DataError, match="takes pixels as they are"):
+    with pytest.raises(DataError, match="takes unscaled pixels"):
         open_data(pictures, [byte], preprocess="unit")
 
 
@@ -192,7 +192,7 @@ def test_arrays_in_memory():
         open_data({"ids": np.zeros((2, 4), int), "mask": np.zeros((3, 4), int)}, TEXT)
     with pytest.raises(DataError, match="the model has no input 'y'; choose one of: x"):
         open_data({"y": array}, [X])
-    with pytest.raises(DataError, match="feeds one input, and the model takes 2"):
+    with pytest.raises(DataError, match="has data for one input, but the model takes 2"):
         open_data(array, TEXT)
 
 
@@ -261,7 +261,7 @@ def test_labels_are_ignored_unless_they_are_asked_for(tmp_path):
 
 
 def test_a_full_spool(monkeypatch):
-    monkeypatch.setattr(spool, "MOST_BYTES", 40)
+    monkeypatch.setattr(spool, "MAX_SPOOL_BYTES", 40)
     feeds = [{"x": np.full((1, 3), i, np.float32)} for i in range(9)]
     with pytest.raises(
         DataError, match=r"generator: gives more than .* GiB of samples, and can be read only once; end"
@@ -309,9 +309,15 @@ def test_what_gives_no_samples_is_refused():
             "list of feeds: sample 1: is of type NoneType, not a dictionary from input name to array; yield",
         ),
         ({"x": [[1.0], [1.0, 2.0]]}, "dictionary of arrays, 'x': is not an array (its parts have different shapes); "),
-        ({"x": 3.0}, "dictionary of arrays: array 'x' has no leading axis that counts samples; save one array an"),
-        ({}, "dictionary of arrays: holds no arrays; save one array an input"),
-        (np.zeros((0, 3)), "ndarray: the array holds no samples, its leading axis is 0 long; save one array an input"),
+        (
+            {"x": 3.0},
+            "dictionary of arrays: array 'x' has no leading axis that counts samples; give one array for each",
+        ),
+        ({}, "dictionary of arrays: holds no arrays; give one array for each input"),
+        (
+            np.zeros((0, 3)),
+            "ndarray: the array holds no samples, its leading axis is 0 long; give one array for each input",
+        ),
     ],
 )
 def test_data_that_fits_no_model_is_refused_without_one(spec, said):
@@ -414,7 +420,7 @@ def test_what_a_worker_of_a_loader_raises():
             return super().__getitem__(number) if number < 6 else {}["image"]
 
     loader = torch.utils.data.DataLoader(Broken(), 4, num_workers=1)
-    with pytest.raises(DataError, match="DataLoader: sample 4: raised KeyError: 'image'; mend the code there"):
+    with pytest.raises(DataError, match="DataLoader: sample 4: raised KeyError: 'image'; correct the code there"):
         open_data(loader, [X])
 
 
@@ -540,7 +546,7 @@ def test_nothing_there(tmp_path):
         open_data(tmp_path, [X])
     with pytest.raises(DataError, match=r"neither a folder nor an \.npz"):
         open_data(tmp_path / "labels.csv", [X])
-    with pytest.raises(DataError, match="0 samples are asked for"):
+    with pytest.raises(DataError, match="0 samples are requested"):
         open_data([{"x": GOOD}], [X], samples=0)
     with pytest.raises(DataError, match="takes no inputs"):
         open_data([{"x": GOOD}], [])
@@ -548,11 +554,11 @@ def test_nothing_there(tmp_path):
 
 def test_image_folders_are_explained(pictures):
     spec = TensorSpec("x", F32, ("n", 3, 8, 6))
-    with pytest.raises(DataError, match="give --preprocess one of imagenet"):
+    with pytest.raises(DataError, match="give --preprocess with one of imagenet"):
         open_data(pictures, [spec])
     with pytest.raises(ConfigError, match="did you mean 'unit'"):
         open_data(pictures, [spec], preprocess="units")
-    with pytest.raises(DataError, match=r"feeds one input, and the model takes 2: ids, mask"):
+    with pytest.raises(DataError, match=r"has data for one input, but the model takes 2: ids, mask"):
         open_data(pictures, TEXT, preprocess="unit")
     with pytest.raises(DataError, match="2 axes where images need 4"):
         open_data(pictures, [X], preprocess="unit")
@@ -572,7 +578,7 @@ def test_preprocess_is_for_images(tmp_path):
 
 def test_npy_folder_feeds_one_input(tmp_path):
     np.save(tmp_path / "a.npy", GOOD)
-    with pytest.raises(DataError, match="feeds one input, and the model takes 2"):
+    with pytest.raises(DataError, match="has data for one input, but the model takes 2"):
         open_data(tmp_path, TEXT)
 
 
@@ -653,7 +659,7 @@ def test_faulty_functions():
 
 
 def test_endless_function(monkeypatch):
-    monkeypatch.setattr("toolchain.data.readers.MOST_SAMPLES", 50)
+    monkeypatch.setattr("toolchain.data.readers.MAX_SAMPLES", 50)
     with pytest.raises(DataError, match="more than 50 samples; end it"):
         open_data(lambda: ({"x": GOOD} for _ in itertools.count()), [X], samples=3)
     assert len(open_data([{"x": GOOD}] * 50, [X])) == 50

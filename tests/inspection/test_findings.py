@@ -65,5 +65,5 @@ def test_layers_have_the_names_that_onnxruntime_gives_to_what_it_fuses():
 def test_a_table_is_not_written_to_a_file(toolchain, exported):
     done = toolchain("compare out -o table.txt")
     assert done.code == 2
-    assert done.sentence.startswith("--output: a table is for the terminal; ")
+    assert done.sentence.startswith("--output: needs another format than table, which is for the terminal; ")
     assert json.loads(toolchain("compare out --json").out)["regressions"] == []

@@ -1,1 +1,1 @@
-"""The work behind each command: what was asked is checked once, then carried out. One function a module."""
+"""The public functions, one module for each command: arguments are checked first, then the work is done."""

@@ -1,4 +1,4 @@
-"""`bench`: models timed side by side, on this computer or on another device; with a limit, a gate."""
+"""`bench`: time models side by side, on this computer or on another device; with a limit, it acts as a gate."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from toolchain.formats.target import Target
 from toolchain.report.compare import Comparison, compare_results
 
 ARENA = {"on": (True,), "off": (False,), "both": (True, False)}
+"""The values of ``arena``, each with the settings that are timed."""
 PROFILE_RUNS = 20
 """Inferences under onnxruntime's profiler for ``operators``."""
 
@@ -34,9 +35,9 @@ class Benchmark:
 
     Attributes:
         results: the measurements with all their samples.
-        comparison: the same as rows; its ``regressions`` lists those beyond ``max_regression``.
-        timed: whether the place tells times; an emulated CPU only tells answers, which the rows' notes compare.
-        description: what the suite says about its models; empty without one.
+        comparison: the measurements as rows of a table; its ``regressions`` lists the rows above ``max_regression``.
+        timed: False for an emulated CPU, which has no latency; the rows' notes then compare its outputs.
+        description: the suite's description of its models; empty without a suite.
     """
 
     results: Results
@@ -70,7 +71,7 @@ def bench(
 
     Args:
         models: ``.onnx`` or ``.ort`` files.
-        on: ``local``, ``ssh:HOST``, ``adb:SERIAL``, or ``emulator:CPU``, which gives answers and no times.
+        on: ``local``, ``ssh:HOST``, ``adb:SERIAL``, or ``emulator:CPU``, which gives outputs and no times.
         output: write the results to this file.
         suite: time the models of this file or folder instead of `models`.
         target: use the threads and session options of this profile: its name, its path, or the profile.
@@ -82,9 +83,10 @@ def bench(
         library: with ``adb:SERIAL``, the device's ``libonnxruntime.so``.
         ndk: with ``adb:SERIAL``, the folder of the Android NDK; None: ``$ANDROID_NDK_HOME``.
         operators: also measure how long each operator takes.
-        sustained: then run continuously for this many minutes.
+        sustained: afterwards, run continuously for this many minutes.
         baseline: the name (file name without suffix) of the model that the others are compared with.
-        max_regression: models that are slower than the baseline by more are regressions: ``0.05`` or ``"5%"``.
+        max_regression: a model is a regression if it is slower than the baseline by more than this: ``0.05`` or
+            ``"5%"``.
         progress: is told about every stage.
 
     Returns:
@@ -104,7 +106,7 @@ def bench(
         check_output(output)
     limit = read_share(max_regression)
     description, groups = _suite(suite, given) if suite is not None else ("", [_subjects(given, baseline)])
-    groups = [_varied(group, read_threads(threads), arena) for group in groups]
+    groups = [_with_settings(group, read_threads(threads), arena) for group in groups]
     _check_gate(groups, baseline, limit)
     extras = Extras(PROFILE_RUNS if operators else 0, 60 * _minutes(sustained))
     settings = read_recipe(recipe).bench
@@ -121,25 +123,23 @@ def bench(
 
 
 def read_threads(threads: int | Sequence[int] | str | None) -> list[int | None]:
-    """Read ``--threads``: ``1,2,4``, one number or several; None is the profile's number.
+    """Read ``--threads``: text such as ``1,2,4``, one number or several; None is the profile's number.
 
     Raises:
-        InputError: not such numbers.
+        InputError: it is not a list of positive whole numbers.
     """
     if threads is None:
         return [None]
-    texts = threads.split(",") if isinstance(threads, str) else [str(n) for n in _several(threads)]
+    if isinstance(threads, int):
+        threads = [threads]
+    texts = threads.split(",") if isinstance(threads, str) else [str(number) for number in threads]
     if not texts or not all(text.isdigit() and int(text) for text in texts):
         raise InputError(f"is {threads!r}", where="--threads", hint="give numbers like 2 or 1,2,4")
     return [int(text) for text in texts]
 
 
-def _several(threads: int | Sequence[int]) -> Sequence[int]:
-    return [threads] if isinstance(threads, int) else threads
-
-
 def _subjects(paths: Sequence[Path], baseline: str | None) -> list[Subject]:
-    """Make one row a file: each a model of its own, or with a baseline all variants of one model."""
+    """Return a row for each file: each file is a model of its own; with a baseline, all are variants of one model."""
     stems = [path.stem for path in paths]
     names = stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
     if baseline is not None:
@@ -148,9 +148,9 @@ def _subjects(paths: Sequence[Path], baseline: str | None) -> list[Subject]:
 
 
 def _suite(path: str | Path, models: Sequence[Path]) -> tuple[str, list[list[Subject]]]:
-    """Return a suite's description, and its rows model by model."""
+    """Return a suite's description, and its rows grouped by model."""
     if models:
-        raise InputError(f"is given beside {models[0]}", where="--suite", hint="give a suite or models")
+        raise InputError(f"is given together with {models[0]}", where="--suite", hint="give a suite or models")
     suite, folder = load_suite(path)
     groups: dict[str, list[Subject]] = {}
     for row in suite.rows:
@@ -158,8 +158,8 @@ def _suite(path: str | Path, models: Sequence[Path]) -> tuple[str, list[list[Sub
     return suite.description, list(groups.values())
 
 
-def _varied(subjects: Sequence[Subject], threads: Sequence[int | None], arena: str) -> list[Subject]:
-    """Return every subject with every number of threads, and with an arena, without one, or both."""
+def _with_settings(subjects: Sequence[Subject], threads: Sequence[int | None], arena: str) -> list[Subject]:
+    """Return every subject with each number of threads and each setting of the arena."""
     if arena not in ARENA:
         raise InputError(f"is {arena!r}", where="--arena", hint=did_you_mean(arena, ARENA))
     return [
@@ -174,7 +174,8 @@ def _check_gate(groups: Sequence[Sequence[Subject]], baseline: str | None, limit
     """Refuse a gate that could never decide anything.
 
     Raises:
-        ConfigError: unknown baseline. InputError: a limit without a baseline.
+        ConfigError: unknown baseline.
+        InputError: a limit without a baseline.
     """
     variants = {subject.variant for group in groups for subject in group}
     if baseline is not None and baseline not in variants:

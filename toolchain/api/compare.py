@@ -1,4 +1,4 @@
-"""`compare`: results side by side, and a gate on slowing down."""
+"""`compare`: put results side by side; with a limit, find what became slower."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def compare(
     Args:
         results: results files, or folders that ``export`` or ``train`` wrote.
         baseline: a variant, or the name of one of several files; None is ``fp32``.
-        max_regression: rows that are slower than their baseline by more are regressions: ``0.05`` or ``"5%"``.
+        max_regression: a row is a regression if it is slower than its baseline by more than this: ``0.05`` or ``"5%"``.
         format: ``table``, ``markdown``, ``csv``, ``json`` or ``html``.
         output: write the comparison to this file, in a format other than ``table``.
 
     Returns:
-        The rows; ``regressions`` lists those beyond the limit.
+        The rows; ``regressions`` lists those that are slower than allowed.
 
     Raises:
         ConfigError: a file is missing or malformed, or the baseline is unknown.
@@ -43,7 +43,8 @@ def compare(
     if output is not None:
         check_output(output)
         if format == "table":
-            raise InputError("a table is for the terminal", where="--output", hint="give --format html, or another")
+            hint = "give --format markdown, csv, json or html"
+            raise InputError("needs another format than table, which is for the terminal", where="--output", hint=hint)
     files = [results] if isinstance(results, str | Path) else list(results)
     comparison = compare_files(files, baseline, read_share(max_regression))
     if output is not None:
@@ -52,17 +53,17 @@ def compare(
 
 
 def render_text(comparison: Comparison, files: Sequence[str | Path], format: str) -> str:
-    """Return a comparison as text; the page of a single export also shows what its folder holds beside the rows."""
+    """Return a comparison as text. The page of a single export also shows the findings and manifests in its folder."""
     if format == "html" and len(files) == 1:
         return page.render(comparison, page.read_details(files[0]))
     return str(render(comparison, format))
 
 
 def read_share(share: float | str | None) -> float | None:
-    """Read the limit of ``--max-regression``: ``5%`` or ``0.05``.
+    """Read the limit of ``--max-regression``, ``5%`` or ``0.05``, as a fraction.
 
     Raises:
-        InputError: not such a share.
+        InputError: it is not a fraction of 0 or more.
     """
     if share is None:
         return None

@@ -1,4 +1,4 @@
-"""`convert`: a torch module, a ``.pt2`` or an ONNX file becomes a checked ONNX file."""
+"""`convert`: turn a torch module, a ``.pt2`` or an ONNX file into a checked ONNX file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def convert(
         progress: is told about every stage.
 
     Returns:
-        The model, what was changed on the way, and how close its outputs are to the source's.
+        The model, notes on what the conversion changed, and how close its outputs are to the source's.
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.

@@ -1,15 +1,15 @@
-"""`export`: a model, calibration data and targets in; for each target a verified int8 model with its evidence out.
+"""`export`: make a verified int8 model, with its evidence, for each target.
 
     source ─convert─► model ─optimize─► float model ─observe─► observation       once
                                              │                      │
-                                             └──── select, plan ────┘            once: a plan knows no target
+                                             └──── select, plan ────┘            once: all targets share the plan
                                                         │
                  for each target:  write (u8 or s8) ─► package ─► golden data    the same integers everywhere
                                                         │
                                        bench fp32 against int8, interleaved, on this computer
 
-The stages do not know each other; they are joined here. Everything the user gave is checked before the first slow step.
-Everything is written to a temporary folder, and renamed into place at the end.
+The stages do not import each other; this module connects them. All arguments are checked before the first slow step.
+Everything is written to a temporary folder, which is renamed into place at the end.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from toolchain.report.compare import compare
 from toolchain.report.html import page
 
 GOLDEN_SAMPLES = 4
+"""Held-out samples that are stored with an export, with their outputs."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Exported:
         manifests: the evidence of each target's folder.
         quantized: the plan and its evidence.
         prepared: the float model that was quantized.
-        curve: the plans that were tried for ``max_drop``.
-        pruned: what pruning did, or None.
-        noises: the largest causes of the error that is left; empty unless asked for.
+        curve: the plans that were tried to meet ``max_drop``.
+        pruned: the result of pruning; None without pruning.
+        noises: the largest causes of the remaining error; empty without ``explain``.
     """
 
     folder: Path
@@ -113,10 +114,10 @@ def export(
         inputs: the inputs of a torch module, such as ``["image:batch,3,224,224"]``; not needed for ONNX files.
         freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
         recipe: a recipe, or the path of one; None is the recommended one.
-        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: no limit, or
-            the recipe's.
-        prune: prune first, until int8 is this many times as fast as without, such as 1.2.
-        explain: also measure which roundings make the error that is left.
+        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: the recipe's,
+            which may have no limit.
+        prune: prune first, to this speed-up over int8 alone, such as 1.2.
+        explain: also measure which roundings cause the remaining error.
         progress: is told about every stage.
 
     Returns:

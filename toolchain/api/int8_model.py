@@ -1,4 +1,4 @@
-"""From a request to an int8 model whose score is within the limit: the part that `export` and `quantize` share."""
+"""Making an int8 model whose score is within the limit: the part that `export` and `quantize` share."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Int8Model:
         opened: the request, with the float model before pruning.
         prepared: the float model that was quantized; pruned where the recipe asks for it.
         quantized: the plan and its evidence.
-        pruned: what pruning did, or None.
-        curve: the plans that were tried for ``max_drop``.
+        pruned: the result of pruning; None without pruning.
+        curve: the plans that were tried to meet ``max_drop``.
     """
 
     opened: OpenedRequest
@@ -45,7 +45,7 @@ class Int8Model:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Files of the float models, and of the int8 model as this computer runs it; its integers are every target's.
+    """Files of the float models, and of the int8 model as this computer runs it; all targets have the same integers.
 
     Attributes:
         dense: the float model.
@@ -80,7 +80,8 @@ def make_int8(request: Request, recipe: Recipe) -> Int8Model:
     """Convert, optimize, prune, observe and plan.
 
     Raises:
-        InputError and its subclasses: something given cannot be used. GateError: parity failed.
+        InputError and its subclasses: something given cannot be used.
+        GateError: parity failed.
     """
     opened = open_request(request, recipe.calibrate.samples)
     prepared, pruned = opened.prepared, None
@@ -113,10 +114,11 @@ def write_files(made: Int8Model, folder: Path) -> ModelFiles:
 
 
 def meet_max_drop(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, ModelFiles, Scores]:
-    """Score the models; where int8 loses more than ``max_drop``, leave operators float until it does not.
+    """Score the models. If int8 loses more than ``max_drop``, keep operators in float until it does not.
 
     Raises:
-        GateError: the limit cannot be met. InputError: the user's metric fails.
+        GateError: the limit cannot be met.
+        InputError: the user's metric fails.
     """
     files, opened, progress = write_files(made, folder), made.opened, made.opened.request.progress
     progress("evaluating float")

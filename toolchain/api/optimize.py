@@ -1,4 +1,4 @@
-"""`optimize`: a float model cleaned up, without changing what it computes."""
+"""`optimize`: clean up a float model without changing what it computes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class OptimizedFile:
 
     Attributes:
         output: the file.
-        optimized: the clean model and what the clean-up did.
-        halved: what storing weights as float16 did; None where it was not asked for.
+        optimized: the model after the clean-up, with counts of nodes and the change of the outputs.
+        halved: the model with float16 weights and the bytes saved; None without ``fp16_weights``.
     """
 
     output: Path
@@ -40,7 +40,7 @@ def optimize(
     fp16_weights: bool = False,
     progress: Progress = silent,
 ) -> OptimizedFile:
-    """Clean a float model up and write it: fold batch normalization and constants, remove dead code, infer shapes.
+    """Clean up a float model and write it: fold batch normalization and constants, remove dead code, infer shapes.
 
     Args:
         model: an ``.onnx`` file, or another source that needs no `inputs`.
@@ -50,7 +50,7 @@ def optimize(
         progress: is told about every stage.
 
     Returns:
-        The file and what the clean-up did.
+        The file and the effect of the clean-up.
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.

@@ -1,4 +1,4 @@
-"""`prepare`: any source becomes a clean float graph."""
+"""`prepare`: convert a source to ONNX and clean it up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Prepared:
         return self.optimized.model
 
     def with_model(self, model: ir.Model) -> Prepared:
-        """Return the same with another model in place of the float model, cleaned up."""
+        """Return a copy with another float model, which is cleaned up."""
         return replace(self, optimized=optimize(model))
 
 

@@ -1,4 +1,4 @@
-"""`prune`: a smaller and faster float model, from unlabelled samples."""
+"""`prune`: make a float model smaller and faster, with unlabelled samples."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class PrunedFile:
 
     Attributes:
         output: the file.
-        pruned: what was removed and what that gave.
+        pruned: the pruned model, and a record of what was removed and gained.
         prepared: the float model before pruning.
-        scores: before and after.
+        scores: scores before and after pruning.
     """
 
     output: Path
@@ -69,14 +69,14 @@ def prune(
         source: an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` giving an ``nn.Module``, or a module.
         calibration: unlabelled samples, see :mod:`toolchain.data.calibration`.
         output: the ``.onnx`` file to write.
-        target: name of a profile, path of one, or a profile; its channel multiple is kept. Latency is measured on this
-            computer for ``host``, and counted from operations for other targets.
+        target: name of a profile, path of one, or a profile; channel counts stay multiples of its number. Latency is
+            measured on this computer for ``host``, and counted from operations for other targets.
         speedup: target speed-up, such as 1.3.
         latency_ms: target latency of one inference, in milliseconds.
         keep: share of the multiply-accumulates to keep, such as 0.7.
         criterion: which channels go first: ``obs``, ``activation``, ``l2``, ``l1`` or ``random``.
         minutes: train for this many minutes after pruning, without labels; needs PyTorch.
-        for_int8: int8 follows, so int8's latency counts.
+        for_int8: measure the latency of the int8 model that is made afterwards.
         sparsity: set single weights to zero instead: a share such as ``0.5``, or N:M such as ``2:4``.
         preprocess: the image pipeline for folders of images: ``imagenet``, ``imagenet-squash``, ``unit``, ``signed``,
             or the path of a TOML file.
@@ -88,19 +88,19 @@ def prune(
         progress: is told about every stage.
 
     Returns:
-        The file and what pruning did.
+        The file and the effect of pruning.
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.
-        GateError: the cut could not be proved.
+        GateError: parity failed, or the pruned model does not compute what it should; nothing was written.
     """
     goal = {"speedup": speedup, "latency_ms": latency_ms, "keep": keep, "criterion": criterion, "minutes": minutes}
     recipe = with_prune(read_recipe(recipe), goal)
     check_output(output)
     zeros = parse_sparsity(str(sparsity)) if sparsity is not None else None
     if recipe.prune.has_goal == (zeros is not None):
-        both = "a goal and a sparsity are given" if zeros is not None else "no goal is given"
-        raise InputError(both, where="prune", hint="give one of --speedup, --latency-ms, --keep and --sparsity")
+        what = "a goal and a sparsity are given" if zeros is not None else "no goal is given"
+        raise InputError(what, where="prune", hint="give one of --speedup, --latency-ms, --keep and --sparsity")
     request = check_request(
         source,
         calibration,
@@ -136,7 +136,7 @@ def prune(
 
 
 def _sparse(sparse: Sparse) -> Pruned:
-    """Describe a model with zeros as the result of pruning."""
+    """Return a model with zero weights as a result of pruning."""
     before, after = sparse.compressed_bytes
     note = (
         f"{sparse.zeros:.0%} of the weights are zero: compressed {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB; "

@@ -1,4 +1,4 @@
-"""`quantize`: one int8 model for one target, as a file."""
+"""`quantize`: write one int8 model for one target."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class QuantizedFile:
     Attributes:
         output: the file.
         quantized: the plan and its evidence.
-        scores: of float and of int8.
-        curve: the plans that were tried for ``max_drop``.
-        noises: the largest causes of the error that is left; empty unless asked for.
+        scores: scores of the float model and of the int8 model.
+        curve: the plans that were tried to meet ``max_drop``.
+        noises: the largest causes of the remaining error; empty without ``explain``.
     """
 
     output: Path
@@ -72,9 +72,9 @@ def quantize(
         inputs: the inputs of a torch module, such as ``["image:batch,3,224,224"]``; not needed for ONNX files.
         freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
         recipe: a recipe, or the path of one; None is the recommended one.
-        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: no limit, or
-            the recipe's.
-        explain: also measure which roundings make the error that is left.
+        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: the recipe's,
+            which may have no limit.
+        explain: also measure which roundings cause the remaining error.
         progress: is told about every stage.
 
     Returns:

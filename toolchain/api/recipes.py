@@ -1,4 +1,4 @@
-"""Recipes as users give them: a file, an object, or nothing, and options that replace single settings."""
+"""Reading recipes: from a file, an object or the default, with options that replace single settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def read_recipe(recipe: Recipe | str | Path | None, max_drop: float | None = Non
 
     Args:
         recipe: a recipe, the path of one, or None for the default.
-        max_drop: replaces the recipe's.
+        max_drop: replaces the recipe's own; None keeps it.
 
     Raises:
-        ConfigError: the file is missing or does not follow the schema. InputError: `max_drop` is no such limit.
+        ConfigError: the file is missing or does not follow the schema.
+        InputError: `max_drop` is negative or not a number.
     """
     if recipe is None:
         recipe = Recipe()
@@ -36,11 +37,11 @@ def read_recipe(recipe: Recipe | str | Path | None, max_drop: float | None = Non
 
 
 def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recipe:
-    """Return the recipe with these settings of pruning; a goal among them replaces the recipe's goal.
+    """Return the recipe with other settings of pruning; a goal among them replaces the recipe's goal.
 
     Args:
         recipe: the recipe.
-        given: settings of `Prune` by name; None leaves the recipe's.
+        given: settings of `Prune` by name; None keeps the recipe's.
 
     Raises:
         InputError: a value that is not allowed, or two goals.

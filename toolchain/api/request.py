@@ -1,7 +1,7 @@
-"""`Request`: everything a user asked for, built and checked once, before the first slow step.
+"""`Request`: the arguments of a call, checked once before the first slow step.
 
-Every function of the public API takes its arguments as users write them (names, paths, texts, objects), makes a
-`Request` of them at its first line, and hands that on.
+Users give names, paths, texts or objects. The functions of the public API that need a model, data and targets turn
+these into a `Request` first, and pass that on.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Freeze = Mapping[str, int] | Sequence[str]
 Metric = str | Evaluate
 """``package.module:callable`` or a function, see :data:`toolchain.evaluation.score.Evaluate`."""
 
-FACTORY_NAMES = ("model", "module", "build", "main", "load")
-"""Names of factories that say nothing about the model they make."""
+GENERIC_FACTORY_NAMES = ("model", "module", "build", "main", "load")
+"""Names of functions that say nothing about the model they build; tables then show the name of their module."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Request:
 
     Attributes:
         source: the model.
-        data: the samples, not opened yet.
+        data: the source of the samples, not opened yet.
         targets: profiles of the devices.
         inputs: the inputs of a torch module.
         freeze: sizes for dynamic axes.
@@ -68,30 +68,31 @@ class Request:
 
     @property
     def model_name(self) -> str:
-        """The model's name in tables: its file's stem, its factory's name, or its class."""
+        """The model's name in tables: its file's name without suffix, the name of its function, or its class."""
         if not isinstance(self.source, str | Path):
             return type(self.source).__name__
         text = str(self.source)
         if Path(text).exists() or not is_callable_spec(text):
             return Path(text).stem
         module, _, factory = text.partition(":")
-        return module.rsplit(".", 1)[-1] if factory.lower() in FACTORY_NAMES else factory
+        return module.rsplit(".", 1)[-1] if factory.lower() in GENERIC_FACTORY_NAMES else factory
 
     def prepare(self) -> Prepared:
         """Convert and optimize the model.
 
         Raises:
-            ModelError, InputError: the model cannot be used. GateError: parity failed.
+            ModelError, InputError: the model cannot be used.
+            GateError: parity failed.
         """
         return prepare(self.source, inputs=self.inputs, freeze=self.freeze, progress=self.progress)
 
     def open_data(self, inputs: Sequence[TensorSpec], samples: int | None, *, labels: bool = False) -> CalibrationData:
-        """Open the data for a model with these inputs; see :func:`toolchain.data.calibration.open_data`."""
+        """Open the data and check it against a model's inputs; see :func:`toolchain.data.calibration.open_data`."""
         self.progress("checking the data")
         return open_data(self.data, inputs, preprocess=self.preprocess, samples=samples, labels=labels)
 
     def scorer(self, held: CalibrationData) -> Scorer:
-        """Return the scorer of models; where there is no metric it uses these samples."""
+        """Return the scorer of models; without a metric it uses the held-out samples `held`."""
         return Scorer(self.metric, self.metric_name, held)
 
 
@@ -106,7 +107,7 @@ def check_request(
     evaluate: Metric | None = None,
     progress: Progress,
 ) -> Request:
-    """Build a request from what the user gave.
+    """Check a user's arguments and build a request from them.
 
     Raises:
         InputError and its subclasses: something given cannot be used.
@@ -114,7 +115,7 @@ def check_request(
     profiles = tuple(target if isinstance(target, Target) else load_target(target) for target in targets)
     for profile in profiles:
         if sum(other.name == profile.name for other in profiles) > 1:
-            raise InputError("is given more than once", where=f"target {profile.name!r}", hint="name each target once")
+            raise InputError("is given more than once", where=f"target {profile.name!r}", hint="give each target once")
     specs = read_inputs(inputs)
     sizes = read_freeze(freeze)
     metric: Evaluate | None = load_callable(evaluate) if isinstance(evaluate, str) else evaluate  # type: ignore[assignment]
@@ -124,19 +125,19 @@ def check_request(
 
 
 def read_inputs(inputs: Inputs) -> tuple[TensorSpec, ...]:
-    """Return specs of texts and specs.
+    """Return inputs as specs; those given as text are parsed.
 
     Raises:
-        InputError: a text that is no input.
+        InputError: a text does not describe an input.
     """
     return tuple(parse_input(spec) if isinstance(spec, str) else spec for spec in inputs)
 
 
 def read_freeze(freeze: Freeze | None) -> Mapping[str, int]:
-    """Return sizes by axis.
+    """Return sizes by axis; those given as text are parsed.
 
     Raises:
-        InputError: a text that is not of the form ``name=size``.
+        InputError: a text is not of the form ``name=size``.
     """
     return freeze if isinstance(freeze, Mapping) else parse_freeze(freeze or ())
 
@@ -148,7 +149,7 @@ class Scorer:
     Attributes:
         metric: the user's function, or None.
         metric_name: its name in messages.
-        held: samples that no statistic was taken from.
+        held: held-out samples, which were not used to calibrate or train.
     """
 
     metric: Evaluate | None
@@ -159,7 +160,8 @@ class Scorer:
         """Score the model in `engine`; `reference` holds the float model.
 
         Raises:
-            InputError: the metric fails. DataError: the model cannot be run on one of the samples.
+            InputError: the metric fails.
+            DataError: the model cannot be run on one of the samples.
         """
         if self.metric is not None:
             return evaluate_score(self.metric, engine, self.metric_name)
@@ -170,13 +172,13 @@ class Scorer:
                 return accuracy.model_copy(update={"samples": len(self.held)})
             return agreement_score(reference, engine, map(without_labels, self.held))
         except run.OrtError as error:
-            what = f"onnxruntime cannot run the model on a sample that is held out ({one_line(error)})"
-            raise DataError(what, where=self.held.source, hint="mend or remove the sample") from None
+            what = f"onnxruntime cannot run the model on a held-out sample ({one_line(error)})"
+            raise DataError(what, where=self.held.source, hint="correct or remove the sample") from None
 
     def _accuracy(self, call: Run) -> float:
-        """Return the share of held-out samples whose largest output is the label's."""
-        right = [call(without_labels(feed))[0].argmax(-1).reshape(-1) == feed[LABELS].reshape(-1) for feed in self.held]
-        return float(np.mean(right))
+        """Return the share of held-out samples whose largest output is that of their label."""
+        hits = [call(without_labels(feed))[0].argmax(-1).reshape(-1) == feed[LABELS].reshape(-1) for feed in self.held]
+        return float(np.mean(hits))
 
 
 def without_labels(feed: Feed) -> dict[str, Array]:
@@ -189,11 +191,11 @@ class OpenedRequest:
     """A request whose model was converted and whose data was opened.
 
     Attributes:
-        request: what was asked for.
+        request: the request.
         prepared: the float model.
         data: all samples.
-        train: the samples that statistics are taken from.
-        held: the samples that models are scored on.
+        train: the samples to calibrate on.
+        held: the held-out samples, on which models are scored.
     """
 
     request: Request
@@ -212,15 +214,16 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
     """Convert and optimize the model, then open and divide the data.
 
     Args:
-        request: what was asked for.
-        samples: use at most this many.
+        request: the request.
+        samples: use at most this many; None: all.
 
     Raises:
-        InputError and its subclasses: something given cannot be used. GateError: parity failed.
+        InputError and its subclasses: something given cannot be used.
+        GateError: parity failed.
     """
     prepared = request.prepare()
     if is_quantized(prepared.model):
-        hint = "give the float model it was made from; `toolchain inspect` and `bench` take it as it is"
+        hint = "give the float model it was made from; `toolchain inspect` and `bench` take int8 models, too"
         raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
     data = request.open_data(io.inputs(prepared.model), samples)
     return OpenedRequest(request, prepared, data, *data.split())

@@ -1,4 +1,4 @@
-"""`train`: a model, data and a training recipe in; the trained model, its measurements and a report out."""
+"""`train`: train a model by a training recipe; write the trained model, its measurements and a report."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from toolchain.training.engine.distil import require_trainable
 from toolchain.training.runner import encoded_path, read_students, run_training
 from toolchain.training.step import StepResult
 
-UNFINISHED = "unfinished"
-"""The folder in the output's that holds the state of a run that has not ended."""
-MOST_HELD = 4
-"""At most one sample of this many is held out."""
+STATE_FOLDER = "unfinished"
+"""The folder in the output folder that holds the state of a run until it ends."""
+MIN_HELD_INTERVAL = 4
+"""At most one in this many samples is held out."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Trained:
 
     Attributes:
         folder: where everything was written.
-        results: the table's rows, measured on this computer: the float model, then what each step made.
-        steps: what each step did.
+        results: the table's rows, measured on this computer: the float model, then the model of each step.
+        steps: a record of each step.
         notes: remarks on the conversion.
     """
 
@@ -79,10 +79,10 @@ def train(
         model: an ``.onnx`` or ``.pt2`` file, ``package.module:callable`` giving an ``nn.Module``, or a module; it is
             also the teacher.
         data: samples, see :mod:`toolchain.data.calibration`; an array named ``labels`` is ground truth: int64 classes,
-            or floats shaped as the first output.
+            or floats with the shape of the first output.
         recipe: a training recipe, or the path of one.
         output: folder for ``model.onnx``, ``results.json``, ``findings.json``, ``training.json`` and ``report.html``.
-        target: name of a profile, path of one, or a profile: a model that ends in int8 is written for its kernels.
+        target: name of a profile, path of one, or a profile; an int8 model is written for its kernels.
         resume: continue an interrupted run with the same model, data and recipe.
         preprocess: the image pipeline for folders of images: ``imagenet``, ``imagenet-squash``, ``unit``, ``signed``,
             or the path of a TOML file.
@@ -119,10 +119,10 @@ def train(
     require_trainable(teacher)
     students = read_students(teacher, steps)
     samples = request.open_data(io.inputs(teacher), steps.samples, labels=True)
-    learnt, held = samples.split(max(MOST_HELD, len(samples) // steps.held), steps.held)
-    folder = _unfinished(output, teacher, samples, steps, resume)
-    stages = run_training(teacher, steps, learnt, held, folder=folder, students=students, progress=progress)
-    results, records = _measured(teacher, stages, request.scorer(held), request.model_name, steps.bench, progress)
+    training, held = samples.split(max(MIN_HELD_INTERVAL, len(samples) // steps.held), steps.held)
+    folder = _state_folder(output, teacher, samples, steps, resume)
+    stages = run_training(teacher, steps, training, held, folder=folder, students=students, progress=progress)
+    results, records = _measure(teacher, stages, request.scorer(held), request.model_name, steps.bench, progress)
     progress("writing")
     int8 = encoded_path(folder, request.targets[0].int8.activations)
     io.save(io.load(int8) if int8.exists() else stages[-1].model, output / "model.onnx")
@@ -149,31 +149,32 @@ def _check_students(recipe: TrainingRecipe) -> None:
             raise InputError("no such file", where=f"student {step.student!r}", hint="check the recipe")
 
 
-def _unfinished(output: Path, model: ir.Model, data: CalibrationData, recipe: TrainingRecipe, resume: bool) -> Path:
+def _state_folder(output: Path, model: ir.Model, data: CalibrationData, recipe: TrainingRecipe, resume: bool) -> Path:
     """Return the folder for the run's state: a new one, or that of the run that is resumed.
 
     Raises:
-        InputError: there is no run to resume, or it was started with something else.
+        InputError: there is no run to resume, or it was started with another model, data or recipe.
     """
-    folder = output / UNFINISHED
+    folder = output / STATE_FOLDER
     parts = (io.to_bytes(model), data.fingerprint.encode(), recipe.to_json().encode())
-    mark = "\n".join(hashlib.sha256(part).hexdigest() for part in parts)
-    fingerprint = folder / "run-fingerprint.txt"
-    if resume and not fingerprint.exists():
+    hashes = [hashlib.sha256(part).hexdigest() for part in parts]
+    file = folder / "run-fingerprint.txt"
+    if resume and not file.exists():
         raise InputError("there is no run to resume", where=output, hint="leave --resume out")
-    if resume and fingerprint.read_text(encoding="utf-8") != mark:
+    stored = file.read_text(encoding="utf-8").split() if resume else hashes
+    if stored != hashes:
         names = ("model", "data", "recipe")
-        changed = [n for n, a, b in zip(names, fingerprint.read_text().split(), mark.split(), strict=True) if a != b]
+        changed = [name for name, old, new in zip(names, stored, hashes, strict=True) if old != new]
         what = f"the run there was started with another {' and '.join(changed)}"
         raise InputError(what, where=output, hint="give the same, or leave --resume out to start again")
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_text(fingerprint, mark)
+        write_text(file, "\n".join(hashes))
     return folder
 
 
-def _measured(
+def _measure(
     model: ir.Model, stages: Sequence[StepResult], scorer: Scorer, name: str, settings: Bench, progress: Progress
 ) -> tuple[Results, tuple[TrainingStep, ...]]:
     """Score and time the float model and the model of each step; return the rows, and the steps with their scores."""
@@ -197,9 +198,9 @@ def _measured(
 
 
 def _variants(stages: Sequence[StepResult]) -> list[str]:
-    """Name the steps in tables: their technique, with a number from the second of a kind on."""
+    """Name the steps in tables: ``qat``, ``qat-2`` and so on, by their techniques."""
     names: list[str] = []
     for stage in stages:
-        wanted = stage.record.technique
-        names.append(next(n for i in count(1) if (n := wanted if i == 1 else f"{wanted}-{i}") not in names))
+        technique = stage.record.technique
+        names.append(next(n for i in count(1) if (n := technique if i == 1 else f"{technique}-{i}") not in names))
     return names

@@ -1,4 +1,4 @@
-"""`verify`: an exported model run on its golden inputs, here, on an emulated processor or on a phone."""
+"""`verify`: run an exported model on its golden inputs, here, on an emulated processor or on a phone."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from toolchain.formats.manifest import MANIFEST_NAME, Manifest
 from toolchain.packaging.golden import Mismatch, check_golden, load_golden
 
 FLOAT_TOLERANCE = 1e-5
-"""Tolerance with float operators. Their last bit (6e-8 relative) depends on vector widths and libraries, and sums of
-hundreds of terms, one after the other, may add up to this."""
+"""Tolerance with float operators. Their last bit (6e-8 relative) depends on vector widths and libraries, and in sums of
+hundreds of terms such differences may grow to this."""
 
 STEP_TOLERANCE = 1e-2
-"""Tolerance where int8 operators follow such float operators: an integer at a tie may move by a step of 1/255."""
+"""Tolerance if int8 operators follow such float operators: a value close to a rounding border may differ by one step of
+1/255."""
 
 DYNAMIC_TOLERANCE = 0.02
-"""Tolerance with dynamic operators, which round their own previous result: where a last bit differs, a value may move
-by a whole step of 1/255, and the following steps carry that on."""
+"""Tolerance with dynamic operators, which round their own previous result: if a last bit differs, a value may differ by
+a whole step of 1/255, and later time steps build on it."""
 
-_AGAIN = "copy the folder whole, or export again"
+_COPY_HINT = "copy the whole folder, or export again"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def verify(
         progress: is told about every stage.
 
     Returns:
-        What differs, and the tolerance that was applied.
+        The outputs that differ, and the tolerance that was applied.
 
     Raises:
         ConfigError, DataError, ModelError: the folder is no export, or a file in it is not the one that was exported.
@@ -79,8 +80,8 @@ def verify(
     golden = load_golden(folder / "golden.npz")
     model = next((folder / name for name in ("model.onnx", "model.ort") if (folder / name).is_file()), None)
     if model is None:
-        raise DataError("holds no model.onnx or model.ort", where=folder, hint=_AGAIN)
-    # Without it x86 would turn signed activations into unsigned ones first, and fuse less.
+        raise DataError("holds no model.onnx or model.ort", where=folder, hint=_COPY_HINT)
+    # Without this option, x86 first turns signed activations into unsigned ones, and fuses fewer operators.
     options = {"session.qdqisint8allowed": "1"} if manifest.exactness.activations == "s8" else {}
     progress(f"running the golden samples on {on}")
     with place.answering(progress) as device:
@@ -102,14 +103,14 @@ def _tolerance(manifest: Manifest) -> float:
 def _manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        inside = sorted(str(found.parent) for found in folder.glob(f"*/{MANIFEST_NAME}"))
+        inside = sorted(str(manifest.parent) for manifest in folder.glob(f"*/{MANIFEST_NAME}"))
         hint = f"give {' or '.join(inside)}" if inside else "give a target's folder, as export writes it"
         raise DataError(f"is no exported folder, it holds no {MANIFEST_NAME}", where=folder, hint=hint)
     return Manifest.load(path)
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Refuse a folder whose files are not those that were exported; the README may have been edited.
+    """Refuse a folder if its files are not those that were exported; the README may have been edited.
 
     Raises:
         DataError: a file is missing or was changed.
@@ -117,8 +118,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for entry in manifest.files:
         path = folder / entry.name
         if not path.is_file():
-            raise DataError("is missing", where=path, hint=_AGAIN)
+            raise DataError("is missing", where=path, hint=_COPY_HINT)
         if entry.name != "README.md" and sha256(path) != entry.sha256:
-            raise DataError(
-                f"is not the file that was exported (its SHA-256 is not {entry.sha256[:12]}…)", where=path, hint=_AGAIN
-            )
+            what = f"is not the file that was exported (its SHA-256 is not {entry.sha256[:12]}…)"
+            raise DataError(what, where=path, hint=_COPY_HINT)

@@ -1,1 +1,1 @@
-"""The foundation of every package: errors, files and caches, progress, array types, and running users' code."""
+"""Basics that every package uses: errors, files and caches, progress, array types, and running users' code."""

@@ -1,8 +1,8 @@
-"""The disk cache: results that take seconds to compute or measure, kept under the hash of everything they depend on.
+"""The disk cache: results that take seconds to compute or measure.
 
-An entry is one file. Its name is a hash of all inputs of the computation, so an entry never becomes outdated: other
-inputs have another name. It is written whole or not at all, and a file that cannot be read counts as absent, so the
-worst that a damaged cache causes is work done twice.
+An entry is one file, named by a hash of everything that the result depends on. It never becomes outdated, because other
+inputs have another name. It is written completely or not at all, and a file that cannot be read counts as absent. A
+damaged cache therefore only costs time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from toolchain.core.files import replacing
 
 T = TypeVar("T")
 
-DIGITS = 32
-"""Hexadecimal digits of a file's name: 128 bits."""
+KEY_DIGITS = 32
+"""Hexadecimal digits of an entry's name: 128 bits."""
 
-# RuntimeError is what zipfile raises for a damaged flag that claims encryption or an unknown compression.
-_UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
+# zipfile raises RuntimeError if damaged bytes claim encryption or an unknown compression.
+_PARSE_ERRORS = (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return a folder of the user's cache, ``$TOOLCHAIN_CACHE`` or ``~/.cache/edge-toolchain``, made on demand.
+    """Return a folder of the user's cache, ``$TOOLCHAIN_CACHE`` or ``~/.cache/edge-toolchain``; create it if needed.
 
     Raises:
         InputError: the folder cannot be made.
@@ -48,20 +48,20 @@ def cache_key(*parts: object) -> str:
     """Hash everything a result depends on.
 
     Args:
-        parts: bytes are taken as they are, every other object by its ``repr``, which must not vary between processes.
+        parts: bytes are hashed as they are, every other object by its ``repr``, which must not vary between processes.
 
     Returns:
-        Hexadecimal digits of a SHA-256, fit for a file name.
+        The first `KEY_DIGITS` hexadecimal digits of a SHA-256.
     """
     digest = hashlib.sha256()
     for part in parts:
         content = part if isinstance(part, bytes) else repr(part).encode()
         digest.update(len(content).to_bytes(8, "little") + content)
-    return digest.hexdigest()[:DIGITS]
+    return digest.hexdigest()[:KEY_DIGITS]
 
 
 def cache_path(folder: str, *parts: object, suffix: str) -> Path:
-    """Name the file of the result that depends on `parts`, see :func:`cache_key`; the file need not exist.
+    """Return the path of the entry for a result that depends on `parts`, see :func:`cache_key`; it need not exist.
 
     Raises:
         InputError: the cache cannot be made.
@@ -70,21 +70,24 @@ def cache_path(folder: str, *parts: object, suffix: str) -> Path:
 
 
 def read_cache(path: Path, parse: Callable[[bytes], T | None]) -> T | None:
-    """Read an entry; None where there is none, or where its content is damaged or of another kind.
+    """Read an entry.
 
     Args:
-        path: of the entry.
-        parse: turns the content into the result. Raising one of the usual errors of parsers, or returning None, says
-            that the content is not what it should be.
+        path: path of the entry.
+        parse: turns the content into the result. It returns None, or raises one of the usual errors of parsers, if the
+            content is not valid.
+
+    Returns:
+        The result; None if the entry does not exist or is not valid.
     """
     try:
         return parse(path.read_bytes())
-    except _UNREADABLE:
+    except _PARSE_ERRORS:
         return None
 
 
 def write_cache(path: Path, content: bytes) -> None:
-    """Write an entry, whole or not at all.
+    """Write an entry completely or not at all.
 
     Raises:
         InputError: the file cannot be written.

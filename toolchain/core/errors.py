@@ -6,10 +6,10 @@
     │   ├── DataError              calibration data: missing, wrong name, shape or dtype, NaN
     │   └── ConfigError            a profile, recipe or results file: unknown key, wrong type
     ├── DeviceError                a device or runtime could not be reached or used
-    └── GateError                  exit 1: the work was done, and a gate refused the result (parity, accuracy, latency)
+    └── GateError                  exit 1: the result failed a gate (parity, accuracy, latency)
 
-A message is one sentence of three parts: *where* (file, node, input), *what* is wrong, with the value seen, and a
-*hint*: what to do next. Any other exception that reaches the command line is a bug of the toolchain.
+A message is one sentence with three parts: *where* (file, node, input), *what* is wrong, with the value seen, and a
+*hint* that says what to do next. Any other exception that reaches the command line is a bug of the toolchain.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ class DeviceError(ToolchainError):
 
 
 class GateError(ToolchainError):
-    """The work was done, and a gate (parity, accuracy, latency) refused the result."""
+    """The result of the work failed a gate: parity, accuracy or latency."""
 
     exit_code = 1
 
 
-MANY = 20
-"""A hint lists this many choices at most."""
+MAX_CHOICES_SHOWN = 20
+"""Most choices that a hint lists."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for a near match, else a list of the choices, or its beginning."""
+    """Return ``did you mean 'x'?`` if a known word is similar, else ``choose one of: `` and up to 20 of them."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    rest = f" and {len(known) - MANY} more" if len(known) > MANY else ""
-    return f"choose one of: {', '.join(known[:MANY])}{rest}"
+    rest = f" and {len(known) - MAX_CHOICES_SHOWN} more" if len(known) > MAX_CHOICES_SHOWN else ""
+    return f"choose one of: {', '.join(known[:MAX_CHOICES_SHOWN])}{rest}"
 
 
 _NOISE = re.compile(
@@ -88,5 +88,5 @@ _NOISE = re.compile(
 
 
 def one_line(message: object) -> str:
-    """Return a message on one line of at most 240 characters, without onnxruntime's codes, sources and signatures."""
+    """Return a message as one line of at most 240 characters, without onnxruntime's codes and source locations."""
     return _NOISE.sub("", " ".join(str(message).split()))[:240]

@@ -1,7 +1,7 @@
-"""Writing files and folders so that they are either whole or absent.
+"""Writing files and folders either completely or not at all.
 
-Everything is written to a temporary sibling and renamed into place. An exception or an interrupt removes the sibling,
-and the old file or folder stays untouched.
+Everything is written to a temporary folder beside its destination, then renamed into place. An exception or an
+interrupt removes the temporary folder, and the old file or folder stays as it was.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from toolchain.core.errors import InputError
 
 
 def check_output(path: str | Path) -> None:
-    """Refuse an output that could not be written at the end. Called before the work begins.
+    """Refuse an output file that could not be written. Call this before the work begins.
 
     Raises:
-        InputError: a folder stands there, or the folder it goes to cannot be made or written.
+        InputError: `path` is a folder, or its parent folder cannot be created or written.
     """
     path = _named(path)
     if path.is_dir():
@@ -45,13 +45,13 @@ def _named(path: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling *folder* whose entry ``path.name`` becomes `path` when the block ends.
+    """Yield a temporary folder beside `path`; all that the block writes in it is moved next to `path` at its end.
 
-    The caller writes ``folder / path.name`` (a file or a folder) and, for models with external data, other files
-    beside it. All of them are renamed next to `path`, and `path` itself last. A file never replaces a folder.
+    The block writes ``folder / path.name`` (a file or a folder) and, for models with external data, other files beside
+    it. `path` itself is moved last. A file never replaces a folder.
 
     Raises:
-        InputError: the parent cannot be written, or the disk is full.
+        InputError: the parent folder cannot be written, or the disk is full.
     """
     path = _named(path)
     temporary: Path | None = None
@@ -64,8 +64,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         for entry in sorted(temporary.iterdir(), key=lambda p: p.name == path.name):  # `path` itself last
             _move(entry, path.parent / entry.name)
     except OSError as error:
-        if temporary is not None and _concerns_other(error, temporary.parent):
-            raise  # the caller could not read another file: the output is not the problem
+        if temporary is not None and _names_file_elsewhere(error, temporary.parent):
+            raise  # the block could not read another file: the output is not the problem
         hint = "choose another output"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"free some space or {hint}"
@@ -73,13 +73,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-        for folder in new:  # they are empty where nothing was written
+        for folder in new:  # removed if nothing was written to them
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _concerns_other(error: OSError, parent: Path) -> bool:
-    """Return whether the error names a file outside the output's folder; a failing copy names its source first."""
+def _names_file_elsewhere(error: OSError, parent: Path) -> bool:
+    """Return True if the error names a file outside the output's folder. A failed copy names source and destination."""
     named = error.filename if error.filename2 is None else error.filename2
     return isinstance(named, str) and not Path(named).absolute().is_relative_to(parent.absolute())
 
@@ -89,12 +89,12 @@ def _move(source: Path, destination: Path) -> None:
         source.replace(destination)
         return
     if not source.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder of that name is in the way", str(destination))
+        raise IsADirectoryError(errno.EISDIR, "there is a folder of that name", str(destination))
     old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
     try:
         destination.replace(old / destination.name)
         source.replace(destination)
-    except BaseException:  # an interrupt between the two renames must not cost the old folder either
+    except BaseException:  # after an interrupt between the two renames, the old folder is put back
         if not destination.exists():
             (old / destination.name).replace(destination)
         raise
@@ -103,7 +103,7 @@ def _move(source: Path, destination: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
+    """Write `text` (UTF-8) to `path`, completely or not at all."""
     path = Path(path)
     with replacing(path) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")

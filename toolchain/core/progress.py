@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A callable that is told about each stage of a long operation, and about the steps inside it."""
+    """A function that long operations call at each stage, and at each step of a stage that counts its steps."""
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         """Report a stage.
@@ -14,7 +14,7 @@ class Progress(Protocol):
         Args:
             what: the stage, a short phrase such as ``rounding weights``. It stays the same while the stage runs.
             done: number of steps that are finished.
-            total: number of steps; 0 where it is not known.
+            total: number of steps; 0 if it is not known.
         """
 
 

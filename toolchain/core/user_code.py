@@ -1,7 +1,7 @@
-"""Running code that the user named: ``package.module:callable``.
+"""Running code that the user names as ``package.module:callable``.
 
-This is the only place that catches every exception, because the user's code may raise any. The exception is reported
-with its file and line, and chained; it is never swallowed.
+This is the only module that catches every exception, because a user's code may raise any. The exception is reported
+with its file and line, and stays the cause of our error.
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ def is_callable_spec(text: str) -> bool:
 
 
 @contextmanager
-def user_code(where: object, error: type[InputError] = InputError, hint: str = "mend the code there") -> Iterator[None]:
-    """Turn every exception of the block into `error` with its file and line; our own errors pass unchanged."""
+def user_code(
+    where: object, error: type[InputError] = InputError, hint: str = "correct the code there"
+) -> Iterator[None]:
+    """Turn every exception in the block into `error`, with its file and line; our own errors pass unchanged."""
     try:
         yield
     except ToolchainError:
         raise
-    except (Exception, SystemExit) as fault:  # user code that exits would otherwise end without a message
+    except (Exception, SystemExit) as fault:  # without SystemExit, user code could end the program without a message
         raise error(f"raised {_message(fault)}", where=where, hint=hint) from fault
 
 
 def _message(fault: BaseException) -> str:
     """Return the exception's type, the first line of its text, and its place."""
     lines = str(fault).strip().splitlines()
-    if any(line.startswith("Original Traceback") for line in lines):  # torch adds that of a data loader's worker
+    if any(line.startswith("Original Traceback") for line in lines):  # torch adds the traceback of a loader's worker
         return lines[-1][:300]
     text = f"{type(fault).__name__}: {lines[0][:300]}" if lines else type(fault).__name__
     return f"{text}{_place(fault)}"
 
 
 def _place(fault: BaseException) -> str:
-    """Return the innermost line of Python code outside the toolchain; a SyntaxError names it in its message."""
+    """Return the innermost line of code outside the toolchain; a SyntaxError's message already names its line."""
     frames = [f for f in traceback.extract_tb(fault.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]
     if isinstance(fault, SyntaxError) or not frames:
         return ""
@@ -57,15 +59,15 @@ def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callabl
     """Import ``package.module:callable``, with the current folder first on ``sys.path``, as ``python -m`` does.
 
     Raises:
-        error: not of that form, not found, failing when imported, or not callable.
+        error: `spec` is not of that form, does not exist, cannot be imported, or is not callable.
     """
     if not is_callable_spec(spec) or ".py:" in spec:
-        raise error("is not of the form package.module:callable", where=spec, hint=_repaired(spec))
+        raise error("is not of the form package.module:callable", where=spec, hint=_form_hint(spec))
     module_name, _, path = spec.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    # A module written since the last import would otherwise hide behind the cached folder listing.
+    # Python caches listings of folders, so it might not see a module that was just written.
     importlib.invalidate_caches()
     with user_code(spec, error, hint=f"make `python -c 'import {module_name}'` work in {here}"):
         try:
@@ -88,8 +90,8 @@ def load_callable(spec: str, *, error: type[InputError] = InputError) -> Callabl
     return named
 
 
-def _repaired(spec: str) -> str:
+def _form_hint(spec: str) -> str:
     file, colon, name = spec.partition(".py:")
     if colon:
         return f"write {file.strip('./').replace('/', '.')}:{name}"
-    return "for example my_data:samples for the function samples in my_data.py"
+    return "write my_data:samples for the function samples in my_data.py, for example"

@@ -1,1 +1,1 @@
-"""Samples in: what users call data becomes feeds that can be read again and again."""
+"""Reading users' samples: files, arrays, functions and data loaders become feeds that can be read repeatedly."""

@@ -1,25 +1,25 @@
-"""`CalibrationData`: a few hundred unlabelled samples, read again and again and never all in memory.
+"""`CalibrationData`: a few hundred unlabelled samples that can be read repeatedly and are never all in memory.
 
 Sources
     a folder of images       with a `Preprocess` pipeline; sub-folders included
-    a folder of ``.npy``     one sample a file
-    an ``.npz``              one array an input, the leading axis counts samples; a single ``.npy`` likewise
-    a dictionary of arrays   as an ``.npz`` holds it; or one array, for a model with one input
+    a folder of ``.npy``     one sample in each file
+    an ``.npz``              one array for each input, the leading axis counts samples; a single ``.npy`` likewise
+    a dictionary of arrays   with the same contents as an ``.npz``; or one array, for a model with one input
     a list of feeds          dictionaries of arrays with their batch axis
     a function               returns an iterable of feeds; on the command line ``package.module:callable``
-    a generator              of feeds; it is read once
+    a generator              yields feeds; it is read once
     a data loader            such as ``torch.utils.data.DataLoader``; its batches are divided into single samples
     a dataset                an object with ``__len__`` and ``__getitem__``, such as ``torch.utils.data.TensorDataset``
 
-A *feed* is what the model's session takes: a dictionary from input name to array, batch axis included. A tuple of
-arrays is taken in the order of the model's inputs, a bare array as the only input; torch tensors are arrays. A sample
-from a file, an array in memory, a data loader or a dataset whose rank is one below the input's gets a batch axis of
-one. An array called ``labels`` that the model does not take is ground truth: training learns from it, everything else
-ignores it.
+A *feed* is the input of one call of the model's session: a dictionary from input name to array, with the batch axis. A
+tuple of arrays is taken in the order of the model's inputs, a single array as the only input; torch tensors count as
+arrays. If a sample comes from a file, an array in memory, a data loader or a dataset and has one axis less than the
+input, it gets a batch axis of size one. An array called ``labels`` that the model does not take is ground truth:
+training uses it, everything else ignores it.
 
-Opening the data reads all of it once and checks it against the model's inputs; samples are numbered from 0. What may
-give other samples at a second reading (a generator, a loader that shuffles, a function that augments) is kept on disk
-during that one reading, so that every later step sees the same bytes.
+Opening the data reads all of it once and checks it against the model's inputs; samples are numbered from 0. A source
+that may give other samples at a second reading (a generator, a loader that shuffles, a function that augments) is
+copied to disk while it is opened, so that every later step sees the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
@@ -36,7 +37,7 @@ from toolchain.core.errors import DataError
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.images import IMAGE_SUFFIXES, read_image
 from toolchain.data.readers import (
-    ANONYMOUS,
+    NO_NAME,
     Indexed,
     Reader,
     Sample,
@@ -48,20 +49,19 @@ from toolchain.data.readers import (
     from_memory,
     from_npy_files,
 )
-from toolchain.data.spool import MOST_BYTES, Spool
+from toolchain.data.spool import MAX_SPOOL_BYTES, Spool
 from toolchain.data.tensors import Array, Feed, as_array, check_finite, conform, digest
 from toolchain.formats.preprocess import PIPELINES, Preprocess, load_preprocess
 from toolchain.formats.tensor_spec import TensorSpec
 
-GIVE_SAMPLES = "yield a few hundred dictionaries of arrays"
-"""The hint where there are no samples."""
-UNNAMED = "arr_0"
-"""The name that numpy gives an array saved without one."""
+NO_SAMPLES_HINT = "yield a few hundred dictionaries of arrays"
+NUMPY_DEFAULT_NAME = "arr_0"
+"""The name that numpy gives an array that is saved without one."""
 LABELS = "labels"
-"""The array of ground truth beside a sample's inputs: int64 classes, or floats shaped as the model's first output."""
+"""The array of ground truth beside a sample's inputs: int64 classes, or floats with the shape of the first output."""
 
 DataSpec = str | Path | Mapping[str, Array] | Array | Iterable[object] | Callable[[], Iterable[object]] | Indexed
-"""Anything that the module's docstring lists."""
+"""A source of samples, as listed in the module's docstring."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class CalibrationData:
         return self._subset(_spread(len(self), n, self.source))
 
     def split(self, every: int = 4, most: int = 64) -> tuple[CalibrationData, CalibrationData]:
-        """Divide the samples into those to calibrate on and those held out: one of `every`, at most `most`.
+        """Divide the samples into those to calibrate on and those held out: one in `every`, and at most `most`.
 
-        With fewer than two times `every` samples there are none to spare, and all of them serve for both.
+        With fewer than two times `every` samples, all of them are used for both.
         """
         if len(self) < 2 * every:
             return self, self
@@ -127,13 +127,14 @@ class CalibrationData:
 
 
 def check_source(spec: DataSpec, preprocess: str | Path | None = None) -> None:
-    """Refuse a source that no model could be calibrated on. Called before a model is converted, which takes time.
+    """Refuse a source that is unusable for every model. Call this before a model is converted, which takes time.
 
     Raises:
-        DataError: nothing there, an empty folder, an unreadable archive, no function of that name, no kind of samples.
+        DataError: there is nothing, an empty folder, an unreadable archive, no function of that name, or an object of a
+            type that gives no samples.
         ConfigError: an unknown pipeline, or a pipeline file that does not follow its schema.
     """
-    _locate(spec, preprocess)
+    _find_source(spec, preprocess)
 
 
 def open_data(
@@ -151,43 +152,43 @@ def open_data(
         inputs: the model's inputs.
         preprocess: a named image pipeline or the path of a TOML file; for folders of images.
         samples: use at most this many, evenly spread over the data.
-        labels: feeds keep the array `LABELS` where the samples have it.
+        labels: feeds keep the array `LABELS` if the samples have it.
 
     Raises:
-        DataError: nothing there, unreadable, or a name, shape, dtype or value that does not fit
+        DataError: there is nothing, it cannot be read, or a name, shape, dtype or value does not fit
             (:func:`toolchain.data.tensors.conform`).
         ConfigError: an unknown pipeline, or a pipeline file that does not follow its schema.
     """
     inputs = tuple(inputs)
     if not inputs:
         raise DataError("the model takes no inputs", where=_name(spec), hint="calibration needs a model with inputs")
-    reader, preprocessing = _fit(_locate(spec, preprocess), inputs, str(preprocess))
+    reader, preprocessing = _reader_for(_find_source(spec, preprocess), inputs, str(preprocess))
     numbers = None if reader.count is None else _spread(reader.count, samples, reader.source)
     spool = None if reader.rereading == "stable" else Spool()
-    wanted: tuple[TensorSpec, ...] = ()
+    specs: tuple[TensorSpec, ...] = ()
     read, digests = [], []
     for sample in reader.read(numbers):
-        wanted = wanted or (*inputs, *(_label_specs(sample, reader, inputs) if labels else ()))
-        feed = _feed(sample, reader, wanted)
+        specs = specs or (*inputs, *(_label_specs(sample, reader, inputs) if labels else ()))
+        feed = _feed(sample, reader, specs)
         check_finite(feed, _place(sample, reader))
         read.append(sample.number)
         digests.append(digest(feed))
         if spool is not None:
             spool.write(sample.number, feed)
             if spool.full and reader.rereading == "never":
-                what = f"gives more than {MOST_BYTES / 2**30:g} GiB of samples, and can be read only once"
+                what = f"gives more than {MAX_SPOOL_BYTES / 2**30:g} GiB of samples, and can be read only once"
                 raise DataError(what, where=reader.source, hint="end it after a few hundred samples")
     if not read:
         what = "gives no samples" + (", or was read before" if reader.rereading == "never" else "")
-        raise DataError(what, where=reader.source, hint=GIVE_SAMPLES)
+        raise DataError(what, where=reader.source, hint=NO_SAMPLES_HINT)
     if spool is not None and not spool.full:
         reader = spool.reader(reader.source)
-    data = CalibrationData(reader.source, preprocessing, reader, wanted, tuple(read), tuple(digests))
+    data = CalibrationData(reader.source, preprocessing, reader, specs, tuple(read), tuple(digests))
     return data if samples is None else data.take(samples)
 
 
 def _label_specs(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Describe the labels of a first sample: any integers become int64, floats float32."""
+    """Return the spec of the labels in the first sample, if it has any: int64 for all integers, float32 for floats."""
     arrays = _named(sample.arrays, inputs)
     if not isinstance(arrays, Mapping) or LABELS not in arrays or any(spec.name == LABELS for spec in inputs):
         return []
@@ -197,9 +198,9 @@ def _label_specs(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -
 
 
 def _spread(count: int, samples: int | None, where: str) -> list[int]:
-    """`samples` of ``range(count)``, each the middle of its share."""
+    """Return `samples` numbers below `count`, evenly spread: each is the middle of an equal part; None: all."""
     if samples is not None and samples < 1:
-        raise DataError(f"{samples} samples are asked for", where=where, hint="ask for at least 1")
+        raise DataError(f"{samples} samples are requested", where=where, hint="request at least 1")
     n = count if samples is None else min(count, samples)
     return [(2 * i + 1) * count // (2 * n) for i in range(n)]
 
@@ -212,17 +213,20 @@ def _feed(sample: Sample, reader: Reader, inputs: Sequence[TensorSpec]) -> Feed:
     arrays = _named(sample.arrays, inputs)
     if not reader.batched and isinstance(arrays, Mapping) and len(arrays) == 1:
         name = next(iter(arrays))
-        if name in (ANONYMOUS, UNNAMED) and len(inputs) == 1:
+        if name in (NO_NAME, NUMPY_DEFAULT_NAME) and len(inputs) == 1:
             arrays = {inputs[0].name: arrays[name]}
-        elif name == ANONYMOUS:
-            raise _feeds_one(reader.source, inputs)
+        elif name == NO_NAME:
+            raise _one_input_error(reader.source, inputs)
     if isinstance(arrays, Mapping) and LABELS in arrays and all(spec.name != LABELS for spec in inputs):
         arrays = {name: array for name, array in arrays.items() if name != LABELS}
     return conform(arrays, inputs, _place(sample, reader), add_batch=not reader.batched)
 
 
 def _named(arrays: object, inputs: Sequence[TensorSpec]) -> object:
-    """Name the arrays of a tuple by the model's inputs in their order, and one more `LABELS`; name a bare array."""
+    """Name the arrays of a tuple: by the model's inputs in their order, and `LABELS` if there is one more.
+
+    A single array gets the name of the only input.
+    """
     names = [spec.name for spec in inputs if spec.name != LABELS]
     if isinstance(arrays, tuple | list) and len(arrays) in (len(names), len(names) + 1):
         return dict(zip([*names, LABELS], arrays, strict=False))
@@ -231,11 +235,11 @@ def _named(arrays: object, inputs: Sequence[TensorSpec]) -> object:
     return arrays
 
 
-def _feeds_one(where: object, inputs: Sequence[TensorSpec]) -> DataError:
+def _one_input_error(where: object, inputs: Sequence[TensorSpec]) -> DataError:
     return DataError(
-        f"feeds one input, and the model takes {len(inputs)}: {', '.join(spec.name for spec in inputs)}",
+        f"has data for one input, but the model takes {len(inputs)}: {', '.join(spec.name for spec in inputs)}",
         where=where,
-        hint="give an .npz with one array an input, or module:callable",
+        hint="give an .npz with one array for each input, or module:callable",
     )
 
 
@@ -251,7 +255,7 @@ def _name(spec: DataSpec) -> str:
 
 @dataclass(frozen=True)
 class _Images:
-    """A folder of images and the pipeline that the user wants."""
+    """A folder of images, and the pipeline to read them with."""
 
     folder: Path
     files: Sequence[Path]
@@ -260,32 +264,33 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Loader:
-    """An iterable that gives batches."""
+    """An iterable that yields batches."""
 
     source: str
     batches: Iterable[object]
 
 
-def _locate(spec: DataSpec, preprocess: str | Path | None) -> Reader | _Images | _Loader:
-    """Find the source and say everything that can be said before the model's inputs are known."""
+def _find_source(spec: DataSpec, preprocess: str | Path | None) -> Reader | _Images | _Loader:
+    """Find the source, with all checks that do not need the model's inputs."""
     where = _name(spec)
-    located: Reader | _Loader
+    source: Reader | _Loader
     if isinstance(spec, str | Path):
         path = Path(where)
         if path.is_dir():
             files = _listing(path)
             if files[0].suffix.lower() in IMAGE_SUFFIXES:
                 return _Images(path, files, _pipeline(path, preprocess))
-            located = from_npy_files(path, files)
+            source = from_npy_files(path, files)
         elif path.exists() or not is_callable_spec(where):
-            located = _open_file(path)
+            source = _open_file(path)
         else:
-            located = from_calls(where, load_callable(where, error=DataError))
+            source = from_calls(where, load_callable(where, error=DataError))
     else:
-        located = _from_object(spec, where)
+        source = _from_object(spec, where)
     if preprocess is not None:
-        raise DataError("only images are preprocessed, and these are arrays", where=where, hint="drop --preprocess")
-    return located
+        hint = "leave --preprocess out"
+        raise DataError("only images are preprocessed, and these are arrays", where=where, hint=hint)
+    return source
 
 
 def check_kind(spec: object) -> None:
@@ -309,12 +314,12 @@ def _is_indexed(spec: object) -> TypeGuard[Indexed]:
 
 
 def _from_object(spec: object, where: str) -> Reader | _Loader:
-    """Find out how an object from Python is read."""
+    """Return the way to read a Python object: a reader of samples, or a loader of batches."""
     check_kind(spec)
     if isinstance(spec, Mapping):
         return from_memory(where, {str(name): as_array(a, f"{where}, {str(name)!r}") for name, a in spec.items()})
     if hasattr(spec, "__array__"):
-        return from_memory(where, {ANONYMOUS: as_array(spec, where)})
+        return from_memory(where, {NO_NAME: as_array(spec, where)})
     if isinstance(spec, Sequence):
         _check_list(spec, where)
         return from_calls(where, lambda: spec, "stable")
@@ -331,15 +336,15 @@ def _from_object(spec: object, where: str) -> Reader | _Loader:
 def _check_list(spec: Sequence[object], where: str) -> None:
     """Refuse a list without samples, or with items that cannot be samples of any model."""
     if not spec:
-        raise DataError("gives no samples", where=where, hint=GIVE_SAMPLES)
+        raise DataError("gives no samples", where=where, hint=NO_SAMPLES_HINT)
     for number, item in enumerate(spec):
         if not isinstance(item, Mapping | tuple | list) and not hasattr(item, "__array__"):
             what = f"is of type {type(item).__name__}, not a dictionary from input name to array"
-            raise DataError(what, where=f"{where}: sample {number}", hint=GIVE_SAMPLES)
+            raise DataError(what, where=f"{where}: sample {number}", hint=NO_SAMPLES_HINT)
 
 
 def _listing(folder: Path) -> list[Path]:
-    """The folder's samples, sorted by path: all images or all arrays."""
+    """List the folder's samples, sorted by path: all are images, or all are arrays."""
     files = [f for f in folder.rglob("*") if f.is_file() and not any(p[0] == "." for p in f.relative_to(folder).parts)]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     arrays = [file for file in files if file.suffix.lower() == ".npy"]
@@ -367,7 +372,7 @@ def _open_file(path: Path) -> Reader:
         raise DataError(
             "is neither a folder nor an .npz file",
             where=path,
-            hint="give the folder that holds it" if image else "save the arrays with numpy.savez",
+            hint="give the folder with the images" if image else "save the arrays with numpy.savez",
         )
     return from_arrays(path)
 
@@ -375,28 +380,29 @@ def _open_file(path: Path) -> Reader:
 def _pipeline(folder: Path, preprocess: str | Path | None) -> Preprocess:
     if preprocess is None:
         raise DataError(
-            "holds images, and how the model wants them is not known",
+            "holds images, and their preprocessing is not given",
             where=folder,
-            hint=f"give --preprocess one of {', '.join(PIPELINES)}, or a TOML file",
+            hint=f"give --preprocess with one of {', '.join(PIPELINES)}, or a TOML file",
         )
     return load_preprocess(preprocess)
 
 
-def _fit(
-    located: Reader | _Images | _Loader, inputs: Sequence[TensorSpec], preprocess: str
+def _reader_for(
+    source: Reader | _Images | _Loader, inputs: Sequence[TensorSpec], preprocess: str
 ) -> tuple[Reader, dict[str, object] | None]:
-    """Return how samples are read for these inputs, and the image pipeline in full."""
-    if isinstance(located, _Images):
-        return _fit_images(located, inputs, preprocess)
-    if isinstance(located, _Loader):
-        return from_loader(located.source, located.batches, lambda batch, where: _divided(batch, inputs, where)), None
-    return located, None
+    """Return the reader of samples for these inputs, and all settings of the image pipeline."""
+    if isinstance(source, _Images):
+        return _image_reader(source, inputs, preprocess)
+    if isinstance(source, _Loader):
+        divide = partial(_single_samples, inputs)
+        return from_loader(source.source, source.batches, divide), None
+    return source, None
 
 
-def _divided(batch: object, inputs: Sequence[TensorSpec], where: str) -> list[object]:
+def _single_samples(inputs: Sequence[TensorSpec], batch: object, where: str) -> list[object]:
     """Divide a batch into single samples, unless the model takes a fixed batch of another size.
 
-    Where an array has one axis less than its input, it is no batch but a sample, as loaders without batches give it.
+    If an array has one axis less than its input, it is a sample, not a batch: some loaders do not make batches.
     """
     arrays = _named(batch, inputs)
     fixed = any(isinstance(spec.dims[0], int) and spec.dims[0] > 1 for spec in inputs if spec.dims)
@@ -412,18 +418,18 @@ def _divided(batch: object, inputs: Sequence[TensorSpec], where: str) -> list[ob
     return [{name: array[i : i + 1] for name, array in columns.items()} for i in range(size)]
 
 
-def _fit_images(images: _Images, inputs: Sequence[TensorSpec], preprocess: str) -> tuple[Reader, dict[str, object]]:
-    """Return a reader of the images as the model takes them, and the pipeline in full."""
+def _image_reader(images: _Images, inputs: Sequence[TensorSpec], preprocess: str) -> tuple[Reader, dict[str, object]]:
+    """Return a reader of the images in the model's shape and dtype, and all settings of the pipeline."""
     folder, files = images.folder, images.files
     if len(inputs) > 1:
-        raise _feeds_one(folder, inputs)
+        raise _one_input_error(folder, inputs)
     try:
         pipeline = images.pipeline.fitted(inputs[0].dims)
     except DataError as error:
         raise DataError(error.what, where=folder, hint=error.hint) from None
     if inputs[0].dtype == np.uint8 and not pipeline.raw:
         raise DataError(
-            "the model takes pixels as they are (uint8)", where=folder, hint="give a TOML file with scale = 1"
+            "the model takes unscaled pixels (uint8)", where=folder, hint="give --preprocess a TOML file with scale = 1"
         )
     stated = {"name": preprocess, **pipeline.model_dump(mode="json", exclude={"schema_version"})}
     if inputs[0].dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""Reading images as the arrays that a model takes.
+"""Reading images as input arrays of a model.
 
 An image is decoded, converted to the channels of its pipeline, resized (bilinear with antialiasing, as torchvision does
 with Pillow images), cropped around its centre, and normalized: ``(pixel * scale - mean) / std`` in float32. Pixels are
@@ -29,7 +29,7 @@ def read_image(path: Path, pipeline: Preprocess) -> F32:
 
     Args:
         path: the file.
-        pipeline: what is done to it.
+        pipeline: the preprocessing.
 
     Raises:
         DataError: the file cannot be read as an image, or is smaller than the crop.
@@ -62,7 +62,7 @@ def _decoding(path: Path) -> Iterator[Image]:
     except DataError as error:
         raise DataError(error.what, where=path, hint=error.hint) from None
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        # Pillow raises SyntaxError for a broken PNG chunk.
+        # Pillow raises SyntaxError for a damaged PNG chunk.
         raise DataError(f"cannot be read as an image ({error})", where=path, hint="remove or replace it") from None
 
 
@@ -76,7 +76,7 @@ def _resized(image: Image, pipeline: Preprocess) -> Image:
         new_height, new_width = height_and_width(pipeline.size)
     else:
         short = height_and_width(pipeline.size)[0]
-        # The longer side is cut, not rounded, as torchvision does.
+        # The length of the longer side is rounded down, as in torchvision.
         new_width, new_height = (
             (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
         )

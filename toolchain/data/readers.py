@@ -1,7 +1,7 @@
 """Reading samples one at a time: from files, arrays in memory, functions, generators and data loaders.
 
-A `Reader` yields raw arrays; `tensors` checks whether they fit the model. An array without a name of its own (an image,
-a ``.npy`` file, a bare array) is stored under `ANONYMOUS`.
+A `Reader` yields arrays as they are; `tensors` checks whether they fit the model. An array without a name (an image, a
+``.npy`` file, a single array) has the key `NO_NAME`.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from toolchain.core.errors import DataError
 from toolchain.core.user_code import user_code
 from toolchain.data.tensors import Array
 
-ANONYMOUS = ""
-MOST_SAMPLES = 100_000
+NO_NAME = ""
+"""The key of an array that has no name."""
+MAX_SAMPLES = 100_000
 """A source that yields more samples than this is assumed to have no end."""
 
 Rereading = Literal["stable", "possible", "never"]
-"""Kinds of sources by a second reading. stable: yes, and it gives the same bytes (files, arrays in memory).
-possible: yes, but it may give other bytes (a function or loader that shuffles or augments). never: it is used up after
-one reading (a generator).
+"""The result of reading a source a second time.
+
+- ``stable``: the same bytes (files, arrays in memory).
+- ``possible``: perhaps other bytes (a function or loader that shuffles or augments).
+- ``never``: nothing, because it is used up after one reading (a generator).
 """
 
-_UNREADABLE = (
+_DAMAGED_FILE_ERRORS = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error
 )  # fmt: skip
-"""Exceptions that numpy and zipfile raise for a damaged file; zipfile raises RuntimeError for a flag "encrypted"."""
+"""Exceptions that numpy and zipfile raise for a damaged file (RuntimeError: damaged bytes claim encryption)."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as its source gave it.
+    """One sample, not checked yet.
 
     Attributes:
         number: position in the source, from 0.
-        label: a file name or the like, for messages; may be empty.
-        arrays: a mapping from input name to array, a tuple of arrays, or an array; not checked yet.
+        label: its file's name, for messages; empty if it has no file of its own.
+        arrays: a mapping from input name to array, a tuple of arrays, or an array.
     """
 
     number: int
@@ -59,10 +62,10 @@ class Reader:
 
     Attributes:
         source: name for messages.
-        count: number of samples; None where only reading to the end can tell.
-        read: yields the samples with these ascending numbers; all of them for None.
-        batched: arrays already carry the batch axis, so none may be added.
-        rereading: whether `read` may be called again.
+        count: number of samples; None if it is known only after reading all.
+        read: yields the samples with the given numbers, which ascend; None: all.
+        batched: True if arrays already have the batch axis, so that none may be added.
+        rereading: the result of calling `read` again.
     """
 
     source: str
@@ -86,7 +89,7 @@ def _from_files(folder: Path, files: Sequence[Path], load: Callable[[Path], obje
     def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
         for number in range(len(files)) if numbers is None else numbers:
             file = files[number]
-            yield Sample(number, file.relative_to(folder).as_posix(), {ANONYMOUS: load(file)})
+            yield Sample(number, file.relative_to(folder).as_posix(), {NO_NAME: load(file)})
 
     return Reader(str(folder), len(files), read)
 
@@ -94,7 +97,7 @@ def _from_files(folder: Path, files: Sequence[Path], load: Callable[[Path], obje
 def _load_npy(path: Path) -> object:
     try:
         return np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
+    except _DAMAGED_FILE_ERRORS as error:
         raise _unreadable(path, error) from None
 
 
@@ -104,36 +107,36 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
 
 
 def from_arrays(path: Path) -> Reader:
-    """Read the rows of an ``.npz``, or of one ``.npy``; the leading axis counts samples. Rows are streamed from disk.
+    """Read the rows of an ``.npz`` or of one ``.npy``; the leading axis counts samples. Rows are streamed from disk.
 
     Raises:
-        DataError: unreadable, no arrays, arrays without or with different leading axes.
+        DataError: it cannot be read, has no arrays, or the arrays have no or different leading axes.
     """
     try:
         with ExitStack() as stack:
             counts = {name: _header(file).shape[:1] for name, file in _members(path, stack).items()}
-    except _UNREADABLE as error:
+    except _DAMAGED_FILE_ERRORS as error:
         raise _unreadable(path, error) from None
     count = _sample_count({name: shape[:1] for name, shape in counts.items()}, path)
 
     def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
-        wanted = range(count) if numbers is None else numbers
+        chosen = range(count) if numbers is None else numbers
         try:
             with ExitStack() as stack:
-                columns = {name: _rows(file, wanted) for name, file in _members(path, stack).items()}
-                for number in wanted:
+                columns = {name: _rows(file, chosen) for name, file in _members(path, stack).items()}
+                for number in chosen:
                     yield Sample(number, "", {name: next(rows) for name, rows in columns.items()})
-        except _UNREADABLE as error:
+        except _DAMAGED_FILE_ERRORS as error:
             raise _unreadable(path, error) from None
 
     return Reader(str(path), count, read)
 
 
 def from_memory(source: str, arrays: Mapping[str, Array]) -> Reader:
-    """Read the rows of arrays in memory, as of an ``.npz``: their leading axes count the samples.
+    """Read the rows of arrays in memory; their leading axes count the samples.
 
     Raises:
-        DataError: no arrays, or arrays without or with different leading axes.
+        DataError: there are no arrays, or they have no or different leading axes.
     """
     count = _sample_count({name: array.shape[:1] for name, array in arrays.items()}, source)
 
@@ -145,23 +148,24 @@ def from_memory(source: str, arrays: Mapping[str, Array]) -> Reader:
 
 
 def _sample_count(leading: Mapping[str, tuple[int, ...]], where: object) -> int:
-    """Return the number of samples of arrays with these leading axes."""
+    """Return the number of samples in arrays with these leading axes."""
     unfit = next((name for name, axis in leading.items() if not axis or axis[0] == 0), None)
     if not leading or unfit is not None:
         named = f"array {unfit!r}" if unfit else "the array"
         what = "holds no arrays" if unfit is None else f"{named} has no leading axis that counts samples"
         if unfit is not None and leading[unfit]:
             what = f"{named} holds no samples, its leading axis is 0 long"
-        raise DataError(what, where=where, hint="save one array an input, stacked along a leading sample axis")
+        raise DataError(what, where=where, hint="give one array for each input, stacked along a leading sample axis")
     if len(set(leading.values())) > 1:
         lengths = ", ".join(f"{name!r} {axis[0]}" for name, axis in leading.items())
-        raise DataError(f"its arrays hold different numbers of samples ({lengths})", where=where, hint="save it again")
+        what = f"its arrays hold different numbers of samples ({lengths})"
+        raise DataError(what, where=where, hint="give arrays of the same length")
     return next(iter(leading.values()))[0]
 
 
 def _members(path: Path, stack: ExitStack) -> dict[str, IO[bytes]]:
     if path.suffix == ".npy":
-        return {ANONYMOUS: stack.enter_context(path.open("rb"))}
+        return {NO_NAME: stack.enter_context(path.open("rb"))}
     archive = stack.enter_context(zipfile.ZipFile(path))
     names = [name for name in archive.namelist() if name.endswith(".npy")]
     return {name.removesuffix(".npy"): stack.enter_context(archive.open(name)) for name in names}
@@ -185,15 +189,15 @@ def _header(file: IO[bytes]) -> _Header:
     return header
 
 
-def _rows(file: IO[bytes], wanted: Sequence[int]) -> Iterator[npt.NDArray[np.generic]]:
+def _rows(file: IO[bytes], numbers: Sequence[int]) -> Iterator[npt.NDArray[np.generic]]:
     header = _header(file)
     shape, dtype = header.shape, header.dtype
     if header.fortran:  # rows are interleaved, so there is nothing to stream
         array = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape, order="F")
-        yield from (array[number] for number in wanted)
+        yield from (array[number] for number in numbers)
         return
     size, position = math.prod(shape[1:]) * dtype.itemsize, 0
-    for number in wanted:
+    for number in numbers:
         file.seek((number - position) * size, 1)
         data, position = file.read(size), number + 1
         if len(data) < size:
@@ -207,7 +211,7 @@ def from_calls(source: str, factory: Callable[[], object], rereading: Rereading 
     Args:
         source: name for messages.
         factory: the function.
-        rereading: "stable" where the samples are known to stay the same, as those of a list.
+        rereading: ``stable`` if the samples are known to stay the same, as in a list.
     """
     return _from_iterables(source, factory, lambda item, where: [item], rereading)
 
@@ -253,20 +257,20 @@ def from_loader(source: str, loader: Iterable[object], divide: Divide) -> Reader
 
 def _from_iterables(source: str, factory: Callable[[], object], divide: Divide, rereading: Rereading) -> Reader:
     def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
-        wanted = None if numbers is None else set(numbers)
+        left = None if numbers is None else set(numbers)
         for number, arrays in enumerate(_items(source, factory, divide)):
-            if wanted is None or number in wanted:
+            if left is None or number in left:
                 yield Sample(number, "", arrays)
-            if wanted is not None:
-                wanted.discard(number)
-                if not wanted:
+            if left is not None:
+                left.discard(number)
+                if not left:
                     return
 
     return Reader(source, None, read, batched=True, rereading=rereading)
 
 
 def _items(source: str, factory: Callable[[], object], divide: Divide) -> Iterator[object]:
-    """Yield the samples of a user's iterable, with every error of the user's code named."""
+    """Yield the samples of a user's iterable; every exception in it becomes a DataError that names the sample."""
     with user_code(source, DataError):
         samples = factory()
     if not isinstance(samples, Iterable) or isinstance(samples, Mapping):
@@ -286,9 +290,8 @@ def _items(source: str, factory: Callable[[], object], divide: Divide) -> Iterat
             except StopIteration:
                 return
         for part in divide(item, where):
-            if number == MOST_SAMPLES:
-                raise DataError(
-                    f"yields more than {MOST_SAMPLES} samples", where=source, hint="end it after a few hundred"
-                )
+            if number == MAX_SAMPLES:
+                what = f"yields more than {MAX_SAMPLES} samples"
+                raise DataError(what, where=source, hint="end it after a few hundred")
             yield part
             number += 1

@@ -1,4 +1,4 @@
-"""Samples kept on disk: for sources that are used up after one reading, or give other samples at every reading."""
+"""Copies of samples on disk, for sources that can be read only once, or give other samples at each reading."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from toolchain.data.readers import Reader, Sample
 from toolchain.data.tensors import Feed
 
-MOST_BYTES = 4 * 2**30
-"""A spool holds at most this much: a few hundred samples of any size that fits a small device."""
+MAX_SPOOL_BYTES = 4 * 2**30
+"""Most bytes in a spool: enough for a few hundred samples of any size that fits a small device."""
 
 
 class Spool:
-    """A temporary folder of feeds, one file a sample; it goes when nothing refers to it any more.
+    """A temporary folder of feeds, one file for each sample; it is deleted when nothing refers to it any more.
 
     Attributes:
-        full: whether a feed did not fit into `MOST_BYTES`; the spool is then incomplete.
+        full: True if a feed did not fit into `MAX_SPOOL_BYTES`; the spool is then incomplete.
     """
 
     def __init__(self) -> None:
@@ -30,9 +30,9 @@ class Spool:
         self.full = False
 
     def write(self, number: int, feed: Feed) -> None:
-        """Keep one sample; once the spool is full nothing more is written."""
+        """Store one sample; a full spool takes no more."""
         self._bytes += sum(array.nbytes for array in feed.values())
-        self.full = self.full or self._bytes > MOST_BYTES
+        self.full = self.full or self._bytes > MAX_SPOOL_BYTES
         if self.full:
             return
         self._names = tuple(feed)
@@ -40,7 +40,7 @@ class Spool:
         self._numbers.append(number)
 
     def reader(self, source: str) -> Reader:
-        """Return a reader of what was kept; it keeps the folder alive."""
+        """Return a reader of the stored samples; the folder exists at least as long as the reader."""
 
         def read(numbers: Sequence[int] | None) -> Iterator[Sample]:
             for number in self._numbers if numbers is None else numbers:

@@ -15,7 +15,7 @@ from toolchain.formats.tensor_spec import TensorSpec
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
 
-# Casts without a loss that a model would notice; numpy's default dtypes make them necessary.
+# numpy's default dtypes make these casts necessary; they lose nothing that matters to a model.
 _SILENT_CASTS = {("float64", "float32"), ("int32", "int64")}
 
 
@@ -45,7 +45,7 @@ def as_array(value: Any, where: str) -> Array:
 
 
 def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:
-    """Return `arrays` as a feed for `inputs`, in their order and with their dtypes.
+    """Return a feed for `inputs`, in their order and with their dtypes.
 
     float64 becomes float32 and int32 becomes int64 where the model takes those; no other cast is made.
 
@@ -56,7 +56,7 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
         add_batch: add a leading axis of one to an array whose rank is one below its input's.
 
     Raises:
-        DataError: a name, dtype, rank or size does not fit; axes of one name must have one size.
+        DataError: a name, dtype, rank or size does not fit, or axes with one name have different sizes.
     """
     names = [spec.name for spec in inputs]
     if not isinstance(arrays, Mapping):
@@ -78,7 +78,7 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
             array = array[None]
         _check_dtype(array, spec, where)
         _check_shape(array, spec, where, bound)
-        with np.errstate(over="ignore"):  # becomes infinity, which `check_finite` names
+        with np.errstate(over="ignore"):  # too large values become infinity, which `check_finite` reports
             feed[spec.name] = array.astype(spec.dtype, copy=False)
     return feed
 
@@ -89,10 +89,10 @@ def _refuse(where: str, spec: TensorSpec, what: str, hint: str) -> NoReturn:
 
 def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tuple[int, str]]) -> None:
     """Refuse a shape that does not fit; `bound` collects the sizes of this feed's named axes."""
-    if not spec.dims:  # a scalar, or a rank that the model does not state
+    if not spec.dims:  # a scalar, or an input whose rank the model does not state
         return
-    wanted = "[" + ", ".join("any" if d is None else str(d) for d in spec.dims) + "]"
-    what = f"has shape {list(array.shape)} where the model takes {wanted}"
+    dims = ", ".join("any" if d is None else str(d) for d in spec.dims)
+    what = f"has shape {list(array.shape)} where the model takes [{dims}]"
     if array.ndim != len(spec.dims):
         one_less = array.ndim == len(spec.dims) - 1
         _refuse(where, spec, what, "add the batch axis: array[None]" if one_less else f"give {len(spec.dims)} axes")
@@ -101,7 +101,7 @@ def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tu
             _refuse(where, spec, what, f"make axis {axis} {dim} long")
         if size == 0:
             _refuse(where, spec, f"is empty (shape {list(array.shape)})", "drop the sample")
-        # "None" is what some exporters name every axis they know nothing about.
+        # Some exporters give the name "None" to every axis of unknown size.
         if isinstance(dim, str) and dim.isidentifier() and dim != "None":
             known, other = bound.setdefault(dim, (size, spec.name))
             if known != size:
@@ -114,13 +114,14 @@ def _check_dtype(array: Array, spec: TensorSpec, where: str) -> None:
     if array.dtype == spec.dtype or (array.dtype.name, spec.dtype.name) in _SILENT_CASTS:
         return
     if spec.dtype.hasobject:
-        _refuse(where, spec, "is text to the model, and only numbers can be calibrated", "cut the text processing off")
+        hint = "export the model without its text processing"
+        _refuse(where, spec, "takes text in the model, and only numbers can be calibrated", hint)
     if array.dtype.hasobject:
         _refuse(where, spec, "holds Python objects, not numbers", "give a plain numeric array")
     if array.dtype.kind in "SU":
         _refuse(where, spec, "holds text, not numbers", "give a plain numeric array")
     what = f"is {array.dtype} where the model takes {spec.dtype}"
-    hint = f"convert it with .astype('{spec.dtype}') if that is meant"
+    hint = f"convert it with .astype('{spec.dtype}') if that is intended"
     if array.dtype.kind in "iu" and spec.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 255:
         what = f"holds integers 0..255 where the model takes {spec.dtype}"
         hint = "normalize pixels as the model was trained, or give the images themselves with --preprocess"
@@ -140,7 +141,7 @@ def check_finite(feed: Feed, where: str) -> None:
         if bad:
             kind = "NaN" if np.isnan(array).any() else "infinity"
             what = f"holds {kind} ({bad} of {array.size} values)"
-            raise DataError(what, where=f"{where}, input {name!r}", hint="mend or remove the sample")
+            raise DataError(what, where=f"{where}, input {name!r}", hint="correct or remove the sample")
 
 
 def digest(feed: Feed) -> bytes:

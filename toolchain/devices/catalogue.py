@@ -1,4 +1,4 @@
-"""The profiles that are shipped, and loading one by name or path."""
+"""The profiles that come with the toolchain, and loading a profile by name or path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processor of a machine, read from its kernel; used to detect targets and to describe hosts of measurements.
+"""The processor of a machine, as its kernel reports it; used to detect targets and to describe measuring hosts.
 
 Sources
     Linux   ``/proc/cpuinfo`` (x86 prints ``flags``, ARM ``Features``); the board's name from its ``Model`` line or from
@@ -43,7 +43,13 @@ _ARM_CORES = {
 
 @dataclass(frozen=True)
 class Cores:
-    """Cores of one kind. processors: the kernel's numbers for them, one for each hardware thread."""
+    """Cores of one kind.
+
+    Attributes:
+        kind: name of the core, such as "cortex-a76".
+        count: number of cores; hardware threads do not count.
+        processors: the kernel's numbers for them, one for each hardware thread.
+    """
 
     kind: str
     count: int
@@ -55,10 +61,10 @@ class Cpu:
     """A processor.
 
     Attributes:
-        architecture: such as "x86_64"; one that has no target profiles is possible.
-        name: for people; on ARM it includes the board.
-        features: named as in `Target`.
-        cores: by kind.
+        architecture: such as "x86_64"; also one that targets cannot have.
+        name: a name for people; on ARM it includes the board.
+        features: features, with the names that `Target` has for them.
+        cores: the cores, grouped by kind.
     """
 
     architecture: str
@@ -73,7 +79,7 @@ class Cpu:
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu:
-    """Read this machine's processor. Facts that cannot be read are left out (no features), never guessed.
+    """Read this machine's processor. Features that cannot be read are left out, never guessed.
 
     Args:
         root: the folder that contains ``proc``.
@@ -94,7 +100,12 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
 
 
 def parse_cpuinfo(text: str, board: str = "") -> Cpu:
-    """Parse the content of Linux's ``/proc/cpuinfo``. board: name of the board, where the content has none."""
+    """Parse Linux's ``/proc/cpuinfo``.
+
+    Args:
+        text: content of the file.
+        board: name of the board, used if `text` has none.
+    """
     blocks = [_fields(block) for block in re.split(r"\n\s*\n", text)]
     processors = [block for block in blocks if block.get("processor", "").isdigit()]
     flags = [set(p.get("flags", p.get("Features", "")).split()) for p in processors]

@@ -1,4 +1,4 @@
-"""`detect_host`: the profile of this machine, read from its kernel; nothing is timed."""
+"""`detect_host`: make the profile of this machine from facts that its kernel reports; nothing is timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolchain.devices.cpuinfo import Cores, read_cpu
 from toolchain.formats.target import Cache, CoreCluster, Feature, Int8, Package, Runtime, Target
 
 MAX_THREADS = 4
-"""Threads at most: small models do not get faster with more, and the computer stays usable."""
+"""Most threads in a detected profile: small models do not get faster with more, and the computer stays usable."""
 
 
 def detect_host(root: Path = Path("/")) -> Target:
@@ -49,7 +49,7 @@ def detect_host(root: Path = Path("/")) -> Target:
 
 
 def _channel_multiple(features: tuple[Feature, ...]) -> int:
-    """Return the multiple of channels that convolution kernels want.
+    """Return the number that channel counts should be a multiple of for fast convolutions.
 
     It is 16 with AVX-512, whose registers hold a block of 16 floats, and with ARM dot products, where the int8
     convolution (MLAS ConvSym) takes output channels in blocks of 16. Otherwise it is 8.

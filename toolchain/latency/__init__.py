@@ -1,1 +1,1 @@
-"""Latency of graphs in this process: a race of two sessions, or a profile of single operators."""
+"""Measuring latency in this process: a race of two sessions, or a profile of single operators."""

@@ -1,7 +1,7 @@
-"""`profile`: the time of every operator of the optimized graph, by onnxruntime's own profiler.
+"""`profile`: time every operator of the optimized graph with onnxruntime's own profiler.
 
 The profiler reports names of nodes but not their domains, and a ``Conv`` can be the plain kernel or the blocked one of
-``com.microsoft.nchwc``. So the optimized graph is saved, too, and the domains are read from it.
+``com.microsoft.nchwc``. The domains are therefore read from the optimized graph, which is saved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def profile(
 
     Args:
         model: a model, or the path of a file.
-        feeds: inputs of every run.
+        feeds: one feed, the inputs of every run.
         threads: number of threads for the runtime's operators.
         runs: number of inferences that are timed, after a few that are not.
         session_options: configuration entries of the session.
@@ -83,7 +83,7 @@ def _summary(events: list[dict[str, Any]], domains: Mapping[tuple[str, str], str
             totals.setdefault(key, [0] * len(starts))[run] += event["dur"]
 
     def domain(node: str, op: str) -> str:
-        # The profiler invents a name for a node without one, and the graph has none for it.
+        # The profiler makes up a name for a node without one, so it is not found under that name in the graph.
         return domains.get((node, op), domains.get(("", op), ""))
 
     return [

@@ -1,4 +1,4 @@
-"""`race`: time two small models in turn in this process, to see whether the second is slower than the first."""
+"""`race`: time two small models in turn in this process, to find out whether the second is slower than the first."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ RACE_ROUNDS = 7
 class Race:
     """The result of a race.
 
-    first_s: median seconds of an inference of the first model, for each round.
-    second_s: likewise for the second model.
+    Attributes:
+        first_s: median seconds of an inference of the first model, for each round.
+        second_s: likewise for the second model.
     """
 
     first_s: tuple[float, ...]
@@ -30,25 +31,26 @@ class Race:
         return float(np.median(self.first_s)), float(np.median(self.second_s))
 
     def second_is_slower(self, by: float = 1.02) -> bool:
-        """Return True where the second model is slower by more than `by` and lost all rounds but at most one.
+        """Return True if the median ratio exceeds `by` and the second model was slower in all rounds but at most one.
 
-        Between equal models, 6 of 7 rounds are lost once in 16 races (sign test), and far more rarely by that much.
+        If both models are equal, the second loses 6 of 7 rounds in one race out of 16 (sign test), and far more rarely
+        by that much.
 
         Args:
-            by: limit for the median of the rounds' ratios, second model over first.
+            by: limit for the median of the rounds' ratios, time of the second model divided by that of the first.
         """
         ratios = np.array(self.second_s) / np.array(self.first_s)
         return bool(np.median(ratios) > by and (ratios > 1).sum() >= len(ratios) - 1)
 
 
 def race(first: InferenceSession, second: InferenceSession, feed: Feed, *, seconds: float = 0.1) -> Race:
-    """Run two sessions in turn, round by round, so that a disturbance of one is one of the other, too.
+    """Run two sessions in turn, round by round, so that a disturbance affects both.
 
     Args:
         first: a session with one thread, so that idle threads do not take the processor from the other session.
-        second: likewise; it takes the same feed.
+        second: likewise; its inputs are the same.
         feed: inputs of every run.
-        seconds: longest time for both together; a slow model still runs once in each round.
+        seconds: time for both together; a slow model takes longer, because it runs at least once in each round.
     """
     engines = first, second
     for engine in engines:
@@ -63,7 +65,7 @@ def _median_time(engine: InferenceSession, feed: Feed, repeats: int) -> float:
 
 
 def _time(engine: InferenceSession, feed: Feed) -> float:
-    # A session with one thread computes in the calling thread, whose processor time excludes other processes.
+    # A session with one thread computes in the calling thread; that thread's processor time excludes other programs.
     started = time.thread_time()
     engine.run(None, feed)
     return time.thread_time() - started

@@ -179,7 +179,7 @@ def test_counting_goes_on_over_chunks(monkeypatch):
     np.testing.assert_array_equal(whole, parts)
 
 
-def test_a_tensor_that_never_varies_stands_in_one_bin():
+def test_a_constant_tensor_is_counted_in_one_bin():
     model = small_models.model("y = Add(x, k)", "float[N, 2] x", "float[N, 2] y", {"k": np.float32(0.1)})
     found = observe(model, opened(model, [{"x": np.ones((3, 2), np.float32)}] * 2), {"y": 1}, bins=16).tensors["y"]
     assert found.minimum == found.maximum == np.float32(1.1)
@@ -264,7 +264,7 @@ def test_a_tensor_that_no_sample_fills_is_left_out():
     assert observe(model, opened(model, some), {"e": 1, "y": 1}).tensors["e"].count == 4
 
 
-def test_the_model_is_left_alone_and_old_names_are_no_trouble():
+def test_the_model_is_unchanged_and_names_do_not_collide():
     model = small_models.model("x_ReduceMin = Relu(x) y = Neg(x_ReduceMin)", "float[2] x", "float[2] y")
     before = ir.to_proto(model).SerializeToString()
     found = observe(model, opened(model, [{"x": np.array([-1, 2], np.float32)}]), everything(model))
@@ -285,7 +285,7 @@ def test_progress_counts_every_sample_of_every_pass():
 
 @pytest.mark.parametrize("axis", [None, 1])
 @pytest.mark.parametrize("place", [0, 1, 500, 999])
-def test_nan_is_named_wherever_it_hides(place, axis):
+def test_nan_is_reported_with_its_tensor(place, axis):
     model = small_models.model("r = Sqrt(x) y = Add(r, x)", "float[N, 1000] x", "float[N, 1000] y")
     feeds = [{"x": np.ones((1, 1000), np.float32)} for _ in range(3)]
     feeds[1]["x"][0, place] = -1

@@ -38,7 +38,7 @@ def test_logarithms_are_averaged_over_samples_and_shares_over_outputs():
 
 
 @pytest.mark.parametrize(("power", "db"), [(1.0, 0), (0.1, 10), (1e-4, 40), (100.0, -20)])
-def test_power_and_decibels_are_two_spellings_of_one_number(power, db):
+def test_power_and_decibels_convert_into_each_other(power, db):
     assert power_to_db(power) == pytest.approx(db)
     assert db_to_power(db) == pytest.approx(power)
 

@@ -63,13 +63,13 @@ def test_the_model_is_given_the_golden_inputs():
         ({"half": np.array([1, 0.5], np.float16)}, "half", 1, 0.5, "1 of 2 elements differ, by at most 0.5"),
     ],
 )
-def test_each_difference_is_told(changes, output, differing, largest, what):
+def test_each_difference_is_reported(changes, output, differing, largest, what):
     (found,) = check_golden(replaying(changes), GOLDEN)
     assert (found.sample, found.output, found.differing, found.largest) == (0, output, differing, largest)
     assert what in str(found)
 
 
-def test_a_missing_output_is_told():
+def test_a_missing_output_is_reported():
     outputs = {name: array for name, array in OUTPUTS[0].items() if name != "y"}
     found = check_golden(lambda feed: outputs, Golden(FEEDS[:1], OUTPUTS[:1]))
     assert [str(mismatch) for mismatch in found] == ["sample 0, output 'y': is missing"]

@@ -171,7 +171,7 @@ def test_a_sample_that_breaks_the_model_is_named():
         quantize_model(source, open_data(feeds, io.inputs(source)), UNRACED)
 
 
-def test_the_data_is_observed_once_while_the_loop_turns(monkeypatch):
+def test_the_data_is_observed_once(monkeypatch):
     seen = []
     monkeypatch.setattr(
         planner, "observe_selection", lambda *a, _real=planner.observe_selection, **k: seen.append(1) or _real(*a, **k)
@@ -281,7 +281,7 @@ def test_the_real_clock_gives_a_verdict():
     assert {choice.node for choice in result.plan.choices} == {"first", "tanh", "second", "relu"}
 
 
-def test_progress_is_told_of_every_step(raced):
+def test_progress_is_called_for_every_step(raced):
     told = []
     source = model()
     quantize_model(source, data(source), RACED, progress=lambda what, done=0, total=0: told.append(what))

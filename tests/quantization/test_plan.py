@@ -36,7 +36,7 @@ def test_the_same_inputs_give_the_same_plan():
     same(by_hand.planned(build("gate"), feeds), by_hand.planned(build("gate"), feeds))
 
 
-def test_a_plan_knows_no_target():
+def test_a_plan_does_not_depend_on_a_target():
     asked = ["model", "selection", "observation", "settings", "weights", "grids"]
     assert list(inspect.signature(plan_quantization).parameters) == asked
     assert not {"target", "encoding"} & set(Plan.__dataclass_fields__)

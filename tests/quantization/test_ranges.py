@@ -56,7 +56,7 @@ methods = st.sampled_from(("mse", "minmax", "percentile", "entropy"))
 
 @given(samples(), methods, st.floats(60, 100))
 @settings(max_examples=40, deadline=None)
-def test_a_range_holds_zero_and_nothing_that_was_not_seen(values, method, percentile):
+def test_a_range_contains_zero_and_stays_within_the_observed_limits(values, method, percentile):
     low, high = choose_range(stats_of(values), method, percentile)
     assert min(float(values.min()), 0.0) <= low <= 0.0 <= high <= max(float(values.max()), 0.0)
 
@@ -110,7 +110,7 @@ def test_nothing_is_clipped_where_there_is_no_tail():
     assert choose_range(flat, "mse", 99.99) == (flat.minimum, flat.maximum)
 
 
-def test_exact_zeros_do_not_argue_for_a_finer_grid():
+def test_exact_zeros_do_not_make_the_grid_finer():
     """After a Relu they are representable on any grid, so how many there are must hardly matter.
 
     One far value against half a million near ones is clipped at about 25 of 40; were the zeros taken for values that
@@ -124,7 +124,7 @@ def test_exact_zeros_do_not_argue_for_a_finer_grid():
     assert choose_range(stats_of(with_zeros), "mse", 99.99)[1] == pytest.approx(alone[1], rel=0.05)
 
 
-def test_a_bulk_within_one_step_is_not_taken_for_spread_out():
+def test_values_within_one_step_do_not_count_as_spread():
     """Far outliers make a step wider than all other values: clipping them gains nothing and costs much."""
     values = np.append(np.random.default_rng(0).normal(0, 1e-3, 10_000), [1000.0]).astype(np.float32)
     assert choose_range(stats_of(values), "mse", 99.99)[1] == 1000.0

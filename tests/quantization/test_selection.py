@@ -124,7 +124,7 @@ def test_a_reason_found_elsewhere_is_reported_as_it_is():
 # --- glue ---
 
 
-def test_glue_follows_where_most_of_what_it_reads_is_int8():
+def test_connecting_operators_are_int8_where_most_of_their_input_is_int8():
     body = f"{CONV} t = Tanh(x) u = Concat<axis = 1>(c, t) y = Conv(u, v)"
     selection = selected(body, constants={**W, **weights(v=(3, 6, 1, 1))})
     chosen = {choice.op: choice.int8 for choice in selection.choices}
@@ -192,7 +192,7 @@ def test_what_only_float_nodes_read_of_a_product_stays_float():
         ("y = Gemm<transB = 1>(x, w)", "float[N, 3] x", weights(w=(4, 3)), 1),
     ],
 )
-def test_means_are_wanted_along_the_contracted_axis(body, inputs, constants, axis):
+def test_means_are_requested_along_the_contracted_axis(body, inputs, constants, axis):
     assert selected(body, inputs, "y", constants).tensors["x"] == axis
 
 

@@ -43,7 +43,7 @@ def test_no_activations_saturate_the_pairwise_sums(layer):
 
 @given(layers(), st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_the_claim_is_true_either_way(layer, exact):
+def test_overflow_free_is_reported_correctly(layer, exact):
     weight, axis = layer
     quant = quantize_weight(weight, axis, exact=exact)
     sums, saturated = saturating_pairs(quant.values, axis)

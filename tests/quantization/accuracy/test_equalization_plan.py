@@ -77,7 +77,7 @@ def test_even_channels_are_left_alone():
 
 
 @pytest.mark.parametrize("dead", [slice(0, 3), slice(0, 8)])
-def test_dead_channels_make_no_trouble(dead):
+def test_channels_that_are_always_zero_are_handled(dead):
     """Either one channel or the whole tensor is zero on every sample."""
     model, groups = uneven()
     value = model.graph.initializers["w"]

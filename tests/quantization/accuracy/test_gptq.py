@@ -189,7 +189,7 @@ def test_blocks_are_layers_side_by_side():
 
 
 @pytest.mark.parametrize("lazy", [2, 4, 6])
-def test_updating_in_bunches_changes_nothing(lazy, monkeypatch):
+def test_updating_columns_in_blocks_changes_nothing(lazy, monkeypatch):
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((8, 21)).astype(np.float32)
     h = correlated(rng, 21)
@@ -210,7 +210,7 @@ def test_inputs_that_are_always_zero(exact):
     assert pairs_are_bounded(quant) or not exact
 
 
-def test_a_promise_made_otherwise_is_kept():
+def test_overflow_free_of_the_nearest_weight_is_kept():
     """Depthwise weights are free of overflow whatever their pairs."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((4, 1, 3, 3)).astype(np.float32)

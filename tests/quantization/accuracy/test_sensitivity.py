@@ -70,7 +70,7 @@ def test_a_switch_behind_a_graph_output_leaves_the_output_alone(net, samples):
     np.testing.assert_array_equal(found, small_models.plain(net, feed)["y"])
 
 
-def test_shares_sum_to_one_and_the_loudest_comes_first(quantized):
+def test_shares_sum_to_one_and_the_largest_comes_first(quantized):
     found = quantized.noise_sources()
     assert sum(noise.share for noise in found) == pytest.approx(1.0)
     assert [noise.fidelity_db for noise in found] == sorted(noise.fidelity_db for noise in found)
@@ -134,7 +134,7 @@ def rate_by_float_nodes(needed):
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 3])
-def test_the_fewest_that_are_enough(quantized, samples, still, needed):
+def test_the_fewest_sufficient_clusters_are_left_float(quantized, samples, still, needed):
     feed = next(iter(samples))
     found, curve = search(quantized, quantized.noise_sources(), rate_by_float_nodes(needed), 0.9, feed, silent)
     left = [c for c in found.plan.choices if c.op == "Conv" and not c.int8]

@@ -74,7 +74,7 @@ def step(name, without, with_it, *, used):
     return AccuracyStep(name=name, without_db=without, with_db=with_it, used=used)
 
 
-def test_steps_are_told_with_both_fidelities_and_only_gains_are_kept(measured):
+def test_steps_report_both_fidelities_and_only_gains_are_kept(measured):
     basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
     measured([30.0, 29.0, 31.0, 31.0 + MIN_GAIN_DB / 2])
     best, steps = run(basis, data, probe, recipe)
@@ -158,7 +158,7 @@ def test_uneven_channels_are_equalized_and_observed_anew():
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
 
 
-def test_without_a_float_output_steps_are_taken_on_trust():
+def test_without_a_float_output_steps_are_kept_unmeasured():
     basis, data, probe, recipe = setup(f"{BODY.replace('y =', 'q =')} y = ArgMax<axis = 1>(q)")
     assert not probe.usable
     best, steps = run(basis, data, probe, recipe)

@@ -114,14 +114,14 @@ def test_without_the_recipes_exactness_doubts_are_stated():
     assert any(verdict.kernel and verdict.fault for verdict in certify(model, plan))
 
 
-def test_an_int8_operator_nobody_looked_at_has_no_proof(monkeypatch):
+def test_an_unknown_int8_operator_has_no_proof(monkeypatch):
     model, plan = planned()
     monkeypatch.setattr(certificate, "PROVEN_BY_TABLE", frozenset())
     assert by_node(model, plan)["leaky"].fault == certificate.UNPROVEN
 
 
 @pytest.mark.parametrize(("behind", "steps"), [("y = Gemm(o, k)", True), ("y = Add(o, o)", False)])
-def test_integers_behind_float_operators_may_move(behind, steps):
+def test_integers_after_float_operators_may_differ(behind, steps):
     body = f"[gemm] g = Gemm(x, w) [soft] o = Softmax(g) [last] {behind}"
     model = by_hand.named(body, "float[3, 8] x", "float[3, 6] y", weights(w=(8, 6), k=(6, 6)))
     plan = by_hand.planned(model, [{"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}])

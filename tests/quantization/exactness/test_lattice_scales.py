@@ -50,7 +50,7 @@ def test_no_two_operands_sum_to_a_tie(three):
 
 @given(comparable(scales))
 @settings(max_examples=30, deadline=None)
-def test_scales_grow_by_a_trifle_of_the_sum_and_never_shrink(three):
+def test_scales_grow_slightly_and_never_shrink(three):
     """By at most two units, each about a five-hundredth of a step of the sum."""
     grids = dict(zip("abc", three, strict=True))
     align([Site("add", ("a", "b"), "c")], grids)

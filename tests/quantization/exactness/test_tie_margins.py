@@ -111,7 +111,7 @@ def test_clear_products_are_one_product(a, b, factor, zero):
     assert same or not product_margin(a, b, out).clear
 
 
-def test_a_scale_clear_of_ties_is_a_trifle_larger():
+def test_a_scale_clear_of_ties_is_slightly_larger():
     rng = np.random.default_rng(0)
     parted = 0
     for _ in range(60):
@@ -145,7 +145,7 @@ def test_halves_of_an_even_area_are_ties():
     assert not average_margin(x, x, 4, window=True).clear
 
 
-def test_onnxruntimes_sigmoid_is_as_near_to_the_function_as_is_said():
+def test_the_error_of_onnxruntimes_sigmoid_is_within_the_stated_bound():
     x = np.random.default_rng(0).uniform(-18, 18, 200_000).astype(F)
     model = proto("y = Sigmoid(x)", "float[N] x", "float[N] y").SerializeToString()
     (y,) = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": x})
@@ -191,7 +191,7 @@ def net():
     return model, plan.activations
 
 
-def test_nodes_in_doubt_are_told_with_their_distance(net):
+def test_nodes_near_ties_are_reported_with_their_distance(net):
     model, grids = net
     tied = {"c": 0.5, "p": 1 / 49, "e": 0.1, "g": 1 / 256, "m": 1 / 128, "s": 0.5}
     grids = {**grids, **{name: Affine(float(F(scale)), 128 if name != "g" else 0) for name, scale in tied.items()}}
@@ -231,12 +231,12 @@ def test_a_product_is_settled_by_its_result(net):
     assert "scale" not in tie_margins.nodes_near_ties(net[0], select(net[0]), grids)
 
 
-def test_and_by_an_operand_where_the_result_is_kept(net):
+def test_a_product_is_settled_by_an_operand_where_the_result_is_kept(net):
     grown, refused, _ = settled(net, GATED, kept={"m", "g"})
     assert (set(grown), refused) == ({"c"}, {})
 
 
-def test_where_everything_is_kept_the_reason_is_told(net):
+def test_where_everything_is_kept_the_reason_is_returned(net):
     grown, refused, _ = settled(net, GATED, kept={"m", "g", "c", "e"})
     assert (grown, list(refused)) == ({}, ["scale"])
     assert "steps from a rounding tie" in refused["scale"]

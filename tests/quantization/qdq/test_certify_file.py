@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_export_is_one_sentence(exported, toolchain, workpla
     assert toolchain("inspect out").code == 2
 
 
-def test_another_programs_manifest_is_no_matter(tmp_path):
+def test_a_manifest_of_another_program_is_ignored(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "an app"}))
     path = qdq_models.residual(tmp_path / "m.onnx", signed=NATIVE)
     assert inspect(path).certificate is not None
@@ -84,7 +84,7 @@ def test_a_file_of_others_is_proven_from_its_integers(tmp_path):
     assert record(found)["exactness"]["proofs"]
 
 
-def test_pairs_that_saturate_are_told(tmp_path):
+def test_pairs_that_saturate_are_reported(tmp_path):
     found = inspect(qdq_models.heavy_conv(tmp_path / "m.onnx", signed=NATIVE)).certificate
     assert [doubt.reason for doubt in found.doubts] == [certificate.PAIR_SATURATION]
     assert not found.overflow_free
@@ -107,7 +107,7 @@ def test_weights_with_a_zero_point_have_no_proof(tmp_path):
     assert not found.overflow_free
 
 
-def test_float_doubts_do_not_unsettle_int8():
+def test_float_doubts_do_not_affect_int8():
     proof = Proof(kernel="QGemm", proof=certificate.EXACT_PRODUCT, nodes=("a", "b"), used=0.125)
     doubt = Doubt(op="Softmax", kernel=None, reason=certificate.FLOAT, nodes=("s", "t"))
     shown = text(Exactness(activations="u8", overflow_free=True, exceptions=("x",), proofs=(proof,), doubts=(doubt,)))

@@ -110,7 +110,7 @@ def test_no_adjacent_pair_along_k_can_saturate():
     assert not by_hand.planned(model, [draw()], exact=False).overflow_free
 
 
-def test_it_is_named_as_what_it_is():
+def test_it_is_reported_as_dynamic_int8():
     model = build()
     plan = by_hand.planned(model, [draw()])
     [choice] = plan.choices
@@ -134,7 +134,7 @@ def test_it_is_a_fragment_of_its_own_beside_static_ones():
     assert "DynamicQuantizeLSTM" not in small_models.ops(static.int8_model)
 
 
-def test_the_audit_has_nothing_against_it():
+def test_the_audit_is_clean():
     _, written = by_hand.quantized(build(), [draw()])
     found = audit(optimized_graph(written), set())
     assert found.clean

@@ -28,7 +28,7 @@ def neighbours(model, chosen):
     }
 
 
-def test_a_float_island_parts_two_fragments():
+def test_a_float_node_separates_two_fragments():
     model = build("float island")
     _, parts = split(model, draw_feeds(model))
     assert [part.nodes for part in parts] == [("conv",), ("y",)]
@@ -64,7 +64,7 @@ def test_every_fragment_alone_computes_what_it_does_in_the_whole(model):
 
 
 @pytest.mark.parametrize("encoding", ["u8", "s8"])
-def test_a_fragment_is_written_in_the_spelling_asked_for(encoding):
+def test_a_fragment_is_written_in_the_given_encoding(encoding):
     model = build("float island")
     _, parts = split(model, draw_feeds(model), encoding)
     for part in parts:

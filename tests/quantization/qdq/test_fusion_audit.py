@@ -61,7 +61,7 @@ def test_an_operator_without_a_kernel_is_named():
 STACK = "[w_weight] wd = DequantizeLinear<axis = 1>(wq, ws, wz) [w] m = MatMul(d, wd) y = Add(m, b)"
 
 
-def test_a_product_joined_with_its_sum_before_integers_are_looked_for_is_seen():
+def test_a_product_fused_with_its_sum_is_found_as_unfused():
     """onnxruntime makes a float Gemm of it where all sizes are known."""
     constants = {"wq": np.arange(-8, 8, dtype=np.int8).reshape(4, 4), "b": np.ones(4, np.float32)}
     for shape, unfused in (("1, 5, 4", ("w",)), ("N, 5, 4", ())):
@@ -123,7 +123,7 @@ def test_session_options_reach_the_audit(tmp_path):
         ("", ""),
     ],
 )
-def test_names_lose_what_the_runtime_appended(name, original):
+def test_suffixes_of_the_runtime_are_removed(name, original):
     assert original_name(name) == original
 
 

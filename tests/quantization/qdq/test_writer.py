@@ -115,7 +115,7 @@ def test_weights_are_s8_biases_s32_and_scales_scalar():
     np.testing.assert_allclose(bias.bias_scales, plan.activations["x"].scale * bias.weight.scales, rtol=1e-6)
 
 
-def test_an_absorbed_activation_is_gone_and_one_pair_stands_behind_each_tensor():
+def test_absorbed_activations_are_removed_and_each_tensor_has_one_pair():
     model = build("shortcut")
     plan, written = by_hand.quantized(model, draw_feeds(model))
     ops = small_models.ops(written)
@@ -125,7 +125,7 @@ def test_an_absorbed_activation_is_gone_and_one_pair_stands_behind_each_tensor()
     assert ops.count("DequantizeLinear") == 5 + 2 * len(plan.products), "weights and biases have one each"
 
 
-def test_float_readers_take_what_exists_on_the_device():
+def test_float_readers_read_the_int8_tensor():
     """They read rounded numbers of a tensor that int8 computes, and float numbers of one that float computes."""
     written = by_hand.quantized(build("float island"), draw_feeds(build("float island")))[1]
     nodes = {node.name: node for node in written.graph}
@@ -159,7 +159,7 @@ def test_unsigned_and_signed_files_differ_in_zero_points_alone():
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_model_with_nothing_quantizable_comes_back_as_it_is():
+def test_a_model_with_nothing_quantizable_is_unchanged():
     model = by_hand.named("a = Tanh(x) y = Softmax(a)", "float[2, 3] x", "float[2, 3] y")
     plan, written = by_hand.quantized(model, [{"x": np.ones((2, 3), np.float32)}])
     assert plan.products == plan.activations == {}

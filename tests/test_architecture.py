@@ -82,29 +82,38 @@ def parsed(source: str) -> ast.Module:
 
 
 def imports(root: Path) -> list[Import]:
-    modules = {module_of(root, path) for path in files(root)}
+    modules = frozenset(module_of(root, path) for path in files(root))
+    return [
+        found
+        for path, name, _ in trees(root)
+        for found in imports_of(path.read_text(encoding="utf-8"), name, module_of(root, path), modules)
+    ]
+
+
+@cache
+def imports_of(source: str, name: str, file: str, modules: frozenset[str]) -> tuple[Import, ...]:
+    """The imports of one file. modules: all that exist, to tell a module from a name in one."""
     gathered: list[Import] = []
-    for path, name, tree in trees(root):
-        package = ["toolchain", *path.relative_to(root).parent.parts]
+    package = ["toolchain", *Path(name).parent.parts]
 
-        def visit(node: ast.AST, lazy: bool, typing: bool, path=path, name=name, package=package) -> None:
-            targets: list[str] = []
-            if isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = package[: len(package) - node.level + 1] if node.level else []
-                module = ".".join([*base, *([node.module] if node.module else [])])
-                names = [f"{module}.{alias.name}" for alias in node.names]
-                targets = [full if full in modules else module for full in names]
-            for target in dict.fromkeys(targets):
-                gathered.append(Import(f"{name}:{node.lineno}", module_of(root, path), target, lazy, typing))
-            lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            typing = typing or (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"))
-            for child in ast.iter_child_nodes(node):
-                visit(child, lazy, typing)
+    def visit(node: ast.AST, lazy: bool, typing: bool) -> None:
+        targets: list[str] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            targets = [full if full in modules else module for full in names]
+        for target in dict.fromkeys(targets):
+            gathered.append(Import(f"{name}:{node.lineno}", file, target, lazy, typing))
+        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        typing = typing or (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"))
+        for child in ast.iter_child_nodes(node):
+            visit(child, lazy, typing)
 
-        visit(tree, lazy=False, typing=False)
-    return gathered
+    visit(parsed(source), lazy=False, typing=False)
+    return tuple(gathered)
 
 
 def circle(edges: Iterable[tuple[str, str]]) -> list[str]:

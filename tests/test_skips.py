@@ -45,7 +45,7 @@ def run(tmp_path):
     return pytest_run
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_reasons_are_counted_and_an_unlisted_one_fails_in_ci(run, workers):
     done = run(LISTED, "-n", workers)
     assert "4 skipped, by reason" in done.stdout

@@ -123,7 +123,7 @@ def test_a_program_is_no_library(phone, model, tmp_path):
 @pytest.mark.parametrize(("abis", "machine", "found"), [("arm64-v8a,armeabi-v7a", 62, "x86_64"), ("x86_64", 40, "arm")])
 def test_a_library_for_another_processor(phone, model, tmp_path, abis, machine, found):
     phone.says({**phones.PROPERTIES, "ro.product.cpu.abilist": abis})
-    with pytest.raises(InputError, match=f"is for {found}, and adb:{SERIAL} is .*there in jni/{abis.split(',')[0]}"):
+    with pytest.raises(InputError, match=f"is for {found}, and adb:{SERIAL} is .*: jni/{abis.split(',')[0]}/"):
         run(adb.Adb(SERIAL, elf(tmp_path / "lib.so", machine)), model)
     assert phone.calls("push") == []
 

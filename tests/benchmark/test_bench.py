@@ -126,7 +126,7 @@ def test_refusals_come_before_any_process(tmp_path, model):
         bench([], settings=QUICK, place=place, progress=log)
     with pytest.raises(ModelError, match=r"gone\.onnx: no such model file; check the path"):
         bench([there, missing], settings=QUICK, place=place, progress=log)
-    with pytest.raises(InputError, match="a sustained run is of one model, and these are 2"):
+    with pytest.raises(InputError, match="a sustained run takes one model, but 2 are given"):
         bench([there, there], settings=QUICK, place=place, progress=log, extras=Extras(sustained_s=1))
     assert (place.commands, log.reports) == ([], [])
 

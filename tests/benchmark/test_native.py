@@ -114,7 +114,9 @@ def test_what_a_library_is_for():
 
 
 def test_strings_are_not_sent(tmp_path):
-    with pytest.raises(DataError, match=r"the feed: input 's' is .*; numbers and bools can be sent"):
+    with pytest.raises(
+        DataError, match=r"the feed: input 's' is .*; the runner for this device takes only numbers and bools"
+    ):
         store_feed_npy({"s": np.array(["a"])}, tmp_path / "feed")
 
 

@@ -228,7 +228,7 @@ def test_a_model_that_cannot_be_timed(refused, workplace):
     said = refused("bench open.onnx")
     assert said.startswith("open.onnx: onnxruntime cannot run it (")
     assert said.endswith(
-        "; its inputs were generated, with size 1 for open axes: fix those with `toolchain convert --freeze AXIS=SIZE`"
+        "; generated inputs have size 1 for dynamic axes: fix those with `toolchain convert --freeze AXIS=SIZE`"
     )
 
 

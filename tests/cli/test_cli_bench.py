@@ -58,7 +58,7 @@ def test_a_candidate_is_measured_beside_its_baseline_and_refused(folder, toolcha
         ("base.onnx --max-regression 5%", "--max-regression: has no baseline to compare with; give the files"),
         ("base.onnx --arena maybe", "--arena: is 'maybe'; choose one of: both, off, on"),
         ("base.onnx --sustained 0", "--sustained: is 0; give minutes, such as 10"),
-        ("base.onnx new.onnx --sustained 1", "a sustained run is of one model, and these are 2; the second would"),
+        ("base.onnx new.onnx --sustained 1", "a sustained run takes one model, but 2 are given; give one"),
         ("base.onnx --suite suite.toml", "--suite: is given together with base.onnx; give a suite or models"),
         ("base.onnx --operators --on adb:1234", "--operators: has no meaning for adb:1234; measure operators on this"),
         ("base.onnx --cpus big,1", "processors big,1: 'big,1' names no processors; give numbers like 0-3, big or"),

@@ -30,7 +30,7 @@ from toolchain.benchmark.model_files import model_files
 from toolchain.benchmark.native.build import build, check_library, ndk_compiler
 from toolchain.benchmark.native.runner import NativeRunner, read_answers, store_feed_npy
 from toolchain.benchmark.place import ReserveAnswering, ReserveTiming, TargetEvidence, detected_evidence
-from toolchain.benchmark.process import LineProcess, ProcessEnd
+from toolchain.benchmark.process import END_TIMEOUT_S, LineProcess, ProcessEnd
 from toolchain.core.errors import InputError, one_line
 from toolchain.core.files import sha256
 from toolchain.core.progress import Progress
@@ -42,17 +42,17 @@ LOGGER = logging.getLogger(__name__)
 
 DEVICE_FOLDER = "/data/local/tmp/edge-toolchain"
 ABI_ARCHITECTURES: dict[str, Architecture] = {"arm64-v8a": "aarch64", "x86_64": "x86_64"}
-LIBRARY_SOURCE = "take it from onnxruntime-android's .aar (Maven Central, com.microsoft.onnxruntime), there in jni"
-END_TIMEOUT_S = 5.0
+LIBRARY_SOURCE_HINT = "take it from onnxruntime-android's .aar (Maven Central, com.microsoft.onnxruntime): jni"
 
 
 @dataclass(frozen=True)
 class Adb:
     """An Android device that models can be timed and run on; see `place.Place`.
 
-    serial: the device's name in ``adb devices``.
-    library: the runtime for it, a ``libonnxruntime.so``; without it only `detect` works.
-    ndk: the Android NDK's folder; None looks for an installed one.
+    Attributes:
+        serial: the device's name in ``adb devices``.
+        library: the runtime for it, a ``libonnxruntime.so``; without it only `detect` works.
+        ndk: the Android NDK's folder; None looks for an installed one.
     """
 
     serial: str
@@ -113,7 +113,7 @@ class AdbDevice:
         """See `place.Device.describe`; the runner is built and sent, with the runtime, unless they are there already.
 
         Raises:
-            InputError: no library was given, or one for another processor.
+            InputError: the library is missing, or it is for another processor.
         """
         job = BenchJob(self._given_library())
         with self._start(job, {"feed": None}, "/") as runner:
@@ -182,7 +182,7 @@ class AdbDevice:
         if library_architecture != architecture:
             abi = next(abi for abi, name in ABI_ARCHITECTURES.items() if name == architecture)
             what = f"is for {library_architecture}, and {self._place.name} is {architecture}"
-            raise InputError(what, where=library, hint=f"{LIBRARY_SOURCE}/{abi}")
+            raise InputError(what, where=library, hint=f"{LIBRARY_SOURCE_HINT}/{abi}/libonnxruntime.so")
         folder = self._send({"runner": build(ndk_compiler(architecture, self._place.ndk))})
         self._take_lock(folder)
         return folder
@@ -195,9 +195,8 @@ class AdbDevice:
 
     def _given_library(self) -> Path:
         if self._place.library is None:
-            raise InputError(
-                f"is missing for {self._place.name}", where="--library", hint=f"{LIBRARY_SOURCE}/arm64-v8a"
-            )
+            hint = f"{LIBRARY_SOURCE_HINT}/arm64-v8a/libonnxruntime.so"
+            raise InputError(f"is missing for {self._place.name}", where="--library", hint=hint)
         return self._place.library
 
     def _architecture(self) -> Architecture:
@@ -209,7 +208,7 @@ class AdbDevice:
         return known
 
     def _processors(self, kind: str) -> str:
-        """The list of its fastest (big) or slowest (little) processors."""
+        """Return its fastest (``big``) or slowest (``little``) processors, as a list such as ``4,5``."""
         numbers = self._facts.processors(kind)
         if numbers is None:
             what = "has one kind of core only, or reports no clocks"
@@ -225,8 +224,8 @@ class AdbDevice:
             return
         with holder:
             if isinstance(answer, ProcessEnd):
-                said = one_line(answer.last_line or f"exit code {answer.code}")
-                error = self._client.error(f"cannot run the benchmark ({said})", "check the NDK's version")
+                reason = one_line(answer.last_line or f"exit code {answer.code}")
+                error = self._client.error(f"cannot run the benchmark ({reason})", "check the NDK's version")
                 raise self._client.lost() or error
             raise self._client.error(f"busy: it is running another benchmark ({answer['busy']})", "wait for its end")
 
@@ -246,11 +245,15 @@ class AdbDevice:
             return stored | {"path": f"{self._send({'feed': Path(name, 'feed')})}/feed"}
 
     def _send(self, files: Mapping[str, Path]) -> str:
-        """Send files, by their names there, unless the device has them, and return the folder that holds them."""
+        """Send files unless the device already has them, and return the folder there that holds them.
+
+        Args:
+            files: files on this machine, by their names in that folder.
+        """
         content = "\n".join(f"{sha256(path)} {name}" for name, path in sorted(files.items()))
         folder = f"{DEVICE_FOLDER}/files/{hashlib.sha256(content.encode()).hexdigest()[:32]}"
         if self._client.shell(f"if [ -d {folder} ]; then echo there; fi").strip() == "there":
-            LOGGER.debug("%s has %s already", self._place.name, ", ".join(files))
+            LOGGER.debug("%s already has %s", self._place.name, ", ".join(files))
             return folder
         part = f"{folder}.{os.getpid()}.part"
         try:

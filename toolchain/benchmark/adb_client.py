@@ -1,4 +1,4 @@
-"""`AdbClient`: the user's ``adb`` and one device behind it; calls, copies, and the errors when one fails.
+"""`AdbClient`: calls of the user's ``adb`` for one device, copies of files, and the errors when one fails.
 
 ``adb shell -T`` runs a command without a terminal: its stdin, stdout, stderr and exit code are passed on like those of
 a local command (the feature ``shell_v2``, Android 7 or newer). ``$TOOLCHAIN_ADB`` is the client, ``adb`` where it is
@@ -29,9 +29,10 @@ STATE_HINTS = {
 
 @dataclass(frozen=True)
 class AdbClient:
-    """``adb -s SERIAL``. Every method raises DeviceError where the client or the device fails.
+    """The client for one device, ``adb -s SERIAL``. Every method raises DeviceError if the client or the device fails.
 
-    serial: the device's name in ``adb devices``.
+    Attributes:
+        serial: the device's name in ``adb devices``.
     """
 
     serial: str
@@ -48,7 +49,8 @@ class AdbClient:
             hint = next((hint for start, hint in STATE_HINTS.items() if state.startswith(start)), "start Android on it")
             raise self.error(f"is not ready: `adb devices` shows it as {state}", hint)
         if "shell_v2" not in self._run("features").split():
-            raise self.error("is too old to tell whether a command worked", "use a device with Android 7 or newer")
+            what = "is too old to report whether a command worked"
+            raise self.error(what, "use a device with Android 7 or newer")
 
     def start(self, command: str) -> list[str]:
         """Return the local command that runs a command in the device's shell."""
@@ -67,7 +69,7 @@ class AdbClient:
         self._run("pull", there, str(path), timeout_s=COPY_TIMEOUT_S)
 
     def lost(self) -> DeviceError | None:
-        """Return the error for a device that is no longer connected; None where it still is."""
+        """Return the error for a device that is no longer connected; None if it is connected."""
         state = self._devices().get(self.serial)
         if state == READY_STATE:
             return None
@@ -98,21 +100,20 @@ class AdbClient:
             raise self.error(what, "unplug it and plug it in again") from None
 
     def _run(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
-        done = self.call(*arguments, timeout_s=timeout_s)
-        if done.returncode == 0:
-            return done.stdout
-        said = f"{done.stdout}\n{done.stderr}"
-        full = next((message for message in STORAGE_FULL_MESSAGES if message in said), None)
+        call = self.call(*arguments, timeout_s=timeout_s)
+        if call.returncode == 0:
+            return call.stdout
+        output = f"{call.stdout}\n{call.stderr}"
+        full = next((message for message in STORAGE_FULL_MESSAGES if message in output), None)
         if full is not None:
             raise self.error(f"its storage is full ({full})", "free some space there")
-        last = one_line(ProcessEnd(done.returncode, said).last_line or f"exit code {done.returncode}")
-        what = f"adb {arguments[0]} failed ({last})"
+        reason = one_line(ProcessEnd(call.returncode, output).last_line or f"exit code {call.returncode}")
+        what = f"adb {arguments[0]} failed ({reason})"
         raise self.lost() or self.error(what, f"see whether `adb -s {self.serial} shell` works")
 
     def _devices(self) -> dict[str, str]:
-        """The state of each device by serial number, as ``adb devices`` shows them."""
-        done = self.call("devices")
-        lines = done.stdout.splitlines()
+        """Return the state of each device by serial number, as ``adb devices`` shows it."""
+        lines = self.call("devices").stdout.splitlines()
         return {serial: state.strip() for serial, tab, state in (line.partition("\t") for line in lines) if tab}
 
     def _command(self) -> list[str]:

@@ -99,10 +99,10 @@ class _Agent:
 
     def do_own(self, command: Reply) -> Reply:
         code = "import numpy, onnxruntime; print(onnxruntime.__version__)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        if done.returncode:
-            return {"error": last_line(done.stderr)}
-        return {"python": sys.executable, "onnxruntime": done.stdout.strip()}
+        check = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if check.returncode:
+            return {"error": last_line(check.stderr)}
+        return {"python": sys.executable, "onnxruntime": check.stdout.strip()}
 
     def do_install(self, command: Reply) -> Reply:
         folder = self.root / f"env-{command['version']}"
@@ -133,15 +133,15 @@ class _Agent:
             error = self.call([*pip, "onnxruntime"])
         if error is None:
             code = "from importlib.metadata import version; print(version('onnxruntime'))"
-            found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
-            (folder / "complete").write_text(f"{found.strip()} {platform.python_version()}\n", encoding="utf-8")
+            got = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+            (folder / "complete").write_text(f"{got} {platform.python_version()}\n", encoding="utf-8")
         return error
 
     def call(self, command: list[str]) -> str | None:
-        """Run a command while the connection lives; return the line that says why it failed, or None."""
-        with open(self.run / "said", "w+", encoding="utf-8", errors="replace") as said:
+        """Run a command until it ends or the connection does; return the line with the reason of a failure, or None."""
+        with open(self.run / "output", "w+", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
             try:
                 while process.poll() is None:
@@ -151,12 +151,12 @@ class _Agent:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)  # venv has a child that installs pip
                 process.wait()
-            said.seek(0)
-            lines = said.read()
+            output.seek(0)
+            content = output.read()
         if process.returncode == 0:
             return None
-        telling = [line for line in lines.splitlines() if re.search(r"error|ensurepip|No module", line, re.I)]
-        return last_line("\n".join(telling) or lines) or f"exit code {process.returncode}"
+        errors = [line for line in content.splitlines() if re.search(r"error|ensurepip|No module", line, re.I)]
+        return last_line("\n".join(errors) or content) or f"exit code {process.returncode}"
 
     def do_have(self, command: Reply) -> Reply:
         return {"have": (self.root / "files" / command["name"]).is_file()}
@@ -171,7 +171,7 @@ class _Agent:
                     file.write(chunk)
         except OSError as failure:
             error = str(failure.strerror)
-        while left and (chunk := sys.stdin.buffer.read(min(left, 1 << 20))):  # the rest is on its way: read it
+        while left and (chunk := sys.stdin.buffer.read(min(left, 1 << 20))):  # the client still sends the rest
             left -= len(chunk)
         if left:
             sys.exit()
@@ -256,20 +256,20 @@ def end(runner: subprocess.Popen[bytes]) -> None:
 
 
 def installed(package: str) -> str | None:
-    """Return the version of a package in this interpreter; None where it is not installed."""
+    """Return the version of a package in this interpreter; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def last_line(said: str) -> str:
-    """Return the last line that is not blank; empty where there is none."""
-    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+def last_line(output: str) -> str:
+    """Return the last line that is not blank; empty if there is none."""
+    return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
 
 
 def text(path: Path) -> str | None:
-    """Read a file of the kernel; None where it does not exist or may not be read."""
+    """Read a file of the kernel; None if it does not exist or may not be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
     except OSError:
@@ -277,16 +277,21 @@ def text(path: Path) -> str | None:
 
 
 def read_conditions(root: Path = Path("/")) -> Reply:
-    """Read the machine's load, clock, temperature, governor and throttling flags; None for each that is unreadable.
-
-    load: number of runnable processes, averaged over the last minute.
-    clock_mhz: of the fastest core. A Raspberry Pi's firmware reports the real clock, the kernel only the requested one.
-    temperature_c: of the hottest thermal zone, or as the firmware reports it.
-    throttled: the firmware's bits, 0 to 3 for now, 16 to 19 for any time since the start (1: too little voltage,
-        2: clock capped, 4: throttled, 8: soft temperature limit).
+    """Read the machine's load, clock, temperature, governor and throttling flags.
 
     Args:
         root: the folder that holds ``sys``.
+
+    Returns:
+        A dictionary with these keys; a value is None if it cannot be read.
+
+        - ``load``: number of runnable processes, averaged over the last minute.
+        - ``clock_mhz``: clock of the fastest core. A Raspberry Pi's firmware reports the real clock, the kernel only
+          the requested one.
+        - ``temperature_c``: temperature of the hottest thermal zone, or the one that the firmware reports.
+        - ``governor``: the kernel's frequency governor.
+        - ``throttled``: the firmware's bits, 0 to 3 for now, 16 to 19 for any time since the start (1: too little
+          voltage, 2: clock capped, 4: throttled, 8: soft temperature limit).
     """
     clocks = numbers(root / "sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq")
     zones = numbers(root / "sys/class/thermal", "thermal_zone*/temp")
@@ -306,14 +311,14 @@ def firmware(*question: str) -> str:
     program = shutil.which("vcgencmd")
     if program is None:
         return ""
-    done = subprocess.run([program, *question], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return done.stdout.partition("=")[2].strip()
+    reply = subprocess.run([program, *question], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return reply.stdout.partition("=")[2].strip()
 
 
 def numbers(folder: Path, pattern: str) -> list[int]:
     """Read the numbers in all files that match the pattern."""
-    texts = (text(path) for path in folder.glob(pattern))
-    return [int(found) for found in texts if found and found.lstrip("-").isdigit()]
+    contents = (text(path) for path in folder.glob(pattern))
+    return [int(content) for content in contents if content and content.lstrip("-").isdigit()]
 
 
 def stop(number: int, frame: object) -> NoReturn:

@@ -52,11 +52,12 @@ def script(about: Literal["facts", "conditions"]) -> str:
 
 @dataclass(frozen=True)
 class AndroidFacts:
-    """A device's description of itself.
+    """Facts that a device reports about itself.
 
-    properties: Android's system properties, as ``getprop`` prints them.
-    files: contents of kernel files, by path below ``/``.
-    kernel: the kernel's name and release.
+    Attributes:
+        properties: Android's system properties, as ``getprop`` prints them.
+        files: contents of kernel files, by path below ``/``.
+        kernel: the kernel's name and release.
     """
 
     properties: Mapping[str, str]
@@ -65,7 +66,7 @@ class AndroidFacts:
 
     @property
     def abis(self) -> list[str]:
-        """The application binary interfaces that it supports, its preferred one first."""
+        """The application binary interfaces (ABIs) that the device supports, the preferred one first."""
         return [abi for abi in self.properties.get("ro.product.cpu.abilist", "").split(",") if abi]
 
     @property
@@ -93,8 +94,8 @@ class AndroidFacts:
         clocks = {int(path[1]): int(self.files[path[0]]) for path in paths if path and self.files[path[0]].isdigit()}
         if len(set(clocks.values())) < 2:
             return None
-        wanted = (max if kind == "big" else min)(clocks.values())
-        return sorted(cpu for cpu, clock in clocks.items() if clock == wanted)
+        chosen = (max if kind == "big" else min)(clocks.values())
+        return sorted(cpu for cpu, clock in clocks.items() if clock == chosen)
 
     def host(self, onnxruntime: str) -> Host:
         """Return the device as results describe it.
@@ -151,7 +152,7 @@ def parse_conditions(text: str) -> Reading:
     battery = re.search(r"^\s*temperature: (\d+)$", sections.get("battery", ""), re.MULTILINE)
     now = thermal.partition("Current temperatures from HAL:")[2] or thermal
     sensed = [(int(kind), float(value)) for value, kind in re.findall(r"mValue=(-?[\d.]+), mType=(\d+)", now)]
-    processor, skin = ([value for kind, value in sensed if kind == wanted and value > 0] for wanted in (0, 3))
+    processor, skin = ([value for kind, value in sensed if kind == number and value > 0] for number in (0, 3))
     candidates = processor or skin or zones or ([int(battery[1]) / 10] if battery else [])
     return Reading(
         load=float(load[0]) if load else None,
@@ -163,6 +164,6 @@ def parse_conditions(text: str) -> Reading:
 
 
 def _sections(text: str) -> dict[str, str]:
-    """The text after each mark, by the mark's name."""
+    """Return the text after each mark, by the name in the mark."""
     pieces = re.split(rf"^{SECTION_MARK}(.+)$", text.replace("\r\n", "\n"), flags=re.MULTILINE)[1:]
     return {name: content.strip("\0 \n") for name, content in zip(pieces[::2], pieces[1::2], strict=True)}

@@ -1,6 +1,6 @@
-"""Latency and memory of models in one place, in fresh processes, interleaved round by round (see `rounds`).
+"""`bench`: measure latency and memory of models in one place, in fresh processes that take turns (see `rounds`).
 
-Every sample is kept; statistics are derived from them (see `stats`).
+Every sample is kept; statistics are computed from them later (see `stats`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,15 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _PlaceResults:
-    """Result of one place: measurements of the subjects in order (None for each where nothing is timed there)."""
+    """Results from one place.
+
+    Attributes:
+        host: the machine.
+        about: the target that the rows are about, and the kind of evidence.
+        measurements: one for each subject, in their order; None if the place cannot time.
+        notes: remarks for the rows, in the same order.
+        conditions: readings of the machine.
+    """
 
     host: Host
     about: TargetEvidence
@@ -111,8 +119,8 @@ def bench(
 ) -> Results:
     """Time the subjects in one place, all with the same session options.
 
-    Where the place has no latency (an emulated CPU), each model is run once there and once here, and the row's note
-    says how far the outputs differ.
+    If the place has no latency (an emulated CPU), each model is run once there and once here, and the row's note says
+    how far the outputs differ.
 
     Args:
         subjects: in the order of the results.
@@ -149,8 +157,8 @@ def _check(subjects: Sequence[Subject], extras: Extras) -> None:
     if not subjects:
         raise InputError("no model to bench", hint="give at least one")
     if extras.sustained_s and len(subjects) > 1:
-        what = f"a sustained run is of one model, and these are {len(subjects)}"
-        raise InputError(what, hint="the second would start on a device that the first has heated: run one at a time")
+        what = f"a sustained run takes one model, but {len(subjects)} are given"
+        raise InputError(what, hint="give one at a time, since each heats the device for the next")
     for subject in subjects:
         if not subject.path.is_file():
             raise ModelError("no such model file", where=subject.path, hint="check the path")

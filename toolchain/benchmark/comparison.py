@@ -51,14 +51,14 @@ def describe_difference(here: Mapping[str, Array], there: Mapping[str, Array]) -
 
 
 def _largest_difference(a: Array, b: Array) -> float:
-    """Infinite where shapes differ, a value is NaN on one side, or a dtype has no differences (strings)."""
+    """Return infinity if shapes differ, a value is NaN on one side only, or the dtype has no differences (strings)."""
     if a.shape != b.shape or a.dtype.kind not in "fiub":
         return 0.0 if np.array_equal(a, b) else float("inf")
     return float(np.nan_to_num(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0), nan=np.inf))
 
 
 def _answer_here(job: BenchJob, options: Mapping[str, str]) -> tuple[Feed, dict[str, Array]]:
-    """The feed, and the outputs by name."""
+    """Return the feed, and this machine's outputs by name."""
     from toolchain.benchmark.runner import make_feed
     from toolchain.graph import run
 
@@ -67,6 +67,6 @@ def _answer_here(job: BenchJob, options: Mapping[str, str]) -> tuple[Feed, dict[
         feed = make_feed(session, dict(job.dims), FEED_SEED) if job.feed is None else job.feed
         outputs = session.run(None, feed)
     except (*run.OrtError, TypeError, ValueError) as error:  # TypeError: an input of unknown type; ValueError: names
-        hint = "open axes of generated inputs have size 1: fix those with `toolchain convert --freeze AXIS=SIZE`"
+        hint = "generated inputs have size 1 for dynamic axes: fix those with `toolchain convert --freeze AXIS=SIZE`"
         raise ModelError(f"onnxruntime cannot run it ({one_line(error)})", where=job.path, hint=hint) from None
     return feed, dict(zip([output.name for output in session.get_outputs()], outputs, strict=True))

@@ -1,4 +1,4 @@
-"""The place ``emulator:CPU``: the outputs a model has on another processor. It has no latency.
+"""The place ``emulator:CPU``: the outputs that a model has on another processor. It has no latency.
 
 qemu translates every instruction. An inference takes 50 to 100 times as long as on this machine, and which of two
 models takes longer says nothing about the real processor.
@@ -28,7 +28,8 @@ NO_LATENCY = "an emulated CPU says what a model computes, never how long it take
 class Emulated:
     """An emulated CPU, place and device in one: see `place.Place` and `place.AnsweringDevice`.
 
-    cpu: a name of `emulator.CPUS`.
+    Attributes:
+        cpu: a name of `emulator.CPUS`.
     """
 
     cpu: str
@@ -40,7 +41,7 @@ class Emulated:
 
     @property
     def timing(self) -> None:
-        """None: latency under emulation has no meaning."""
+        """None, because latency under emulation has no meaning."""
         return None
 
     @property
@@ -66,7 +67,7 @@ class Emulated:
         yield self
 
     def describe(self) -> Host:
-        """Return the emulated processor: one core, as answers need no more, and no memory of its own."""
+        """Return the emulated processor, with one core, which is enough here, and no memory of its own."""
         cpu = emulator.find_cpu(self.cpu)
         return Host(
             name=self.name,

@@ -37,9 +37,10 @@ SETUP_HINT = "run `toolchain emulator setup`"
 class EmulatedCpu:
     """An emulated processor.
 
-    architecture: its instruction set.
-    qemu: qemu's name for it.
-    int8: the instructions that onnxruntime's integer kernels use on it.
+    Attributes:
+        architecture: its instruction set.
+        qemu: qemu's name for it.
+        int8: the instructions that onnxruntime's integer kernels use on it.
     """
 
     architecture: Architecture
@@ -66,7 +67,7 @@ def folder() -> Path:
 
 
 def unavailable(cpu: str = "cortex-a76") -> str | None:
-    """Return the reason why `cpu` cannot be emulated here, or None where it can.
+    """Return the reason why `cpu` cannot be emulated here, or None if it can.
 
     Raises:
         DeviceError: no such CPU.
@@ -90,10 +91,10 @@ def setup_script() -> Path:
 
 
 def set_up(progress: Progress = silent, *, script: Path | None = None) -> Path:
-    """Download and install the emulator in `folder`; nothing is done where it is complete.
+    """Download and install the emulator in `folder`, unless it is complete there.
 
     Args:
-        progress: told each line that the script prints.
+        progress: is told each line that the script prints.
         script: the script to run; None is `setup_script`.
 
     Returns:
@@ -222,7 +223,7 @@ def _execute(cpu: str, arguments: list[str], timeout_s: float) -> None:
     """Run Python with `arguments` on the emulated CPU."""
     command, environment = _python(CPUS[cpu])
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [*command, *arguments],
             env=environment,
             check=False,
@@ -237,15 +238,15 @@ def _execute(cpu: str, arguments: list[str], timeout_s: float) -> None:
         ) from None
     except OSError as error:
         raise DeviceError(f"cannot be started ({error})", where=f"emulator:{cpu}", hint=SETUP_HINT) from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if completed.returncode:
+        lines = completed.stderr.strip().splitlines() or [f"exit code {completed.returncode}"]
         raise DeviceError(
             f"the run failed ({lines[-1][:300]})", where=f"emulator:{cpu}", hint="see whether it runs on this machine"
         )
 
 
 def _python(cpu: EmulatedCpu) -> tuple[list[str], dict[str, str]]:
-    """The command that starts Python on `cpu`, and the environment for it."""
+    """Return the command that starts Python on `cpu`, and the environment for it."""
     base = folder().resolve()
     if cpu.architecture == "x86_64":
         return [str(base / "bin/qemu-x86_64"), "-cpu", cpu.qemu, sys.executable], dict(os.environ)

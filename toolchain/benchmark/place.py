@@ -29,7 +29,9 @@ from toolchain.formats.target import Target
 class TargetEvidence:
     """The target that rows from a device are about, and the kind of evidence they are.
 
-    target: name of the target; None where nothing but this machine is meant.
+    Attributes:
+        target: name of the target; None if the rows are about the measuring machine itself.
+        evidence: the kind of evidence.
     """
 
     target: str | None
@@ -124,24 +126,24 @@ class Place(Protocol):
 
     @property
     def timing(self) -> ReserveTiming | None:
-        """Reserve the device to time models there; None where latency has no meaning."""
+        """Reserve the device to time models there; None if latency has no meaning there."""
 
     @property
     def answering(self) -> ReserveAnswering | None:
-        """Reserve the device to run models on given inputs there; None where that is not supported."""
+        """Reserve the device to run models on given inputs there; None if that is not supported."""
 
     @property
     def profiles_operators(self) -> bool:
-        """True where runners can time single operators."""
+        """True if runners there can time single operators."""
 
 
 def host_evidence(target: str | None) -> TargetEvidence:
-    """Return the evidence that a time of this machine is: ``measured`` for itself, ``host`` for any other target."""
+    """Return the evidence of a time measured on this machine: ``measured`` for itself, ``host`` for other targets."""
     return TargetEvidence(target, "measured" if target in (None, "host") else "host")
 
 
 def detected_evidence(detected: Target, target: Target | None) -> TargetEvidence:
-    """Return the evidence that a time of another device is: ``measured`` where its cores are those of the target.
+    """Return the evidence of a time from another device: ``measured`` if it has the target's cores, else ``host``.
 
     Args:
         detected: the device's own profile.

@@ -1,4 +1,4 @@
-"""`LineProcess`: a process that answers lines of JSON; `explain`: the error for one that did not answer."""
+"""`LineProcess`: a process that answers lines of JSON. `explain`: the error for a process that did not answer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from toolchain.core.errors import DeviceError, ModelError, ToolchainError, one_l
 
 REPLY_TIMEOUT_S = 600.0
 """Longest time to wait for a runner's answer."""
+END_TIMEOUT_S = 5.0
+"""Longest time to wait until a process ends after its stdin was closed."""
 
 
 @dataclass(frozen=True)
 class ProcessEnd:
     """The end of a process.
 
-    code: the exit code, negative for a signal.
-    stderr: everything it wrote there.
-    timed_out_s: seconds that an answer was waited for before we killed it; None where it ended by itself.
+    Attributes:
+        code: the exit code, negative for a signal.
+        stderr: everything it wrote to stderr.
+        timed_out_s: seconds without an answer after which we killed it; None if it ended by itself.
     """
 
     code: int
@@ -35,7 +38,7 @@ class ProcessEnd:
 
     @property
     def last_line(self) -> str:
-        """The last line of stderr that is not blank; empty where there is none."""
+        """The last line of stderr that is not blank; empty if there is none."""
         return next((line.strip() for line in reversed(self.stderr.splitlines()) if line.strip()), "")
 
 
@@ -113,7 +116,7 @@ class LineProcess:
             timeout_s: seconds after which the process is killed; None is the process's own `reply_timeout_s`.
 
         Returns:
-            The line, or the end of the process where it ended without one.
+            The line; the end of the process if it ended without one.
         """
         assert self._process.stdout is not None
         seconds = timeout_s or self._reply_timeout_s
@@ -143,25 +146,24 @@ def explain(end: ProcessEnd, command: str, *, job: BenchJob, runtime: object) ->
 
     Args:
         end: how it ended.
-        command: the command it was to answer, or ``start``.
-        job: the model it was given, and the feed if there was one.
-        runtime: the interpreter or library that was to load onnxruntime.
+        command: the command that it should have answered, or ``start``.
+        job: its model and feed.
+        runtime: the interpreter or library that should have loaded onnxruntime.
     """
-    said = f" ({one_line(end.last_line)})" if end.last_line else ""
+    reason = f" ({one_line(end.last_line)})" if end.last_line else ""
     model = job.path
     if end.timed_out_s is not None:
         what = f"the benchmark process gave no answer to {command!r} within {end.timed_out_s:g} s"
         return DeviceError(what, where=model, hint="use a smaller model or input, or an idle machine")
     if end.code < 0:
-        what = f"the benchmark process was killed by {signal.Signals(-end.code).name} during {command!r}{said}"
+        what = f"the benchmark process was killed by {signal.Signals(-end.code).name} during {command!r}{reason}"
         return DeviceError(what, where=model, hint="check free memory and the onnxruntime version")
     if command == "start":
-        what = f"the benchmark process did not start{said}"
+        what = f"the benchmark process did not start{reason}"
         return DeviceError(what, where=runtime, hint="check that numpy and onnxruntime can be imported")
     if command == "load":
-        return ModelError(f"onnxruntime cannot load it{said}", where=model, hint="check the file")
+        return ModelError(f"onnxruntime cannot load it{reason}", where=model, hint="check the file")
     hint = "give a feed with the right names, shapes and dtypes"
     if job.feed is None:
-        hint = "its inputs were generated, with size 1 for open axes: fix those with"
-        hint += " `toolchain convert --freeze AXIS=SIZE`"
-    return ModelError(f"onnxruntime cannot run it{said}", where=model, hint=hint)
+        hint = "generated inputs have size 1 for dynamic axes: fix those with `toolchain convert --freeze AXIS=SIZE`"
+    return ModelError(f"onnxruntime cannot run it{reason}", where=model, hint=hint)

@@ -42,8 +42,9 @@ MIN_SUSTAINED_WINDOWS = 12
 class Extras:
     """Measurements to take after the rounds.
 
-    profile_runs: number of inferences under the runtime's profiler; 0 makes no profile.
-    sustained_s: length of a run without a pause, in seconds; 0 makes none.
+    Attributes:
+        profile_runs: number of inferences under the runtime's profiler; 0 makes no profile.
+        sustained_s: length of a run without a pause, in seconds; 0 makes none.
     """
 
     profile_runs: int = 0
@@ -62,7 +63,12 @@ class JobMeasurement:
 
 @dataclass(frozen=True)
 class _Answers:
-    """The runners' answers for one job: of each process's start and end, and of each round."""
+    """The runners' answers for one job.
+
+    Attributes:
+        processes: for each process, its answers to start, load, warm-up and memory in one dictionary.
+        rounds: the answer for each round.
+    """
 
     processes: list[dict[str, Any]] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)

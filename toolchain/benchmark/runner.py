@@ -126,16 +126,16 @@ def find_cpus(text: str, root: Path = Path("/")) -> list[int]:
                     break
         if len(set(speeds.values())) < 2:
             raise ValueError("this machine has one kind of core only")
-        wanted = max(speeds.values()) if text == "big" else min(speeds.values())
-        found = sorted(cpu for cpu, speed in speeds.items() if speed == wanted)
+        chosen = max(speeds.values()) if text == "big" else min(speeds.values())
+        cpus = sorted(cpu for cpu, speed in speeds.items() if speed == chosen)
     else:
         ends = [part.partition("-") for part in text.split(",")]
         if not all(first.isdigit() and (last.isdigit() or not dash) for first, dash, last in ends):
             raise ValueError(f"{text!r} names no processors")
-        found = sorted({cpu for first, _, last in ends for cpu in range(int(first), int(last or first) + 1)})
-    if not found or (allowed is not None and not set(found) <= set(allowed)):
+        cpus = sorted({cpu for first, _, last in ends for cpu in range(int(first), int(last or first) + 1)})
+    if not cpus or (allowed is not None and not set(cpus) <= set(allowed)):
         raise ValueError(f"{text!r} are not all among this machine's processors {allowed}")
-    return found
+    return cpus
 
 
 def load(job: dict[str, Any], profile_to: str = "") -> Any:
@@ -285,7 +285,7 @@ def wait_for_idle_threads() -> None:
 def status_bytes(field: str) -> int:
     """Read a field of /proc/self/status: VmRSS, the resident memory now, or VmHWM, its peak.
 
-    Where there is no such file, it is the peak for both.
+    Without that file, both are the peak that the system reports.
     """
     try:
         with open("/proc/self/status") as lines:
@@ -308,7 +308,7 @@ def pss_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Set VmHWM to the resident memory of now (proc(5), ``clear_refs``); False where that is not permitted."""
+    """Set VmHWM to the present resident memory (proc(5), ``clear_refs``); False if that is not permitted."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")

@@ -1,10 +1,9 @@
 """The place ``ssh:HOST``: a Linux machine, reached with the user's own OpenSSH client.
 
-One connection carries everything, with ``agent.py`` at its other end, so there is never a second one to open or clean
+One connection carries everything, with ``agent.py`` at its other end, so that no second one must be opened or cleaned
 up. The client's configuration, keys, jump hosts and checks of host keys are the user's. We only add that the client
 must not ask questions (``BatchMode``), must notice a dead connection, and makes no forwardings. ``$TOOLCHAIN_SSH`` is
-the command to use, ``ssh`` where it is not set. Its exit code is the remote command's, or 255 for an error of its own
-(ssh(1)).
+the command to use, by default ``ssh``. Its exit code is the remote command's, or 255 for an error of its own (ssh(1)).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from toolchain.benchmark.job import BenchJob, first_line
 from toolchain.benchmark.local import RUNNER_SCRIPT, store_feed_npz
 from toolchain.benchmark.model_files import model_files
 from toolchain.benchmark.place import ReserveTiming, TargetEvidence, detected_evidence
-from toolchain.benchmark.process import LineProcess, ProcessEnd, explain
+from toolchain.benchmark.process import END_TIMEOUT_S, LineProcess, ProcessEnd, explain
 from toolchain.core.errors import DeviceError, one_line
 from toolchain.core.files import sha256
 from toolchain.core.progress import Progress
@@ -63,7 +62,6 @@ BOOTSTRAP = (
 
 CONNECT_TIMEOUT_S = 120.0  # jump hosts, and a small board that is busy
 INSTALL_TIMEOUT_S = 1800.0
-END_TIMEOUT_S = 5.0
 
 DISK_FULL_MESSAGES = ("No space left on device", "Disk quota exceeded", "File too large")
 
@@ -72,8 +70,9 @@ DISK_FULL_MESSAGES = ("No space left on device", "Disk quota exceeded", "File to
 class Ssh:
     """A host that models can be timed on; see `place.Place`.
 
-    host: as for ``ssh``.
-    python: the interpreter to use there; None finds or installs one.
+    Attributes:
+        host: the host's name, as ``ssh`` takes it.
+        python: the interpreter to use there; None finds or installs one.
     """
 
     host: str
@@ -138,7 +137,7 @@ class SshDevice:
             raise self._error(f"busy: it is running another benchmark ({busy})", "wait for its end")
 
     def describe(self) -> Host:
-        """See `place.Device.describe`; onnxruntime is installed now where it is missing."""
+        """See `place.Device.describe`; onnxruntime is installed there if it is missing."""
         facts = self._facts
         with root_of(facts["files"]) as root:
             cpu = read_cpu(root)
@@ -161,7 +160,7 @@ class SshDevice:
         return detected_evidence(self.detect(), target)
 
     def detect(self) -> Target:
-        """See `place.TimingDevice.detect`; named after the host, with its onnxruntime where it has one already."""
+        """See `place.TimingDevice.detect`; named after the host, with the version of its onnxruntime if it has one."""
         facts = self._facts
         if facts["machine"] not in ("x86_64", "aarch64"):
             what = f"is {facts['machine']}, and int8 kernels are known for x86_64 and aarch64 only"
@@ -235,10 +234,10 @@ class SshDevice:
         return runtime
 
     def _send(self, path: Path) -> str:
-        """Send the file unless it is there already, and return its name on the host."""
+        """Send a file unless it is already there, and return its name on the host."""
         name = f"{sha256(path)}{path.suffix}"
         if self.call("have", name=name)["have"]:
-            LOGGER.debug("%s has %s already", self._place.name, path.name)
+            LOGGER.debug("%s already has %s", self._place.name, path.name)
         else:
             size = path.stat().st_size
             self._progress(f"sending {path.name} ({size / 1e6:.1f} MB)")
@@ -258,24 +257,24 @@ class SshDevice:
             raise self._error(f"its disk is full ({message})", "free some space there")
 
     def _no_connection(self, end: ProcessEnd) -> DeviceError:
-        said, host = one_line(end.last_line), self._place.host
+        reason, host = one_line(end.last_line), self._place.host
         if end.timed_out_s is not None:
             return self._error(f"gave no answer within {end.timed_out_s:g} s", f"see whether `ssh {host}` does")
         if end.code == 255:
-            return self._error(*_refusal(end.stderr, said, host))
+            return self._error(*_refusal(end.stderr, reason, host))
         if end.code in (126, 127):
             what = f"{self._place.python or 'python3'} is not there or cannot be run"
             return self._error(what, "install Python 3.9 or newer there, or name one with --python")
         if PYTHON_TOO_OLD in end.stderr:
-            return self._error(said.replace("needs", "the benchmark needs"), "name a newer one with --python")
-        what = f"the benchmark did not start there ({said or f'exit code {end.code}'})"
+            return self._error(reason.replace("needs", "the benchmark needs"), "name a newer one with --python")
+        what = f"the benchmark did not start there ({reason or f'exit code {end.code}'})"
         return self._error(what, f"try `ssh {host}`")
 
     def _lost(self, end: ProcessEnd) -> DeviceError:
         if end.timed_out_s is not None:
             return self._error("gave no answer in time", "see whether it still runs")
-        said = f" ({one_line(end.last_line)})" if end.last_line else ""
-        return self._error(f"the connection was lost{said}", "see whether the machine still runs, then try again")
+        reason = f" ({one_line(end.last_line)})" if end.last_line else ""
+        return self._error(f"the connection was lost{reason}", "see whether the machine still runs, then try again")
 
 
 class SshRunner:
@@ -314,15 +313,15 @@ def shell_path(path: str) -> str:
     return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
 
 
-def _refusal(stderr: str, said: str, host: str) -> tuple[str, str]:
-    """The error's text and hint for ssh's own message that there is no connection."""
+def _refusal(stderr: str, reason: str, host: str) -> tuple[str, str]:
+    """Return the error's text and hint if ssh itself reports that it has no connection."""
     if "IDENTIFICATION HAS CHANGED" in stderr:
         hint = f"if that is right, run `ssh-keygen -R {host}` and then `ssh {host}` once"
         return "its host key is not the one known before", hint
     if "Host key verification failed" in stderr:
         return "its host key is not known here", f"run `ssh {host}` once and accept it"
     if "Permission denied" in stderr:
-        return f"it accepts none of your keys ({said})", f"run `ssh-copy-id {host}`, or load the key with `ssh-add`"
+        return f"it accepts none of your keys ({reason})", f"run `ssh-copy-id {host}`, or load the key with `ssh-add`"
     if "Could not resolve hostname" in stderr:
-        return f"no such host ({said})", "check its name, or add it to ~/.ssh/config"
-    return f"cannot be reached ({said or 'the connection was closed'})", f"see whether `ssh {host}` works"
+        return f"no such host ({reason})", "check its name, or add it to ~/.ssh/config"
+    return f"cannot be reached ({reason or 'the connection was closed'})", f"see whether `ssh {host}` works"

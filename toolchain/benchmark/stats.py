@@ -1,4 +1,4 @@
-"""Statistics of latency samples: an interval of the median, steadiness, and which of two models is faster.
+"""Statistics of latency samples: an interval for the median, steadiness, and the comparison of two models.
 
 Successive inferences are not independent (clock, caches, other processes), so samples are resampled in blocks of
 consecutive ones: the moving-block bootstrap (Künsch, Ann. Statist. 17, 1989), block length n^(1/3), with percentile
@@ -62,9 +62,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Steadiness:
-    """The answer to whether samples can be trusted.
+    """A judgement of samples: whether they can be trusted.
 
-    reason: why they cannot, one clause with the numbers; None for steady ones.
+    Attributes:
+        kind: ``steady`` if they can, else the kind of disturbance.
+        reason: why they cannot, one clause with the numbers; None for steady samples.
     """
 
     kind: Literal["steady", "noisy", "throttled", "drifting"]
@@ -72,7 +74,7 @@ class Steadiness:
 
 
 def median(samples: Sequence[float], seed: int = 0) -> Estimate:
-    """Return the median with its interval; seed: of the resampling."""
+    """Return the median with its 95 % interval; `seed` is that of the resampling."""
     values = np.asarray(samples, dtype=np.float64)
     return _estimate(float(np.median(values)), _resampled_medians(values, np.random.default_rng(seed)))
 
@@ -100,8 +102,10 @@ def drift(samples: Sequence[float]) -> float:
 class Sustained:
     """The beginning and the end of a sustained run: one minute each, or a third of a run shorter than three minutes.
 
-    first_ms, last_ms: median of the windows' median latencies.
-    minutes: length of the whole run.
+    Attributes:
+        first_ms: median of the windows' median latencies at the beginning.
+        last_ms: likewise at the end.
+        minutes: length of the whole run.
     """
 
     first_ms: float
@@ -115,7 +119,7 @@ class Sustained:
 
 
 def sustained(windows: Sequence[Window]) -> Sustained | None:
-    """Summarize a sustained run; None where there was none."""
+    """Summarize a sustained run; None if there was none."""
     if not windows:
         return None
     end = windows[-1].at_s
@@ -131,10 +135,10 @@ def verdict(latency: Latency, conditions: Conditions | None = None, windows: Seq
     Args:
         latency: the samples.
         conditions: readings of the machine; None where there are none.
-        windows: of a sustained run, if there was one.
+        windows: windows of a sustained run; empty if there was none.
 
     Returns:
-        The kind with its reason, which also says whether the machine was busy before.
+        The judgement; its reason also says if the machine was busy before.
     """
     about = conditions or Conditions()
     busy = f" (load {about.load_before:.1f} before it began)" if (about.load_before or 0) >= BUSY_LOAD else ""
@@ -154,16 +158,19 @@ def verdict(latency: Latency, conditions: Conditions | None = None, windows: Seq
 
 
 def _throttled(about: Conditions, windows: Sequence[Window]) -> str | None:
-    """The reason, by a Raspberry Pi's flags (bits 0 to 3 now, 16 to 19 since its start) or by the clock; else None."""
+    """Return the reason if the processor was throttled, else None.
+
+    A Raspberry Pi's flags tell (bits 0 to 3: now, 16 to 19: since its start), or a fall of the clock.
+    """
     readings: list[Reading | Window] = [*about.during, *windows]
-    seen = 0
+    bits = 0
     for flags in (about.throttled_before, about.throttled_after, *(reading.throttled for reading in readings)):
-        seen |= (flags or 0) & 0xF
+        bits |= (flags or 0) & 0xF
     if about.throttled_before is not None:
         after = max([about.throttled_after or 0, *(reading.throttled or 0 for reading in readings)])
-        seen |= (after & ~about.throttled_before) >> 16 & 0xF
-    if seen:
-        return ", ".join(name for bit, name in enumerate(THROTTLING_FLAGS) if seen >> bit & 1) + f" (flags {seen:#x})"
+        bits |= (after & ~about.throttled_before) >> 16 & 0xF
+    if bits:
+        return ", ".join(name for bit, name in enumerate(THROTTLING_FLAGS) if bits >> bit & 1) + f" (flags {bits:#x})"
     series = [about.clock_mhz_before, *(reading.clock_mhz for reading in readings), about.clock_mhz_after]
     clocks = [clock for clock in series if clock is not None]
     third = max(1, len(clocks) // 3)
@@ -228,7 +235,7 @@ def difference(ratio: Estimate) -> str:
 
 
 def _compared(latency: Latency, beside: Latency) -> F64:
-    """Processor times where both have them, else elapsed times."""
+    """Return processor times if both have them, else elapsed times."""
     return np.asarray(latency.cpu_ms if latency.cpu_ms and beside.cpu_ms else latency.samples_ms, dtype=np.float64)
 
 
@@ -237,7 +244,7 @@ def _rounds(values: F64, latency: Latency) -> list[F64]:
 
 
 def _trimmed(values: F64) -> tuple[float, float]:
-    """The trimmed mean of two or more values, and half the length of its 95 % interval."""
+    """Return the trimmed mean of two or more values, and half the length of its 95 % interval."""
     ordered, n = np.sort(values), len(values)
     cut = int(TRIMMED_SHARE * n)
     kept = ordered[cut : n - cut]
@@ -259,13 +266,13 @@ def student_quantile(v: int) -> float:
 
 
 def _ratio(center: float, below: float, above: float, between_processes: float) -> Estimate:
-    """The ratio from its logarithm and the sides of its interval; the deviation between processes is added to both."""
+    """Return the ratio, from its logarithm and the sides of its interval; both sides include `between_processes`."""
     low, high = (math.hypot(side, between_processes) for side in (below, above))
     return Estimate(math.exp(center), math.exp(center - low), math.exp(center + high))
 
 
 def _resampled_medians(values: F64, rng: np.random.Generator) -> F64:
-    """Medians of `RESAMPLES` moving-block resamples."""
+    """Return the medians of `RESAMPLES` moving-block resamples."""
     values = values[:: -(-len(values) // MAX_RESAMPLED)]
     n = len(values)
     length = round(n ** (1 / 3))

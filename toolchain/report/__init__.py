@@ -1,1 +1,1 @@
-"""Rendering, and nothing else: tables for a terminal, Markdown, CSV, and the HTML page."""
+"""Showing results: as tables for a terminal, Markdown, CSV, JSON and the HTML page. No results are computed here."""

@@ -1,10 +1,10 @@
-"""Counts, bytes and short numbers as text."""
+"""Text for counts, bytes and short numbers."""
 
 from __future__ import annotations
 
 
 def count_text(count: int) -> str:
-    """Three significant digits: 987, 12.3 k, 301 M."""
+    """Return a count with three significant digits: 987, 12.3 k, 301 M."""
     value, unit = float(count), ""
     for larger in ("k", "M", "G", "T"):
         if value < 999.5:
@@ -14,15 +14,15 @@ def count_text(count: int) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """Bytes in decimal kB, MB or GB, as file managers show them."""
+    """Return bytes in decimal kB, MB or GB, as file managers show them."""
     return f"{count_text(count)}B" if count >= 1000 else f"{count} B"
 
 
 def short_number(value: float) -> str:
-    """Three significant digits or all digits before the point; at most three decimals, no exponent."""
+    """Return a number with three significant digits, but at most three decimals, and without an exponent."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
-    """The count and its noun: ``1 core``, ``2 cores``. `plural_noun` is needed where it is not noun + s."""
+    """Return a count with its noun: ``1 core``, ``2 cores``. `plural_noun` is needed if it is not noun + s."""
     return f"{count} {noun if count == 1 else plural_noun or noun + 's'}"

@@ -1,4 +1,4 @@
-"""Cells of the results table, as text: one function for the terminal, Markdown and the HTML page."""
+"""Cells of the results table as text, for the terminal, Markdown and the HTML page."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ COLUMNS: dict[str, int | None] = {
 
 
 def plus_minus(estimate: Estimate) -> str:
-    """An interval in short, for the terminal: ``±3%``."""
+    """Return an interval in short, for the terminal: ``±3%``."""
     return f"±{estimate.uncertainty:.0%}"
 
 
 def bracket(estimate: Estimate) -> str:
-    """An interval with both ends, for Markdown: ``[9.81–10.2]``."""
+    """Return an interval with both ends, for Markdown: ``[9.81–10.2]``."""
     return f"[{short_number(estimate.low)}–{short_number(estimate.high)}]"
 
 
 def table_cells(block: Block, interval: Callable[[Estimate], str] = plus_minus) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of a block. The first column, the model, is left out where all rows have the same.
+    """Return headers and rows of a block. The first column, the model, is left out if all rows have the same.
 
     Args:
         block: rows with their statistics.
@@ -47,12 +47,12 @@ def table_cells(block: Block, interval: Callable[[Estimate], str] = plus_minus) 
 
 
 def is_text(header: str) -> bool:
-    """Tell a column of text, aligned left, from one of numbers, aligned right."""
+    """Return True for a column of text, aligned left; False for one of numbers, aligned right."""
     return COLUMNS[header] is not None
 
 
 def heading(block: Block) -> list[str]:
-    """The model's name, if all rows have the same one, then the machine and its settings."""
+    """Return the lines above a block: the model's name if all rows have the same, then the machine and settings."""
     host = block.host
     facts = [
         host.cpu,
@@ -73,7 +73,7 @@ def _cores(cpus: Sequence[int]) -> str:
 
 def _cells(row: Row, interval: Callable[[Estimate], str]) -> list[str]:
     m = row.measurement
-    # Parentheses mark what was timed on another machine than the target.
+    # Parentheses mark times that were measured on another machine than the target.
     marked = "({})" if m.evidence == "host" else "{}"
     p50 = p90 = faster = memory = ""
     if m.latency and row.p50_ms:

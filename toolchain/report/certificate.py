@@ -1,7 +1,7 @@
 """The exactness certificate of a quantized model: each int8 kernel with its proof, then what may differ.
 
-An export stores the certificate in its manifest. For a single file, whoever wrote it, it is made from the scales, zero
-points, integer weights and biases in the file.
+An export stores the certificate in its manifest. For a single file, no matter which tool wrote it, it is made from the
+scales, zero points, integer weights and biases in the file.
 """
 
 from __future__ import annotations

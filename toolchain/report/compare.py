@@ -18,9 +18,10 @@ from toolchain.report.derive import DEFAULT_BASELINE, Block, Row, derive
 class Comparison:
     """Results of one or several files, ready to be rendered.
 
-    blocks: rows that may be compared with each other, one block for each machine and setting.
-    max_regression: the gate's limit, as a fraction of the baseline's latency; None: no gate.
-    baseline: the baseline that was asked for; None: the default one.
+    Attributes:
+        blocks: rows that may be compared with each other, one block for each machine and setting.
+        max_regression: the gate's limit, as a fraction of the baseline's latency; None: no gate.
+        baseline: the baseline that the user gave; None: the default one.
     """
 
     blocks: tuple[Block, ...]

@@ -1,6 +1,6 @@
 """Rows of the results table: measurements with their statistics, grouped into blocks of comparable rows.
 
-The statistics themselves are in `toolchain.benchmark.stats`; here they are lined up for display.
+The statistics themselves are computed in `toolchain.benchmark.stats`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ DEFAULT_BASELINE = "fp32"
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement and its statistics; None where they cannot be computed.
+    """A measurement and its statistics; a statistic is None if it cannot be computed.
 
-    source: name of the results file, if there are several.
-    verdict: whether the latency samples were steady.
-    baseline: name of the row in the same block that `speedup` is relative to. The baseline row itself has this name
-        and no speed-up.
-    regressed: slower than the baseline by more than the gate's limit.
+    Attributes:
+        measurement: the measurement.
+        source: name of the results file; None if there is only one.
+        p50_ms: median latency.
+        verdict: a judgement of whether the latency samples were steady.
+        baseline: name of the row in the same block that `speedup` is relative to. The baseline row itself has this name
+            and no speed-up.
+        speedup: the baseline's latency divided by this row's.
+        regressed: True if the row is slower than the baseline by more than the gate's limit.
     """
 
     measurement: Measurement
@@ -55,8 +59,11 @@ class Row:
 class Block:
     """Rows that may be compared with each other: same processor, runtime, thread count and cores.
 
-    threads: None where nothing was timed.
-    cpus: the cores that the benchmark was pinned to; empty: all.
+    Attributes:
+        host: the machine.
+        threads: number of threads; None if nothing was timed.
+        rows: the rows, those of one model together.
+        cpus: the cores that the benchmark was pinned to; empty: all.
     """
 
     host: Host
@@ -117,7 +124,7 @@ def _finish(row: Row, block: Sequence[Row], baseline: str | None) -> Row:
 
 
 def _find_baseline(row: Row, block: Sequence[Row], name: str) -> Row | None:
-    """Find the row to compare `row` with: same model; if there are several, rather of the same run, then target."""
+    """Return the row to compare `row` with. It has the same model; the same run is preferred, then the same target."""
     m = row.measurement
     same = [r for r in block if r.measurement.model == m.model and r.measurement.latency]
     candidates = [r for r in same if r.measurement.variant == name]
@@ -138,7 +145,7 @@ def _speedup(base: Row, row: Row, latency: Latency) -> Estimate | None:
 
 
 def _interleaved(a: Row, b: Row) -> bool:
-    """Tell whether two rows were measured in turns, in one run."""
+    """Return True if two rows were measured in turn, in one run."""
     return (a.source, a.measurement.when) == (b.source, b.measurement.when)
 
 

@@ -42,8 +42,8 @@ def causes(noises: Sequence[NoiseSource], choices: Sequence[NodePrecision], most
     precision = {choice.node: choice.precision for choice in choices}
     table = _table("share of the error", "fidelity with only this rounded", "tensor (node)", "precision")
     for noise in noises[:most]:
-        how = precision.get(noise.at, "") if noise.kind == "weight" else ""
-        table.add_row(f"{noise.share:.1%}", f"{noise.fidelity_db:.1f} dB", noise.label, how)
+        of_node = precision.get(noise.at, "") if noise.kind == "weight" else ""
+        table.add_row(f"{noise.share:.1%}", f"{noise.fidelity_db:.1f} dB", noise.label, of_node)
     rest = sum(noise.share for noise in noises[most:])
     if rest:
         table.add_row(f"{rest:.1%}", "", f"{len(noises) - most} others", "")

@@ -3,7 +3,7 @@
 size       bytes of the constants; the file also holds the graph
 memory     the constants and the peak of the activations: a lower bound, the runtime needs more. If the profile sets no
            limit, the device's whole memory counts
-latency    unknown until it is measured
+latency    unknown until measured
 channels   output channels of convolutions; where they are not a multiple of the target's number, the kernel pads them
            or runs slower
 """

@@ -1,4 +1,4 @@
-"""The result of pruning: what was removed, what it is worth, and how that was checked."""
+"""The result of pruning: the channels that were removed, the gain, and the check of the pruned graph."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def render(pruning: Pruning, scores: Sequence[Score] = ()) -> RenderableType:
 
 
 def check_text(exact: bool) -> str:
-    """Say what the check of the pruned graph showed; exact: bit for bit, otherwise up to rounding."""
+    """Say what the check of the pruned graph showed: equal bit for bit if `exact`, otherwise up to rounding."""
     extent = "" if exact else ", up to rounding"
     return f"the pruned model computes what the original does with those channels switched off{extent}"
 
 
 def int8_text(speedup: float | None) -> str:
-    """Say how much faster pruning makes the int8 model; nothing if that was not measured."""
+    """Say how much faster pruning makes the int8 model; return an empty text if that was not measured."""
     return "" if speedup is None else f"; as int8, {speedup:.2f}× as fast as int8 without pruning"
 
 

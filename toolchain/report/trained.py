@@ -1,4 +1,4 @@
-"""The steps of a training recipe: what each one cost and what it produced."""
+"""The steps of a training recipe, with the quality, size and training time of each."""
 
 from __future__ import annotations
 

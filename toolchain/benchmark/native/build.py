@@ -1,7 +1,7 @@
-"""`build`: compile ``runner.c`` for a processor with a compiler of the user's, once, and keep the program.
+"""`build`: compile ``runner.c`` for a processor with the user's compiler, once, and keep the program in the cache.
 
-For Android the compiler is the NDK's clang, for this machine or another Linux ``gcc``. The program is kept under a hash
-of the sources, the command and the compiler's version.
+The compiler is the NDK's clang for Android, and GCC for Linux on another processor. The program's name in the cache is
+a hash of the sources, the command and the compiler's version.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ ELF_SHARED_OBJECT = 3  # e_type of the ELF header
 class Compiler:
     """A C compiler.
 
-    command: the compiler and options of its own.
-    architecture: the processors that it makes programs for.
+    Attributes:
+        command: the compiler and options of its own.
+        architecture: the processors that it makes programs for.
     """
 
     command: tuple[str, ...]
@@ -54,7 +55,7 @@ def host_compiler() -> Compiler:
 
 
 def cross_compiler(architecture: Architecture) -> Compiler:
-    """Return the GCC that makes programs for Linux on another processor.
+    """Return the GCC for Linux on another processor.
 
     Raises:
         DeviceError: it is not installed.
@@ -90,7 +91,7 @@ def ndk_compiler(architecture: Architecture, ndk: Path | None) -> Compiler:
 
 
 def build(compiler: Compiler, sources: Path = SOURCE_FOLDER) -> Path:
-    """Return the runner's program; it is compiled unless that was done before.
+    """Return the path of the compiled runner; it is compiled if the cache does not have it.
 
     Args:
         compiler: the compiler to use.
@@ -131,7 +132,7 @@ def check_library(path: Path) -> str:
 
 
 def _known_ndk() -> Path | None:
-    """The NDK that the environment names, else the newest one in the SDK that it names."""
+    """Return the NDK that an environment variable names, else the newest one in the SDK that one names."""
     named = [Path(os.environ[name]) for name in NDK_VARIABLES if os.environ.get(name)]
     folders = [Path(os.environ[name], "ndk") for name in SDK_VARIABLES if os.environ.get(name)]
     return next(iter([*named, *(newest for folder in folders if (newest := _newest_version(folder)))]), None)
@@ -151,13 +152,13 @@ def _installed(name: str, architecture: str, hint: str) -> Compiler:
 def _run(command: list[str]) -> str:
     """Run a compiler and return its stdout."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
         )
     except OSError as error:
         raise DeviceError(f"cannot be run ({error.strerror})", where=command[0], hint="check the compiler") from None
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        said = one_line(errors[0]) if errors else f"exit code {done.returncode}"
-        raise DeviceError(f"cannot compile the runner ({said})", where=command[0], hint="check the compiler")
-    return done.stdout
+    if completed.returncode:
+        errors = [line for line in completed.stderr.splitlines() if "error" in line] or completed.stderr.splitlines()
+        reason = one_line(errors[0]) if errors else f"exit code {completed.returncode}"
+        raise DeviceError(f"cannot compile the runner ({reason})", where=command[0], hint="check the compiler")
+    return completed.stdout

@@ -35,7 +35,7 @@ static void *grown(void *old, size_t bytes) {
 
 static const Json *need(const Json *object, const char *key, JsonKind kind) {
     const Json *member = json_get(object, key);
-    if (member == NULL || member->kind != kind) die("the command has no %s, or of another kind", key);
+    if (member == NULL || member->kind != kind) die("the command has no %s, or its type is wrong", key);
     return member;
 }
 
@@ -50,7 +50,7 @@ static Json *read_command(void) {
     static char line[LINE_BYTES];
     if (fgets(line, sizeof line, stdin) == NULL) return NULL;
     size_t length = strlen(line);
-    if (length == 0 || line[length - 1] != '\n') die("a command is too long, or broken off");
+    if (length == 0 || line[length - 1] != '\n') die("a command is too long or incomplete");
     char *text = grown(NULL, length + 1);
     memcpy(text, line, length + 1);
     Json *command = json_parse(text);

@@ -1,4 +1,4 @@
-"""`NativeRunner`: the program of ``runner.c`` for devices without Python; and the tensor files it reads and writes."""
+"""`NativeRunner`: the program of ``runner.c`` for devices without Python, and the tensor files it reads and writes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any, Self
 import numpy as np
 
 from toolchain.benchmark.job import BenchJob
-from toolchain.benchmark.process import REPLY_TIMEOUT_S, LineProcess, ProcessEnd, explain
+from toolchain.benchmark.process import END_TIMEOUT_S, REPLY_TIMEOUT_S, LineProcess, ProcessEnd, explain
 from toolchain.core.errors import DataError, DeviceError, ToolchainError, one_line
 from toolchain.data.tensors import Array, Feed
 
-LIBRARY_HINT = "give a libonnxruntime.so for this device: for Android that of jni/ in onnxruntime-android's .aar"
-END_TIMEOUT_S = 5.0
+LIBRARY_HINT = "give a libonnxruntime.so for this device: for Android, the one in jni of onnxruntime-android's .aar"
 
 
 def _no_outside_cause(end: ProcessEnd) -> None:
@@ -59,7 +58,7 @@ class NativeRunner:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if raised[0] is None:  # it waits for a command; after an exception it may be busy with one
+        if raised[0] is None:  # the process waits for a command; after an exception it may be busy with one
             self._process.finish(END_TIMEOUT_S)
         self._process.__exit__(*raised)
 
@@ -105,8 +104,8 @@ class NativeRunner:
             answer = replace(answer, code=128 - answer.code)
         error = self._outside_cause(answer)
         if error is None and command == "start" and answer.code > 0:
-            said = one_line(answer.last_line or f"exit code {answer.code}")
-            error = DeviceError(f"cannot be opened ({said})", where=self._library, hint=LIBRARY_HINT)
+            reason = one_line(answer.last_line or f"exit code {answer.code}")
+            error = DeviceError(f"cannot be opened ({reason})", where=self._library, hint=LIBRARY_HINT)
         raise error or explain(answer, command, job=self._job, runtime=self._library)
 
 
@@ -117,21 +116,19 @@ def store_feed_npy(feed: Feed, path: Path) -> dict[str, Any]:
         The feed's entry in the runner's first line.
 
     Raises:
-        DataError: it has strings, or another dtype that such a file cannot hold.
+        DataError: an array has strings, or another dtype that such a file cannot hold.
     """
     with path.open("wb") as file:
         for name, array in feed.items():
             if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-                what = f"input {name!r} is {array.dtype}"
-                raise DataError(
-                    what, where="the feed", hint="numbers and bools can be sent to the C runner, nothing else"
-                )
+                hint = "the runner for this device takes only numbers and bools; export the model without strings"
+                raise DataError(f"input {name!r} is {array.dtype}", where="the feed", hint=hint)
             little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
             np.lib.format.write_array(file, little, allow_pickle=False)
     return {"path": str(path), "names": list(feed)}
 
 
 def read_answers(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    """Read the outputs that `NativeRunner.answer` wrote; names: in the order of the file."""
+    """Read the outputs that `NativeRunner.answer` wrote; `names` are those it returned."""
     with path.open("rb") as file:
         return {name: np.lib.format.read_array(file, allow_pickle=False) for name in names}

@@ -52,7 +52,12 @@ INSTALL_CHARTS = "pip install 'edge-toolchain[html]'"
 
 @dataclass(frozen=True)
 class Details:
-    """The files that an export writes beside its results. manifests: one for each target."""
+    """The files that an export writes beside its results.
+
+    Attributes:
+        findings: the findings; None if there are none for these results.
+        manifests: the manifests, one for each target.
+    """
 
     findings: Findings | None = None
     manifests: tuple[Manifest, ...] = ()

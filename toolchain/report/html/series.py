@@ -34,8 +34,11 @@ Records = list[dict[str, Any]]
 class Series:
     """A row of the table, with the name and colour that it has in every chart of its block.
 
-    name: with the model, if the block has several models. short: without the model.
-    colour: a CSS value; a variant has the same colour for all models.
+    Attributes:
+        name: name of the variant, with the model if the block has several models.
+        short: name of the variant without the model.
+        colour: a CSS value; a variant has the same colour for all models.
+        row: the row.
     """
 
     name: str
@@ -126,7 +129,10 @@ def _round_medians(latency: Latency) -> list[float]:
 
 
 def accuracy_points(series: Sequence[Series]) -> Records:
-    """List score and median latency. front: no other point is at least as fast and as accurate, and better in one."""
+    """List score and median latency.
+
+    A point has ``front`` set if no other point is at least as fast and as accurate, and better in one of the two.
+    """
     points: Records = []
     for s in series:
         m = s.measurement
@@ -199,7 +205,14 @@ def kind_of(op: str) -> str:
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A node of the float graph. number: its place in the order of execution. us: microseconds by variant."""
+    """Times of a node of the float graph.
+
+    Attributes:
+        name: the node's name.
+        op: its operator.
+        number: its place in the order of execution, from 1.
+        us: microseconds by variant.
+    """
 
     name: str
     op: str

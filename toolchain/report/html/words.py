@@ -14,7 +14,13 @@ from toolchain.report.derive import Row
 
 @dataclass(frozen=True)
 class Tile:
-    """A number in large type. label: above it; note: below it, in small type."""
+    """A number in large type.
+
+    Attributes:
+        label: text above the number.
+        value: the number.
+        note: text below the number, in small type.
+    """
 
     label: str
     value: str

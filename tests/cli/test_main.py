@@ -121,7 +121,7 @@ def test_optimize_stores_large_weights_as_float16(toolchain, workplace):
     onnx.save(proto("y = MatMul(x, w)", "float[1, 64] x", "float[1, 64] y", {"w": large}), "large.onnx")
     done = toolchain("optimize large.onnx -o small.onnx --fp16-weights")
     assert done.code == 0
-    assert "1 float weights are stored as float16" in done.out + done.err
+    assert "1 float weight is stored as float16" in done.out + done.err
     assert Path("small.onnx").stat().st_size < 0.6 * Path("large.onnx").stat().st_size
     result = toolchain("optimize large.onnx -o small.onnx --fp16-weights --json").result
     assert (result["fp16_tensors"], result["saved_bytes"]) == (1, large.nbytes // 2)

@@ -32,7 +32,7 @@ def test_it_computes_with_the_rounded_weight():
     np.testing.assert_allclose(small_models.plain(halved.model, FEED)["y"], expected, rtol=1e-5, atol=1e-5)
     assert (halved.tensors, halved.saved_bytes, halved.kept) == (1, SIZE * SIZE * 2, ())
     assert 1e-5 < halved.error < 2**-11
-    assert "1 float weights are stored as float16" in str(halved)
+    assert "1 float weight is stored as float16" in str(halved)
 
 
 def test_the_file_is_half_and_the_source_as_it_was():
@@ -100,7 +100,7 @@ def test_a_quantized_model_halves_what_stays_float():
     saved = io.weight_bytes(made[False].write("u8")) - io.weight_bytes(made[True].write("u8"))
     assert saved == constants["v"].nbytes // 2
     assert made[True].plan.products.keys() == made[False].plan.products.keys() == {made[True].plan.choices[0].node}
-    assert any("1 float weights are stored as float16" in note for note in made[True].notes)
+    assert any("1 float weight is stored as float16" in note for note in made[True].notes)
     assert made[False].notes == ()
     a, b = (ort.InferenceSession(io.to_bytes(made[f].write("u8"))).run(None, feeds[0])[0] for f in (False, True))
     assert 0 < np.abs(a - b).max() < 1e-3 * np.abs(a).max()

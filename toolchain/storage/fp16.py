@@ -46,7 +46,8 @@ class HalvedModel:
     def __str__(self) -> str:
         if not self.tensors:
             return "no float weight is stored as float16: none is large enough and in the range of float16"
-        text = f"{self.tensors} float weights are stored as float16, rounded by up to {self.error:.1e} (relative)"
+        weights = "1 float weight is" if self.tensors == 1 else f"{self.tensors} float weights are"
+        text = f"{weights} stored as float16, rounded by up to {self.error:.1e} (relative)"
         return text + (f"; {len(self.kept)} stay float32, outside the range of float16" if self.kept else "")
 
 

@@ -92,6 +92,56 @@ def test_evaluate(refused, code, text, said):
     assert refused(f"{QUANTIZE} -c samples.npz --evaluate mine:score").startswith(said)
 
 
+TRAIN = "train -m net.onnx -d samples.npz -r training.toml"
+
+
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [
+        (QUANTIZE + " -c samples.npz", "toolchain.api.int8_model.quantize_model"),
+        ("export net.onnx -t host -c samples.npz -o out", "toolchain.api.int8_model.quantize_model"),
+        ("prune net.onnx -c samples.npz -o out.onnx --keep 0.7", "toolchain.api.prune.prune_model"),
+        (TRAIN + " -o out", "toolchain.api.train.run_training"),
+    ],
+)
+def test_a_metric_that_fails_is_refused_before_the_slow_step(refused, code, monkeypatch, command, slow):
+    Path("training.toml").write_text("[[steps]]\ntechnique = 'prune'\n")
+    code("def score(run): return 'good'")
+    monkeypatch.setattr(slow, None)
+    said = refused(f"{command} --evaluate mine:score")
+    assert said == "mine:score: returned 'good'; return one finite number, higher is better"
+    assert not Path("out").exists()
+
+
+def test_there_is_no_run_to_resume(refused, workplace, monkeypatch):
+    Path("training.toml").write_text("[[steps]]\ntechnique = 'prune'\n")
+    monkeypatch.setattr("toolchain.api.request.prepare", None)
+    assert refused(TRAIN + " -o out --resume") == "out: there is no run to resume; leave --resume out"
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("0", "size 0 is below 1; give a"), ("9" * 20, f"size {'9' * 20} is above 2147483647; give a")]
+)
+def test_sizes_of_axes_are_refused_before_the_conversion(refused, workplace, monkeypatch, size, said):
+    monkeypatch.setattr("toolchain.api.convert.convert_model", None)
+    assert refused(f"convert net.onnx -o out.onnx --freeze N={size}").startswith(f"freeze N={size}: {said}")
+
+
+@pytest.mark.parametrize("threads", ["0", "x", "1,,2", "²", "99999999999"])
+def test_threads(refused, workplace, threads):
+    assert refused("bench net.onnx --threads", threads) == f"--threads: is {threads!r}; give numbers like 2 or 1,2,4"
+
+
+def test_the_option_for_pruning_has_its_own_name(refused, workplace):
+    said = refused("export net.onnx -t host -c samples.npz -o out --prune 0.5")
+    assert said == "--prune: is 0.5; give a number above 1"
+
+
+@pytest.mark.parametrize("command", ["export net.onnx -t host -c samples.npz", TRAIN])
+def test_an_empty_text_is_not_the_current_folder(refused, workplace, command):
+    assert refused(command, "-o", "").startswith("invalid value for '--output' / '-o': it is empty; see")
+
+
 @pytest.mark.parametrize("limit", ["-1", "nan", "inf"])
 def test_max_drop(refused, limit):
     assert refused(f"{QUANTIZE} -c samples.npz --max-drop {limit}") == f"--max-drop: is {limit}; give 0 or more"

@@ -21,6 +21,8 @@ import pytest
 from command import QUANTIZE, content, save_net
 from small_models import proto
 
+import toolchain as toolchain_api
+
 COMMANDS = [
     "export", "convert", "optimize", "prune", "train", "quantize", "verify", "bench", "compare", "inspect",
     "targets list", "targets show", "targets detect", "targets check",
@@ -392,3 +394,27 @@ def test_signals_that_are_ignored_stay_so(toolchain, workplace):
     finally:
         signal.signal(signal.SIGHUP, before)
     assert seen == [signal.SIG_IGN]
+
+
+def test_an_interrupt_while_the_command_line_is_loaded():
+    code = (
+        "import runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'toolchain.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('toolchain', run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: interrupted; nothing was written\n")
+
+
+def test_an_interrupt_while_int8_is_explained_leaves_no_file(workplace, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolchain.quantization.loop.Quantized.noise_sources", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        toolchain_api.quantize("net.onnx", calibration="samples.npz", output="q.onnx", explain=True)
+    assert not Path("q.onnx").exists()

@@ -25,6 +25,8 @@ from toolchain.report.compare import Comparison, compare_results
 
 ARENA = {"on": (True,), "off": (False,), "both": (True, False)}
 """The values of ``arena``, each with the settings that are timed."""
+MOST_THREADS = 1024
+"""onnxruntime starts as many threads as it is asked for, and ends when the system refuses one."""
 PROFILE_RUNS = 20
 """Inferences under onnxruntime's profiler for ``operators``."""
 
@@ -133,7 +135,7 @@ def read_threads(threads: int | Sequence[int] | str | None) -> list[int | None]:
     if isinstance(threads, int):
         threads = [threads]
     texts = threads.split(",") if isinstance(threads, str) else [str(number) for number in threads]
-    if not texts or not all(text.isdigit() and int(text) for text in texts):
+    if not texts or not all(text.isdecimal() and 0 < int(text) <= MOST_THREADS for text in texts):
         raise InputError(f"is {threads!r}", where="--threads", hint="give numbers like 2 or 1,2,4")
     return [int(text) for text in texts]
 

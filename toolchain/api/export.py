@@ -127,7 +127,7 @@ def export(
         InputError and its subclasses: something given cannot be used; nothing was written.
         GateError: parity or ``max_drop`` failed; nothing was written.
     """
-    recipe = with_prune(read_recipe(recipe, max_drop), {"speedup": prune})
+    recipe = with_prune(read_recipe(recipe, max_drop), {"speedup": prune}, speedup="prune")
     output = Path(output)
     request = check_request(
         source,

@@ -27,6 +27,7 @@ class Int8Model:
         opened: the request, with the float model before pruning.
         prepared: the float model that was quantized; pruned where the recipe asks for it.
         quantized: the plan and its evidence.
+        score: of the float model before pruning.
         pruned: the result of pruning; None without pruning.
         curve: the plans that were tried to meet ``max_drop``.
     """
@@ -34,6 +35,7 @@ class Int8Model:
     opened: OpenedRequest
     prepared: Prepared
     quantized: Quantized
+    score: Score
     pruned: Pruned | None = None
     curve: tuple[TradeOff, ...] = ()
 
@@ -85,6 +87,10 @@ def make_int8(request: Request, recipe: Recipe) -> Int8Model:
     """
     opened = open_request(request, recipe.calibrate.samples)
     prepared, pruned = opened.prepared, None
+    score = Score(kind="agreement", value=1.0, samples=len(opened.held))
+    if opened.scorer.metric is not None:
+        request.progress("evaluating float")
+        score = opened.scorer.score_float(prepared.model)
     if recipe.prune.has_goal:
         pruned = prune_model(
             prepared.model,
@@ -98,7 +104,7 @@ def make_int8(request: Request, recipe: Recipe) -> Int8Model:
         )
         prepared = prepared.with_model(pruned.model)
     quantized = quantize_model(prepared.model, opened.train, recipe, check=opened.held, progress=request.progress)
-    return Int8Model(opened, prepared, quantized, pruned)
+    return Int8Model(opened, prepared, quantized, score, pruned)
 
 
 def write_files(made: Int8Model, folder: Path) -> ModelFiles:
@@ -121,11 +127,7 @@ def meet_max_drop(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Mo
         InputError: the user's metric fails.
     """
     files, opened, progress = write_files(made, folder), made.opened, made.opened.request.progress
-    progress("evaluating float")
-    reference, scorer = run.session(files.dense), opened.scorer
-    before = Score(kind="agreement", value=1.0, samples=len(opened.held))
-    if scorer.metric is not None:
-        before = scorer.score(reference, reference)
+    reference, scorer, before = run.session(files.dense), opened.scorer, made.score
     pruned = scorer.score(reference, run.session(files.pruned)) if files.pruned is not None else None
     progress("evaluating int8")
     after = scorer.score(reference, run.session(files.int8))

@@ -113,6 +113,8 @@ def prune(
     )
     opened = open_request(request, recipe.calibrate.samples)
     model, profile = opened.prepared.model, request.targets[0]
+    progress("evaluating float")
+    before = opened.scorer.score_float(model)
     if zeros is not None:
         pruned = _sparse(sparsify(model, zeros))
     else:
@@ -129,10 +131,9 @@ def prune(
         if pruned.record.helped:
             pruned = replace(pruned, model=opened.prepared.with_model(pruned.model).model)
     progress("evaluating")
-    reference, engine = run.session(model), run.session(pruned.model)
-    scores = opened.scorer.score(reference, reference), opened.scorer.score(reference, engine)
+    after = opened.scorer.score(run.session(model), run.session(pruned.model))
     io.save(pruned.model, output)
-    return PrunedFile(Path(output), pruned, opened.prepared, scores)
+    return PrunedFile(Path(output), pruned, opened.prepared, (before, after))
 
 
 def _sparse(sparse: Sparse) -> Pruned:

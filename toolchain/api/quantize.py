@@ -98,6 +98,6 @@ def quantize(
     )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
         made, _, scores = meet_max_drop(make_int8(request, recipe), recipe, Path(scratch))
-    io.save(made.quantized.write(request.targets[0].int8.activations), output)
     noises = made.quantized.noise_sources() if explain else ()
+    io.save(made.quantized.write(request.targets[0].int8.activations), output)
     return QuantizedFile(Path(output), made.quantized, (scores.dense, scores.int8), made.curve, noises)

@@ -36,12 +36,13 @@ def read_recipe(recipe: Recipe | str | Path | None, max_drop: float | None = Non
     return recipe.model_copy(update={"max_drop": max_drop})
 
 
-def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recipe:
+def with_prune(recipe: Recipe, given: Mapping[str, float | str | None], **options: str) -> Recipe:
     """Return the recipe with other settings of pruning; a goal among them replaces the recipe's goal.
 
     Args:
         recipe: the recipe.
         given: settings of `Prune` by name; None keeps the recipe's.
+        options: names of the command's options for settings that have another name there.
 
     Raises:
         InputError: a value that is not allowed, or two goals.
@@ -56,5 +57,6 @@ def with_prune(recipe: Recipe, given: Mapping[str, float | str | None]) -> Recip
         return recipe.model_copy(update={"prune": Prune.model_validate({**settings, **chosen})})
     except ValidationError as error:
         fault = first_fault(Prune, error, {**settings, **chosen}, "recipe")
-        where = f"--{str(fault.place[0]).replace('_', '-')}" if fault.place else "--speedup, --latency-ms, --keep"
+        name = str(fault.place[0]) if fault.place else ""
+        where = f"--{options.get(name, name).replace('_', '-')}" if name else "--speedup, --latency-ms, --keep"
         raise InputError(fault.what, where=where, hint=fault.hint if fault.place else "give one of them") from None

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from toolchain.api.prepare import Prepared, prepare
+from toolchain.conversion.freeze import check_sizes
 from toolchain.conversion.inputs import parse_freeze, parse_input
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import DataError, InputError, ModelError, one_line
@@ -137,9 +139,11 @@ def read_freeze(freeze: Freeze | None) -> Mapping[str, int]:
     """Return sizes by axis; those given as text are parsed.
 
     Raises:
-        InputError: a text is not of the form ``name=size``.
+        InputError: a text is not of the form ``name=size``, or a size is one that no axis has.
     """
-    return freeze if isinstance(freeze, Mapping) else parse_freeze(freeze or ())
+    sizes = freeze if isinstance(freeze, Mapping) else parse_freeze(freeze or ())
+    check_sizes(sizes)
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,15 @@ class Scorer:
         except run.OrtError as error:
             what = f"onnxruntime cannot run the model on a held-out sample ({one_line(error)})"
             raise DataError(what, where=self.held.source, hint="correct or remove the sample") from None
+
+    def score_float(self, model: ir.Model) -> Score:
+        """Score the float model. Called before the slow steps, so that a metric that fails is refused at once.
+
+        Raises:
+            InputError, DataError: as :meth:`score`.
+        """
+        engine = run.session(model)
+        return self.score(engine, engine)
 
     def _accuracy(self, call: Run) -> float:
         """Return the share of held-out samples whose largest output is that of their label."""

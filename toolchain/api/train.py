@@ -25,7 +25,7 @@ from toolchain.data.calibration import CalibrationData, DataSpec
 from toolchain.devices.detect import detect_host
 from toolchain.formats.findings import Findings, TrainingStep
 from toolchain.formats.recipe import Bench
-from toolchain.formats.results import Results
+from toolchain.formats.results import Results, Score
 from toolchain.formats.target import Target
 from toolchain.formats.training_recipe import DistilStep, TrainingRecipe
 from toolchain.graph import io, run
@@ -37,6 +37,8 @@ from toolchain.training.step import StepResult
 
 STATE_FOLDER = "unfinished"
 """The folder in the output folder that holds the state of a run until it ends."""
+FINGERPRINT = "run-fingerprint.txt"
+"""The file in that folder that identifies the model, the data and the recipe."""
 MIN_HELD_INTERVAL = 4
 """At most one in this many samples is held out."""
 
@@ -114,15 +116,20 @@ def train(
         progress=progress,
     )
     _check_students(steps)
+    if resume and not (output / STATE_FOLDER / FINGERPRINT).exists():
+        raise InputError("there is no run to resume", where=output, hint="leave --resume out")
     prepared = request.prepare()
     teacher = prepared.model
     require_trainable(teacher)
     students = read_students(teacher, steps)
     samples = request.open_data(io.inputs(teacher), steps.samples, labels=True)
     training, held = samples.split(max(MIN_HELD_INTERVAL, len(samples) // steps.held), steps.held)
+    progress("evaluating float")
+    scorer = request.scorer(held)
+    score = scorer.score_float(teacher)
     folder = _state_folder(output, teacher, samples, steps, resume)
     stages = run_training(teacher, steps, training, held, folder=folder, students=students, progress=progress)
-    results, records = _measure(teacher, stages, request.scorer(held), request.model_name, steps.bench, progress)
+    results, records = _measure(teacher, score, stages, scorer, request.model_name, steps.bench, progress)
     progress("writing")
     int8 = encoded_path(folder, request.targets[0].int8.activations)
     io.save(io.load(int8) if int8.exists() else stages[-1].model, output / "model.onnx")
@@ -153,14 +160,12 @@ def _state_folder(output: Path, model: ir.Model, data: CalibrationData, recipe: 
     """Return the folder for the run's state: a new one, or that of the run that is resumed.
 
     Raises:
-        InputError: there is no run to resume, or it was started with another model, data or recipe.
+        InputError: the run that is resumed was started with another model, data or recipe.
     """
     folder = output / STATE_FOLDER
     parts = (io.to_bytes(model), data.fingerprint.encode(), recipe.to_json().encode())
     hashes = [hashlib.sha256(part).hexdigest() for part in parts]
-    file = folder / "run-fingerprint.txt"
-    if resume and not file.exists():
-        raise InputError("there is no run to resume", where=output, hint="leave --resume out")
+    file = folder / FINGERPRINT
     stored = file.read_text(encoding="utf-8").split() if resume else hashes
     if stored != hashes:
         names = ("model", "data", "recipe")
@@ -175,18 +180,27 @@ def _state_folder(output: Path, model: ir.Model, data: CalibrationData, recipe: 
 
 
 def _measure(
-    model: ir.Model, stages: Sequence[StepResult], scorer: Scorer, name: str, settings: Bench, progress: Progress
+    model: ir.Model,
+    score: Score,
+    stages: Sequence[StepResult],
+    scorer: Scorer,
+    name: str,
+    settings: Bench,
+    progress: Progress,
 ) -> tuple[Results, tuple[TrainingStep, ...]]:
-    """Score and time the float model and the model of each step; return the rows, and the steps with their scores."""
+    """Score the model of each step, time them and the float model, whose score is known.
+
+    Return the rows, and the steps with their scores.
+    """
     names = _variants(stages)
-    scores = []
+    scores: list[Score] = []
     feed = without_labels(next(iter(scorer.held)))
     reference = run.session(model)
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
         subjects: list[Subject] = []
         for variant, graph in zip(("fp32", *names), (model, *(stage.model for stage in stages)), strict=True):
             progress("evaluating", len(subjects), len(stages) + 1)
-            scores.append(scorer.score(reference, run.session(graph)))
+            scores.append(scorer.score(reference, run.session(graph)) if scores else score)
             file = Path(scratch) / f"{len(subjects)}.onnx"
             io.save_in_place(graph, file)
             subjects.append(Subject(file, name, variant, target="host", feeds=feed, score=scores[-1]))

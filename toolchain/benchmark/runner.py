@@ -130,7 +130,7 @@ def find_cpus(text: str, root: Path = Path("/")) -> list[int]:
         cpus = sorted(cpu for cpu, speed in speeds.items() if speed == chosen)
     else:
         ends = [part.partition("-") for part in text.split(",")]
-        if not all(first.isdigit() and (last.isdigit() or not dash) for first, dash, last in ends):
+        if not all(first.isdecimal() and (last.isdecimal() or not dash) for first, dash, last in ends):
             raise ValueError(f"{text!r} names no processors")
         cpus = sorted({cpu for first, _, last in ends for cpu in range(int(first), int(last or first) + 1)})
     if not cpus or (allowed is not None and not set(cpus) <= set(allowed)):

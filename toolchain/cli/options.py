@@ -39,6 +39,13 @@ def _places(*kinds: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def _folder(text: str | Path) -> Path:
+    """Return the path of a folder; an empty text, such as a shell's unset variable, is not the current folder."""
+    if not str(text):
+        raise typer.BadParameter("it is empty")
+    return Path(text)
+
+
 # On every command.
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Log decisions; -vv: log everything.")
@@ -251,7 +258,9 @@ Fp16Weights = Annotated[
     bool, typer.Option("--fp16-weights", help="Store large weights as float16: half the file, the same speed.")
 ]
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", metavar="FILE")]
-FolderOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", metavar="FOLDER")]
+FolderOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write.", metavar="FOLDER", parser=_folder)
+]
 ResultsOutput = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write the results to this file (JSON).", metavar="FILE")
 ]

@@ -10,6 +10,9 @@ import onnx_ir.passes.common as common
 from toolchain.core.errors import InputError, did_you_mean
 from toolchain.graph import query
 
+LARGEST_SIZE = 2**31 - 1
+"""No axis of a model for a small device is longer; ONNX itself allows 63 bits."""
+
 
 def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
     """Fix dynamic axes in place and infer all shapes again.
@@ -21,9 +24,8 @@ def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
         InputError: there is no such axis (the message lists all and suggests one), the axis has another size already,
             or a size is below 1.
     """
+    check_sizes(sizes)
     for key, size in sizes.items():
-        if size < 1:
-            raise InputError(f"size {size} is below 1", where=f"freeze {key}={size}", hint="give a size of 1 or more")
         if key in _axis_names(model):
             rename_axis(model, key, size)
         else:
@@ -31,6 +33,20 @@ def freeze(model: ir.Model, sizes: Mapping[str, int]) -> None:
             _fix(model, value, axis, size)
     if sizes:
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse sizes that no axis has. Called before a model is converted, which takes time.
+
+    Raises:
+        InputError: a size below 1 or above `LARGEST_SIZE`.
+    """
+    for key, size in sizes.items():
+        where = f"freeze {key}={size}"
+        if size < 1:
+            raise InputError(f"size {size} is below 1", where=where, hint="give a size of 1 or more")
+        if size > LARGEST_SIZE:
+            raise InputError(f"size {size} is above {LARGEST_SIZE}", where=where, hint="give a smaller size")
 
 
 def rename_axis(model: ir.Model, name: str, new: str | int) -> None:

@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from toolchain.cli.main import main as run
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; nothing was written\n")
+        sys.stderr.write("error: interrupted; no result was written\n")
         sys.exit(130)
     run()
 

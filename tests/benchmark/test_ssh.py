@@ -422,7 +422,7 @@ def test_the_command_is_ended_while_a_model_runs(board, model, tmp_path, number)
     if number == signal.SIGINT:
         assert (process.returncode, out) == (130, "")
         *stages, error = err.splitlines()
-        assert error == "error: interrupted; nothing was written"
+        assert error == "error: interrupted; no result was written"
         assert stages[0].endswith("connecting to board")
         assert stages[-1].endswith("timing")
     assert board.quiet()

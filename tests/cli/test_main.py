@@ -364,7 +364,7 @@ def test_an_interrupted_run_leaves_nothing(workplace, tmp_path, number, command)
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "error: interrupted; nothing was written"  # after the stages that were reached
+    assert err.splitlines()[-1] == "error: interrupted; no result was written"  # after the stages that were reached
     Path("waiting").unlink(missing_ok=True)
     assert content(workplace) == before
     assert content(tmp_path) == {}
@@ -407,7 +407,7 @@ def test_an_interrupt_while_the_command_line_is_loaded():
         "runpy.run_module('toolchain', run_name='__main__')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: interrupted; nothing was written\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "error: interrupted; no result was written\n")
 
 
 def test_an_interrupt_while_int8_is_explained_leaves_no_file(workplace, monkeypatch):

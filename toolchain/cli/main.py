@@ -82,7 +82,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}; free some space or check permissions", 2)
     except (_Interrupted, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", INTERRUPTED_EXIT_CODE)
+        _fail("interrupted; no result was written", INTERRUPTED_EXIT_CODE)
 
 
 def _fail_usage(error: typer.BadParameter) -> NoReturn:

@@ -26,6 +26,8 @@ LISTED = '[[allowed]]\nreason = "no such processor: .*"\nwhy = "it is a museum p
 BOTH = LISTED + '[[allowed]]\nreason = "not.installed"\nwhy = "for this test"\n'
 HELPERS = Path(skips.__file__).parent
 
+pytestmark = pytest.mark.slow  # each starts an interpreter
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -45,7 +47,7 @@ def run(tmp_path):
     return pytest_run
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_reasons_are_counted_and_an_unlisted_one_fails_in_ci(run, workers):
     done = run(LISTED, "-n", workers)
     assert "4 skipped, by reason" in done.stdout

@@ -195,6 +195,7 @@ def test_calibration_data_of_every_kind_gives_the_same_file(net, source):
     assert written.output.read_bytes() == Path("expected.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_texts_dictionaries_and_objects_are_taken(net):
     seen = []
 

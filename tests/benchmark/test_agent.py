@@ -75,6 +75,7 @@ def test_what_fails_there_is_told(start, tmp_path):
     assert ask(process, "lock")["error"].endswith("edge-toolchain: File exists")
 
 
+@pytest.mark.slow
 def test_a_connection_that_says_nothing_any_more_ends(start, tmp_path):
     process = start("-c", "from toolchain.benchmark import agent; agent.main(idle_s=2)")
     assert ask(process, "lock") == {}

@@ -119,6 +119,7 @@ def test_a_crash_and_a_silent_death_are_told(pretended, tmp_path):
         emulator.run("x86-avx2", model, [])
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended(pretended, tmp_path):
     model = qdq_models.float_conv(tmp_path / "m.onnx")
     (pretended / "bin" / "qemu-x86_64").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; exec sleep 600\n")

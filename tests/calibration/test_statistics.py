@@ -431,6 +431,7 @@ for samples, group_mib in ((2, 1e-3), (2, 1e3), (16, 1e3)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak from /proc")
 def test_memory_follows_the_group_and_not_the_samples():
     size, tensors = 1 << 21, 5

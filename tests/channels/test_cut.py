@@ -167,6 +167,7 @@ def built(name):
     return separate(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_free_groups_are_as_worked_out_by_hand_and_random_cuts_are_proved(name):
     model = built(name)

@@ -71,6 +71,7 @@ def test_what_cannot_be_is_refused(folder, toolchain, arguments, said):
     assert done.sentence.startswith(said)
 
 
+@pytest.mark.slow
 def test_threads_arena_cores_and_operators(folder, toolchain):
     done = toolchain("bench base.onnx --recipe quick.toml --threads 1,2 --arena both --cpus 0 --operators -o out.json")
     assert done.code == 0
@@ -88,6 +89,7 @@ def test_threads_arena_cores_and_operators(folder, toolchain):
     assert "MatMul 4" in said
 
 
+@pytest.mark.slow
 def test_a_sustained_run_has_a_curve(folder, toolchain):
     done = toolchain("bench base.onnx --recipe quick.toml --threads 1 --sustained 0.03 -o out.json")
     assert done.code == 0

@@ -15,6 +15,7 @@ from toolchain.formats.results import Results
 from toolchain.inspection.findings import _layers
 
 
+@pytest.mark.slow
 def test_an_export_profiles_both_variants_layer_by_layer(exported):
     found = Findings.load("out/findings.json")
     assert found.when == Results.load("out/results.json").measurements[0].when
@@ -39,6 +40,7 @@ def test_the_report_can_be_made_again_from_its_folder(exported, toolchain):
     assert toolchain("compare out/results.json --format html").out == Path("again.html").read_text()
 
 
+@pytest.mark.slow
 def test_explained_and_pruned(toolchain, workplace):
     recipe = Path("fast.toml").read_text() + "prune = { keep = 0.7 }\n"
     Path("prune.toml").write_text(recipe)

@@ -59,6 +59,7 @@ def test_a_goal_is_met_and_the_cut_is_proved(model, data):
     assert [cut.kept % 8 for cut in pruned.record.groups] == [0] * len(pruned.record.groups)
 
 
+@pytest.mark.slow
 def test_a_share_of_the_macs_is_kept(model, data):
     pruned = prune_model(model, data, Prune(keep=0.6), multiple=8)
     assert 0.3 < pruned.record.macs[1] / pruned.record.macs[0] <= 0.6

@@ -72,6 +72,7 @@ def test_bits_lie_one_behind_the_other(power, count, seed):
 # ----------------------------------------------------------------------------------------------- storage
 
 
+@pytest.mark.slow
 @given(
     shape=st.lists(st.integers(1, 7), min_size=2, max_size=4),
     bits=st.integers(1, 8),

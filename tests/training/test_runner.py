@@ -76,6 +76,7 @@ def tensors(graph):
 LEARN = {"epochs": 4, "batch": 8, "rate": 0.05}
 
 
+@pytest.mark.slow
 def test_training_on_labels_raises_the_accuracy(tmp_path):
     """The mean of three seeds."""
     step = {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12}
@@ -93,6 +94,7 @@ def test_without_labels_accuracy_is_agreement_with_the_teacher(tmp_path):
     assert result.record.macs == pytest.approx(16 * 9 * 8 + 16 * 9 * 8 * 8 + 8 * 4, rel=0.05)  # 4x4 places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["once", "gradual", "iterative"])
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "l1"])
 def test_weights_are_zero_and_stay_so(tmp_path, schedule, criterion):
@@ -104,6 +106,7 @@ def test_weights_are_zero_and_stay_so(tmp_path, schedule, criterion):
     assert "Not faster" in result.record.notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
@@ -125,6 +128,7 @@ def test_zeros_stay_through_the_next_step(tmp_path, step):
     assert first.record.zeros == pytest.approx(0.75, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_round_that_loses_too_much_is_undone(tmp_path):
     first = {"technique": "distil", **LEARN, "labels": 1.0, "epochs": 12}
     step = {"technique": "prune", "structure": "weights", "amount": 0.98, "schedule": "iterative", "rounds": 6}
@@ -136,6 +140,7 @@ def test_a_round_that_loses_too_much_is_undone(tmp_path):
         run_recipe(tmp_path / "all", first, {**harsh, "rounds": 1, "max_drop": 0.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [True, False])
 def test_int8_is_trained_and_leaves_a_quantized_file(tmp_path, labels):
     step = {"technique": "int8", **LEARN, "rate": 0.01, "labels": 1.0 if labels else 0.0}
@@ -149,6 +154,7 @@ def test_int8_is_trained_and_leaves_a_quantized_file(tmp_path, labels):
     assert result.record.bytes == len(io.to_bytes(result.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
@@ -198,6 +204,7 @@ def test_a_step_starts_from_the_result_of_the_one_before(tmp_path):
     assert second.record.macs == first.record.macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "values"),
     [
@@ -242,6 +249,7 @@ def test_without_epochs_the_technique_is_applied_without_training(tmp_path, step
         assert set(np.unique(np.where(ours == was, 0, ours))) == {0}
 
 
+@pytest.mark.slow
 def test_an_untrained_student_has_batch_norms_during_training(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "small_student.py").write_text(STUDENT)
@@ -313,6 +321,7 @@ def initializers(path):
     return {i.name: numpy_helper.to_array(i).tobytes() for i in onnx.load(path).graph.initializer}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_model_and_its_records(tmp_path, toolchain):
     done = toolchain(*given_files(tmp_path), "-o", str(tmp_path / "out"), "--json")
     assert done.code == 0, done.err

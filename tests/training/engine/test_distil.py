@@ -30,6 +30,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", ["n", "1"])
 @pytest.mark.parametrize("tail", ["", "y = Softmax (z)"])
 def test_a_pruned_net_gets_nearer_to_its_teacher(batch, tail):

@@ -60,6 +60,7 @@ def distance(objective, features, data):
     return float(np.mean(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["stages", {"a4": "s"}])
 def test_inner_tensors_get_nearer(wanted):
     """On held-out samples, the mean of three seeds; without features, only the outputs are trained."""

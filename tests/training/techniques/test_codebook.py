@@ -115,6 +115,7 @@ def channels(name, array):
 # ------------------------------------------------------------------------------------------ every kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
 def test_training_lowers_the_loss_and_the_file_holds_the_decoded_weights(kind):
     loop = Loop(net(), kind)
@@ -128,6 +129,7 @@ def test_training_lowers_the_loss_and_the_file_holds_the_decoded_weights(kind):
     np.testing.assert_allclose(plain(finished, {"x": loop.x.numpy()})["y"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("adam", [False, True])
 def test_an_interrupted_run_resumes_to_the_same_bits(kind, adam):
@@ -239,6 +241,7 @@ def test_frozen_weights_do_not_move_and_are_the_largest():
     assert first[held].mean() > 2 * first[~held].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [x for x in ALL.values() if not isinstance(x, BinaryWeights)], ids=str)
 @pytest.mark.parametrize("share", [0.6, 0.9])
 def test_pruned_weights_stay_zero_and_the_rest_is_coded(kind, share):

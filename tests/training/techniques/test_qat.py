@@ -72,6 +72,7 @@ def faults(int8):
     return {verdict.node: verdict.fault for verdict in certify(int8.model, int8.plan) if verdict.fault}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nets.CASES)
 def test_the_student_computes_the_same_as_the_file(name):
     """Before training, and after weights, biases and scales have moved; no operator is lost, and no proof.

@@ -57,7 +57,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Integers:
-    """What quantizing one benchmark model gives.
+    """Result of quantizing one benchmark model.
 
     Attributes:
         source: the float model that was quantized.

@@ -11,7 +11,7 @@ from toolchain.formats.results import Latency, Measurement
 
 
 def settings(seconds: str | float) -> Bench:
-    """How each file is timed, for at least so many seconds."""
+    """Settings to time each file for at least this many seconds."""
     return Bench(min_time_s=float(seconds), rounds=6, min_runs=30)
 
 

@@ -130,7 +130,7 @@ def circle(edges: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def floors(root: Path) -> Mapping[str, int]:
-    """How high each place lies: 0 imports no other, and every other lies one above the highest that it imports."""
+    """Return the floor of each place: 0 imports no other; the others lie one above the highest place they import."""
     below: dict[str, set[str]] = {place: set() for place in places(root)}
     for i in imports(root):
         if i.to in below and i.to != i.place:

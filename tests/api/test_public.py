@@ -20,7 +20,7 @@ COMMANDS = (
 )  # fmt: skip
 EVERYWHERE = {"verbose", "quiet", "as_json"}
 SHOWN_ONLY = {"bench": {"format"}}
-"""How a result is shown, which has no meaning for a function that returns it."""
+"""Options that say how a result is shown; a function returns it instead."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a type checker tells a Python user: documented ways to call are accepted, mistakes are named."""
+"""Types of the public API, as a type checker sees them: documented ways to call are accepted, mistakes are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages say agrees with the code: options, defaults, tables, numbers, paths."""
+"""Pages agree with the code: options, defaults, tables, numbers, paths."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: its exit code and what it printed. err: stderr without the lines of stages."""
+    """Result of a command: its exit code and its output. err: stderr without the lines of stages."""
 
     code: int
     out: str

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from toolchain.channels.cut import parameter_count
 from toolchain.core.files import write_text
 from toolchain.core.progress import Progress
-from toolchain.data.calibration import CalibrationData
+from toolchain.data.calibration import LABELS, CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.formats.findings import TrainingStep
 from toolchain.formats.training_recipe import DistilStep, LearningSettings, Step, TrainingRecipe
@@ -24,7 +24,6 @@ from toolchain.ops.weights import product_weights
 from toolchain.training.engine.loop import Fitted, Schedule, fit
 from toolchain.training.engine.objective import LossConfig, Objective
 from toolchain.training.engine.objective_builder import build_objective
-from toolchain.training.engine.samples import LABELS
 from toolchain.training.engine.technique import Technique
 
 LOGGER = logging.getLogger(__name__)

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.data.calibration import CalibrationData
+from toolchain.data.calibration import LABELS, CalibrationData
 from toolchain.evaluation.fidelity import power_to_db
 from toolchain.formats.findings import Evaluation
 from toolchain.training.engine import losses
 from toolchain.training.engine.comparison import ComparedTensors, Teacher
 from toolchain.training.engine.feature_adapters import FeatureAdapters, FeatureChoice
-from toolchain.training.engine.samples import LABELS, Example, Samples, joined, split_labels
+from toolchain.training.engine.samples import Example, Samples, joined, split_labels
 from toolchain.training.engine.scaled_weights import ScaledWeights
 from toolchain.training.engine.technique import Technique
 from toolchain.training.engine.torch_graph import TorchGraph, Transforms

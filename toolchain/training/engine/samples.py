@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolchain.data.calibration import CalibrationData
+from toolchain.data.calibration import LABELS, CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.training.engine.augment import augmented, is_image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LABELS = "labels"
-"""Name of the array that holds the ground truth."""
 MAX_BYTES = 1 << 29
 """Samples are held in memory up to this size in bytes."""
 

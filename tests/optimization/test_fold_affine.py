@@ -6,7 +6,7 @@ import small_models
 
 from toolchain.graph import edit
 from toolchain.graph.check import check
-from toolchain.optimization import fold_affine, rewrites
+from toolchain.optimization import fold_affine
 
 IMAGE = "float[2, 4, 6, 6] x"
 OUT = "float[?, ?, ?, ?] y"
@@ -86,30 +86,3 @@ def test_keeps(case):
 
 def test_two_convolutions_that_share_a_weight_are_changed_separately():
     assert changed("c = Conv(x, p) m = Mul(c, one) y = Conv(m, p)") == ["Conv", "Conv"]
-
-
-# --- forms that onnxruntime fuses ---
-
-GELU = "d = Div(x, root) e = Erf(d) a = Add(e, unit) h = Mul(a, half) y = Mul(x, h)"
-
-
-def test_gelu_halves_last_and_stays_bit_for_bit():
-    numbers = {"root": np.float32(2**0.5), "unit": np.float32(1), "half": np.float32(0.5)}
-    model = small_models.model(GELU, "float[3, 8] x", "float[?, ?] y", numbers)
-    feed = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)}
-    expected = small_models.plain(model, feed)["y"]
-    rewrites.gelu_half_last(model)
-    edit.remove_unused(model)
-    check(model)
-    *_, whole, last = model.graph
-    assert [value.name for value in last.inputs][1] == "half"
-    assert [value.name for value in whole.inputs] == ["x", "a"]
-    np.testing.assert_array_equal(small_models.plain(model, feed)["y"], expected)
-
-
-def test_other_halvings_are_not_changed():
-    model = small_models.model(
-        "h = Mul(x, half) y = Mul(x, h)", "float[3, 8] x", "float[?, ?] y", {"half": np.float32(0.5)}
-    )
-    rewrites.gelu_half_last(model)
-    assert [value.name for value in list(model.graph)[1].inputs] == ["x", "h"]

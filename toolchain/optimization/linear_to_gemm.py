@@ -18,8 +18,8 @@ from toolchain.graph import edit, query
 from toolchain.ops.weights import weight_axes
 
 ROWWISE_OPERATORS = frozenset(
-    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "Gelu"}
-    | {"Add", "Sub", "Mul", "Div", "LayerNormalization"}
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "Gelu", "Elu", "Softplus"}
+    | {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Abs", "Neg", "LayerNormalization"}
 )
 """Operators that compute every row of the last axis by itself, so that a reshape of the other axes may come before."""
 
@@ -105,14 +105,17 @@ class _Rows:
         output = node.outputs[0]
         if query.op(node) not in ROWWISE_OPERATORS or len(node.outputs) > 1 or not _can_be_rows(output):
             return None
+        if _enters_mean(node):
+            return None
         data = [value for value in node.inputs if value is not None and query.constant(value) is None]
         only_vectors = all(v is None or v in data or (query.rank(v) or 0) < 2 for v in node.inputs)
         same_shapes = all(value.shape == output.shape and query.is_float(value) for value in data)
         width = output.shape[-1] if output.shape is not None else None
         if not only_vectors or not same_shapes or not isinstance(width, int):
             return None
-        if not any(value in self.known for value in data):
-            return None
+        missing = sum(value not in self.known for value in data)
+        if missing == len(data) or (missing and not all(_works_on_rows(r) for r in query.consumers(output))):
+            return None  # the reshape of the missing input would save none behind the node
         axis = query.attribute(node, "axis", -1)
         if node.op_type == "LayerNormalization" and axis not in (-1, len(output.shape or ()) - 1):
             return None
@@ -138,6 +141,18 @@ class _Rows:
         output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None, width])
         self._graph.insert_before(before, node)
         return output
+
+
+def _enters_mean(node: ir.Node) -> bool:
+    """True for a step of a normalization, which onnxruntime runs as one only if all of it has the same axes."""
+    return any(reader.op_type == "ReduceMean" for reader in query.consumers(node.outputs[0]))
+
+
+def _works_on_rows(node: ir.Node) -> bool:
+    """True for a node that needs no axes but the last."""
+    if query.op(node) == "MatMul":
+        return query.constant(node.inputs[1]) is not None
+    return query.op(node) in ROWWISE_OPERATORS and not _enters_mean(node)
 
 
 def merge_reshapes(model: ir.Model) -> None:

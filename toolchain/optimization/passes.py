@@ -20,7 +20,7 @@ from onnxscript.rewriter.rules import common as rules
 
 from toolchain.core.errors import GateError
 from toolchain.graph import check, query
-from toolchain.optimization import fold_affine, linear_to_gemm, rewrites
+from toolchain.optimization import composites, fold_affine, linear_to_gemm, rewrites
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
 
 LOGGER = logging.getLogger(__name__)
@@ -216,8 +216,8 @@ PASSES: tuple[Pass, ...] = (
     fold_affine.fold_affine_before_conv,
     rewrites.batchnorm_to_depthwise,
     common.RemoveUnusedNodesPass(),
-    rewrites.gelu_half_last,
-    common.RemoveUnusedNodesPass(),
+    composites.join_layer_normalization,
+    composites.normalize_gelu,
     # operators take the form that has an int8 kernel
     rewrites.infer_shapes_anew,
     rewrites.spatial_mean_to_pool,

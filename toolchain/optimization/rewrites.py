@@ -70,13 +70,14 @@ def read_known_sizes(model: ir.Model) -> None:
 def spatial_mean_to_pool(model: ir.Model) -> None:
     """Replace ``ReduceMean`` over all spatial axes by ``GlobalAveragePool``, and a ``Flatten`` if it keeps no axes.
 
-    Both compute the same; the pool has an int8 kernel, the reduction has none.
+    Both compute the same; the pool has an int8 kernel, the reduction has none. A mean that is a step of a normalization
+    stays, because onnxruntime recognizes a normalization by its ``ReduceMean``.
     """
     names = edit.Names(model.graph)
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "ReduceMean" and node.inputs else None
         rank = query.rank(source) if source is not None else None
-        if source is None or rank not in (3, 4, 5) or not query.is_float(source):
+        if source is None or rank not in (3, 4, 5) or not query.is_float(source) or _is_statistic(node, source):
             continue
         axes = query.ints(node.inputs[1]) if len(node.inputs) > 1 else query.attribute(node, "axes")
         if axes is None or sorted(a % rank for a in axes) != list(range(2, rank)):
@@ -91,6 +92,17 @@ def spatial_mean_to_pool(model: ir.Model) -> None:
         pool.outputs[0].shape = ir.Shape([*list(source.shape or ())[:2], *[1] * (rank - 2)])
         model.graph.insert_before(node, pool)
         edit.replace_node(node, ir.node("Flatten", [pool.outputs[0]], {"axis": 1}, name=name))
+
+
+def _is_statistic(mean: ir.Node, source: ir.Value) -> bool:
+    """True for a mean of squares, and for a mean that is subtracted from the values it was taken of."""
+    producer = source.producer()
+    if producer is not None and query.op(producer) == "Pow" and query.scalar(producer.inputs[1]) == 2:
+        return True
+    if producer is not None and query.op(producer) == "Mul" and producer.inputs[0] is producer.inputs[1]:
+        return True
+    readers = query.consumers(mean.outputs[0])
+    return any(query.op(reader) == "Sub" and source in reader.inputs for reader in readers)
 
 
 def batchnorm_to_depthwise(model: ir.Model) -> None:
@@ -145,29 +157,6 @@ def _sole_pool(node: ir.Node) -> ir.Node | None:
     value = node.inputs[0]
     pool = value.producer() if value is not None and query.sole_consumer(value) is node else None
     return pool if pool is not None and query.op(pool) in ("MaxPool", "Slice") and len(pool.outputs) == 1 else None
-
-
-def gelu_half_last(model: ir.Model) -> None:
-    """Replace ``x * (y * 0.5)`` by ``(x * y) * 0.5``, equal bit for bit, so that onnxruntime recognizes a ``Gelu``."""
-    names = edit.Names(model.graph)
-    for node in list(model.graph):
-        for index, value in enumerate(node.inputs if query.op(node) == "Mul" else ()):
-            half = value.producer() if value is not None else None
-            if half is None or query.op(half) != "Mul" or query.scalar(half.inputs[1]) != 0.5:
-                continue
-            other = node.inputs[1 - index]
-            inner = half.inputs[0].producer() if half.inputs[0] is not None else None
-            if other is None or query.constant(other) is not None or inner is None or query.op(inner) != "Add":
-                continue
-            before = inner.inputs[0].producer() if inner.inputs[0] is not None else None
-            if before is None or query.op(before) != "Erf" or query.sole_consumer(half.outputs[0]) is not node:
-                continue
-            product = ir.node("Mul", [other, half.inputs[0]], name=names.fresh(f"{query.label(node)}_whole"))
-            product.outputs[0].name = names.fresh(f"{product.name}_out")
-            product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-            model.graph.insert_before(node, product)
-            edit.replace_node(node, ir.node("Mul", [product.outputs[0], half.inputs[1]], name=query.label(node)))
-            break
 
 
 def infer_shapes_anew(model: ir.Model) -> None:

@@ -42,13 +42,13 @@ def from_onnx(path: Path) -> Imported:
     Raises:
         ModelError: the file is missing or damaged, has an unknown opset or operator, or cannot be upgraded.
     """
-    model = io.load(path)
+    model, reading = io.read(path)
     _check_versions(model, path)
     _check_operators(model, path)
     source = Source(name=str(path), sha256=_content_hash(model, path), kind="onnx", exporter=_producer(model))
     original = run.session(path)
     _check_ports(model, path)
-    notes = [*_weights_as_constants(model)]
+    notes = [*reading, *_weights_as_constants(model)]
     reference: Reference | None = None
     opset = query.opset(model)
     if opset < MIN_OPSET:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from toolchain.core.errors import ModelError
 from toolchain.core.files import replacing
 from toolchain.formats.tensor_spec import TensorSpec
+from toolchain.graph import external_data, normal_form, not_a_network
 
 # A protobuf message must be smaller than 2 GiB; the margin is for everything but initializers.
 EMBED_LIMIT_BYTES = 1_900_000_000
@@ -32,8 +33,14 @@ def load(path: str | Path) -> ir.Model:
     """Load an ``.onnx`` file; external data is memory-mapped, not read.
 
     Raises:
-        ModelError: the file is missing, truncated, empty or not ONNX, or external data is missing or too short.
+        ModelError: the file is missing, truncated, empty, not ONNX or no network of tensors, or external data is
+            missing, too short, or does not belong to the model.
     """
+    return read(path)[0]
+
+
+def read(path: str | Path) -> tuple[ir.Model, tuple[str, ...]]:
+    """Load a file as :func:`load` does; return also notes on what was changed to read it, one sentence each."""
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not an ONNX file" if path.is_dir() else "no such file"
@@ -41,7 +48,12 @@ def load(path: str | Path) -> ir.Model:
     if str(path).encode(errors="ignore") != os.fsencode(path):  # not UTF-8
         raise ModelError("has a name that onnxruntime cannot open", where=repr(str(path)), hint="rename the file")
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+        not_a_network.refuse(proto, path)
+        external_data.locate(proto, path)
+        sparse = normal_form.make_dense(proto)
+        normal_form.sort_nodes(proto.graph)
+        model = ir.from_proto(proto)
     except OSError as error:
         raise ModelError(f"cannot be read ({error.strerror or error})", where=path, hint="check the file") from None
     except _UNREADABLE as error:
@@ -57,7 +69,7 @@ def load(path: str | Path) -> ir.Model:
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):
         _forget_negative_sizes(value)
     model.graph.name = model.graph.name or path.stem  # onnx's checker wants a name, onnxruntime does not
-    return model
+    return model, (f"{sparse} sparse constants became dense ones",) if sparse else ()
 
 
 def _forget_negative_sizes(value: ir.Value) -> None:
@@ -83,14 +95,7 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _check_external(tensor: ir.ExternalTensor, model_path: Path) -> None:
-    if not isinstance(tensor.location, str):  # damaged: protobuf returns bytes if it is not UTF-8
-        what = f"the name of its external data file cannot be read ({tensor.location!r})"
-        raise ModelError(what, where=model_path, hint="export or copy it again")
     file = Path(tensor.path)
-    if not file.is_file():
-        raise ModelError(
-            f"its external data file {file.name!r} is missing", where=model_path, hint="copy it next to the model"
-        )
     needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
     if file.stat().st_size < needed:
         raise ModelError(

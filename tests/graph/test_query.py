@@ -181,6 +181,24 @@ def test_a_window_has_the_sizes_that_onnxruntime_uses(attributes, kernel, spatia
     np.testing.assert_allclose(small_models.plain(model, {"x": x})["y"][0, 0], by_hand, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "width", "pads"),
+    [
+        ("pads = [0, 1]", "9", True),
+        ("pads = [0, 0]", "9", False),
+        ('auto_pad = "VALID"', "9", False),
+        ('auto_pad = "SAME_UPPER"', "9", True),
+        ('auto_pad = "SAME_LOWER"', "W", True),
+        ('auto_pad = "VALID"', "W", False),
+        ('auto_pad = "SAME_UPPER", strides = [3]', "9", False),
+    ],
+)
+def test_padding_in_every_spelling(attributes, width, pads):
+    body = f"y = AveragePool<kernel_shape = [3], {attributes}>(x)"
+    model = small_models.model(body, f"float[1, 1, {width}] x", "y")
+    assert query.may_pad(next(iter(model.graph))) is pads
+
+
 def test_a_window_of_one_axis_and_of_three():
     for rank in (1, 3):
         shape = ", ".join(["1", "1"] + ["5"] * rank)

@@ -296,6 +296,15 @@ CASES = [
         {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "value": np.float32(1), **weights(w=(3, 2, 3, 3))},
     ),
     Case(
+        "pads are written out, and padding joins them",
+        """p = Pad(x, pads) c = Conv<auto_pad = "VALID", strides = [2, 2]>(p, w)
+        y = MaxPool<auto_pad = "SAME_UPPER", kernel_shape = [2, 2], strides = [2, 2]>(c)""",
+        IMAGE,
+        "float[N, 3, 2, 2] y",
+        ["Conv", "MaxPool"],
+        {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), **weights(w=(3, 2, 3, 3))},
+    ),
+    Case(
         "the same computation twice is done once; dead code goes",
         "a = Sigmoid(x) b = Sigmoid(x) dead = Exp(x) y = Add(a, b)",
         "float[N, 4] x",
@@ -350,3 +359,26 @@ def test_later_stages_get_the_properties_they_rely_on(case):
             assert query.rank(output) is not None
     used = {value.name for node in nodes for value in node.inputs if value is not None}
     assert set(result.graph.initializers) <= used
+
+
+@pytest.mark.parametrize("operator", ["Conv", "MaxPool", "AveragePool"])
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("size", [6, 7])
+def test_auto_pad_becomes_pads_of_the_same_meaning(operator, mode, size):
+    arguments = "x, w" if operator == "Conv" else "x"
+    body = f'y = {operator}<auto_pad = "{mode}", kernel_shape = [4, 3], strides = [2, 2]>({arguments})'
+    constants = weights(w=(2, 2, 4, 3)) if operator == "Conv" else {}
+    model = small_models.model(body, f"float[N, 2, {size}, 7] x", "y", constants)
+    result = optimize(model).model
+    assert "auto_pad" not in next(iter(result.graph)).attributes
+    for feed in feeds(model):  # onnx's reference pads a MaxPool with SAME_LOWER by other amounts
+        np.testing.assert_allclose(
+            small_models.plain(result, feed)["y"], small_models.plain(model, feed)["y"], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_auto_pad_of_dynamic_sizes_and_with_ceil_mode_is_left():
+    for attributes, size in (("", "H"), (", ceil_mode = 1", "7")):
+        body = f'y = MaxPool<auto_pad = "SAME_UPPER", kernel_shape = [2, 2]{attributes}>(x)'
+        model = small_models.model(body, f"float[1, 2, {size}, 7] x", "float[1, 2, ?, 7] y")
+        assert "auto_pad" in next(iter(optimize(model).model.graph)).attributes

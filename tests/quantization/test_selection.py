@@ -92,6 +92,9 @@ REFUSED = {
     "padded average": (
         f"{CONV} [n] y = AveragePool<kernel_shape = [2, 2], pads = [1, 1, 1, 1]>(c)", IMAGE, W, "at the borders",
     ),
+    "average padded by its mode": (
+        f'{CONV} [n] y = AveragePool<kernel_shape = [3, 3], auto_pad = "SAME_UPPER">(c)', IMAGE, W, "at the borders",
+    ),
     "overhanging average": (
         f"{CONV} [n] y = AveragePool<kernel_shape = [4, 4], strides = [4, 4], ceil_mode = 1>(c)", IMAGE, W, "borders",
     ),

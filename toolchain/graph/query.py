@@ -139,7 +139,7 @@ def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int],
     dilations = attribute(node, "dilations", [1] * rank)
     pads = attribute(node, "pads", [0] * 2 * rank)
     before, behind = pads[:rank], pads[rank:]
-    mode = attribute(node, "auto_pad", "NOTSET")
+    mode = attribute(node, "auto_pad", "NOTSET")  # where it is another mode, pads have no meaning
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
         total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(spatial, strides, reach, strict=True)]
@@ -148,6 +148,15 @@ def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int],
     elif mode == "VALID":
         before = behind = [0] * rank
     return strides, dilations, before, behind
+
+
+def may_pad(node: ir.Node) -> bool:
+    """True if a Conv or pool reads beyond the border of its input, or may do so for some size of a dynamic axis."""
+    spatial = (sizes(node.inputs[0], dynamic=0) or ())[2:]
+    if attribute(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER") and (not spatial or 0 in spatial):
+        return True
+    _, _, before, behind = window(node, spatial or attribute(node, "kernel_shape", ()))
+    return any((*before, *behind))
 
 
 def opset(model: ir.Model) -> int:

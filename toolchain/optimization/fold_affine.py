@@ -72,7 +72,7 @@ def _absorb_offset(model: ir.Model, value: ir.Value, number: np.float32, names: 
     """Changes after which all readers of `value` compute as if `number` had been added to it; None if one cannot."""
     changes: Changes = []
     for node in _readers(value):
-        if not _is_constant_conv(node) or node.inputs.count(value) > 1 or _pads(node):
+        if not _is_constant_conv(node) or node.inputs.count(value) > 1 or query.may_pad(node):
             return None
 
         def change(node: ir.Node = node) -> None:
@@ -143,13 +143,6 @@ def _raises_rank(node: ir.Node, number: F32) -> bool:
     """True unless the result surely has the rank of the first input."""
     rank = query.rank(node.inputs[0]) if node.inputs[0] is not None else None
     return rank is None or number.ndim > rank
-
-
-def _pads(conv: ir.Node) -> bool:
-    return any(query.attribute(conv, "pads", [0])) or query.attribute(conv, "auto_pad", "NOTSET") not in (
-        "NOTSET",
-        "VALID",
-    )
 
 
 def _set(model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.floating], names: edit.Names) -> None:

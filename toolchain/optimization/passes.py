@@ -185,6 +185,7 @@ PASSES: tuple[Pass, ...] = (
     rewrites.read_known_sizes,
     fold_constants,
     _lift_constants,
+    rewrites.write_out_pads,
     # operators without effect vanish
     rewrites.drop_identities,
     rewrites.move_constants_second,

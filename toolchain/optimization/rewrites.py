@@ -105,6 +105,23 @@ def _is_statistic(mean: ir.Node, source: ir.Value) -> bool:
     return any(query.op(reader) == "Sub" and source in reader.inputs for reader in readers)
 
 
+def write_out_pads(model: ir.Model) -> None:
+    """Replace ``auto_pad`` of convolutions and pools by the pads that it means, where the sizes are known.
+
+    Nodes with ``ceil_mode`` are left: `auto_pad` says how many results there are, pads with `ceil_mode` say otherwise.
+    """
+    for node in model.graph:
+        mode = query.attribute(node, "auto_pad", "NOTSET")
+        if query.op(node) not in ("Conv", "MaxPool", "AveragePool", "LpPool") or query.attribute(node, "ceil_mode"):
+            continue
+        spatial = (query.sizes(node.inputs[0], dynamic=0) or ())[2:]
+        if mode == "NOTSET" or not spatial or (mode != "VALID" and 0 in spatial):
+            continue
+        _, _, before, behind = query.window(node, spatial)
+        del node.attributes["auto_pad"]
+        node.attributes["pads"] = ir.AttrInt64s("pads", [*before, *behind])
+
+
 def batchnorm_to_depthwise(model: ir.Model) -> None:
     """Replace a batch normalization that could not be folded by a depthwise 1x1 convolution.
 

@@ -174,9 +174,7 @@ def _connecting_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None
             return "it combines an activation with a constant, which would only lose precision in int8"
     if node.op_type == "Resize" and query.attribute(node, "mode", "nearest") != "nearest":
         return "it interpolates between values, and int8 results would differ between processors"
-    if node.op_type == "AveragePool" and (
-        any(query.attribute(node, "pads", [0])) or query.attribute(node, "ceil_mode")
-    ):
+    if node.op_type == "AveragePool" and (query.may_pad(node) or query.attribute(node, "ceil_mode")):
         return "it averages fewer elements at the borders, and int8 results would differ between processors"
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "it also returns indices"

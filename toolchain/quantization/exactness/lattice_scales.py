@@ -67,8 +67,13 @@ def lattice_sites(nodes: Iterable[ir.Node], group: Mapping[str, str], output_of:
 
 
 def averaged_elements(node: ir.Node) -> int | None:
-    """Return the number of elements that a pool averages; None for other operators and unknown sizes."""
+    """Return the number of elements that a pool averages; None for other operators and unknown sizes.
+
+    A window that reaches over the border averages fewer elements there, so their number is unknown as well.
+    """
     if node.op_type == "AveragePool":
+        if query.may_pad(node) or query.attribute(node, "ceil_mode"):
+            return None
         return int(np.prod(query.attribute(node, "kernel_shape", [1])))
     shape = query.sizes(node.inputs[0], dynamic=0) if node.op_type == "GlobalAveragePool" else None
     return None if shape is None else int(np.prod(shape[2:])) or None

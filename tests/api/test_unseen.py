@@ -9,7 +9,7 @@ import unseen_models
 from toolchain.conversion.inputs import parse_input
 from toolchain.conversion.source import convert
 from toolchain.data.calibration import open_data
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io, run
 from toolchain.optimization.equivalence import EQUIVALENCE_TOLERANCE
@@ -50,7 +50,7 @@ def test_int8_fuses_and_is_close(name, batch):
     assert all(choice.reason for choice in quantized.plan.choices if not choice.int8)
     unsigned, signed = quantized.write("u8"), quantized.write("s8")
     assert not PRODUCTS & {node.op_type for node in optimized_graph(unsigned).node}, "no product with a weight is float"
-    assert Probe(quantized.model, feeds[8:]).fidelity_db(unsigned) >= LEAST_DB.get(name, 24.0)
+    assert Judge(quantized.model, feeds[8:]).fidelity_db(unsigned) >= LEAST_DB.get(name, 24.0)
     unsigned_outputs = run.run(unsigned, feeds[8:])
     engine = run.session(signed, threads=1, options={"session.qdqisint8allowed": "1"})
     for one, other in zip(unsigned_outputs, run.run(engine, feeds[8:]), strict=True):

@@ -1,20 +1,19 @@
-"""Fidelity: the distance between a quantized model's outputs and the float model's, in decibels, without labels.
+"""Fidelity in decibels, and the fidelity of one sample as training measures it.
 
-    fidelity = mean over samples of  −10 log₁₀ ( mean over outputs of  ‖y − ŷ‖² / ‖y‖² )
+    fidelity of a sample = −10 log₁₀ ( mean over outputs of  ‖y − ŷ‖² / ‖y‖² )
 
-The logarithm is taken for each sample, so that one unusual sample does not outweigh all others. Where an output ends in
-a Softmax or Sigmoid, its input is compared instead: saturated probabilities hide how the scores changed.
+It relates an error to the energy of a whole output, so it says nothing about parts of it; models that are shipped are
+judged part by part (`judge`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.data.tensors import Array, Feed
-from toolchain.graph import query, run, tap
+from toolchain.data.tensors import Array
 
 SATURATING_OPERATORS = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 """Operators at the end of an output whose input is compared instead."""
@@ -43,52 +42,6 @@ def saturating_tail(output: ir.Value) -> list[ir.Node]:
         tail.append(node)
         node = node.inputs[0].producer()
     return tail
-
-
-class Probe:
-    """Measures the fidelity of models to one float model on a few samples.
-
-    Every measured model must have the float model's node names, as quantized and equalized clones do.
-    """
-
-    def __init__(self, model: ir.Model, feeds: Sequence[Feed]) -> None:
-        self._points = [_measured_point(value) for value in model.graph.outputs if query.is_float(value)]
-        self._feeds = list(feeds)
-        self._expected = self._runner(model)({}) if self.usable else []
-
-    @property
-    def usable(self) -> bool:
-        """True where there is something to measure: a float output and a sample."""
-        return bool(self._points and self._feeds)
-
-    def fidelity_db(self, model: ir.Model) -> float:
-        """Measure the fidelity of `model`, mean over the samples, in decibels."""
-        return self.fidelity_function(model)({})
-
-    def fidelity_function(self, model: ir.Model) -> Callable[[Feed], float]:
-        """Load `model` once and return a function that measures its fidelity in decibels with additional inputs.
-
-        The additional inputs are the same for every sample.
-        """
-        run_all = self._runner(model)
-
-        def measure(additional: Feed) -> float:
-            pairs = zip(self._expected, run_all(additional), strict=True)
-            return float(np.mean([decibels(expected, got) for expected, got in pairs]))
-
-        return measure
-
-    def _runner(self, model: ir.Model) -> Callable[[Feed], list[Sequence[Array]]]:
-        nodes = {query.label(node): node for node in model.graph}
-        names = [str(nodes[node].inputs[0].name) if node else name for name, node in self._points]  # type: ignore[union-attr]
-        engine = run.session(tap.expose(model, names), threads=0)
-        return lambda additional: [engine.run(None, {**feed, **additional}) for feed in self._feeds]
-
-
-def _measured_point(output: ir.Value) -> tuple[str, str | None]:
-    """Return the output's name, and the node whose input is compared instead of it, or None."""
-    tail = saturating_tail(output)
-    return str(output.name), query.label(tail[-1]) if tail else None
 
 
 def decibels(expected: Sequence[Array], got: Sequence[Array]) -> float:

@@ -28,7 +28,7 @@ from toolchain.core.errors import GateError, ModelError
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.findings import CutFidelity, CutGroup, Pruning
 from toolchain.formats.recipe import Prune
 from toolchain.graph import run
@@ -117,7 +117,7 @@ def prune_model(
         data,
         check,
         settings,
-        Probe(basis.model, list(check.take(CHECK_SAMPLES))),
+        Judge(basis.model, check.take(CHECK_SAMPLES)),
         int8,
         chosen_by,
         progress,
@@ -125,7 +125,7 @@ def prune_model(
     )
     if settings.uniform:
         return _finish(task, _uniform_plan(basis, settings, multiple))
-    units = pruning_units(basis, settings, task.probe, clock or default_clock, multiple, progress)
+    units = pruning_units(basis, settings, task.judge, clock or default_clock, multiple, progress)
     return _reach_goal(task, greedy_path(units))
 
 
@@ -158,7 +158,7 @@ class _PruneTask:
     data: CalibrationData
     check: CalibrationData
     settings: Prune
-    probe: Probe
+    judge: Judge
     int8: bool
     chosen_by: str
     progress: Progress
@@ -268,7 +268,7 @@ def _finish(task: _PruneTask, plan: WidthPlan) -> Pruned:
         what = f"the pruned model differs from the original with these channels masked: {proof.mismatches[0]}"
         raise GateError(what, where="prune", hint=hint)
     pruned = task.cut(plan)
-    before_db = task.probe.fidelity_db(pruned)
+    before_db = task.judge.fidelity_db(pruned)
     if settings.repair:
         pruned = _repaired(task, cuts, pruned)
     if settings.minutes:
@@ -288,7 +288,7 @@ def _finish(task: _PruneTask, plan: WidthPlan) -> Pruned:
         helped=True,
         speedup=_speedup(fp32),
         int8_speedup=_speedup(deployed) if task.int8 else None,
-        fidelity_db=CutFidelity(cut=before_db, repaired=task.probe.fidelity_db(pruned)),
+        fidelity_db=CutFidelity(cut=before_db, repaired=task.judge.fidelity_db(pruned)),
         macs=(task.macs(basis.model.clone()), task.macs(pruned.clone())),
         parameters=(parameter_count(basis.model), parameter_count(pruned)),
         chosen_by=task.chosen_by,
@@ -325,7 +325,7 @@ def _repaired(task: _PruneTask, cuts: Cuts, pruned: ir.Model) -> ir.Model:
         return None if positions is None or len(positions) == axis.root.size else positions
 
     repaired = repair(pruned, basis.model, task.data, kept, progress=task.progress)
-    before_db, after_db = (task.probe.fidelity_db(model) for model in (pruned, repaired))
+    before_db, after_db = (task.judge.fidelity_db(model) for model in (pruned, repaired))
     better = after_db > before_db
     LOGGER.info("layer repair: %.2f dB -> %.2f dB, %s", before_db, after_db, "kept" if better else "not kept")
     return repaired if better else pruned

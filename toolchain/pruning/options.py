@@ -23,7 +23,8 @@ from toolchain.core.arrays import Index
 from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array, Feed
-from toolchain.evaluation.fidelity import Probe, db_to_power
+from toolchain.evaluation.fidelity import db_to_power
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Prune
 from toolchain.graph import edit, query, tap
 from toolchain.ops.table import macs
@@ -154,14 +155,14 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
 
 
 def pruning_units(
-    basis: PruneBasis, settings: Prune, probe: Probe, clock: PartClock, multiple: int, progress: Progress
+    basis: PruneBasis, settings: Prune, judge: Judge, clock: PartClock, multiple: int, progress: Progress
 ) -> list[PruningUnit]:
     """Measure loss and saving of every group's widths and of every branch.
 
     Args:
         basis: the model with its groups and moments.
         settings: tells whether branches may be removed, and whether losses are measured after folding.
-        probe: measures noise at the outputs.
+        judge: measures noise at the outputs.
         clock: measures the time of parts.
         multiple: widths are multiples of it.
         progress: called at every step.
@@ -180,25 +181,25 @@ def pruning_units(
         options = []
         for width, cut, ms in zip(widths, cuts, times, strict=True):
             if base - ms > MIN_SAVING_SHARE * base:
-                loss = _loss(probe, _folded(basis, cut, settings.repair))
+                loss = _loss(judge, _folded(basis, cut, settings.repair))
                 options.append(WidthOption(width, loss, base - ms))
         if options:
             units.append(with_rising_losses(PruningUnit(name, group.size, tuple(options), _work(basis.model, around))))
     nodes_of = {name: set(_nodes_around(basis.layout, basis.model, group)) for name, group in basis.free.items()}
     for number, branch in enumerate(droppable):
         progress("measuring branches", len(basis.free) + number + 1, total)
-        units.append(_branch_unit(basis, branch, nodes_of, probe, clock))
+        units.append(_branch_unit(basis, branch, nodes_of, judge, clock))
     LOGGER.info("%d groups and %d branches can save time", len(units) - len(droppable), len(droppable))
     return units
 
 
 def _branch_unit(
-    basis: PruneBasis, branch: Branch, nodes_of: Mapping[str, set[str]], probe: Probe, clock: PartClock
+    basis: PruneBasis, branch: Branch, nodes_of: Mapping[str, set[str]], judge: Judge, clock: PartClock
 ) -> PruningUnit:
     inside = tuple(name for name, nodes in nodes_of.items() if nodes <= set(branch.nodes))
     whole = [*branch.nodes, branch.name]
     (time_ms,) = clock([basis.part(basis.model.clone(), whole)])
-    loss = _loss(probe, drop_branches(basis.model, [branch.name]))
+    loss = _loss(judge, drop_branches(basis.model, [branch.name]))
     return PruningUnit(branch.name, 1, (WidthOption(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
 
 
@@ -222,8 +223,8 @@ def kept_channels(basis: PruneBasis, name: str, width: int) -> list[int]:
     return sorted(int(channel) for channel in basis.order[name][basis.free[name].size - width :])
 
 
-def _loss(probe: Probe, model: ir.Model) -> float:
-    return db_to_power(probe.fidelity_db(model))
+def _loss(judge: Judge, model: ir.Model) -> float:
+    return db_to_power(judge.fidelity_db(model))
 
 
 def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], fold: bool) -> ir.Model:

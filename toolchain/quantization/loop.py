@@ -25,7 +25,7 @@ from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.devices.detect import detect_host
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
@@ -115,10 +115,10 @@ class Quantized:
 
     def noise_sources(self) -> tuple[NoiseSource, ...]:
         """Measure the effect of rounding each tensor and each weight on the outputs, the largest first."""
-        probe = Probe(self.model, list(self.check.take(SENSITIVITY_SAMPLES)))
-        if not probe.usable:
+        judge = Judge(self.model, self.check.take(SENSITIVITY_SAMPLES))
+        if not judge.usable:
             return ()
-        return measure_noise(self.model, self.plan, probe, self.check.fingerprint, self.planner.progress)
+        return measure_noise(self.model, self.plan, judge, self.check.fingerprint, self.planner.progress)
 
     def leaving_float(self, reasons: Mapping[str, str]) -> Quantized:
         """Plan and audit again with the nodes of `reasons` float too; all other decisions stay."""
@@ -210,13 +210,13 @@ def _with_accuracy_steps(quantized: Quantized) -> Quantized:
     """Try the accuracy steps of the recipe, then mixed precision where it costs neither time nor exactness."""
     planner = quantized.planner
     recipe = planner.recipe.quantize
-    probe = Probe(quantized.source, list(quantized.check.take(MAX_CHECK_SAMPLES)))
+    judge = Judge(quantized.source, quantized.check.take(MAX_CHECK_SAMPLES))
     select = partial(planner.select, reasons=quantized.planned.reasons)
-    basis, steps = improve_accuracy(quantized.basis, select, planner.data, probe, planner.recipe, planner.progress)
+    basis, steps = improve_accuracy(quantized.basis, select, planner.data, judge, planner.recipe, planner.progress)
     quantized = replace(quantized.planned_from(basis), steps=steps)
-    if not (recipe.mixed and recipe.measure and quantized.plan.products and probe.usable) or _is_exact(quantized):
+    if not (recipe.mixed and recipe.measure and quantized.plan.products and judge.usable) or _is_exact(quantized):
         return quantized
-    return _with_noisiest_operators_float(quantized, probe, feed=next(iter(planner.data)))
+    return _with_noisiest_operators_float(quantized, judge, feed=next(iter(planner.data)))
 
 
 def _is_exact(quantized: Quantized) -> bool:
@@ -224,20 +224,20 @@ def _is_exact(quantized: Quantized) -> bool:
     return not any(verdict.fault for verdict in certify(quantized.model, quantized.plan))
 
 
-def _with_noisiest_operators_float(quantized: Quantized, probe: Probe, feed: Feed) -> Quantized:
+def _with_noisiest_operators_float(quantized: Quantized, judge: Judge, feed: Feed) -> Quantized:
     """Leave the few clusters of operators float that cause most of the error, where the model gets no slower."""
     clusters = noise_clusters(quantized.model, quantized.plan, quantized.noise_sources())
     noisiest = [cluster for cluster in clusters if cluster.share >= MIN_FLOAT_NOISE_SHARE]
     if not noisiest:
         return quantized
     current = quantized.write(quantized.encoding)
-    best_db = before_db = probe.fidelity_db(current)
+    best_db = before_db = judge.fidelity_db(current)
     used = False
     for cluster in noisiest[:MAX_FLOAT_CLUSTERS]:
         reason = f"float is more accurate and not slower here: {cluster.error_share(0)}"
         tried = quantized.leaving_float(dict.fromkeys(cluster.nodes, reason))
         written = tried.write(quantized.encoding)
-        tried_db = probe.fidelity_db(written)
+        tried_db = judge.fidelity_db(written)
         if tried_db < best_db + MIN_FLOAT_GAIN_DB:
             continue
         if not races.race_models(current, written, feed, seconds=races.WHOLE_MODEL_RACE_SECONDS).second_is_slower():

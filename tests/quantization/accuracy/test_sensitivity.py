@@ -11,7 +11,7 @@ from small_models import weights
 from toolchain.core.cache import cache_dir
 from toolchain.core.progress import silent
 from toolchain.data.calibration import open_data
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Recipe
 from toolchain.graph import io
 from toolchain.latency.race import Race
@@ -79,30 +79,30 @@ def test_shares_sum_to_one_and_the_largest_comes_first(quantized):
 
 
 def test_the_noises_add_up_to_that_of_the_whole(quantized, net, samples):
-    probe = Probe(net, list(samples))
-    whole = probe.fidelity_db(quantized.write("u8"))
-    found = measure_noise(quantized.model, quantized.plan, probe, "sum", silent)
+    judge = Judge(net, list(samples))
+    whole = judge.fidelity_db(quantized.write("u8"))
+    found = measure_noise(quantized.model, quantized.plan, judge, "sum", silent)
     alone = -10 * np.log10(sum(10 ** (-noise.fidelity_db / 10) for noise in found if noise.at != "y"))
     assert abs(whole - alone) < 3.0  # decibels; independent errors, but only eight samples of few numbers
 
 
 def test_what_was_measured_is_kept_and_a_broken_file_is_measured_again(quantized, net, samples, monkeypatch):
-    probe = Probe(net, list(samples))
-    first = measure_noise(quantized.model, quantized.plan, probe, "kept", silent)
+    judge = Judge(net, list(samples))
+    first = measure_noise(quantized.model, quantized.plan, judge, "kept", silent)
 
-    class NoProbe:
+    class NoJudge:
         def fidelity_function(self, model):
             raise AssertionError("measured again")
 
         fidelity_db = fidelity_function
 
-    assert measure_noise(quantized.model, quantized.plan, NoProbe(), "kept", silent) == first
+    assert measure_noise(quantized.model, quantized.plan, NoJudge(), "kept", silent) == first
     with pytest.raises(AssertionError, match="measured again"):
-        measure_noise(quantized.model, quantized.plan, NoProbe(), "other samples", silent)
+        measure_noise(quantized.model, quantized.plan, NoJudge(), "other samples", silent)
     [path] = cache_dir("sensitivity").glob("*.json")
     assert len(json.loads(path.read_text())) == len(first)
     path.write_text("{")
-    assert measure_noise(quantized.model, quantized.plan, probe, "kept", silent) == first
+    assert measure_noise(quantized.model, quantized.plan, judge, "kept", silent) == first
 
 
 def test_a_cluster_is_all_int8_around_its_tensor_and_none_is_in_two(quantized):

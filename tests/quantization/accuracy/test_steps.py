@@ -7,7 +7,7 @@ from small_models import weights
 
 from toolchain.core.progress import silent
 from toolchain.data.calibration import open_data
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import io
@@ -34,7 +34,7 @@ SLIM = {"ranges": RANGE_SEARCH, "bias_correction": BIAS_CORRECTION, "rounding": 
 
 
 def setup(body=BODY, constants=None, outputs="y", recipe=None, inputs="float[1, 4, 8, 8] x"):
-    """A model, the plain basis for it, data and a probe."""
+    """A model, the plain basis for it, data and a judge."""
     model = optimize(small_models.model(body, inputs, outputs, constants or CONSTANTS), verify=False).model
     rng = np.random.default_rng(0)
     [spec] = io.inputs(model)
@@ -43,20 +43,20 @@ def setup(body=BODY, constants=None, outputs="y", recipe=None, inputs="float[1, 
     selection = select(model)
     seen = observe_selection(model, selection, data, recipe.calibrate, silent)
     basis = QuantBasis.plain(model, selection, seen, recipe.quantize)
-    return basis, data, Probe(model, feeds[8:]), recipe
+    return basis, data, Judge(model, feeds[8:]), recipe
 
 
-def run(basis, data, probe, recipe):
-    return improve_accuracy(basis, select, data, probe, recipe, silent)
+def run(basis, data, judge, recipe):
+    return improve_accuracy(basis, select, data, judge, recipe, silent)
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Replaces the probe's numbers: ``measured([plain, after first step, ...])``."""
+    """Replaces the judge's numbers: ``measured([plain, after first step, ...])``."""
 
     def script(numbers):
         left = iter(numbers)
-        monkeypatch.setattr(accuracy_steps, "_fidelity_db", lambda basis, probe: next(left))
+        monkeypatch.setattr(accuracy_steps, "_fidelity_db", lambda basis, judge: next(left))
         return left
 
     return script
@@ -75,9 +75,9 @@ def step(name, without, with_it, *, used):
 
 
 def test_steps_report_both_fidelities_and_only_gains_are_kept(measured):
-    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
+    basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
     measured([30.0, 29.0, 31.0, 31.0 + MIN_GAIN_DB / 2])
-    best, steps = run(basis, data, probe, recipe)
+    best, steps = run(basis, data, judge, recipe)
     assert steps == (
         step(RANGE_SEARCH, 30.0, 29.0, used=False),
         step(BIAS_CORRECTION, 30.0, 31.0, used=True),
@@ -101,9 +101,9 @@ def test_every_step_is_logged_with_its_decibels_and_the_decision(measured, caplo
 
 
 def test_a_nan_is_no_gain(measured):
-    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
+    basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
     measured([30.0, *[float("nan")] * 3])
-    best, steps = run(basis, data, probe, recipe)
+    best, steps = run(basis, data, judge, recipe)
     assert [step.used for step in steps] == [False] * 3
     assert best is basis
 
@@ -111,10 +111,10 @@ def test_a_nan_is_no_gain(measured):
 @pytest.mark.parametrize("unwanted", ["ranges", "bias_correction", "rounding"])
 def test_a_step_that_the_recipe_forbids_is_not_tried(unwanted, monkeypatch):
     settings = {"ranges": "minmax"} if unwanted == "ranges" else {unwanted: False}
-    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False, **settings)))
+    basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False, **settings)))
     if unwanted == "rounding":
         monkeypatch.setattr(accuracy_steps, "second_moments", None)
-    best, steps = run(basis, data, probe, recipe)
+    best, steps = run(basis, data, judge, recipe)
     assert [step.name for step in steps] == [name for key, name in SLIM.items() if key != unwanted]
     assert best.settings.ranges in ("minmax", "mse")
     if unwanted == "bias_correction":
@@ -123,15 +123,15 @@ def test_a_step_that_the_recipe_forbids_is_not_tried(unwanted, monkeypatch):
 
 def test_without_equalization_no_channel_is_rescaled(monkeypatch):
     monkeypatch.setattr(accuracy_steps, "plan_equalization", None)
-    basis, data, probe, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
-    best, _ = run(basis, data, probe, recipe)
+    basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
+    best, _ = run(basis, data, judge, recipe)
     assert best.model is basis.model
 
 
 def test_real_steps_never_end_below_the_plain_plan():
-    basis, data, probe, recipe = setup()
-    best, steps = run(basis, data, probe, recipe)
-    plain, found = (accuracy_steps._fidelity_db(b, probe) for b in (basis, best))
+    basis, data, judge, recipe = setup()
+    best, steps = run(basis, data, judge, recipe)
+    plain, found = (accuracy_steps._fidelity_db(b, judge) for b in (basis, best))
     assert found >= plain
     fidelity = plain
     for step in steps:
@@ -146,8 +146,8 @@ def test_uneven_channels_are_equalized_and_observed_anew():
     sizes = np.geomspace(1, 1 / 100, 8).astype(np.float32)
     constants = {**CONSTANTS, "w": CONSTANTS["w"] * sizes[:, None, None, None], "b": CONSTANTS["b"] * sizes}
     constants["v"] = CONSTANTS["v"] / sizes[:, None, None]
-    basis, data, probe, recipe = setup(constants=constants)
-    best, steps = run(basis, data, probe, recipe)
+    basis, data, judge, recipe = setup(constants=constants)
+    best, steps = run(basis, data, judge, recipe)
     [step] = [step for step in steps if step.name == EQUALIZATION]
     assert step.used
     assert step.with_db > step.without_db + 3
@@ -159,9 +159,9 @@ def test_uneven_channels_are_equalized_and_observed_anew():
 
 
 def test_without_a_float_output_steps_are_kept_unmeasured():
-    basis, data, probe, recipe = setup(f"{BODY.replace('y =', 'q =')} y = ArgMax<axis = 1>(q)")
-    assert not probe.usable
-    best, steps = run(basis, data, probe, recipe)
+    basis, data, judge, recipe = setup(f"{BODY.replace('y =', 'q =')} p = Greater(q, q) y = Cast<to = 7>(p)")
+    assert not judge.usable
+    best, steps = run(basis, data, judge, recipe)
     assert {step.name for step in steps} >= set(SLIM.values())
     assert all(step.used for step in steps)
     assert best.settings.ranges == "mse"
@@ -175,14 +175,14 @@ def test_smooth_quant_has_to_gain_a_decibel(gain, used, measured):
     w = weights(w=(64, 32))["w"] / scale[:, None]
     constants = {"g": scale, "h": np.zeros(64, np.float32), "w": w}
     settings = Quantize(ranges="minmax", bias_correction=False, rounding=False)
-    basis, data, probe, recipe = setup(
+    basis, data, judge, recipe = setup(
         "n = LayerNormalization(x, g, h) y = MatMul(n, w)",
         constants,
         recipe=Recipe(quantize=settings),
         inputs="float[4, 64] x",
     )
     measured([30.0, 30.0 + gain])
-    best, steps = run(basis, data, probe, recipe)
+    best, steps = run(basis, data, judge, recipe)
     assert steps == (step(SMOOTH_QUANT, 30.0, 30.0 + gain, used=used),)
     assert (best is not basis) == used
     assert MIN_SMOOTH_QUANT_GAIN_DB == 1.0

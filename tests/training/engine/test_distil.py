@@ -9,7 +9,7 @@ from small_models import model, plain, weights
 
 from toolchain.core.errors import InputError, ModelError
 from toolchain.data.calibration import open_data
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.graph import io
 
 torch = pytest.importorskip("torch")
@@ -37,8 +37,8 @@ def test_a_pruned_net_gets_nearer_to_its_teacher(batch, tail):
     """By the fidelity of the package, on samples that were not trained on; the mean of three seeds."""
     teacher, student = net(batch=batch, tail=tail), net(6, batch=batch, tail=tail)
     runs = [distil(student, teacher, samples(teacher), minutes=9, steps=15, rate=0.03, seed=n) for n in range(3)]
-    probe = Probe(teacher, list(samples(teacher, 8, seed=9)))
-    assert np.mean([probe.fidelity_db(run.model) for run in runs]) > probe.fidelity_db(student) + 1
+    judge = Judge(teacher, list(samples(teacher, 8, seed=9)))
+    assert np.mean([judge.fidelity_db(run.model) for run in runs]) > judge.fidelity_db(student) + 1
     assert np.mean([run.after.fidelity_db - run.before.fidelity_db for run in runs]) > 1
     assert all(run.steps == 15 for run in runs)
     assert not any(same(run.model, student) for run in runs)
@@ -48,7 +48,7 @@ def test_its_fidelity_is_that_of_the_package():
     teacher, student = net(tail="y = Softmax (z)"), net(6, tail="y = Softmax (z)")
     held = samples(teacher, 8, seed=9)
     found = distil(student, teacher, samples(teacher), minutes=1, steps=2, check=held)
-    assert found.before.fidelity_db == pytest.approx(Probe(teacher, list(held)).fidelity_db(student), abs=0.01)
+    assert found.before.fidelity_db == pytest.approx(Judge(teacher, list(held)).fidelity_db(student), abs=0.01)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -26,7 +26,8 @@ from toolchain.core.arrays import F32
 from toolchain.core.cache import cache_path, read_cache, write_cache
 from toolchain.core.progress import Progress
 from toolchain.data.tensors import Feed
-from toolchain.evaluation.fidelity import Probe, db_to_power, power_to_db
+from toolchain.evaluation.fidelity import db_to_power, power_to_db
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.findings import NoiseSource
 from toolchain.graph import edit, io, query
 from toolchain.ops.cost import total_macs
@@ -63,15 +64,15 @@ class NoiseCluster:
 
 
 def measure_noise(
-    model: ir.Model, plan: Plan, probe: Probe, samples_key: str, progress: Progress
+    model: ir.Model, plan: Plan, judge: Judge, samples_key: str, progress: Progress
 ) -> tuple[NoiseSource, ...]:
     """Measure the noise of every activation and weight of a plan.
 
     Args:
         model: the float model the plan was made for.
         plan: its grids and weights.
-        probe: measures the fidelity of the outputs.
-        samples_key: fingerprint of the probe's samples.
+        judge: measures the fidelity of the outputs.
+        samples_key: fingerprint of the judge's samples.
         progress: called for every measurement.
 
     Returns:
@@ -81,7 +82,7 @@ def measure_noise(
     total = len(plan.activations) + len(plan.products)
     powers: dict[tuple[SourceKind, str], float] = {}
     for source, power in chain(
-        _activation_powers(model, plan, probe, cache), _weight_powers(model, plan, probe, cache)
+        _activation_powers(model, plan, judge, cache), _weight_powers(model, plan, judge, cache)
     ):
         powers[source] = power
         progress("measuring sensitivity", len(powers), total)
@@ -90,7 +91,7 @@ def measure_noise(
 
 
 def _activation_powers(
-    model: ir.Model, plan: Plan, probe: Probe, cache: _PowerCache
+    model: ir.Model, plan: Plan, judge: Judge, cache: _PowerCache
 ) -> Iterator[tuple[tuple[SourceKind, str], float]]:
     """Measure the noise of rounding each activation alone, in one model in which every rounding can be switched on."""
     names = list(plan.activations)
@@ -98,20 +99,20 @@ def _activation_powers(
     for name, grid in plan.activations.items():
         power = cache.get("activation", name)
         if power is None:
-            measure = measure or probe.fidelity_function(add_rounding_switches(model, names))
+            measure = measure or judge.fidelity_function(add_rounding_switches(model, names))
             power = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
         yield ("activation", name), power
 
 
 def _weight_powers(
-    model: ir.Model, plan: Plan, probe: Probe, cache: _PowerCache
+    model: ir.Model, plan: Plan, judge: Judge, cache: _PowerCache
 ) -> Iterator[tuple[tuple[SourceKind, str], float]]:
     """Measure the noise of each weight's rounding alone."""
     for name, product in plan.products.items():
         power = cache.get("weight", name)
         if power is None:
             rounded = _with_weight(model, name, product.weight.dequantized())
-            power = cache.put("weight", name, db_to_power(probe.fidelity_db(rounded)))
+            power = cache.put("weight", name, db_to_power(judge.fidelity_db(rounded)))
         yield ("weight", name), power
 
 

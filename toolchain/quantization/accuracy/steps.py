@@ -27,7 +27,7 @@ from toolchain.calibration.statistics import observe
 from toolchain.core.arrays import F64
 from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
-from toolchain.evaluation.fidelity import Probe
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Calibrate, Quantize, Recipe
 from toolchain.graph import query
@@ -126,7 +126,7 @@ def observe_selection(
 
 
 def improve_accuracy(
-    basis: QuantBasis, select: Select, data: CalibrationData, probe: Probe, recipe: Recipe, progress: Progress
+    basis: QuantBasis, select: Select, data: CalibrationData, judge: Judge, recipe: Recipe, progress: Progress
 ) -> tuple[QuantBasis, tuple[AccuracyStep, ...]]:
     """Try the steps of the recipe one after the other, and keep those that raise the fidelity.
 
@@ -134,7 +134,7 @@ def improve_accuracy(
         basis: the basis of a plain plan, see :meth:`QuantBasis.plain`.
         select: chooses which nodes of a changed model are int8.
         data: samples that statistics are taken from.
-        probe: measures fidelity. Where it has no float output to measure, every step is kept unmeasured.
+        judge: measures fidelity. Where it has no float output to measure, every step is kept unmeasured.
         recipe: which steps may be tried.
         progress: called for every step.
 
@@ -143,15 +143,15 @@ def improve_accuracy(
     """
     steps = _candidate_steps(select, data, recipe, progress)
     tried: list[AccuracyStep] = []
-    best_db = _fidelity_db(basis, probe)
+    best_db = _fidelity_db(basis, judge)
     for number, step in enumerate(steps):
         progress("trying accuracy steps", number, len(steps))
         changed = step.apply(basis) if step.allowed else None
         if changed is None:
             _log.debug("accuracy step %s: %s", step.name, "nothing to change" if step.allowed else "not in the recipe")
             continue
-        changed_db = _fidelity_db(changed, probe)
-        used = not probe.usable or changed_db >= best_db + step.min_gain_db
+        changed_db = _fidelity_db(changed, judge)
+        used = not judge.usable or changed_db >= best_db + step.min_gain_db
         tried.append(AccuracyStep(name=step.name, without_db=best_db, with_db=changed_db, used=used))
         log_step(tried[-1])
         if used:
@@ -183,10 +183,10 @@ def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, prog
     ]
 
 
-def _fidelity_db(basis: QuantBasis, probe: Probe) -> float:
-    if not probe.usable:
+def _fidelity_db(basis: QuantBasis, judge: Judge) -> float:
+    if not judge.usable:
         return 0.0
-    return probe.fidelity_db(apply_quantization(basis.model, basis.plan(), "u8"))
+    return judge.fidelity_db(apply_quantization(basis.model, basis.plan(), "u8"))
 
 
 def _with_settings(basis: QuantBasis, **settings: object) -> QuantBasis:

@@ -1,0 +1,111 @@
+"""Statistics of parts: the spread of every part in the float model, and the errors of another model in its units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolchain.core.arrays import F64, I64
+from toolchain.data.tensors import Array
+from toolchain.evaluation import floor
+from toolchain.evaluation.fidelity import SATURATING_OPERATORS, power_to_db
+from toolchain.evaluation.parts import OutputParts, Piece
+
+MIN_PLACES = 8
+"""An index is judged by itself from this number of elements; with fewer, a piece is judged as a whole."""
+CONSTANT_SHARE = 1e-8
+"""An index is constant where its variance is below this share of the largest of its piece."""
+
+
+class PartStatistics:
+    """The spread of a point's parts in the float model, float64 arrays by number of the part.
+
+    Attributes:
+        count: number of elements.
+        mean: mean over samples and places.
+        variance: mean square of the distance from it.
+        effective: number of samples that the variance comes from, (Σ v)² / Σ v² with v the part of each sample; 1 for
+            what is active in one sample only.
+    """
+
+    def __init__(self, found: OutputParts, labels: Sequence[I64], values: Sequence[Array]) -> None:
+        self.parts = found
+        self.labels = [label.ravel() for label in labels]
+        size = 1 + sum(piece.count for piece in found.pieces)
+        flat = [_finite(value) for value in values]
+        self.count = sum((np.bincount(label, minlength=size) for label in self.labels), np.zeros(size))
+        total = sum(
+            (np.bincount(*pair, minlength=size) for pair in zip(self.labels, flat, strict=True)), np.zeros(size)
+        )
+        self.mean: F64 = total / np.maximum(self.count, 1)
+        spreads = [
+            np.bincount(label, (x - self.mean[label]) ** 2, minlength=size)
+            for label, x in zip(self.labels, flat, strict=True)
+        ]
+        self.variance: F64 = np.sum(spreads, axis=0) / np.maximum(self.count, 1)
+        self.effective: F64 = np.sum(spreads, axis=0) ** 2 / np.maximum(np.sum(np.square(spreads), axis=0), 1e-300)
+
+    def error(self, expected: Sequence[Array], got: Sequence[Array]) -> F64:
+        """Compute the mean squared error of every part; what has another shape or no number counts as its mean."""
+        total = np.zeros_like(self.count)
+        for label, a, b in zip(self.labels, expected, got, strict=True):
+            x = _finite(a)
+            lost = (x - self.mean[label]) ** 2
+            if b.shape == a.shape:
+                y = b.astype(np.float64).ravel()
+                same = ~np.isfinite(a.ravel())
+                difference = np.where(np.isfinite(y), (x - np.where(np.isfinite(y), y, 0)) ** 2, lost)
+                lost = np.where(same, 0, difference)
+            total += np.bincount(label, lost, minlength=len(total))
+        return total / np.maximum(self.count, 1)
+
+    def judge(self, piece: Piece, error: F64) -> JudgedPiece | None:
+        """Judge one piece; None where it is constant in float."""
+        own = slice(piece.first, piece.first + piece.count)
+        variance, error, count = self.variance[own], error[own], self.count[own]
+        smallest = max(CONSTANT_SHARE * float(variance.max(initial=0)), 1e-12 * float(np.max(self.mean[own] ** 2)))
+        live = np.flatnonzero(variance > smallest)
+        if not len(live):
+            return None
+        constant = piece.count - len(live)
+        if count[live].min() < MIN_PLACES or piece.op in SATURATING_OPERATORS:
+            whole = max(0.0, power_to_db(float(error[live].sum() / variance[live].sum())))
+            return JudgedPiece(whole, len(live), constant, None)
+        fidelities = np.array([max(0.0, power_to_db(p)) for p in error[live] / variance[live]])
+        floors = floor.index_floors_db(self.effective[own][live])
+        worst = int(np.argmin(fidelities - floors))
+        index = JudgedIndex(int(live[worst]), float(fidelities[worst]), float(floors[worst]))
+        return JudgedPiece(float(fidelities.mean()), len(live), constant, index)
+
+
+@dataclass(frozen=True)
+class JudgedIndex:
+    """An index of a feature axis, its fidelity and its floor in dB."""
+
+    number: int
+    fidelity_db: float
+    floor_db: float
+
+
+@dataclass(frozen=True)
+class JudgedPiece:
+    """The fidelity of a piece.
+
+    Attributes:
+        fidelity_db: in decibels, at least 0.
+        indices: number of indices that vary in float.
+        constant: number of indices that do not.
+        worst: the index that is nearest to its floor or furthest below it; None where the piece is judged as a whole.
+    """
+
+    fidelity_db: float
+    indices: int
+    constant: int
+    worst: JudgedIndex | None
+
+
+def _finite(value: Array) -> F64:
+    x = value.astype(np.float64).ravel()
+    return np.where(np.isfinite(x), x, 0.0)

@@ -35,6 +35,14 @@ CASES = {
     "MatMul of a sequence": (
         "a = MatMul(x, w) r = Relu(a) y = MatMul(r, v)", "float[1, 5, 6] x", weights(w=(6, 9), v=(9, 4)),
     ),
+    "Gemm and relu in front of a softmax": (
+        "a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, v, k) s = Relu(c) y = Softmax(s)", "float[3, 10] x",
+        weights(w=(10, 7), b=(7,), v=(7, 5), k=(5,)),
+    ),
+    "MatMul and clip in front of a tanh": (
+        "a = MatMul(x, w) r = Clip(a, low, high) t = Tanh(r) y = MatMul(t, v)", "float[1, 5, 6] x",
+        {**weights(w=(6, 9), v=(9, 4)), "low": np.float32(-1), "high": np.float32(2)},
+    ),
     "odd contraction": ("y = MatMul(x, w)", "float[4, 7] x", weights(w=(7, 5))),
     "shortcut": (
         f"{CONV} r = Relu(c) d = Conv(r, v) s = Add(r, d) t = Relu(s) y = Conv(t, u)", IMAGE,

@@ -139,6 +139,39 @@ def test_sums_that_would_round_differently_are_left_float():
     assert result.audit.clean
 
 
+@pytest.mark.parametrize("limit", ["Relu({x})", "Clip({x}, low)", "Clip({x}, low, high)", "Clip({x}, , high)"])
+def test_a_limited_product_that_float_operators_read_is_int8(limit):
+    """onnxruntime fuses no product whose only reader is a float Relu or Clip, so these are written as Max and Min."""
+    body = f"""[g] g = Gemm(x, w, b) r = Relu(g) [h] h = Gemm(r, v, k) s = {limit.format(x="h")} t = Tanh(s)
+    [m] m = MatMul(t, u) n = {limit.format(x="m")} y = Softmax(n)"""
+    constants = {**weights(w=(24, 24), b=(24,), v=(24, 24), k=(24,), u=(24, 8)), "low": np.float32(-1)}
+    source = model(body, "float[4, 24] x", {**constants, "high": np.float32(0.5)})
+    result = quantize_model(source, data(source), UNRACED)
+    assert {"g", "h", "m"} <= result.plan.int8_nodes()
+    assert result.audit.clean
+    assert result.audit.operators["com.microsoft::QGemm"] == 2
+    feed = {"x": np.random.default_rng(9).standard_normal((4, 24)).astype(np.float32)}
+    expected = small_models.plain(source, feed)["y"]
+    np.testing.assert_allclose(small_models.plain(result.write("u8"), feed, fused=True)["y"], expected, atol=0.1)
+
+
+def test_a_score_can_exceed_what_was_seen_in_calibration():
+    """A detector of a rare event is calibrated on ordinary data, on which all its scores are low."""
+    rng = np.random.default_rng(5)
+    for op, shape in (("Gemm<transB = 1>", (2, 16)), ("Conv", (2, 16, 1, 1))):
+        weight = np.abs(rng.standard_normal(shape)).astype(np.float32)
+        x = "float[1, 16] x" if op.startswith("Gemm") else "float[1, 16, 3, 3] x"
+        source = model(f"[g] g = {op}(x, w, b) [s] y = Sigmoid(g)", x, {"w": weight, "b": np.full(2, -9, np.float32)})
+        ordinary = [np.abs(rng.standard_normal(source.graph.inputs[0].shape.numpy())) * 0.4 for _ in range(12)]
+        feeds = [{"x": array.astype(np.float32)} for array in ordinary]
+        result = quantize_model(source, open_data(feeds, io.inputs(source)), UNRACED)
+        loud = {"x": np.maximum.reduce([feed["x"] for feed in feeds])}
+        expected = small_models.plain(source, loud)["y"]
+        assert expected.max() > 0.5, "a score that was never seen"
+        found = small_models.plain(result.write("u8"), loud)["y"]
+        np.testing.assert_allclose(found, expected, atol=0.05, err_msg=op)
+
+
 def test_the_recipe_keeps_operators_float():
     source = model()
     recipe = Recipe(quantize=Quantize(measure=False, keep_float=("second",)))

@@ -5,7 +5,13 @@ import pytest
 import small_models
 from small_models import weights
 
-from toolchain.quantization.selection import FOLLOWS_FLOAT, clip_limits, select
+from toolchain.quantization.selection import (
+    BEHIND_LAST_PRODUCT,
+    FOLLOWS_FLOAT,
+    ONE_SCALE_FOR_FLOAT_READERS,
+    clip_limits,
+    select,
+)
 
 IMAGE = "float[N, 2, 6, 6] x"
 
@@ -110,13 +116,13 @@ def test_refusals_carry_their_reason(name):
 
 
 def test_the_recipe_can_keep_nodes_and_operators_float():
-    body = "[one] a = Conv(x, w) [two] b = Conv(a, v) [three] y = Add(a, b)"
+    body = "[one] a = Conv(x, w) [two] b = Conv(a, v) [three] c = Add(a, b) [last] y = Conv(c, v)"
     constants = weights(w=(4, 2, 1, 1), v=(4, 4, 1, 1))
     assert reasons(selected(body, constants=constants)) == {}
     kept = reasons(selected(body, constants=constants, keep_float=["two"]))
     assert kept["two"] == "the recipe keeps it float"
     kept = reasons(selected(body, constants=constants, keep_float=["Conv"]))
-    assert {"one", "two", "three"} == set(kept), "and the glue follows"
+    assert {"one", "two", "three", "last"} == set(kept), "and the glue follows"
 
 
 def test_a_reason_found_elsewhere_is_reported_as_it_is():
@@ -167,10 +173,10 @@ def test_scales_pass_through_what_moves_integers():
 
 
 def test_every_output_of_a_split_has_the_scale_of_its_input():
-    body = f"{CONV} a, b = Split<axis = 1>(c, parts) [cat] y = Concat<axis = 1>(b, a)"
-    selection = selected(body, constants={**W, "parts": np.array([1, 3])})
+    body = f"{CONV} a, b = Split<axis = 1>(c, parts) [cat] d = Concat<axis = 1>(b, a) y = Conv(d, v)"
+    selection = selected(body, constants={**W, **weights(v=(4, 4, 1, 1)), "parts": np.array([1, 3])})
     assert selection.same == {"a": "c", "b": "c"}
-    assert set(selection.tensors) == {"x", "c", "a", "b", "y"}
+    assert set(selection.tensors) == {"x", "c", "a", "b", "d", "y"}
 
 
 def test_what_only_float_nodes_read_of_a_product_stays_float():
@@ -180,11 +186,56 @@ def test_what_only_float_nodes_read_of_a_product_stays_float():
     assert selection.int8_nodes() == {"gemm"}
     assert selection.tensors == {"x": 1}
     for name in ("r", "s"):
-        assert reasons(selection)[name] == "the result before it and all its readers are float"
+        assert reasons(selection)[name] == BEHIND_LAST_PRODUCT
+    body = "[gemm] g = Gemm(x, w) [r] r = Relu(g) [s] s = Softmax(r) [last] y = Gemm(s, v)"
+    selection = selected(body, "float[N, 3] x", "float[N, 4] y", weights(w=(3, 4), v=(4, 4)))
+    assert reasons(selection)["r"] == "the result before it and all its readers are float"
     body = "[gemm] g = Gemm(x, w) [r] r = Relu(g) [second] h = Gemm(r, v) y = Softmax(h)"
     selection = selected(body, "float[N, 3] x", "float[N, 4] y", weights(w=(3, 4), v=(4, 4)))
     assert selection.int8_nodes() == {"gemm", "r", "second"}
     assert selection.tensors == {"x": 1, "r": 1}
+
+
+# --- behind the last product ---
+
+TAILS = {
+    # what stays float behind the last products, and the tensors at which int8 ends
+    "a sum and what follows": (
+        f"{CONV} d = Conv(x, w) [add] s = Add(c, d) [r] r = Relu(s) [p] y = MaxPool<kernel_shape = [2, 2]>(r)",
+        {"add", "r", "p"}, {"c", "d"},
+    ),
+    "all but the Relu that is merged": (f"{CONV} [r] r = Relu(c) [g] y = GlobalAveragePool(r)", {"g"}, {"r"}),
+    "a sigmoid behind a matrix product": ("[g] g = MatMul(x, m) [s] y = Sigmoid(g)", {"s"}, set()),
+    "each of two paths": (
+        f"""{CONV} [p] p = MaxPool<kernel_shape = [2, 2]>(c) [q] q = MaxPool<kernel_shape = [2, 2]>(c)
+        d = Conv(p, v) [join] y = Concat<axis = 2>(d, q)""",
+        {"q", "join"}, {"d"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_nothing_behind_the_last_product_is_int8(name):
+    body, floats, results = TAILS[name]
+    selection = selected(body, outputs="y", constants={**W, **weights(m=(6, 6), v=(4, 4, 1, 1))})
+    assert reasons(selection) == dict.fromkeys(floats, BEHIND_LAST_PRODUCT)
+    assert selection.results == results
+
+
+def test_operators_in_front_of_a_later_product_stay_int8_whatever_is_between():
+    body = f"{CONV} [p] p = MaxPool<kernel_shape = [2, 2]>(c) t = Tanh(p) y = Conv(t, v)"
+    selection = selected(body, constants={**W, **weights(v=(4, 4, 1, 1))})
+    assert {"conv", "p"} <= selection.int8_nodes()
+    assert selection.results == {"y"}
+
+
+def test_a_concat_that_only_float_operators_read_keeps_the_scales_of_its_operands_apart():
+    body = f"{CONV} d = Conv(x, w) [join] j = Concat<axis = 1>(c, d) [f] f = Flatten(j) t = Tanh(f) y = Gemm(t, v)"
+    selection = selected(body, "float[2, 2, 6, 6] x", "y", {**W, **weights(v=(288, 3))})
+    for name in ("join", "f"):
+        assert reasons(selection)[name] == ONE_SCALE_FOR_FLOAT_READERS
+    assert {"c", "d"} <= set(selection.tensors)
+    assert "j" not in selection.tensors
 
 
 @pytest.mark.parametrize(

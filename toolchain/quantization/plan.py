@@ -31,6 +31,8 @@ from toolchain.quantization.ranges import Affine, affine, choose_range
 from toolchain.quantization.selection import Selection, clip_limits, output_point
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
+RESULT_HEADROOM = 0.25
+"""The grid of a result that leaves int8 for good is wider than what was seen, by this share of it on each open side."""
 BIAS_LIMIT = 2.0**30
 """Largest magnitude of an integer bias: half of int32's range is left to the sum."""
 
@@ -131,7 +133,9 @@ def _activation_grids(
     values = {str(value.name): value for value in query.activations(model)}
     group = {name: scale_source(name, selection) for name in selection.tensors}
     grids = {
-        source: fixed[source] if source in fixed else _grid(values[source], observation, settings)
+        source: fixed[source]
+        if source in fixed
+        else _grid(values[source], observation, settings, widened=source in selection.results)
         for source in dict.fromkeys(group.values())
     }
     inexact = align_grids(model, selection, grids) if settings.exact and not fixed else {}
@@ -181,14 +185,20 @@ def stated_range(value: ir.Value) -> tuple[float, float] | None:
 
 def ceiling(value: ir.Value) -> float:
     """Return the upper limit of the Clip that computes `value`; infinite for any other operator."""
+    return _limits(value)[1]
+
+
+def _limits(value: ir.Value) -> tuple[float, float]:
+    """Return the constant limits of the Relu or Clip that computes `value`; infinite where there are none."""
     producer = value.producer()
-    if producer is None or producer.op_type != "Clip":
-        return float("inf")
-    high = clip_limits(producer)[1]
-    return float("inf") if high is None else high
+    if producer is None or producer.op_type not in ("Relu", "Clip"):
+        return -np.inf, np.inf
+    low, high = clip_limits(producer)
+    return -np.inf if low is None else low, np.inf if high is None else high
 
 
-def _grid(value: ir.Value, observation: Observation, settings: Quantize) -> Affine:
+def _grid(value: ir.Value, observation: Observation, settings: Quantize, *, widened: bool) -> Affine:
+    """Choose the grid of one tensor; with `widened`, values beyond those seen are representable as well."""
     if (known := stated_range(value)) is not None:
         # The kernels expect 256 steps in the range, so the top of the grid is one step below its upper end.
         low, high = known
@@ -196,8 +206,12 @@ def _grid(value: ir.Value, observation: Observation, settings: Quantize) -> Affi
     stats = observation.tensors.get(str(value.name))
     if stats is None:  # not computed on any sample, for example in an empty branch
         return Affine(1.0, 0)
-    low, high = choose_range(stats, settings.ranges, settings.percentile)
-    return affine(low, high)
+    if not widened:
+        return affine(*choose_range(stats, settings.ranges, settings.percentile))
+    low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
+    room = RESULT_HEADROOM * (high - low)
+    floor, top = _limits(value)
+    return affine(max(low - room, floor), min(high + room, top))
 
 
 def _product(

@@ -5,6 +5,9 @@ operators between them (Add, Concat, pools, reshapes ...) become int8 where most
 already. The reason is that a float operator between int8 operators costs a conversion on each side, and an int8
 operator between float operators costs as much and gains nothing. Relu and Clip are merged into the operator before
 them. For every node that stays float, the reason is recorded.
+
+Behind the last products of the graph nothing is int8: there is no int8 operator to gain from it, and a range would clip
+what the samples did not show, such as the score of a rare class.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import onnx_ir as ir
 
 from toolchain.formats.manifest import NodePrecision, Precision
 from toolchain.graph import query
-from toolchain.ops.cells import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
+from toolchain.ops.cells import Absorbed, Dynamic, Float, Joined, Kernel, OwnScale, SameScale
 from toolchain.ops.table import rule
 from toolchain.ops.weights import weight_axes
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
@@ -25,6 +28,8 @@ Reasons = Mapping[str, str]
 """Name of a node to the reason why it stays float."""
 
 FOLLOWS_FLOAT = "the operator before it is float"
+BEHIND_LAST_PRODUCT = "no int8 product follows it, so int8 would only round and clip the result"
+ONE_SCALE_FOR_FLOAT_READERS = "only float operators read it, and int8 would give its operands one scale"
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,13 @@ class Selection:
         choices: one for every node, in graph order.
         tensors: names of tensors in graph order, each with the axis along which its channel means are needed, or None.
         same: name of a tensor to the name of the tensor whose scale it shares.
+        results: names of quantized tensors that no int8 product follows: results of the last convolutions.
     """
 
     choices: tuple[NodePrecision, ...]
     tensors: dict[str, int | None]
     same: dict[str, str]
+    results: frozenset[str] = frozenset()
 
     def int8_nodes(self) -> set[str]:
         """Name the nodes that compute in static int8."""
@@ -69,7 +76,8 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
         elif not kept and embedding_tables.has_table(node):
             other[node], reason = "int8 storage", embedding_tables.TABLE_REASON
         int8[node], why[node] = reason is None, reason
-    _drop_unread(model, int8, why)
+    followed = _followed_by_product(model, int8)
+    _drop_unread(model, int8, why, followed)
     choices = tuple(
         NodePrecision(
             node=query.label(n),
@@ -80,7 +88,9 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
         for n in model.graph
     )
     tensors, same = _tensors(model, int8)
-    return Selection(choices, tensors, same)
+    ends = (node for node in model.graph if int8[node] and isinstance(rule(node).int8, Kernel) and node not in followed)
+    results = {output_point(node, {query.label(n) for n in model.graph if int8[n]}).name for node in ends}
+    return Selection(choices, tensors, same, frozenset(str(name) for name in results if name in tensors))
 
 
 # ------------------------------------------------------------------------------------------ node by node
@@ -215,19 +225,53 @@ def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
     )
 
 
-def _drop_unread(model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, str | None]) -> None:
-    """Leave operators float between a product that can give a float result and readers that are all float.
+def _followed_by_product(model: ir.Model, int8: Mapping[ir.Node, bool]) -> set[ir.Node]:
+    """Return the nodes behind which an int8 product comes, directly or through any other nodes.
+
+    A node whose result a branch of an If or Loop reads counts as one, because its readers are not looked at.
+    """
+    followed: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        for reader in (reader for output in node.outputs for reader in query.consumers(output)):
+            if reader in followed or reader not in int8 or (int8[reader] and isinstance(rule(reader).int8, Kernel)):
+                followed.add(node)
+    return followed
+
+
+def _drop_unread(
+    model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, str | None], followed: Collection[ir.Node]
+) -> None:
+    """Leave operators float whose results no int8 product gains from.
+
+    1. Behind the last product: everything but a Relu or Clip that is merged into a convolution.
+    2. Between a product that can give a float result and readers that are all float: what passes the result on.
+    3. A Concat that only float operators read, because int8 would give its operands one scale.
 
     The graph is walked backwards, so that a chain of such operators is found.
     """
     for node in reversed(list(model.graph)):
-        if not int8[node] or not isinstance(rule(node).int8, Absorbed | SameScale):
+        if not int8[node] or isinstance(rule(node).int8, Kernel):
+            continue
+        if node not in followed:
+            if not _is_merged(node, int8):
+                int8[node], why[node] = False, BEHIND_LAST_PRODUCT
             continue
         if any(int8.get(reader, False) for output in node.outputs for reader in query.consumers(output)):
             continue
-        cell = rule(_source_operator(node)).int8
-        if isinstance(cell, Kernel) and cell.float_output:
+        source = rule(_source_operator(node))
+        if isinstance(source.int8, Kernel) and source.int8.float_output:
             int8[node], why[node] = False, "the result before it and all its readers are float"
+        elif isinstance(source.channels, Joined):
+            int8[node], why[node] = False, ONE_SCALE_FOR_FLOAT_READERS
+
+
+def _is_merged(node: ir.Node, int8: Mapping[ir.Node, bool]) -> bool:
+    """True for a Relu or Clip behind an int8 convolution, whose result is quantized in any case."""
+    producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    if producer is None or not isinstance(rule(node).int8, Absorbed) or not int8.get(producer, False):
+        return False
+    cell = rule(producer).int8
+    return isinstance(cell, Kernel) and not cell.float_output
 
 
 def _source_operator(node: ir.Node) -> ir.Node:

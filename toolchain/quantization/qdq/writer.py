@@ -4,6 +4,8 @@ One pair is inserted after every planned activation, and int8 nodes read its out
 tensor is computed in int8 (it has no other form on the device); otherwise they read the float tensor. An absorbed Relu
 or Clip is removed: requantization saturates at the ends of the grid, which lie inside its limits, so Q(clip(x)) = Q(x)
 integer for integer. (onnxruntime has fusions for this too, but they match some operator set versions and miss others.)
+A float Relu or Clip behind an int8 product whose result stays float becomes Max and Min: onnxruntime looks for the
+QuantizeLinear of a product behind its Relu or Clip, and where it finds none, it runs the product in float.
 Weights and biases become int8 and int32 initializers, each behind a DequantizeLinear.
 """
 
@@ -22,7 +24,7 @@ from toolchain.ops.table import rule
 from toolchain.quantization.plan import Plan, ProductQuant
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.ranges import Affine
-from toolchain.quantization.selection import data_inputs, output_point
+from toolchain.quantization.selection import data_inputs, leaves_float, output_point
 
 
 def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Model:
@@ -51,6 +53,8 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     int8_computed = int8_values(result, chosen)
     for name, product in plan.products.items():
         writer.product(nodes[name], product)
+        if leaves_float(nodes[name], chosen):
+            writer.limit_by_max_and_min(nodes[name])
     for name, grid in plan.activations.items():
         value = values[name]
         pair = writer.pair(value, grid)
@@ -131,6 +135,23 @@ class _Writer:
         self._graph.outputs[index] = pair
         value.name = self.names.fresh(f"{name}_float")
         pair.name = name
+
+    def limit_by_max_and_min(self, product: ir.Node) -> None:
+        """Replace the Relu or Clip that is the only reader of a float result by Max and Min."""
+        node = query.sole_consumer(product.outputs[0])
+        if node is None or node.graph is not self._graph or not isinstance(rule(node).int8, Absorbed):
+            return
+        low, high = (query.optional_input(node, index) for index in (1, 2))
+        if node.op_type == "Relu":
+            low, high = self._constant(f"{node.name}_limit", np.zeros((), np.float32)), None
+        source = product.outputs[0]
+        if low is not None and high is not None:
+            above = self._node("Max", [source, low], source, ir.DataType.FLOAT)
+            self._graph.insert_before(node, above)
+            source = above.outputs[0]
+        op, limit = ("Max", low) if high is None else ("Min", high)
+        if limit is not None:
+            edit.replace_node(node, ir.node(op, [source, limit], name=node.name))
 
     def product(self, node: ir.Node, quant: ProductQuant) -> None:
         """Give a Conv, Gemm or MatMul its integer weight and bias."""

@@ -225,6 +225,14 @@ def test_an_operator_without_a_row_is_a_barrier_that_reports_can_name(op, domain
     assert choice.reason == BARRIER.int8.reason == BARRIER.channels.reason == "its operator is not in the table"
 
 
+@pytest.mark.parametrize("op", ["MatMulNBits", "DynamicQuantizeMatMul"])
+def test_an_operator_on_integers_is_a_barrier_that_is_quantized_already(op):
+    model = single(op, [IMAGE], IMAGE, "com.microsoft")
+    assert macs(model.graph[0]) is None
+    (choice,) = select(model).choices
+    assert (choice.int8, choice.reason) == (False, "is quantized already")
+
+
 def test_an_operator_of_the_same_name_in_another_domain_is_not_the_standard_one():
     assert rule(single("Conv", [IMAGE, (8, 4, 3, 3)], (1, 8, 4, 4), "my.domain").graph[0]) is BARRIER
 

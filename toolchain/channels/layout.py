@@ -21,7 +21,7 @@ from toolchain.channels import compute_ops, movement_ops
 from toolchain.channels.compute_ops import NOT_UNDERSTOOD, UNKNOWN_OPERATOR, Axes, LayoutBuilder, NotUnderstoodError
 from toolchain.graph import query
 from toolchain.ops import cells
-from toolchain.ops.table import BARRIER, rule
+from toolchain.ops.table import ALREADY_QUANTIZED, BARRIER, rule
 
 INPUT, OUTPUT = "it is an input of the model", "it is an output of the model"
 READ_IN_BRANCH = "the branch of an {op} reads it"
@@ -77,7 +77,7 @@ def _visit(builder: LayoutBuilder, node: ir.Node) -> None:
 def _output_axes(builder: LayoutBuilder, node: ir.Node) -> tuple[list[Axes] | None, str]:
     """The axes of a node's outputs, or None and the reason why it is a barrier."""
     row = rule(node)
-    if row is BARRIER:
+    if row in (ALREADY_QUANTIZED, BARRIER):
         return None, UNKNOWN_OPERATOR.format(op=query.op(node))
     try:
         outputs = HANDLERS[type(row.channels)](builder, node, row.channels)

@@ -23,6 +23,7 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from toolchain.conversion.expand_fused import expand_fused
 from toolchain.conversion.imported import Imported
 from toolchain.conversion.parity import Reference
 from toolchain.core.errors import ModelError, did_you_mean, one_line
@@ -49,7 +50,10 @@ def from_onnx(path: Path) -> Imported:
     original = run.session(path)
     _check_ports(model, path)
     notes = [*reading, *_weights_as_constants(model)]
-    reference: Reference | None = None
+    expanded = expand_fused(model)
+    if expanded:
+        notes.append(f"{expanded} operators that only onnxruntime has were replaced by standard ones")
+    reference = _runner(original) if expanded else None
     opset = query.opset(model)
     if opset < MIN_OPSET:
         model = _upgraded(model, path)

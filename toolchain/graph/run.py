@@ -38,6 +38,7 @@ def session(
     optimized: Path | None = None,
     profile: Path | None = None,
     without: Sequence[str] = (),
+    fuse: bool = True,
 ) -> ort.InferenceSession:
     """An onnxruntime session.
 
@@ -50,6 +51,7 @@ def session(
         optimized: path to which onnxruntime writes the graph that it runs after its own optimizations.
         profile: prefix of the path to which onnxruntime writes the times of operators.
         without: names of onnxruntime's graph transformers to disable.
+        fuse: let onnxruntime optimize the graph.
 
     Raises:
         ModelError: onnxruntime does not accept the model.
@@ -59,6 +61,8 @@ def session(
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.enable_mem_pattern = pattern
+    if not fuse:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
     if optimized is not None:

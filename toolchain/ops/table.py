@@ -202,9 +202,31 @@ BARRIER = OpRule(Pinned(NO_ROW), Float(NO_ROW), lambda node: None)
 """The row of an operator that has none."""
 
 
+QUANTIZED_OPERATORS = frozenset(
+    {
+        "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",
+        *(
+            f"com.microsoft::{name}"
+            for name in (
+                "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized", "DynamicQuantizeMatMul",
+                "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "MatMulInteger16", "QAttention", "QEmbedLayerNormalization",
+                "QGemm", "QMoE", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearConv", "QLinearAveragePool",
+                "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere",
+                "QLinearReduceMean", "QuantizeLinear", "DequantizeLinear",
+            )
+        ),
+    }
+)  # fmt: skip
+"""Operators without a row whose weights or activations are integers of 4 or 8 bits; the second part is onnxruntime's."""
+
+ALREADY_QUANTIZED = OpRule(Pinned(NO_ROW), ALREADY, lambda node: None)
+"""The row of :data:`QUANTIZED_OPERATORS`: a barrier with another reason why it stays as it is."""
+
+
 def rule(node: ir.Node) -> OpRule:
-    """The row of a node's operator, or :data:`BARRIER`."""
-    return TABLE.get(query.op(node), BARRIER)
+    """The row of a node's operator; :data:`ALREADY_QUANTIZED` or :data:`BARRIER` where the table has none."""
+    op = query.op(node)
+    return TABLE.get(op, ALREADY_QUANTIZED if op in QUANTIZED_OPERATORS else BARRIER)
 
 
 def macs(node: ir.Node) -> int | None:

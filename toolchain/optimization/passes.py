@@ -19,7 +19,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from toolchain.core.errors import GateError
-from toolchain.graph import check, query
+from toolchain.graph import check, query, shapes
 from toolchain.optimization import composites, fold_affine, linear_to_gemm, rewrites
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
 
@@ -179,7 +179,7 @@ PASSES: tuple[Pass, ...] = (
     common.InlinePass(),
     _lift_constants,
     common.RemoveInitializersFromInputsPass(),
-    common.ShapeInferencePass(),
+    shapes.infer_shapes,
     fold_constants,
     _lift_constants,
     rewrites.read_known_sizes,

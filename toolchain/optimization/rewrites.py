@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from toolchain.graph import edit, query
+from toolchain.graph import edit, query, shapes
 
 
 def drop_identities(model: ir.Model) -> None:
@@ -182,7 +182,7 @@ def infer_shapes_anew(model: ir.Model) -> None:
         for output in node.outputs:
             if not output.is_graph_output():
                 output.shape = None
-    common.ShapeInferencePass()(model)
+    shapes.infer_shapes(model)
 
 
 def name_everything(model: ir.Model) -> None:

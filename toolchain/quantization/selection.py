@@ -27,6 +27,7 @@ from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 Reasons = Mapping[str, str]
 """Name of a node to the reason why it stays float."""
 
+UNKNOWN_TYPE = "the type of its input is unknown, even to onnxruntime"
 FOLLOWS_FLOAT = "the operator before it is float"
 BEHIND_LAST_PRODUCT = "no int8 product follows it, so int8 would only round and clip the result"
 ONE_SCALE_FOR_FLOAT_READERS = "only float operators read it, and int8 would give its operands one scale"
@@ -124,6 +125,8 @@ def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
     weight = node.inputs[cell.weight]
     if query.constant(weight) is None:
         return "its weight is computed at run time, and int8 needs a constant one"
+    if _has_unknown_type(weight) or _has_unknown_type(node.inputs[cell.act]):
+        return UNKNOWN_TYPE
     if not query.is_float(weight) or not query.is_float(node.inputs[cell.act]):
         return "its input or weight is not float32"
     if query.constant(node.inputs[cell.act]) is not None:
@@ -142,6 +145,10 @@ def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
         if transposed or alpha != 1.0 or beta != 1.0:
             return f"there is no int8 kernel for transA={transposed}, alpha={alpha:g}, beta={beta:g}"
     return None
+
+
+def _has_unknown_type(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is None
 
 
 def _channels(node: ir.Node) -> int:
@@ -178,6 +185,8 @@ def clip_limits(node: ir.Node) -> tuple[float | None, float | None]:
 
 def _connecting_refusal(node: ir.Node, cell: SameScale | OwnScale) -> str | None:
     for value in data_inputs(node):
+        if _has_unknown_type(value):
+            return UNKNOWN_TYPE
         if not query.is_float(value):
             return "its input is not float32"
         if query.constant(value) is not None:

@@ -323,15 +323,17 @@ def test_parity_figures(relu):
         (lambda feed: [np.maximum(feed["x"], 0)[:, :3]], r"has shape \[2, 4\], and in the source \[2, 3\]"),
         (lambda feed: [np.where(feed["x"] > 0, feed["x"], np.nan)], "has NaN or infinity"),
         (lambda feed: [feed["x"], feed["x"]], "has 1 outputs, and its source 2"),
-        (
-            lambda feed: [np.random.default_rng().random(feed["x"].shape)],
-            "gives two different results for one input",
-        ),
     ],
 )
 def test_parity_refuses(relu, reference, said):
     with pytest.raises(GateError, match=said):
         measure(relu, reference, size=8)
+
+
+def test_parity_refuses_a_source_that_draws_random_numbers(relu):
+    with pytest.raises(ModelError, match="the source: gives two different results for one input; remove"):
+        measure(relu, lambda feed: [np.random.default_rng().random(feed["x"].shape)], size=8)
+
 
 
 def test_a_source_that_runs_on_no_input_has_no_parity(relu):

@@ -6,6 +6,7 @@ these into a `Request` first, and pass that on.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from onnxruntime import InferenceSession
 from toolchain.api.prepare import Prepared, prepare
 from toolchain.conversion.freeze import check_sizes
 from toolchain.conversion.inputs import parse_freeze, parse_input
+from toolchain.conversion.repeatability import check_repeatable
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import DataError, InputError, ModelError, one_line
 from toolchain.core.progress import Progress
@@ -231,7 +233,8 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
         samples: use at most this many; None: all.
 
     Raises:
-        InputError and its subclasses: something given cannot be used.
+        InputError and its subclasses: something given cannot be used; ModelError also if the model gives two different
+            results for one input.
         GateError: parity failed.
     """
     prepared = request.prepare()
@@ -239,4 +242,12 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
         hint = "give the float model it was made from; `toolchain inspect` and `bench` take int8 models, too"
         raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
     data = request.open_data(io.inputs(prepared.model), samples)
+    _check_repeatable(prepared, data)
     return OpenedRequest(request, prepared, data, *data.split())
+
+
+def _check_repeatable(prepared: Prepared, data: CalibrationData) -> None:
+    """Run the model twice on the first sample: random inputs, which the conversion tries, may be refused by a model."""
+    name = prepared.converted.source.name
+    with contextlib.suppress(run.OrtError):  # the pass over all samples says which of them the model does not take
+        check_repeatable(prepared.model, run.session(prepared.model), without_labels(next(iter(data))), name)

@@ -26,6 +26,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from toolchain.conversion.expand_fused import expand_fused
 from toolchain.conversion.imported import Imported
 from toolchain.conversion.parity import Reference
+from toolchain.conversion.repeatability import refuse_training_mode
 from toolchain.core.errors import ModelError, did_you_mean, one_line
 from toolchain.core.files import sha256
 from toolchain.data.tensors import Array, Feed
@@ -56,6 +57,7 @@ def from_onnx(path: Path) -> Imported:
     reference = _runner(original) if expanded else None
     opset = query.opset(model)
     if opset < MIN_OPSET:
+        refuse_training_mode(model, path)  # before the upgrade, since older opsets state it in another way
         model = _upgraded(model, path)
         notes.append(f"opset {opset} was upgraded to {MIN_OPSET}")
         reference = _runner(original)

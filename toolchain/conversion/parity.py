@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from toolchain.conversion.inputs import concrete, random_feed
-from toolchain.core.errors import GateError, one_line
+from toolchain.core.errors import GateError, ModelError, one_line
 from toolchain.data.tensors import Array, Feed
 from toolchain.graph import io, run
 
@@ -59,6 +59,7 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
 
     Raises:
         GateError: an output differs (with its name and error), or the model does not run where its source does.
+        ModelError: the source gives two different results for one input.
     """
     engine = run.session(model)
     specs, names = io.inputs(model), [spec.name for spec in io.outputs(model)]
@@ -76,8 +77,9 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
             absolute, relative = _errors(a, b)
             tolerance = PARITY_TOLERANCE_FLOAT16 if b.dtype == np.float16 else PARITY_TOLERANCE
             if not relative <= tolerance:
-                fault = _fault(a, b, relative, tolerance)
-                raise GateError(fault, where=f"output {name!r}", hint=_hint(reference, feed))
+                _check_source(reference, feed)
+                hint = "an operator was exported wrongly: find it by exporting parts of the model, or change the model"
+                raise GateError(_fault(a, b, relative, tolerance), where=f"output {name!r}", hint=hint)
             worst_abs, worst_rel = max(worst_abs, absolute), max(worst_rel, relative)
         samples += 1
     return Parity(samples, worst_abs, worst_rel) if samples else None
@@ -113,12 +115,16 @@ def _fault(expected: Array, got: Array, relative: float, tolerance: float) -> st
     return f"differs from the source by {relative:.1e} of its largest value (allowed {tolerance:.0e})"
 
 
-def _hint(reference: Reference, feed: Feed) -> str:
-    """Tell a wrong export from a source that gives random results."""
+def _check_source(reference: Reference, feed: Feed) -> None:
+    """Tell a source that gives random results from a wrong export."""
     first, second = reference(feed), reference(feed)
     if first is None or second is None or _same(first, second):
-        return "an operator was exported wrongly: find it by exporting parts of the model, or change the model"
-    return "the source gives two different results for one input: remove random numbers and dropout from it"
+        return
+    raise ModelError(
+        "gives two different results for one input",
+        where="the source",
+        hint="remove random numbers and dropout from it, or call model.eval()",
+    )
 
 
 def _same(first: Sequence[Array], second: Sequence[Array]) -> bool:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
+from toolchain.conversion import repeatability
 from toolchain.conversion.freeze import freeze as freeze_axes
 from toolchain.conversion.from_onnx import from_onnx
 from toolchain.conversion.imported import Imported
-from toolchain.conversion.inputs import random_feed
+from toolchain.conversion.inputs import concrete, random_feed
 from toolchain.conversion.parity import Parity, Reference, measure
 from toolchain.core.errors import GateError, InputError, ModelError, one_line
 from toolchain.core.user_code import is_callable_spec, load_callable, user_code
@@ -76,15 +77,18 @@ def convert(
         freeze: sizes for dynamic axes, by name or as ``input.axis``.
 
     Raises:
-        ModelError: the source is missing, damaged, or uses something that the toolchain cannot run.
+        ModelError: the source is missing, damaged, uses something that the toolchain cannot run, or gives two different
+            results for one input.
         InputError: wrong `inputs` or `freeze`.
         GateError: the converted model does not compute what its source computes.
     """
     imported = _import(source, inputs)
     model = imported.model
     LOGGER.info("converted %s, written by %s", imported.source.name, imported.source.exporter)
+    repeatability.refuse_training_mode(model, imported.source.name)
     freeze_axes(model, freeze or {})
     check.check(model)
+    _check_repeatable(model, imported)
     notes = list(imported.notes)
     if freeze:
         _check_runs(model, freeze)
@@ -101,6 +105,20 @@ def convert(
     for note in notes:
         LOGGER.info("%s", note)
     return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity)
+
+
+def _check_repeatable(model: ir.Model, imported: Imported) -> None:
+    """Refuse a model whose random numbers reach an output. If it runs on no random input, the samples will show it."""
+    if not repeatability.random_nodes(model):
+        return
+    engine = run.session(model)
+    for size in imported.sizes:
+        feed = random_feed(concrete(io.inputs(model), 1, size), 0, imported.ids)
+        try:
+            repeatability.check_repeatable(model, engine, feed, imported.source.name)
+        except run.OrtError:
+            continue  # it does not take this size
+        return
 
 
 def _measured(model: ir.Model, imported: Imported, reference: Reference, size: int) -> Parity | None:

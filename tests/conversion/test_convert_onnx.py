@@ -335,7 +335,6 @@ def test_parity_refuses_a_source_that_draws_random_numbers(relu):
         measure(relu, lambda feed: [np.random.default_rng().random(feed["x"].shape)], size=8)
 
 
-
 def test_a_source_that_runs_on_no_input_has_no_parity(relu):
     assert measure(relu, lambda feed: None, size=8) is None
 

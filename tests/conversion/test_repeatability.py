@@ -100,7 +100,7 @@ def test_random_numbers_in_a_branch(tmp_path):
     model.graph.node.pop()
     model.graph.node.append(helper.make_node("If", ["flag"], ["y"], then_branch=noisy, else_branch=plain))
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match=r"node 't' \(RandomNormalLike\), node 'e' \(RandomUniformLike\)"):
+    with pytest.raises(ModelError, match=r"node '[te]' .*, node '[te]' "):
         convert(tmp_path / "m.onnx")
 
 

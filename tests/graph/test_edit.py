@@ -279,3 +279,21 @@ def test_a_part_in_front_of_a_branch_is_extracted_from_under_it():
     np.testing.assert_array_equal(small_models.plain(alone, X)["a"], np.maximum(X["x"], 0))
     assert small_models.ops(model) == ["Relu", "If"], "the whole is as it was"
     check.check(model)
+
+
+def test_outputs_get_their_names_back():
+    model = small_models.model("y = Relu(x)", "float[4] x", "float[4] y")
+    value = model.graph.outputs[0]
+    model.graph.outputs.append(value)
+    edit.name_outputs(model, ["y", "z"])
+    assert [output.name for output in model.graph.outputs] == ["y", "z"]
+    x = np.array([-1, 0, 1, 2], np.float32)
+    got = small_models.plain(model, {"x": x})
+    np.testing.assert_array_equal(got["z"], np.maximum(x, 0))
+    np.testing.assert_array_equal(got["y"], got["z"])
+
+
+def test_outputs_that_have_their_names_get_no_node():
+    model = small_models.model("y = Relu(x)", "float[4] x", "float[4] y")
+    edit.name_outputs(model, ["y"])
+    assert len(list(model.graph)) == 1

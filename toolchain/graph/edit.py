@@ -118,6 +118,22 @@ def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:
     remove_unused(model)
 
 
+def name_outputs(model: ir.Model, names: Iterable[str]) -> None:
+    """Give each output its name in `names`, in their order; a value that has another name gets an Identity behind it.
+
+    A user's program reads outputs by name or by position, so no pass may change them. An output may be an input of the
+    graph, or stand in the list twice.
+    """
+    graph = model.graph
+    for index, (value, name) in enumerate(zip(graph.outputs, names, strict=True)):
+        if value.name == name:
+            continue
+        node = ir.node("Identity", [value])
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, value.type, value.shape
+        graph.append(node)
+        graph.outputs[index] = node.outputs[0]
+
+
 def _detach_branches(node: ir.Node) -> None:
     """Remove all inputs of nodes in the branches of an If or Loop, so that they no longer use values outside."""
     for attribute in node.attributes.values():

@@ -14,10 +14,10 @@ def expose(model: ir.Model, names: Iterable[str]) -> ir.Model:
     """A clone with the named tensors as its only outputs, in this order; nodes that they do not need are removed.
 
     Raises:
-        KeyError: a name is neither an input nor the output of a node.
+        KeyError: a name is neither an input, nor a constant, nor the output of a node.
     """
     clone = model.clone()
-    values = {str(value.name): value for value in query.activations(clone)}
+    values = {**clone.graph.initializers, **{str(value.name): value for value in query.activations(clone)}}
     edit.keep_outputs(clone, [values[name] for name in names])
     return clone
 

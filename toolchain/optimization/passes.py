@@ -19,7 +19,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from toolchain.core.errors import GateError
-from toolchain.graph import check, query, shapes
+from toolchain.graph import check, edit, query, shapes
 from toolchain.optimization import composites, fold_affine, linear_to_gemm, rewrites
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
 
@@ -71,12 +71,13 @@ def optimize(model: ir.Model, *, verify: bool = True) -> Optimized:
 
 
 def _cleaned(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
-    result = model.clone()
+    result, names = model.clone(), [str(value.name) for value in model.graph.outputs]
     for apply in passes:
         before = _count(result)
         apply(result)
         if (after := _count(result)) != before:
             LOGGER.debug("clean-up pass %s: %d nodes became %d", _name(apply), before, after)
+    edit.name_outputs(result, names)
     return result
 
 
@@ -168,11 +169,10 @@ FINISHING: tuple[Pass, ...] = (
     common.RemoveUnusedNodesPass(),
     common.TopologicalSortPass(),
     common.ClearMetadataAndDocStringPass(),
-    common.OutputFixPass(),
     rewrites.name_everything,
 )
 """Passes that establish what the rest of the toolchain relies on: no dead code, sorted nodes, no stack traces of the
-exporter, no value that is an output twice, unique names."""
+exporter, unique names."""
 
 PASSES: tuple[Pass, ...] = (
     # constants become initializers, and fold

@@ -249,5 +249,5 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
 def _check_repeatable(prepared: Prepared, data: CalibrationData) -> None:
     """Run the model twice on the first sample: random inputs, which the conversion tries, may be refused by a model."""
     name = prepared.converted.source.name
-    with contextlib.suppress(run.OrtError):  # the pass over all samples says which of them the model does not take
+    with contextlib.suppress(*run.OrtError):  # the pass over all samples says which of them the model does not take
         check_repeatable(prepared.model, run.session(prepared.model), without_labels(next(iter(data))), name)

@@ -1,0 +1,41 @@
+"""The table of structures: small models, each of another structure, and what is expected of every one.
+
+The rows are in the files of this folder, by kind. A row is a function that builds the model under a decorator that says
+what is fed to it and what is expected:
+
+    @row(image(3, 32), parts={"y": [(1, 0, 4), (1, 4, 9)]}, int8_at_least=3)
+    def boxes_and_scores(n, x):
+        f = n.conv(n.conv(x, 16, s=2), 32, s=2)
+        return n.Concat(n.conv(f, 4, 1, act=None, gain=80.0), n.conv(f, 5, 1, act="Sigmoid"), axis=1)
+
+To add one:
+
+1. Choose the file of its kind, a name that says what is particular about it, and inputs from `samples.py`. Sizes are
+   small: a row takes about a second.
+2. Write the body with the methods of `net.py`. Return a value, or a dictionary of values by the names of the outputs.
+3. Say what is expected; `row.py` has the list. Declare in `parts` the pieces that a producer joined, and in `channels`
+   the channel axis where it is not 1. A file that must be refused has the words of the sentence in `refused`.
+4. Run `pytest tests/structures -k NAME`. A row belongs to the slow tier unless it says `fast=True`.
+"""
+
+from __future__ import annotations
+
+from zoo import classifiers, detectors, front_ends
+from zoo.row import ROWS
+
+__all__ = ["PENDING", "ROWS", "classifiers", "detectors", "front_ends"]
+
+PENDING: dict[str, set[str]] = {
+    "inspect": set(),
+    "optimize": {"constant_q_in_front_of_a_network", "eight_filter_banks_side_by_side", "magnitude_and_phase"},
+    "quantize": {
+        "centre_net_peaks_sizes_offsets", "constant_q_in_front_of_a_network", "eight_filter_banks_side_by_side",
+        "face_scores_boxes_landmarks", "frames_by_gather_then_matrix_product", "instance_normalized_log_mel",
+        "learned_filters_then_logarithm", "log_mel_in_front_of_a_network", "log_mel_spectrogram", "log_power_spectrum",
+        "magnitude_and_phase", "magnitude_by_square_root", "maxout_of_two_halves",
+        "mfcc_liftered_with_deltas_and_network", "mfcc_with_cosine_product", "per_channel_energy_normalization",
+        "power_compression", "tagger_with_attention_over_frames", "yolov5_anchors_decoded",
+    },
+    "export": {"constant_q_in_front_of_a_network", "log_mel_spectrogram"},
+}  # fmt: skip
+"""By step, the rows whose result is not right yet."""

@@ -151,7 +151,7 @@ def ends_in_top_k(n, x):
     return {"best": best, "places": places, "all": chances}
 
 
-@row(PICTURE, int8_at_least=4, agree=0.5, sets=("boxes", "best"), channels={"every": -1})
+@row(PICTURE, int8_at_least=4, agree=0.5, sets=("boxes",), channels={"best": 0, "every": -1})
 def boxes_gathered_behind_top_k(n, x):
     f = backbone(n, x, "SiLU")
     boxes = n.Transpose(n.Mul(n.Add(flat(n, n.conv(f, 2, 1, act=None)), CENTRES), 4.0), perm=[0, 2, 1])

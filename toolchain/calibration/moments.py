@@ -83,6 +83,36 @@ def second_moments(
             yield total.node, total.moments()
 
 
+def joint_moments(
+    model: ir.Model, data: CalibrationData, groups: Sequence[Sequence[ir.Node]], *, progress: Progress = silent
+) -> Iterator[tuple[Sequence[ir.Node], Moments]]:
+    """Yield each group of nodes with the moments over the first inputs of all of them, for nodes that share a weight.
+
+    Args:
+        model: the float model.
+        data: samples to run.
+        groups: nodes of `model` as in :func:`second_moments`; the weights of one group have one shape.
+        progress: called for every sample.
+
+    Raises:
+        DataError: onnxruntime refuses a sample.
+    """
+    each = second_moments(model, data, [node for group in groups for node in group], progress=progress)
+    for group in groups:
+        total = next(each)[1]
+        for _ in group[1:]:
+            total = _joined(total, next(each)[1])
+        yield group, total
+
+
+def _joined(one: Moments, other: Moments) -> Moments:
+    """Return the moments over the positions of both."""
+    positions = one.positions + other.positions
+    share = one.positions / max(positions, 1)
+    blocks = tuple(share * a + (1 - share) * b for a, b in zip(one.blocks, other.blocks, strict=True))
+    return Moments(blocks, positions)
+
+
 def channel_moments(
     model: ir.Model,
     data: CalibrationData,

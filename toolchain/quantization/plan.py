@@ -5,13 +5,14 @@ z, and a target with signed activations writes the same numbers with z - 128.
 
 Bias        b_q = round(b / (s_x s_w)), int32. Where |b| / (s_x s_w) would exceed 2³⁰, the channel's weight scale is
             raised until it does not (onnxruntime#11415: tiny weight scales overflow the bias silently).
+Weights     a weight that several products read is rounded once, with the largest of the scales that their biases need.
 Correction  rounding the weights shifts a layer's mean output by ΔW·E[x]. With the channel means μ of the layer's input,
             b' = b - Σ_k ΔW_k μ_k removes the shift (Nagel et al., 2019, arXiv:1906.04721, section 4.2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from toolchain.ops.weights import weight_axes
 from toolchain.quantization.exactness import lattice_scales, tie_margins
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.ranges import Affine, affine, choose_range
-from toolchain.quantization.selection import Selection, clip_limits, output_point
+from toolchain.quantization.selection import Selection, clip_limits, data_inputs, output_point
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 RESULT_HEADROOM = 0.25
@@ -109,14 +110,13 @@ def plan_quantization(
             differently on different processors are listed as `inexact`.
     """
     activations, inexact = _activation_grids(model, selection, observation, settings, grids or {})
-    products: dict[str, ProductQuant] = {}
     chosen = selection.int8_nodes()
-    for node in model.graph:
-        cell = rule(node).int8
-        if isinstance(cell, Kernel) and query.label(node) in chosen:
-            products[query.label(node)] = _product(
-                node, cell, activations, observation, settings, (weights or {}).get(query.label(node))
-            )
+    nodes = [node for node in model.graph if isinstance(rule(node).int8, Kernel) and query.label(node) in chosen]
+    rounded = _rounded_weights(nodes, activations, settings, weights or {})
+    products = {
+        query.label(node): _product(node, rounded[query.label(node)], activations, observation, settings)
+        for node in nodes
+    }
     tables = embedding_tables.quantize_tables(model, selection.nodes_in("int8 storage"))
     recurrent = dynamic_lstm.quantize_weights(model, selection.nodes_in("int8 dynamic"), exact=settings.exact)
     return Plan(selection.choices, activations, products, inexact, tables, recurrent)
@@ -214,35 +214,84 @@ def _grid(value: ir.Value, observation: Observation, settings: Quantize, *, wide
     return affine(max(low - room, floor), min(high + room, top))
 
 
+def _rounded_weights(
+    nodes: Sequence[ir.Node], activations: Mapping[str, Affine], settings: Quantize, known: Mapping[str, WeightQuant]
+) -> dict[str, WeightQuant]:
+    """Round the weights of products, one result for all that read one weight.
+
+    Args:
+        nodes: the products.
+        activations: grids by tensor name.
+        settings: settings for weights.
+        known: by node name, weights that are rounded already. They are used if no bias would overflow with them.
+    """
+    result: dict[str, WeightQuant] = {}
+    for readers in sharing_weights(nodes):
+        for given in dict.fromkeys(id(known.get(query.label(node))) for node in readers):
+            same = [node for node in readers if id(known.get(query.label(node))) == given]
+            floor = np.max([_smallest_scales(node, activations) for node in same], axis=0).astype(np.float32)
+            quant = known.get(query.label(same[0]))
+            if quant is None or (quant.scales < floor).any():
+                quant = nearest_weight(same[0], settings, floor)
+            result.update({query.label(node): quant for node in same})
+    return result
+
+
+def sharing_weights(nodes: Iterable[ir.Node]) -> list[list[ir.Node]]:
+    """Group products that multiply by the same constant along the same axis, in the order of their first."""
+    groups: dict[tuple[ir.Value | None, int, bool], list[ir.Node]] = {}
+    for node in nodes:
+        depthwise = is_depthwise(node, constant_weight(node).shape)
+        groups.setdefault((node.inputs[1], weight_axes(node).out, depthwise), []).append(node)
+    return list(groups.values())
+
+
+def _smallest_scales(node: ir.Node, activations: Mapping[str, Affine]) -> F32:
+    """Compute the weight scales below which the integer bias would exceed its limit, float32 [channels]."""
+    channels = constant_weight(node).shape[weight_axes(node).out]
+    bias = _bias(node)
+    if bias is None:
+        return np.zeros(channels, np.float32)
+    # The correction is small compared with the bias, so a factor of 2 leaves room for it.
+    return (2 * np.abs(bias) / (_input_scale(node, activations) * np.float32(BIAS_LIMIT))).astype(np.float32)
+
+
+def _bias(node: ir.Node) -> F32 | None:
+    cell = rule(node).int8
+    bias = query.float_array(query.optional_input(node, cell.bias)) if isinstance(cell, Kernel) and cell.bias else None
+    return None if bias is None else bias.reshape(-1)
+
+
+def _input_scale(node: ir.Node, activations: Mapping[str, Affine]) -> np.float32:
+    [source] = data_inputs(node)
+    return np.float32(activations[str(source.name)].scale)
+
+
 def _product(
     node: ir.Node,
-    cell: Kernel,
+    quant: WeightQuant,
     activations: Mapping[str, Affine],
     observation: Observation,
     settings: Quantize,
-    rounded_weight: WeightQuant | None,
 ) -> ProductQuant:
-    source, weight = node.inputs[cell.act], constant_weight(node)
-    if source is None:
-        raise ValueError(f"{query.label(node)} has no input")
-    axis = weight_axes(node).out
-    bias_value = node.inputs[cell.bias] if cell.bias is not None and len(node.inputs) > cell.bias else None
-    bias = query.float_array(bias_value)
-    s_x = np.float32(activations[str(source.name)].scale)
-    # The correction is small compared with the bias, so a factor of 2 leaves room for it.
-    min_scales = None if bias is None else (2 * np.abs(bias.reshape(-1)) / (s_x * BIAS_LIMIT)).astype(np.float32)
-    if rounded_weight is not None and (min_scales is None or (rounded_weight.scales >= min_scales).all()):
-        quant = rounded_weight
-    else:
-        quant = nearest_weight(node, settings, min_scales)
-    if cell.bias is None:
+    """Round the bias of a product to int32; a product that can have one always gets one, for the correction."""
+    cell, bias = rule(node).int8, _bias(node)
+    if not isinstance(cell, Kernel) or cell.bias is None:
         return ProductQuant(quant, None, None)
-    total = np.zeros(weight.shape[axis], np.float64) if bias is None else bias.reshape(-1).astype(np.float64)
+    total = np.zeros(len(quant.scales), np.float64) if bias is None else bias.astype(np.float64)
     if settings.bias_correction:
-        total -= _mean_shift(node, quant, weight, observation)
-    scales = s_x * quant.scales
+        total -= _mean_shift(node, quant, constant_weight(node), observation)
+    scales = _input_scale(node, activations) * quant.scales
     rounded = np.clip(np.rint(total / scales), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
     return ProductQuant(quant, rounded, scales.astype(np.float32))
+
+
+def nearest_weights(nodes: Iterable[ir.Node], settings: Quantize) -> dict[str, WeightQuant]:
+    """Round the weights of products to nearest, by node name; products of one weight share one result."""
+    result: dict[str, WeightQuant] = {}
+    for readers in sharing_weights(nodes):
+        result.update(dict.fromkeys(map(query.label, readers), nearest_weight(readers[0], settings)))
+    return result
 
 
 def nearest_weight(node: ir.Node, settings: Quantize, min_scales: F32 | None = None) -> WeightQuant:

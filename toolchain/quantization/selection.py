@@ -22,7 +22,9 @@ from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Dynamic, Float, Joined, Kernel, OwnScale, SameScale
 from toolchain.ops.table import rule
 from toolchain.ops.weights import weight_axes
+from toolchain.quantization.magnification import magnified_products
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
+from toolchain.quantization.shared_weights import stored_twice
 
 Reasons = Mapping[str, str]
 """Name of a node to the reason why it stays float."""
@@ -66,11 +68,19 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
         keep_float: names of nodes, or operator types, that stay float.
         reasons: names of nodes that stay float for another reason, such as a lost race, with that reason.
     """
+    given = {**magnified_products(model), **(reasons or {})}
+    selection = _select(model, keep_float, given)
+    doubled = stored_twice(model, selection.int8_nodes())
+    return _select(model, keep_float, {**doubled, **given}) if doubled else selection
+
+
+def _select(model: ir.Model, keep_float: Collection[str], reasons: Reasons) -> Selection:
+    """Choose int8 or float for every node; those of `reasons` stay float."""
     int8: dict[ir.Node, bool] = {}
     why: dict[ir.Node, str | None] = {}
     other: dict[ir.Node, Precision] = {}
     for node in model.graph:
-        kept = _kept(node, keep_float, reasons or {})
+        kept = _kept(node, keep_float, reasons)
         reason = kept or _refusal(node) or _unprofitable(node, int8)
         if reason is None and isinstance(rule(node).int8, Dynamic):
             other[node], reason = "int8 dynamic", dynamic_lstm.DYNAMIC_REASON

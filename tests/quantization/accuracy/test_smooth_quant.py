@@ -45,8 +45,8 @@ CASES = {
     "three products, as in attention": (
         f"{NORM} y = MatMul(n, w) a = MatMul(n, v) b = MatMul(n, w)", "y, a, b", {"y", "a", "b"}, 0,
     ),
-    "one of the products is float": (f"{NORM} y = MatMul(n, w) a = MatMul(n, w)", "y, a", {"y"}, 1),
-    "and a shortcut": (f"{NORM} a = MatMul(n, w) t = Tanh(n) y = MatMul(t, w)", "y, a", {"a"}, 1),
+    "one of the products is float": (f"{NORM} y = MatMul(n, w) a = MatMul(n, v)", "y, a", {"y"}, 1),
+    "and a shortcut": (f"{NORM} a = MatMul(n, w) t = Tanh(n) y = MatMul(t, v)", "y, a", {"a"}, 1),
     "that leaves the graph": (f"{NORM} y = MatMul(n, w)", "n, y", {"y"}, 1),
     "over two axes": ("n = LayerNormalization<axis = 1>(x, gg, wide) y = MatMul(n, w)", "y", {"y"}, 1),
     "over two axes by vectors": ("n = LayerNormalization<axis = 1>(x, g, h) y = MatMul(n, w)", "y", {"y"}, 0),
@@ -92,6 +92,7 @@ def test_open_sizes_and_vectors():
 
 REFUSED = {
     "computed in int8": (f"{NORM} y = MatMul(n, w)", SEQUENCE, {"n", "y"}),
+    "a weight that a float product reads": (f"{NORM} y = MatMul(n, w) a = MatMul(x, w)", SEQUENCE, {"y"}),
     "no int8 reader": (f"{NORM} y = MatMul(n, w)", SEQUENCE, set()),
     "fed": ("y = MatMul(x, w)", SEQUENCE, {"y"}),
     "read by other int8 operators": (f"{NORM} y = MatMul(n, w) a = Add(n, x)", SEQUENCE, {"y", "a"}),

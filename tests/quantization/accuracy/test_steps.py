@@ -113,7 +113,7 @@ def test_a_step_that_the_recipe_forbids_is_not_tried(unwanted, monkeypatch):
     settings = {"ranges": "minmax"} if unwanted == "ranges" else {unwanted: False}
     basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False, **settings)))
     if unwanted == "rounding":
-        monkeypatch.setattr(accuracy_steps, "second_moments", None)
+        monkeypatch.setattr(accuracy_steps, "joint_moments", None)
     best, steps = run(basis, data, judge, recipe)
     assert [step.name for step in steps] == [name for key, name in SLIM.items() if key != unwanted]
     assert best.settings.ranges in ("minmax", "mse")

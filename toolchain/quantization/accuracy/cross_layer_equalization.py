@@ -168,9 +168,16 @@ def apply_equalization(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.
 
 
 def scale_consumers(nodes: Iterable[ir.Node], s: F64, names: edit.Names) -> None:
-    """Multiply the weights of products along their input channels."""
+    """Multiply the weights of products along their input channels; a weight that several of them read stays one."""
+    scaled: dict[tuple[ir.Value | None, tuple[int, ...]], ir.Value | None] = {}
     for node in nodes:
-        rescale(node, 1, _spread(node, s), names)
+        factors = _spread(node, s)
+        key = node.inputs[1], factors.shape
+        if key in scaled:
+            edit.set_input(node, 1, scaled[key])
+        else:
+            rescale(node, 1, factors, names)
+            scaled[key] = node.inputs[1]
 
 
 def _spread(node: ir.Node, s: F64) -> F64:

@@ -8,7 +8,7 @@ or computes, or that enters or leaves the graph, cannot be rescaled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -177,8 +177,15 @@ def _ceiling(clip: ir.Node) -> float:
     return min(high, -low if low < 0 else high)
 
 
+def read_alone(products: Collection[ir.Node]) -> bool:
+    """True where no other node reads the weights of `products`: rescaled weights then need no copy."""
+    return all(set(query.consumers(value)) <= set(products) for node in products if (value := node.inputs[1]))
+
+
 def _group(members: _Members) -> ScaleGroup | None:
     if members.pinned or not members.producers or not members.consumers:
+        return None
+    if not (read_alone(members.producers) and read_alone(members.consumers)):
         return None
     axes = {_channel_axis(node, node.outputs[0]) for node in members.producers}
     axes |= {_channel_axis(node, node.inputs[0]) for node in members.consumers}  # type: ignore[arg-type]

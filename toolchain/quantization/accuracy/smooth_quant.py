@@ -21,7 +21,7 @@ import onnx_ir as ir
 from toolchain.core.arrays import F64
 from toolchain.graph import check, edit, query
 from toolchain.quantization.accuracy.cross_layer_equalization import rescale, scale_consumers
-from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scalable_product
+from toolchain.quantization.accuracy.scale_groups import ScaleGroup, read_alone, scalable_product
 
 MIN_NORMALIZED_SHARE = 1 / 32
 """Smallest range that is assumed for a channel, as a share of its tensor's range. It is lower than for other tensors,
@@ -43,7 +43,7 @@ def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[Sc
             readers = [n for n in query.consumers(value) if query.label(n) in int8_nodes]
             matrices = [n for n in readers if n.op_type in ("Gemm", "MatMul") and scalable_product(n)]
             shape = query.sizes(value, dynamic=0)
-            if not matrices or len(matrices) < len(readers) or not shape or shape[-1] == 0:
+            if not matrices or len(matrices) < len(readers) or not shape or shape[-1] == 0 or not read_alone(matrices):
                 continue
             names = tuple(sorted(query.label(n) for n in matrices))
             axis, channels = len(shape) - 1, shape[-1]

@@ -21,7 +21,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from toolchain.calibration.moments import second_moments
+from toolchain.calibration.moments import joint_moments
 from toolchain.calibration.observation import Observation
 from toolchain.calibration.statistics import observe
 from toolchain.core.arrays import F64
@@ -37,7 +37,14 @@ from toolchain.quantization.accuracy.cross_layer_equalization import apply_equal
 from toolchain.quantization.accuracy.gptq import round_by_moments
 from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scale_groups
 from toolchain.quantization.accuracy.smooth_quant import apply_smooth_quant, smooth_quant_groups
-from toolchain.quantization.plan import Plan, constant_weight, is_depthwise, nearest_weight, plan_quantization
+from toolchain.quantization.plan import (
+    Plan,
+    constant_weight,
+    is_depthwise,
+    nearest_weights,
+    plan_quantization,
+    sharing_weights,
+)
 from toolchain.quantization.qdq.writer import apply_quantization
 from toolchain.quantization.ranges import Affine
 from toolchain.quantization.selection import Selection
@@ -88,7 +95,7 @@ class QuantBasis:
         """Make the basis of a plain plan, without any optional step of the recipe."""
         ranges = "minmax" if settings.ranges == "auto" else settings.ranges
         settings = settings.model_copy(update={"ranges": ranges, "bias_correction": False})
-        return cls(model, selection, observation, settings, _nearest_weights(model, selection, settings))
+        return cls(model, selection, observation, settings, nearest_weights(_products(model, selection), settings))
 
     def plan(self) -> Plan:
         """Choose the scales, and round the weights that are not rounded yet."""
@@ -172,7 +179,9 @@ def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, prog
     def rebuild(model: ir.Model, old: QuantBasis) -> QuantBasis:
         selection = select(model)
         observation = observe_selection(model, selection, data, recipe.calibrate, progress)
-        return QuantBasis(model, selection, observation, old.settings, _nearest_weights(model, selection, old.settings))
+        return QuantBasis(
+            model, selection, observation, old.settings, nearest_weights(_products(model, selection), old.settings)
+        )
 
     return [
         _CandidateStep(RANGE_SEARCH, settings.ranges == "auto", partial(_with_settings, ranges="mse")),
@@ -216,17 +225,14 @@ def _rescaled(
 def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:
     products = _products(basis.model, basis.selection)
     weights: dict[str, WeightQuant] = {}
-    for node, moments in second_moments(basis.model, data.take(MOMENT_SAMPLES), products, progress=progress):
-        name = query.label(node)
-        weight, nearest = constant_weight(node), basis.weights[name]
-        exact = basis.settings.exact and not is_depthwise(node, weight.shape)
-        weights[name] = round_by_moments(weight, nearest, moments.blocks, moments.positions, exact=exact)
+    moments_of = joint_moments(basis.model, data.take(MOMENT_SAMPLES), sharing_weights(products), progress=progress)
+    for readers, moments in moments_of:
+        weight, nearest = constant_weight(readers[0]), basis.weights[query.label(readers[0])]
+        exact = basis.settings.exact and not is_depthwise(readers[0], weight.shape)
+        rounded = round_by_moments(weight, nearest, moments.blocks, moments.positions, exact=exact)
+        weights.update(dict.fromkeys(map(query.label, readers), rounded))
         progress("rounding weights", len(weights), len(products))
     return replace(basis, weights=weights)
-
-
-def _nearest_weights(model: ir.Model, selection: Selection, settings: Quantize) -> dict[str, WeightQuant]:
-    return {query.label(node): nearest_weight(node, settings) for node in _products(model, selection)}
 
 
 def _products(model: ir.Model, selection: Selection) -> list[ir.Node]:

@@ -12,6 +12,7 @@ Weights and biases become int8 and int32 initializers, each behind a DequantizeL
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -78,7 +79,7 @@ def int8_values(model: ir.Model, chosen: set[str]) -> set[ir.Value]:
 
 
 class _Writer:
-    """Inserts QuantizeLinear / DequantizeLinear pairs; equal scales and zero points share one initializer."""
+    """Inserts QuantizeLinear / DequantizeLinear pairs; equal grids share initializers, as do readers of one weight."""
 
     def __init__(self, graph: ir.Graph, encoding: Encoding, absorbed: set[ir.Node]) -> None:
         self._graph = graph
@@ -86,6 +87,8 @@ class _Writer:
         self._dtype: type[np.uint8 | np.int8] = np.uint8 if encoding == "u8" else np.int8
         self._shift = 0 if encoding == "u8" else 128
         self._grids: dict[Affine, tuple[ir.Value, ir.Value]] = {}
+        self._constants: dict[tuple[int, int], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._zero_points: dict[tuple[tuple[int, ...], np.dtype[Any]], ir.Value] = {}
         self._own: set[ir.Node] = set()
         self._absorbed = absorbed
 
@@ -96,10 +99,16 @@ class _Writer:
         return edit.add_constant(self._graph, self.names.fresh(name), array)
 
     def _node(
-        self, op: str, inputs: Sequence[ir.Value | None], like: ir.Value, dtype: ir.DataType, axis: int | None = None
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        like: ir.Value,
+        dtype: ir.DataType,
+        axis: int | None = None,
+        name: str | None = None,
     ) -> ir.Node:
         attributes = {} if axis is None else {"axis": axis}
-        node = ir.node(op, inputs, attributes, name=self.names.fresh(f"{like.name}_{op}"))
+        node = ir.node(op, inputs, attributes, name=self.names.fresh(f"{name or like.name}_{op}"))
         node.outputs[0].name = self.names.fresh(f"{node.name}_out")
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), like.shape
         self._own.add(node)
@@ -166,13 +175,22 @@ class _Writer:
             bias = self._dequantized(f"{query.label(node)}_bias", quant.bias, quant.bias_scales, 0, node)
             edit.set_input(node, cell.bias, bias)
 
+    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ir.Value:
+        """Return the zero points of weights or biases; those of one shape and type are one initializer."""
+        if (shape, dtype) not in self._zero_points:
+            self._zero_points[shape, dtype] = self._constant(f"zero_points_{dtype}_{shape[0]}", np.zeros(shape, dtype))
+        return self._zero_points[shape, dtype]
+
     def _dequantized(self, name: str, values: Array, scales: Array, axis: int, before: ir.Node) -> ir.Value:
-        integers = self._constant(f"{name}_quantized", values)
-        inputs = [
-            integers,
-            self._constant(f"{name}_scale", scales.astype(np.float32)),
-            self._constant(f"{name}_zero_point", np.zeros(scales.shape, values.dtype)),
-        ]
-        node = self._node("DequantizeLinear", inputs, integers, ir.DataType.FLOAT, axis)
+        """Insert a DequantizeLinear for one reader; readers of the same arrays share the initializers."""
+        key = id(values), id(scales)
+        if key not in self._constants:
+            self._constants[key] = (
+                self._constant(f"{name}_quantized", values),
+                self._constant(f"{name}_scale", scales.astype(np.float32)),
+                self._zeros(scales.shape, values.dtype),
+            )
+        constants = self._constants[key]
+        node = self._node("DequantizeLinear", constants, constants[0], ir.DataType.FLOAT, axis, f"{name}_quantized")
         self._graph.insert_before(before, node)
         return node.outputs[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,9 @@ class Names:
     def __init__(self, graph: ir.Graph) -> None:
         self._taken: set[str | None] = {value.name for value in graph.inputs}
         self._taken.update(graph.initializers)
+        for inner in graph.subgraphs():
+            self._taken.update(inner.initializers)
+            self._taken.update(value.name for value in inner.inputs)
         for node in graph.all_nodes():
             self._taken.add(node.name)
             self._taken.update(output.name for output in node.outputs)
@@ -97,8 +100,25 @@ def replace_node(old: ir.Node, new: ir.Node) -> None:
 
 
 def remove_unused(model: ir.Model) -> None:
-    """Drop nodes and initializers that no output needs."""
+    """Drop nodes and initializers that no output needs, also in branches and loop bodies."""
+    alive = set(model.graph.all_nodes())
+    for value in _all_values(model):
+        for use in list(value.uses()):
+            if use.node not in alive:  # in a branch that was removed without its nodes
+                use.node.replace_input_with(use.idx, None)
     passes.RemoveUnusedNodesPass()(model)
+    for graph in model.graph.subgraphs():  # the pass leaves the initializers of these
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
+
+
+def _all_values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
 
 
 def keep_outputs(model: ir.Model, values: Iterable[ir.Value]) -> None:

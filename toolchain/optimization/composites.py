@@ -72,7 +72,7 @@ def join_layer_normalization(model: ir.Model) -> None:
             inputs.append(edit.add_constant(model.graph, names.fresh(f"{name}_bias"), found.bias))
         attributes = {"axis": found.axis - len(found.source.shape or ()), "epsilon": found.epsilon}
         edit.replace_node(found.result, ir.node("LayerNormalization", inputs, attributes, name=name))
-        edit.remove_unused(model)
+    edit.remove_unused(model)
 
 
 def _normalized(root: ir.Node) -> _Normalization | None:

@@ -10,8 +10,9 @@ This is the only importer of onnxscript's optimizer and rewriter.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -20,7 +21,7 @@ from onnxscript.rewriter.rules import common as rules
 
 from toolchain.core.errors import GateError
 from toolchain.graph import check, edit, query, shapes
-from toolchain.optimization import composites, fold_affine, linear_to_gemm, rewrites
+from toolchain.optimization import composites, fold_affine, linear_to_gemm, rewrites, share_constants
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
 
 LOGGER = logging.getLogger(__name__)
@@ -118,16 +119,18 @@ MAX_EXPANDED_ELEMENTS = 4096
 """Number of elements up to which results of :data:`EXPANDING_OPERATORS` are folded."""
 
 
-def _may_fold(node: ir.Node) -> bool | None:
+def _may_fold(node: ir.Node, copies: Collection[ir.Node]) -> bool | None:
     """Return False to keep a node, or None to let the optimizer choose."""
+    if node in copies:
+        return False
     too_large = (query.elements(node.outputs[0]) or NO_SIZE_LIMIT) > MAX_EXPANDED_ELEMENTS
     return False if node.op_type in EXPANDING_OPERATORS and too_large else None
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute nodes that depend on constants alone.
+    """Compute nodes that depend on constants alone, unless the file would hold a large constant twice.
 
-    There is no limit of their size, because exporters split and join the weights of recurrent layers.
+    There is no other limit of their size, because exporters split and join the weights of recurrent layers.
 
     Nodes that onnx's reference evaluator cannot compute stay; its warnings about them are not shown.
     """
@@ -140,7 +143,7 @@ def fold_constants(model: ir.Model) -> None:
             onnx_shape_inference=True,
             input_size_limit=NO_SIZE_LIMIT,
             output_size_limit=NO_SIZE_LIMIT,
-            should_fold=_may_fold,
+            should_fold=partial(_may_fold, copies=share_constants.copies(model)),
         )
     finally:
         optimizer_log.setLevel(level)
@@ -166,7 +169,7 @@ def _rewrite(name: str, *chosen: rewriter.RewriteRule) -> Pass:
 _lift_constants = common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
 
 FINISHING: tuple[Pass, ...] = (
-    common.RemoveUnusedNodesPass(),
+    edit.remove_unused,
     common.TopologicalSortPass(),
     common.ClearMetadataAndDocStringPass(),
     rewrites.name_everything,
@@ -180,6 +183,8 @@ PASSES: tuple[Pass, ...] = (
     _lift_constants,
     common.RemoveInitializersFromInputsPass(),
     shapes.infer_shapes,
+    rewrites.drop_identities,
+    share_constants.share_initializers,
     fold_constants,
     _lift_constants,
     rewrites.read_known_sizes,
@@ -211,6 +216,7 @@ PASSES: tuple[Pass, ...] = (
     ),
     fuse_hard_swish,
     _lift_constants,
+    share_constants.read_transposed_constants,
     _rewrite("matmul_add_to_gemm", rules.matmul_add_to_gemm_rule, rules.transpose_b_matmul_add_to_gemm_rule),
     _lift_constants,
     fold_affine.fold_affine_after_conv,
@@ -228,7 +234,7 @@ PASSES: tuple[Pass, ...] = (
     rewrites.infer_shapes_anew,
     # equal parts are shared, unused ones removed
     common.CommonSubexpressionEliminationPass(),
-    common.DeduplicateInitializersPass(),
+    share_constants.share_initializers,
     common.RemoveUnusedFunctionsPass(),
     common.RemoveUnusedOpsetsPass(),
     *FINISHING,

@@ -70,7 +70,7 @@ def select(model: ir.Model, keep_float: Collection[str] = (), reasons: Reasons |
     """
     given = {**magnified_products(model), **(reasons or {})}
     selection = _select(model, keep_float, given)
-    doubled = stored_twice(model, selection.int8_nodes())
+    doubled = stored_twice(model, selection.int8_nodes() | selection.nodes_in("int8 storage"))
     return _select(model, keep_float, {**doubled, **given}) if doubled else selection
 
 
@@ -87,6 +87,10 @@ def _select(model: ir.Model, keep_float: Collection[str], reasons: Reasons) -> S
         elif not kept and embedding_tables.has_table(node):
             other[node], reason = "int8 storage", embedding_tables.TABLE_REASON
         int8[node], why[node] = reason is None, reason
+    for node in [node for node, precision in other.items() if precision == "int8 storage"]:
+        if not all(int8[product] for product in embedding_tables.products_with_table(node)):
+            del other[node]
+            why[node] = embedding_tables.READ_AS_FLOAT_REASON
     followed = _followed_by_product(model, int8)
     _drop_unread(model, int8, why, followed)
     choices = tuple(

@@ -17,13 +17,13 @@ FLOAT_BYTES = 4
 def stored_twice(model: ir.Model, int8_nodes: Collection[str]) -> dict[str, str]:
     """Name the products that should stay float, because a float operator reads their weight as well.
 
-    A float reader is any other node, such as a product in the body of a Loop or a Gather of rows. The weight then stays
-    in the file as float, and int8 adds a quarter of its size. That is worth it while the weights that only int8
-    products read save at least as much.
+    A float reader is any other node, such as a product in the body of a Loop or a Gather of float rows. The weight
+    then stays in the file as float, and int8 adds a quarter of its size. That is worth it while the weights that only
+    int8 products read save at least as much.
 
     Args:
         model: the float model.
-        int8_nodes: names of the nodes that would compute in int8.
+        int8_nodes: names of the nodes that would compute in int8 or read rows of an int8 table.
 
     Returns:
         The reason for each product; empty where the file does not grow.
@@ -38,8 +38,8 @@ def stored_twice(model: ir.Model, int8_nodes: Collection[str]) -> dict[str, str]
             and (weight := node.inputs[cell.weight]) is not None
         ):
             products.setdefault(weight, []).append(node)
-    for weight, nodes in products.items():
-        others = [reader for reader in query.consumers(weight) if reader not in nodes]
+    for weight in products:
+        others = [reader for reader in query.consumers(weight) if query.label(reader) not in int8_nodes]
         if others:
             float_reader[weight] = others[0]
     saved = sum((FLOAT_BYTES - 1) * (query.elements(weight) or 0) for weight in products if weight not in float_reader)

@@ -113,7 +113,8 @@ REFUSED = {
     "not along rows": ("[look] y = Gather<axis = 1>(t, ids)", IDS, {"t": table().T.copy()}),
     "computed": (LOOK_UP, f"{IDS}, float[{ROWS}, {WIDTH}] t", {}),
     "half precision": (LOOK_UP, IDS, {"t": np.ones((ROWS * 2, WIDTH), np.float16)}),
-    "read by a product, too": ("[look] y = Gather(t, ids) z = MatMul(v, t)", f"{IDS}, float[1, {ROWS}] v", None),
+    "read by another operator, too": ("[look] y = Gather(t, ids) z = Neg(t)", IDS, None),
+    "read by a float product, too": ("[look] y = Gather(t, ids) z = MatMul(t, v)", f"{IDS}, float[{WIDTH}, 2] v", None),
     "not finite": (LOOK_UP, IDS, {"t": np.where(table() > 1, np.float32(np.inf), table())}),
 }
 

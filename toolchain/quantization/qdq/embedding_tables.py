@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
-from toolchain.ops.cells import SameScale
+from toolchain.ops.cells import Kernel, SameScale
 from toolchain.ops.table import rule
 from toolchain.quantization.weights import INT8_MAX, MIN_SCALE, WeightQuant
 
@@ -27,11 +27,12 @@ MIN_TABLE_BYTES = 64 * 1024
 """Smallest table to quantize; a smaller one is not worth the additional operators."""
 MIN_ROW_ELEMENTS = 16
 """Shortest rows to quantize; with shorter ones, the scales take much of the space that the integers save."""
+READ_AS_FLOAT_REASON = "its table is the weight of a float product as well, so storing it as int8 would save nothing"
 TABLE_REASON = "its table is stored as int8 with one scale per row, and read as float"
 
 
 def has_table(node: ir.Node) -> bool:
-    """True where `node` looks up rows of a large constant that only such nodes read."""
+    """True where `node` looks up rows of a large constant that only such nodes and products read."""
     array, source = _table(node), node.inputs[0] if node.inputs else None
     if (
         array is None
@@ -41,9 +42,22 @@ def has_table(node: ir.Node) -> bool:
         or array[0].size < MIN_ROW_ELEMENTS
     ):
         return False
-    if source.is_graph_output() or any(_table(reader) is None for reader in query.consumers(source)):
+    if source.is_graph_output() or any(
+        _table(reader) is None and not _multiplies_by(reader, source) for reader in query.consumers(source)
+    ):
         return False
     return bool(np.isfinite(array).all())
+
+
+def products_with_table(node: ir.Node) -> list[ir.Node]:
+    """List the products whose weight is the table of `node`, as in language models with tied embeddings."""
+    source = node.inputs[0]
+    return [] if source is None else [reader for reader in query.consumers(source) if _multiplies_by(reader, source)]
+
+
+def _multiplies_by(node: ir.Node, weight: ir.Value) -> bool:
+    cell = rule(node).int8
+    return isinstance(cell, Kernel) and node.inputs[cell.weight] is weight and list(node.inputs).count(weight) == 1
 
 
 def _table(node: ir.Node) -> F32 | None:

@@ -27,7 +27,8 @@ from toolchain.data.calibration import open_data
 from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.graph import io, run
-from toolchain.quantization.accuracy.mixed_precision import search
+from toolchain.quantization.accuracy.float_orders import by_noise
+from toolchain.quantization.accuracy.mixed_precision import Rating, trade_off_curve
 from toolchain.quantization.loop import quantize_model
 
 STARTS = {"plain int8": ABLATIONS["all of these"], "default recipe": {}}
@@ -63,9 +64,9 @@ def _curve(model: Model, change: dict[str, object], options: argparse.Namespace)
     feeds = list(islice(model.calibration(options.samples), options.samples))
     data = open_data(feeds, io.inputs(float_model))
     quantized = quantize_model(float_model, data, Recipe.parse({"quantize": change}))
-    rate = lambda written: score(model, written)  # noqa: E731
-    noises = quantized.noise_sources()
-    return search(quantized, noises, rate, float("inf"), feeds[0], lambda *_: None, points=options.points)[1]
+    rate = lambda written: Rating(score(model, written), accepted=False)  # noqa: E731
+    order = by_noise(quantized, quantized.noise_sources())
+    return trade_off_curve(quantized, order, rate, feeds[0], lambda *_: None, options.points)
 
 
 def score(model: Model, what: object) -> float:

@@ -144,7 +144,7 @@ def test_an_empty_text_is_not_the_current_folder(refused, workplace, command):
 
 @pytest.mark.parametrize("limit", ["-1", "nan", "inf"])
 def test_max_drop(refused, limit):
-    assert refused(f"{QUANTIZE} -c samples.npz --max-drop {limit}") == f"--max-drop: is {limit}; give 0 or more"
+    assert refused(f"{QUANTIZE} -c samples.npz --max-drop {limit}") == f"--max-drop: is {limit}; give 0 or more, or off"
 
 
 @pytest.mark.parametrize("limit", ["abc", "-5%", "nan", ""])

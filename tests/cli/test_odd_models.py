@@ -305,9 +305,9 @@ REFUSED = {
     ),
     "sequence as input": (
         _sequence("input"),
-        "odd.onnx: graph value 's': is a sequence, but only tensors are supported",
+        "odd.onnx: input 's': is a list (Sequence), and only tensors are supported",
     ),
-    "sequence as output": (_sequence("output"), "odd.onnx: graph value 's': is a sequence, but only tensors are"),
+    "sequence as output": (_sequence("output"), "odd.onnx: output 's': is a list (Sequence), and only tensors are"),
     "no rank": (
         without_shape,
         "odd.onnx: 'x' has no shape; not even its number of axes is known; export the model with shapes",

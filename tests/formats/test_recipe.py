@@ -56,7 +56,7 @@ def test_a_recipe_is_written_back_as_it_was_read(tmp_path):
             {"bench": {"min_runs": 2}},
             "bench.min_runs: is 2; give 3 or more",
         ),
-        ({"max_drop": -0.1}, "max_drop: is -0.1; give 0 or more"),
+        ({"max_drop": -0.1}, "max_drop: is -0.1; give 0 or more or 'off'"),
     ],
 )
 def test_a_fault_is_one_sentence(data, sentence):

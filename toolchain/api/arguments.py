@@ -75,12 +75,16 @@ def read_text(name: str, value: object) -> object:
 
 def read_number(name: str, value: object) -> object:
     """Read a number; numpy's become Python's, which results files can hold."""
+    return _number(name, value, "give a number")
+
+
+def _number(name: str, value: object, hint: str) -> object:
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:  # a whole number above 1e308
             pass
-    return _refuse(name, value, "give a number")
+    return _refuse(name, value, hint)
 
 
 def read_flag(name: str, value: object) -> object:
@@ -184,6 +188,11 @@ def read_threads(name: str, value: object) -> object:
     return read_list(_read_size, "whole numbers", single=(Integral,))(name, value)
 
 
+def read_max_drop(name: str, value: object) -> object:
+    """Read a largest loss of score: a number, or "off"."""
+    return value if value == "off" else _number(name, value, "give a number, or 'off'")
+
+
 def read_share(name: str, value: object) -> object:
     """Read a share: a number, or a text."""
     return value if isinstance(value, str) else read_number(name, value)
@@ -205,7 +214,7 @@ _paths = read_list(read_path, "paths", single=(str, os.PathLike))
 READERS: Mapping[str, Reader] = {
     **dict.fromkeys(("artifact", "library", "ndk", "output", "preprocess", "suite"), read_path),
     **dict.fromkeys(("arena", "baseline", "cpus", "criterion", "format", "on", "python"), read_text),
-    **dict.fromkeys(("keep", "latency_ms", "max_drop", "minutes", "prune", "speedup", "sustained"), read_number),
+    **dict.fromkeys(("keep", "latency_ms", "minutes", "prune", "speedup", "sustained"), read_number),
     **dict.fromkeys(("explain", "for_int8", "fp16_weights", "groups", "operators", "resume"), read_flag),
     **dict.fromkeys(("calibration", "data"), read_data),
     **dict.fromkeys(("model", "source"), read_source),
@@ -213,6 +222,7 @@ READERS: Mapping[str, Reader] = {
     **dict.fromkeys(("models", "results"), _paths),
     "evaluate": read_metric,
     "freeze": read_sizes,
+    "max_drop": read_max_drop,
     "inputs": read_list(read_input, "inputs"),
     "progress": read_function,
     "recipe": read_recipe_of(Recipe),

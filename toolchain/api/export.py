@@ -24,9 +24,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from toolchain.api.arguments import checked
-from toolchain.api.int8_model import Int8Model, ModelFiles, Scores, make_int8, meet_max_drop
+from toolchain.api.int8_model import Int8Model, ModelFiles, Scores, accept, make_int8
 from toolchain.api.prepare import Prepared
-from toolchain.api.recipes import read_recipe, with_prune
+from toolchain.api.recipes import MaxDrop, read_recipe, with_prune
 from toolchain.api.request import Freeze, Inputs, Metric, check_request
 from toolchain.api.verify import verify
 from toolchain.benchmark.bench import Subject
@@ -43,6 +43,7 @@ from toolchain.formats.manifest import CalibrationEntry, Manifest, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Results, Score
 from toolchain.formats.target import Target
+from toolchain.formats.verdict import Verdict
 from toolchain.graph import io, run
 from toolchain.inspection.findings import gather
 from toolchain.packaging.golden import Golden
@@ -67,7 +68,8 @@ class Exported:
         manifests: the evidence of each target's folder.
         quantized: the plan and its evidence.
         prepared: the float model that was quantized.
-        curve: the plans that were tried to meet ``max_drop``.
+        verdict: what is left of the float model's answer, part by part.
+        curve: the plans that were tried to keep to the limits.
         pruned: the result of pruning; None without pruning.
         noises: the largest causes of the remaining error; empty without ``explain``.
     """
@@ -77,6 +79,7 @@ class Exported:
     manifests: tuple[Manifest, ...]
     quantized: Quantized
     prepared: Prepared
+    verdict: Verdict
     curve: tuple[TradeOff, ...] = ()
     pruned: Pruned | None = None
     noises: tuple[NoiseSource, ...] = ()
@@ -94,7 +97,7 @@ def export(
     inputs: Inputs = (),
     freeze: Freeze | None = None,
     recipe: Recipe | str | Path | None = None,
-    max_drop: float | None = None,
+    max_drop: MaxDrop | None = None,
     prune: float | None = None,
     explain: bool = False,
     progress: Progress = silent,
@@ -114,8 +117,8 @@ def export(
         inputs: the inputs of a torch module, such as ``["image:batch,3,224,224"]``; not needed for ONNX files.
         freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
         recipe: a recipe, or the path of one; None is the recommended one.
-        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: the recipe's,
-            which may have no limit.
+        max_drop: the largest loss of score that is accepted; operators stay float until it holds. "off": the model is
+            written whatever it lost. None: the recipe's; where it has none, no part of the answer may be lost.
         prune: prune first, to this speed-up over int8 alone, such as 1.2.
         explain: also measure which roundings cause the remaining error.
         progress: is told about every stage.
@@ -125,7 +128,7 @@ def export(
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.
-        GateError: parity or ``max_drop`` failed; nothing was written.
+        GateError: parity failed, or too much was lost; nothing was written.
     """
     recipe = with_prune(read_recipe(recipe, max_drop), {"speedup": prune}, speedup="prune")
     output = Path(output)
@@ -146,7 +149,7 @@ def export(
         check_output(output / name)
     made = make_int8(request, recipe)
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
-        made, files, scores = meet_max_drop(made, recipe, Path(scratch))
+        made, files, scores = accept(made, recipe, Path(scratch))
         quantized = made.quantized
         golden = _golden(files, made.opened.held)
         rows = _bench(files, request.model_name, scores, golden.feeds[0], recipe, progress)
@@ -176,7 +179,9 @@ def export(
         (folder / "findings.json").write_text(findings.to_json(), encoding="utf-8")
         report = page.render(compare([folder]), page.read_details(folder))
         (folder / "report.html").write_text(report, encoding="utf-8")
-    return Exported(output, results, tuple(manifests), quantized, made.prepared, made.curve, made.pruned, noises)
+    return Exported(
+        output, results, tuple(manifests), quantized, made.prepared, made.verdict, made.curve, made.pruned, noises
+    )
 
 
 def _golden(files: ModelFiles, held: CalibrationData) -> Golden:
@@ -249,6 +254,7 @@ def _manifest(made: Int8Model, profile: Target, recipe: Recipe, reference: Score
         precision=plan.choices,
         exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
         steps=quantized.steps,
+        verdict=made.verdict,
         tradeoff=made.curve,
         reference_score=reference,
         notes=(*prepared.converted.notes, *([made.pruned.record.summary] if made.pruned else []), *quantized.notes),

@@ -1,7 +1,9 @@
-"""Making an int8 model whose score is within the limit: the part that `export` and `quantize` share."""
+"""Making an int8 model that keeps its answer: the part that `export` and `quantize` share."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +12,29 @@ import onnx_ir as ir
 from toolchain.api.prepare import Prepared
 from toolchain.api.request import OpenedRequest, Request, open_request
 from toolchain.core.errors import GateError
+from toolchain.data.tensors import Feed
+from toolchain.evaluation.floor import Limits
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
+from toolchain.formats.verdict import Verdict
 from toolchain.graph import io, run
 from toolchain.pruning.goal import Pruned, prune_model
-from toolchain.quantization.accuracy.mixed_precision import search
+from toolchain.quantization.accuracy.float_orders import FloatOrder, by_noise, from_inputs, from_outputs
+from toolchain.quantization.accuracy.mixed_precision import Rating, float_macs_share, search
 from toolchain.quantization.loop import Quantized, quantize_model
+from toolchain.quantization.races import WHOLE_MODEL_RACE_SECONDS, race_models
+
+MIN_GAIN = 1.02
+"""A smaller speed-up cannot be told from none."""
+MAX_SIZE_SHARE = 0.98
+"""A file counts as smaller up to this share of the float file's size."""
+
+NOT_JUDGED = Verdict(samples=0)
+"""The verdict on a model before it was judged."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,8 @@ class Int8Model:
         quantized: the plan and its evidence.
         score: of the float model before pruning.
         pruned: the result of pruning; None without pruning.
-        curve: the plans that were tried to meet ``max_drop``.
+        curve: the plans that were tried to keep to the limits.
+        verdict: what is left of the float model's answer; without parts before the model was judged.
     """
 
     opened: OpenedRequest
@@ -38,6 +57,7 @@ class Int8Model:
     score: Score
     pruned: Pruned | None = None
     curve: tuple[TradeOff, ...] = ()
+    verdict: Verdict = NOT_JUDGED
 
     @property
     def dense(self) -> ir.Model:
@@ -119,40 +139,90 @@ def write_files(made: Int8Model, folder: Path) -> ModelFiles:
     return files
 
 
-def meet_max_drop(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, ModelFiles, Scores]:
-    """Score the models. If int8 loses more than ``max_drop``, keep operators in float until it does not.
+def accept(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, ModelFiles, Scores]:
+    """Judge the int8 model, and leave operators float until it keeps to the limits.
+
+    Args:
+        made: the models.
+        recipe: has the largest accepted loss of score.
+        folder: where the models' files are written.
 
     Raises:
-        GateError: the limit cannot be met.
+        GateError: the limits cannot be kept.
         InputError: the user's metric fails.
     """
-    files, opened, progress = write_files(made, folder), made.opened, made.opened.request.progress
-    reference, scorer, before = run.session(files.dense), opened.scorer, made.score
-    pruned = scorer.score(reference, run.session(files.pruned)) if files.pruned is not None else None
-    progress("evaluating int8")
-    after = scorer.score(reference, run.session(files.int8))
-    allowed = recipe.max_drop
-    if allowed is None or before.value - after.value <= allowed:
-        return made, files, Scores(before, pruned, after)
-    if pruned is not None and before.value - pruned.value > allowed:
-        raise GateError(
-            f"the pruned model scores {pruned.value:.4f} where the original scores {before.value:.4f}, "
-            f"a drop of more than {allowed:g}",
-            hint="prune less, give more calibration data, or allow a larger drop",
-        )
-
-    def rate(model: ir.Model) -> float:
-        return scorer.score(reference, run.session(model)).value
-
-    quantized, feed = made.quantized, next(iter(opened.held))
-    chosen, curve = search(quantized, quantized.noise_sources(), rate, before.value - allowed, feed, progress)
-    made = replace(made, quantized=chosen, curve=curve)
+    request, scorer = made.opened.request, made.opened.scorer
     files = write_files(made, folder)
-    after = scorer.score(reference, run.session(files.int8))
-    if before.value - after.value > allowed:
-        raise GateError(
-            f"int8 scores {after.value:.4f} where float scores {before.value:.4f}, a drop of more than {allowed:g}, "
-            f"with {curve[-1].float_nodes} operators left float",
-            hint="give more representative calibration data, or allow a larger drop",
-        )
-    return made, files, Scores(before, pruned, after)
+    reference = run.session(files.dense)
+    request.progress("evaluating int8")
+    limits, judge = Limits.of(recipe.max_drop, made.score), Judge(made.dense, made.opened.held)
+
+    def examine(model: ir.Model) -> tuple[Score, Verdict]:
+        return scorer.score(reference, run.session(model)), judge.verdict(model)
+
+    def rate(model: ir.Model) -> Rating:
+        score, verdict = examine(model)
+        return Rating(score.value, limits.fault(score, verdict) is None)
+
+    pruned = None
+    if files.pruned is not None:
+        pruned, verdict = examine(made.prepared.model)
+        if fault := limits.fault(pruned, verdict):
+            hint = "prune less, give more calibration data, or allow more with --max-drop"
+            raise GateError(f"the pruned model loses too much: {fault}", hint=hint)
+    planned = made.quantized
+    score, verdict = examine(planned.write(planned.encoding))
+    fault = limits.fault(score, verdict)
+    if fault is not None:
+        _log.info("int8 is not accepted as it is: %s", fault)
+        feed = next(iter(made.opened.held))
+        chosen, curve = search(planned, _orders(planned, verdict), rate, feed, request.progress)
+        made = replace(made, quantized=chosen.with_note(_given_up(planned, chosen, fault)), curve=curve)
+    if recipe.quantize.measure and not _gains(made.quantized, files, next(iter(made.opened.held)), folder):
+        made = replace(made, quantized=_all_float(made.quantized))
+    if made.quantized is not planned:
+        files = write_files(made, folder)
+        score, verdict = examine(made.quantized.write(made.quantized.encoding))
+        if fault := limits.fault(score, verdict):
+            hint = "give more representative calibration data, or allow more with --max-drop"
+            most = max((point.float_nodes for point in made.curve), default=0)
+            raise GateError(f"int8 loses too much with {most} operators left float: {fault}", hint=hint)
+    return replace(made, verdict=verdict), files, Scores(made.score, pruned, score)
+
+
+def _orders(planned: Quantized, verdict: Verdict) -> list[Callable[[], FloatOrder]]:
+    """List the orders in which operators may become float: those that lost parts come from, or all operators."""
+    lost = [part.tensor for part in verdict.parts if part.lost]
+    if not lost:
+        lost = [str(output.name) for output in planned.model.graph.outputs]
+    kept = [part.tensor for part in verdict.parts if not part.lost and part.tensor not in lost]
+    return [
+        lambda: from_outputs(planned, lost, kept),
+        lambda: from_inputs(planned, lost),
+        lambda: by_noise(planned, planned.noise_sources()),
+    ]
+
+
+def _given_up(before: Quantized, after: Quantized, fault: str) -> str:
+    """Describe the operators that became float, for the notes."""
+    count = len(before.computing) - len(after.computing)
+    share = float_macs_share(after)
+    became = "1 operator became" if count == 1 else f"{count} operators became"
+    return f"{became} float, because otherwise {fault}; {share:.0%} of the multiply-accumulates are float now"
+
+
+def _gains(quantized: Quantized, files: ModelFiles, feed: Feed, folder: Path) -> bool:
+    """True where the int8 file is smaller, or measured faster, than the float model it was made from."""
+    if not quantized.computing:
+        return True
+    path = folder / "candidate.onnx"
+    io.save_in_place(quantized.write(quantized.encoding), path)
+    if path.stat().st_size <= MAX_SIZE_SHARE * (files.pruned or files.dense).stat().st_size:
+        return True
+    times = race_models(quantized.source, quantized.write(quantized.encoding), feed, seconds=WHOLE_MODEL_RACE_SECONDS)
+    return times.medians_s[0] > MIN_GAIN * times.medians_s[1]
+
+
+def _all_float(quantized: Quantized) -> Quantized:
+    reason = "as int8 the model is neither smaller nor faster here, and less accurate"
+    return quantized.leaving_float(dict.fromkeys(quantized.computing, reason)).with_note(reason)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.api.arguments import checked
-from toolchain.api.int8_model import make_int8, meet_max_drop
-from toolchain.api.recipes import read_recipe
+from toolchain.api.int8_model import accept, make_int8
+from toolchain.api.recipes import MaxDrop, read_recipe
 from toolchain.api.request import Freeze, Inputs, Metric, check_request
 from toolchain.conversion.source import ModelSource
 from toolchain.core.files import check_output
@@ -19,6 +19,7 @@ from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
+from toolchain.formats.verdict import Verdict
 from toolchain.graph import io
 from toolchain.quantization.loop import Quantized
 
@@ -31,13 +32,15 @@ class QuantizedFile:
         output: the file.
         quantized: the plan and its evidence.
         scores: scores of the float model and of the int8 model.
-        curve: the plans that were tried to meet ``max_drop``.
+        verdict: what is left of the float model's answer, part by part.
+        curve: the plans that were tried to keep to the limits.
         noises: the largest causes of the remaining error; empty without ``explain``.
     """
 
     output: Path
     quantized: Quantized
     scores: tuple[Score, Score]
+    verdict: Verdict
     curve: tuple[TradeOff, ...] = ()
     noises: tuple[NoiseSource, ...] = ()
 
@@ -54,7 +57,7 @@ def quantize(
     inputs: Inputs = (),
     freeze: Freeze | None = None,
     recipe: Recipe | str | Path | None = None,
-    max_drop: float | None = None,
+    max_drop: MaxDrop | None = None,
     explain: bool = False,
     progress: Progress = silent,
 ) -> QuantizedFile:
@@ -72,8 +75,8 @@ def quantize(
         inputs: the inputs of a torch module, such as ``["image:batch,3,224,224"]``; not needed for ONNX files.
         freeze: sizes for dynamic axes, such as ``{"batch": 1}`` or ``["batch=1"]``.
         recipe: a recipe, or the path of one; None is the recommended one.
-        max_drop: the largest loss of score that is accepted; operators stay float until it holds. None: the recipe's,
-            which may have no limit.
+        max_drop: the largest loss of score that is accepted; operators stay float until it holds. "off": the model is
+            written whatever it lost. None: the recipe's; where it has none, no part of the answer may be lost.
         explain: also measure which roundings cause the remaining error.
         progress: is told about every stage.
 
@@ -82,7 +85,7 @@ def quantize(
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.
-        GateError: parity or ``max_drop`` failed; nothing was written.
+        GateError: parity failed, or too much was lost; nothing was written.
     """
     recipe = read_recipe(recipe, max_drop)
     check_output(output)
@@ -97,7 +100,7 @@ def quantize(
         progress=progress,
     )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
-        made, _, scores = meet_max_drop(make_int8(request, recipe), recipe, Path(scratch))
+        made, _, scores = accept(make_int8(request, recipe), recipe, Path(scratch))
     noises = made.quantized.noise_sources() if explain else ()
     io.save(made.quantized.write(request.targets[0].int8.activations), output)
-    return QuantizedFile(Path(output), made.quantized, (scores.dense, scores.int8), made.curve, noises)
+    return QuantizedFile(Path(output), made.quantized, (scores.dense, scores.int8), made.verdict, made.curve, noises)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -11,10 +12,12 @@ from toolchain.core.errors import InputError
 from toolchain.formats.faults import first_fault
 from toolchain.formats.recipe import Prune, Recipe
 
+MaxDrop = float | Literal["off"]
+"""The largest loss of score that is accepted; "off": a model is written whatever it lost."""
 PRUNE_GOALS = ("speedup", "latency_ms", "keep")
 
 
-def read_recipe(recipe: Recipe | str | Path | None, max_drop: float | None = None) -> Recipe:
+def read_recipe(recipe: Recipe | str | Path | None, max_drop: MaxDrop | None = None) -> Recipe:
     """Return a recipe.
 
     Args:
@@ -31,8 +34,8 @@ def read_recipe(recipe: Recipe | str | Path | None, max_drop: float | None = Non
         recipe = Recipe.load(recipe)
     if max_drop is None:
         return recipe
-    if not 0 <= max_drop < float("inf"):
-        raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more")
+    if max_drop != "off" and not 0 <= max_drop < float("inf"):
+        raise InputError(f"is {max_drop:g}", where="--max-drop", hint="give 0 or more, or off")
     return recipe.model_copy(update={"max_drop": max_drop})
 
 

@@ -8,7 +8,7 @@ import typer
 
 from toolchain.cli import options
 from toolchain.cli.command import app, command
-from toolchain.cli.terminal import say, show, show_json, working
+from toolchain.cli.terminal import complain, say, show, show_json, working
 from toolchain.core.errors import GateError
 
 
@@ -39,7 +39,7 @@ def export(
     """
     from toolchain.api.export import export
     from toolchain.report import explain as explained
-    from toolchain.report import precision, pruning
+    from toolchain.report import precision, pruning, verdict
     from toolchain.report.render import render
 
     with working() as progress:
@@ -58,14 +58,18 @@ def export(
             explain=explain,
             progress=progress,
         )
+    for warning in verdict.warnings(exported.verdict):
+        complain(warning)
     if as_json:
-        show_json({"folder": str(exported.folder), "results": exported.results.model_dump(mode="json")})
+        record = {"folder": str(exported.folder), "results": exported.results.model_dump(mode="json")}
+        show_json(record | {"verdict": exported.verdict.model_dump(mode="json")})
         return
     choices = exported.quantized.plan.choices
     show(render(exported.results))
     if exported.pruned is not None:
         show(pruning.render(exported.pruned.record))
     show(precision.render(choices))
+    show(verdict.render(exported.verdict))
     if explain:
         show(explained.steps(exported.quantized.steps))
         show(explained.causes(exported.noises, choices))
@@ -285,7 +289,7 @@ def quantize(
     """
     from toolchain.api.quantize import quantize
     from toolchain.report import explain as explained
-    from toolchain.report import precision
+    from toolchain.report import precision, verdict
 
     with working() as progress:
         written = quantize(
@@ -302,6 +306,8 @@ def quantize(
             explain=explain,
             progress=progress,
         )
+    for warning in verdict.warnings(written.verdict):
+        complain(warning)
     before, after = written.scores
     choices = written.quantized.plan.choices
     if as_json:
@@ -311,18 +317,23 @@ def quantize(
             "nodes": [choice.model_dump(mode="json") for choice in choices],
             "steps": [step.model_dump(mode="json") for step in written.quantized.steps],
             "tradeoff": [point.model_dump(mode="json") for point in written.curve],
+            "verdict": written.verdict.model_dump(mode="json"),
+            "notes": list(written.quantized.notes),
         }
         if explain:
             record["noise"] = [noise.model_dump(mode="json") for noise in written.noises]
         show_json(record)
         return
     show(precision.render(choices))
+    show(verdict.render(written.verdict))
     if explain:
         show(explained.steps(written.quantized.steps))
         show(explained.causes(written.noises, choices))
     if written.curve:
         show(explained.tradeoff(written.curve))
     say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
+    for note in written.quantized.notes:
+        say(f"note: {note}")
     say(f"written: {output}")
 
 

@@ -46,6 +46,14 @@ def _folder(text: str | Path) -> Path:
     return Path(text)
 
 
+def _max_drop(text: str | float) -> float | str:
+    """Return a largest loss of score, or "off"."""
+    try:
+        return text if text == "off" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"it is {text!r}; give a number, or off") from None
+
+
 # On every command.
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Log decisions; -vv: log everything.")
@@ -121,8 +129,10 @@ Evaluate = Annotated[
 MaxDrop = Annotated[
     float | None,
     typer.Option(
-        help="Largest loss of score that is accepted, e.g. 0.01; operators stay float until it holds, else exit 1.",
-        metavar="NUMBER",
+        help="Largest loss of score that is accepted, e.g. 0.01; operators stay float until it holds, else exit 1. "
+        "Without it, no part of the answer may be lost. off: write the model whatever it lost, and say so.",
+        metavar="NUMBER|off",
+        parser=_max_drop,
     ),
 ]
 Explain = Annotated[

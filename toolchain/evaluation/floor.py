@@ -12,12 +12,15 @@ and the worst of k indices lies √(2 ln k) of these below the mean. So the floo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import log, sqrt
+from typing import Literal
 
 import numpy as np
 
 from toolchain.core.arrays import F64
-from toolchain.formats.verdict import Decision, DecisionKind, PartFidelity
+from toolchain.formats.results import Score
+from toolchain.formats.verdict import Decision, DecisionKind, PartFidelity, Verdict
 
 PART_FLOOR_DB = 10.0
 """Lowest accepted fidelity of a piece, and of an index that is known exactly, in decibels."""
@@ -33,6 +36,8 @@ DECISION_FLOORS: dict[DecisionKind, float] = {
 int8 MobileNetV2 keeps 0.9 of its answers on difficult photographs."""
 MIN_DECISIONS = 10
 """Decisions are held against the floor from this number on."""
+METRIC_SHARE = 0.05
+"""A model may lose this share of the user's metric where no limit is given."""
 LOST_DB = 1.0
 """Up to this fidelity, messages say that nothing is left."""
 
@@ -76,3 +81,40 @@ def lost_decision(decision: Decision) -> str | None:
     if decision.kept + 1 / sqrt(decision.count) >= least:  # two standard deviations of a share
         return None
     return f"{decision.part}: {decision.kept:.0%} of {decision.count} decisions ({decision.kind}) are kept"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a model may lose.
+
+    Attributes:
+        min_score: the lowest accepted score; None where the score does not decide.
+        parts: no part of the answer may be lost.
+    """
+
+    min_score: float | None
+    parts: bool
+
+    @classmethod
+    def of(cls, max_drop: float | Literal["off"] | None, before: Score) -> Limits:
+        """Return the limits for a largest loss of score.
+
+        Args:
+            max_drop: the user's limit; "off": none; None: the floor, or :data:`METRIC_SHARE` of the user's own metric.
+            before: the float model's score.
+        """
+        if max_drop == "off":
+            return cls(None, parts=False)
+        own_metric = before.kind == "evaluate"
+        if max_drop is None:
+            return cls(before.value - METRIC_SHARE * abs(before.value) if own_metric else None, parts=not own_metric)
+        return cls(before.value - max_drop, parts=not own_metric)
+
+    def fault(self, score: Score, verdict: Verdict) -> str | None:
+        """Say how a model exceeds the limits, in a clause; None where it keeps to them."""
+        if self.min_score is not None and not score.value >= self.min_score:
+            return f"it scores {score.value:.4f}, and at least {self.min_score:.4f} is wanted"
+        if self.parts and verdict.lost:
+            more = f" (and {len(verdict.lost) - 1} more)" if len(verdict.lost) > 1 else ""
+            return f"{verdict.lost[0]}{more}"
+        return None

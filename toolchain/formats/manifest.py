@@ -9,6 +9,7 @@ from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Score
 from toolchain.formats.target import Encoding
 from toolchain.formats.tensor_spec import TensorSpec
+from toolchain.formats.verdict import Verdict
 
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest's file in an exported folder."""
@@ -89,7 +90,7 @@ class AccuracyStep(Record):
 
 
 class TradeOff(Record):
-    """A point of the trade-off curve: a plan that was tried for ``max_drop``."""
+    """A point of the trade-off curve: a plan that was tried to keep to the limits."""
 
     float_nodes: int
     """Number of operators left float for accuracy."""
@@ -174,8 +175,10 @@ class Manifest(Document):
     """The exactness certificate."""
     steps: tuple[AccuracyStep, ...] = ()
     """Steps for accuracy in the order they were tried."""
+    verdict: Verdict | None = None
+    """What is left of the float model's answer, part by part; null in manifests older than the judge."""
     tradeoff: tuple[TradeOff, ...] = ()
-    """Plans that were tried for ``max_drop``, from all int8 on."""
+    """Plans that were tried to keep to the limits, from all int8 on."""
     reference_score: Score | None = None
     """Score of the float model."""
     measurements: tuple[Measurement, ...] = ()

@@ -5,7 +5,7 @@ A recipe never names a device: the settings that depend on the device come from 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -120,5 +120,6 @@ class Recipe(Document):
     """How the float model becomes int8."""
     bench: Bench = Bench()
     """How latency is measured."""
-    max_drop: float | None = pydantic.Field(default=None, ge=0)
-    """Largest allowed loss of score against float; more of it fails the export with exit code 1."""
+    max_drop: Annotated[float, pydantic.Field(ge=0)] | Literal["off"] | None = None
+    """Largest allowed loss of score against float; operators stay float until it holds. null: no part of the answer may
+    be lost. "off": the model is written whatever it lost, and says so."""

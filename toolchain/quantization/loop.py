@@ -48,6 +48,8 @@ MAX_CHECK_SAMPLES = 32
 """Largest number of samples that an accuracy step is judged by."""
 SENSITIVITY_SAMPLES = 8
 """Number of samples that noise is measured on."""
+RELIEF_BELOW_DB = 30.0
+"""Operators become float for accuracy below this fidelity: above it, the error is a thousandth of the outputs' variance."""
 MIN_FLOAT_NOISE_SHARE = 0.1
 """A cluster of operators is tried in float if it makes at least this share of all noise ..."""
 MIN_FLOAT_GAIN_DB = 0.5
@@ -107,6 +109,15 @@ class Quantized:
     def encoding(self) -> Encoding:
         """Encoding of activations that this machine has fast kernels for."""
         return self.planner.encoding
+
+    @property
+    def computing(self) -> list[str]:
+        """Names of the nodes that compute in int8, static or dynamic."""
+        return [choice.node for choice in self.plan.choices if choice.precision in ("int8", "int8 dynamic")]
+
+    def with_note(self, note: str) -> Quantized:
+        """Return a copy with another fact about the whole model."""
+        return replace(self, notes=(*self.notes, note))
 
     def write(self, encoding: Encoding) -> ir.Model:
         """Write the quantized model for targets of this encoding."""
@@ -169,7 +180,7 @@ def quantize_model(
         quantized = _with_accuracy_steps(quantized)
     if recipe.quantize.fp16_weights:
         halved = halve_weights(apply_quantization(quantized.model, quantized.plan, encoding))
-        quantized = replace(quantized, notes=(*quantized.notes, str(halved)))
+        quantized = quantized.with_note(str(halved))
     return quantized
 
 
@@ -202,8 +213,7 @@ def _without_slower_nodes(quantized: Quantized) -> Quantized:
     if reason is None:
         return quantized
     _log.info("left float as a whole: %s", reason)
-    computing = [c.node for c in quantized.plan.choices if c.precision in ("int8", "int8 dynamic")]
-    return replace(quantized.leaving_float(dict.fromkeys(computing, reason)), notes=(*quantized.notes, reason))
+    return quantized.leaving_float(dict.fromkeys(quantized.computing, reason)).with_note(reason)
 
 
 def _with_accuracy_steps(quantized: Quantized) -> Quantized:
@@ -226,12 +236,14 @@ def _is_exact(quantized: Quantized) -> bool:
 
 def _with_noisiest_operators_float(quantized: Quantized, judge: Judge, feed: Feed) -> Quantized:
     """Leave the few clusters of operators float that cause most of the error, where the model gets no slower."""
+    current = quantized.write(quantized.encoding)
+    best_db = before_db = judge.fidelity_db(current)
+    if before_db >= RELIEF_BELOW_DB:
+        return quantized
     clusters = noise_clusters(quantized.model, quantized.plan, quantized.noise_sources())
     noisiest = [cluster for cluster in clusters if cluster.share >= MIN_FLOAT_NOISE_SHARE]
     if not noisiest:
         return quantized
-    current = quantized.write(quantized.encoding)
-    best_db = before_db = judge.fidelity_db(current)
     used = False
     for cluster in noisiest[:MAX_FLOAT_CLUSTERS]:
         reason = f"float is more accurate and not slower here: {cluster.error_share(0)}"

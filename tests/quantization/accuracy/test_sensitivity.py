@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import small_models
 from small_models import weights
@@ -14,10 +13,7 @@ from toolchain.data.calibration import open_data
 from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Recipe
 from toolchain.graph import io
-from toolchain.latency.race import Race
 from toolchain.optimization.passes import optimize
-from toolchain.quantization.accuracy import mixed_precision
-from toolchain.quantization.accuracy.mixed_precision import search
 from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
 from toolchain.quantization.accuracy.sensitivity import measure_noise, noise_clusters
 from toolchain.quantization.loop import quantize_model
@@ -116,47 +112,3 @@ def test_a_cluster_is_all_int8_around_its_tensor_and_none_is_in_two(quantized):
 
 
 # --- the search ---
-
-
-@pytest.fixture
-def still(monkeypatch):
-    """Replace the clock: int8 is as fast as float."""
-    monkeypatch.setattr(mixed_precision, "race", lambda *args, **kwargs: Race((1e-3,) * 7, (1e-3,) * 7))
-
-
-def rate_by_float_nodes(needed):
-    def rate(model: ir.Model):
-        inputs = [node.inputs[0].producer() for node in model.graph if node.op_type == "Conv"]
-        floats = [n for n in inputs if n is None or n.op_type != "DequantizeLinear"]
-        return 1.0 if len(floats) >= needed else 0.5
-
-    return rate
-
-
-@pytest.mark.parametrize("needed", [0, 1, 2, 3])
-def test_the_fewest_sufficient_clusters_are_left_float(quantized, samples, still, needed):
-    feed = next(iter(samples))
-    found, curve = search(quantized, quantized.noise_sources(), rate_by_float_nodes(needed), 0.9, feed, silent)
-    left = [c for c in found.plan.choices if c.op == "Conv" and not c.int8]
-    assert len(left) >= needed
-    assert bool(left) == bool(needed)
-    assert curve[0].float_nodes == 0
-    assert [p.float_nodes for p in curve] == sorted(p.float_nodes for p in curve)
-    enough = [p.float_nodes for p in curve if p.score == 1.0]
-    assert sum(not c.int8 for c in found.plan.choices) >= min(enough)
-    assert found.audit.clean
-    assert all("of the error" in choice.reason for choice in left)
-
-
-def test_where_nothing_is_enough_the_best_is_returned(quantized, samples, still):
-    found, curve = search(quantized, quantized.noise_sources(), lambda model: 0.1, 0.9, next(iter(samples)), silent)
-    assert max(point.score for point in curve) == 0.1
-    assert found.audit.clean
-
-
-def test_the_whole_curve_is_measured_on_request(quantized, samples, still):
-    _, curve = search(
-        quantized, quantized.noise_sources(), lambda model: 1.0, 0.0, next(iter(samples)), silent, points=3
-    )
-    assert curve[0].float_nodes == 0
-    assert curve[-1].float_nodes == len(quantized.plan.int8_nodes())

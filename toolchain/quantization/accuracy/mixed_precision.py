@@ -1,104 +1,162 @@
-"""Mixed precision: leave as few operators float as the allowed loss of accuracy permits.
+"""Mixed precision: leave as few operators float as it takes to keep the answer or the score.
 
-Clusters of operators (`sensitivity.noise_clusters`) are left float in their order. Their number is searched by doubling
-and bisection; each number is tried with a real plan, its score and its measured latency. The tried plans are the points
-of the trade-off curve.
+Operators become float in several orders (`float_orders`). In each order the smallest number that is sufficient is
+found by bisection; each number is tried with a real plan, its score and its measured latency. Of the sufficient plans,
+the one with the fewest multiply-accumulates in float is taken. The tried plans are the points of the trade-off curve.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from toolchain.core.progress import Progress
 from toolchain.data.tensors import Feed
-from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import TradeOff
-from toolchain.graph import run
+from toolchain.graph import query, run
 from toolchain.latency.race import race
-from toolchain.quantization.accuracy.sensitivity import noise_clusters
+from toolchain.ops.cost import total_macs
+from toolchain.ops.table import macs
+from toolchain.quantization.accuracy.float_orders import FloatOrder
 from toolchain.quantization.loop import Quantized
 
-Score = Callable[[ir.Model], float]
-"""Scores a quantized model, higher is better."""
-
-MAX_RACE_S = 1.0
+MAX_RACE_S = 0.3
 """Seconds of a race between a plan and the float model; the recipe's ``bench.min_time_s`` is used where it is less."""
+SMALL_FLOAT_SHARE = 0.05
+"""A sufficient plan that leaves at most this share of all multiply-accumulates float ends the search."""
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Rating:
+    """A quantized model's score, higher is better, and whether the model may be shipped."""
+
+    score: float
+    accepted: bool
+
+
+Rate = Callable[[ir.Model], Rating]
+"""Rates a quantized model."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was tried.
+
+    Attributes:
+        quantized: the plan.
+        rating: its rating.
+        point: its point of the trade-off curve.
+        float_share: share of the multiply-accumulates that are float.
+    """
+
+    quantized: Quantized
+    rating: Rating
+    point: TradeOff
+    float_share: float
+
+
 def search(
-    quantized: Quantized,
-    sources: Sequence[NoiseSource],
-    score: Score,
-    min_score: float,
-    feed: Feed,
-    progress: Progress,
-    *,
-    points: int | None = None,
+    quantized: Quantized, orders: Iterable[Callable[[], FloatOrder]], rate: Rate, feed: Feed, progress: Progress
 ) -> tuple[Quantized, tuple[TradeOff, ...]]:
-    """Find the plan with the fewest clusters left float whose score is at least `min_score`.
+    """Find an accepted plan with few operators left float.
 
     Args:
         quantized: a plan with everything in int8 that is not slower as int8.
-        sources: the noise sources of that plan.
-        score: scores a quantized model.
-        min_score: the score to reach. Where no plan reaches it, the plan with the best score is returned.
+        orders: make the orders to try; later ones are made only if the earlier ones leave much float.
+        rate: rates a quantized model.
         feed: inputs for measuring latency.
         progress: called for every plan that is tried.
-        points: measure the whole curve at this many evenly spaced points instead of searching.
 
     Returns:
-        The plan, and the points of the trade-off curve that were measured.
+        The plan, or the one with the best score where none is accepted; and the tried points of the trade-off curve.
     """
-    clusters = noise_clusters(quantized.model, quantized.plan, sources)
-    float_session = run.session(quantized.source, threads=1)
-    race_s = min(MAX_RACE_S, quantized.planner.recipe.bench.min_time_s)
-    tried: dict[int, tuple[Quantized, TradeOff]] = {}
-
-    def score_of(count: int) -> float:
-        """Score the plan with the first `count` clusters left float."""
-        if count not in tried:
-            progress("searching precision", len(tried))
-            reasons = {
-                name: f"left float for accuracy: {cluster.error_share(1)}"
-                for cluster in clusters[:count]
-                for name in cluster.nodes
-            }
-            candidate = quantized.leaving_float(reasons)
-            written = candidate.write(candidate.encoding)
-            times = race(float_session, run.session(written, threads=1), feed, seconds=race_s).medians_s
-            point = TradeOff(float_nodes=len(reasons), score=score(written), speedup=times[0] / times[1])
-            _log.info("%d operators left float: score %.4f, speed-up %.2f", len(reasons), point.score, point.speedup)
-            tried[count] = candidate, point
-        return tried[count][1].score
-
-    if points is not None:
-        for step in range(points):
-            score_of(round(step * len(clusters) / max(points - 1, 1)))
-    else:
-        _bisect(score_of, len(clusters), min_score)
-    sufficient = [count for count, (_, point) in tried.items() if point.score >= min_score]
-    if not sufficient:
-        best = max(tried, key=score_of)
-    else:
-        best = min(sufficient, key=lambda count: -tried[count][1].speedup if points else count)
-    return tried[best][0], tuple(tried[count][1] for count in sorted(tried))
+    trials = _Trials(quantized, rate, feed, progress)
+    start = best = trials.candidate({})
+    for make_order in orders:
+        if best.rating.accepted and best.float_share <= start.float_share + SMALL_FLOAT_SHARE:
+            break
+        order = make_order()
+        count = _fewest(lambda n, order=order: trials.candidate(order.first(n)).rating.accepted, len(order.groups))  # type: ignore[misc]
+        found = trials.candidate(order.first(count))
+        if _rank(found) > _rank(best):
+            best = found
+    return best.quantized, trials.curve()
 
 
-def _bisect(score_of: Callable[[int], float], largest: int, min_score: float) -> None:
-    """Try the counts that lead to the lowest one with a sufficient score, if the score grows with the count."""
-    if score_of(0) >= min_score:
-        return
-    low, high = 0, 1
-    while score_of(min(high, largest)) < min_score:
-        if high >= largest:
-            return
-        low, high = high, 2 * high
-    high = min(high, largest)
+def trade_off_curve(
+    quantized: Quantized, order: FloatOrder, rate: Rate, feed: Feed, progress: Progress, points: int
+) -> tuple[TradeOff, ...]:
+    """Measure evenly spaced points of the curve, from all int8 to the whole order in float."""
+    trials = _Trials(quantized, rate, feed, progress)
+    for step in range(points):
+        trials.candidate(order.first(round(step * len(order.groups) / max(points - 1, 1))))
+    return trials.curve()
+
+
+def _rank(candidate: Candidate) -> tuple[bool, float]:
+    """Order candidates: accepted ones by what is int8, others by their score."""
+    accepted = candidate.rating.accepted
+    return accepted, -candidate.float_share if accepted else candidate.rating.score
+
+
+def _fewest(is_enough: Callable[[int], bool], most: int) -> int:
+    """Find the smallest sufficient number up to `most` by bisection, if all larger ones are sufficient, too."""
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if score_of(middle) >= min_score else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+@dataclass
+class _Trials:
+    """Plans that were tried, each once."""
+
+    quantized: Quantized
+    rate: Rate
+    feed: Feed
+    progress: Progress
+    tried: dict[frozenset[str], Candidate] = field(default_factory=dict)
+    reference: InferenceSession | None = None
+
+    def candidate(self, reasons: dict[str, str]) -> Candidate:
+        """Plan with the nodes of `reasons` left float, rate the plan, and time it."""
+        key = frozenset(reasons)
+        if key not in self.tried:
+            self.progress("searching precision", len(self.tried))
+            self.tried[key] = self._try(reasons)
+        return self.tried[key]
+
+    def _try(self, reasons: dict[str, str]) -> Candidate:
+        planned = self.quantized.leaving_float(reasons) if reasons else self.quantized
+        written = planned.write(planned.encoding)
+        self.reference = self.reference or run.session(self.quantized.source, threads=1)
+        seconds = min(MAX_RACE_S, planned.planner.recipe.bench.min_time_s)
+        times = race(self.reference, run.session(written, threads=1), self.feed, seconds=seconds).medians_s
+        rating = self.rate(written)
+        point = TradeOff(float_nodes=len(reasons), score=rating.score, speedup=times[0] / times[1])
+        decision = "sufficient" if rating.accepted else "not sufficient"
+        _log.info("%d operators left float: score %.4f, speed-up %.2f, %s", len(reasons), *_numbers(point), decision)
+        return Candidate(planned, rating, point, float_macs_share(planned))
+
+    def curve(self) -> tuple[TradeOff, ...]:
+        """Return the tried points, from all int8 on."""
+        return tuple(sorted((c.point for c in self.tried.values()), key=lambda point: point.float_nodes))
+
+
+def _numbers(point: TradeOff) -> tuple[float, float]:
+    return point.score, point.speedup
+
+
+def float_macs_share(quantized: Quantized) -> float:
+    """Return the share of the multiply-accumulates that a plan leaves float."""
+    choices = {choice.node: choice.precision for choice in quantized.plan.choices}
+    computing = ("int8", "int8 dynamic")
+    left = sum(macs(node) or 0 for node in quantized.model.graph if choices.get(query.label(node)) not in computing)
+    return left / (total_macs(quantized.model) or 1)

@@ -101,8 +101,8 @@ def break_a_grid(monkeypatch):
     """Give one tensor in front of both heads a grid on which everything becomes 0."""
     original = plan._grid
 
-    def grid(value, observation, settings):
-        found = original(value, observation, settings)
+    def grid(value, *arguments, **options):
+        found = original(value, *arguments, **options)
         return replace(found, scale=200 * found.scale) if value.name == "r" else found
 
     monkeypatch.setattr(plan, "_grid", grid)

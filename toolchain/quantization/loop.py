@@ -49,7 +49,7 @@ MAX_CHECK_SAMPLES = 32
 SENSITIVITY_SAMPLES = 8
 """Number of samples that noise is measured on."""
 RELIEF_BELOW_DB = 30.0
-"""Operators become float for accuracy below this fidelity: above it, the error is a thousandth of the outputs' variance."""
+"""Operators become float for accuracy below this fidelity, where the error is a thousandth of the outputs' variance."""
 MIN_FLOAT_NOISE_SHARE = 0.1
 """A cluster of operators is tried in float if it makes at least this share of all noise ..."""
 MIN_FLOAT_GAIN_DB = 0.5

@@ -25,13 +25,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from toolchain.conversion.expand_fused import expand_fused
 from toolchain.conversion.imported import Imported
+from toolchain.conversion.old_resize import restore_meaning
 from toolchain.conversion.parity import Reference
 from toolchain.conversion.repeatability import refuse_training_mode
 from toolchain.core.errors import ModelError, did_you_mean, one_line
 from toolchain.core.files import sha256
 from toolchain.data.tensors import Array, Feed
 from toolchain.formats.manifest import Source
-from toolchain.graph import io, query, run
+from toolchain.graph import io, query, run, shapes
 
 OLDEST_READABLE_OPSET, MIN_OPSET = 7, 17
 # From onnx's table of releases: opset 17 came with IR 8, and opsets up to 22 need at most IR 10.
@@ -80,7 +81,7 @@ def _content_hash(model: ir.Model, path: Path) -> str:
 def _check_ports(model: ir.Model, path: Path) -> None:
     """Check that inputs and outputs are tensors of known rank; unknown ranks of outputs are inferred first."""
     if any(value.shape is None for value in model.graph.outputs):
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        shapes.infer_shapes(model)
     try:
         io.inputs(model), io.outputs(model)
     except ModelError as error:
@@ -193,6 +194,8 @@ def _upgraded(model: ir.Model, path: Path) -> ir.Model:
     except (RuntimeError, ValueError, IndexError, onnx.version_converter.ConvertError) as error:
         raise ModelError(f"{what} ({one_line(error)})", where=path, hint=hint) from None
     upgraded: ir.Model = ir.from_proto(proto)
+    if opset < 11:
+        restore_meaning(upgraded)
     return upgraded
 
 

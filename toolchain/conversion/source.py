@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from toolchain.conversion import repeatability
 from toolchain.conversion.freeze import freeze as freeze_axes
-from toolchain.conversion.from_onnx import from_onnx
+from toolchain.conversion.from_onnx import MIN_OPSET, from_onnx
 from toolchain.conversion.imported import Imported
 from toolchain.conversion.inputs import concrete, random_feed
 from toolchain.conversion.parity import Parity, Reference, measure
@@ -122,13 +122,20 @@ def _check_repeatable(model: ir.Model, imported: Imported) -> None:
 
 
 def _measured(model: ir.Model, imported: Imported, reference: Reference, size: int) -> Parity | None:
-    """Measure parity. If it fails for a model of the TorchScript exporter, the hint says why dynamo was not used."""
+    """Measure parity. If it fails, the hint depends on who changed the model.
+
+    For the TorchScript exporter it says why dynamo was not used; for an ONNX file only its upgrade can be the cause.
+    """
     try:
         return measure(model, reference, size=size, ids=imported.ids)
     except GateError as error:
-        if not imported.source.exporter.endswith("torchscript"):
+        if imported.source.kind == "onnx":
+            hint = f"its upgrade to a later opset went wrong: export it again with opset {MIN_OPSET} or later"
+        elif imported.source.exporter.endswith("torchscript"):
+            hint = imported.notes[0]
+        else:
             raise
-        raise GateError(error.what, where=error.where, hint=imported.notes[0]) from None
+        raise GateError(error.what, where=error.where, hint=hint) from None
 
 
 def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:

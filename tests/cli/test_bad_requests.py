@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from command import QUANTIZE, content
+from command import QUANTIZE, content, samples
 
 from toolchain.benchmark.emulator import SETUP_HINT
 from toolchain.devices.catalogue import profile_folder
@@ -308,3 +309,20 @@ def test_damaged_exports(refused, exported, monkeypatch, tmp_path):
     assert "cannot be read as a manifest (" in damaged("out/host/manifest.json", lambda data: data[:100])
     Path("out/host/model.onnx").unlink()
     assert refused("verify out/host") == "out/host/model.onnx: is missing; copy the whole folder, or export again"
+
+
+@pytest.mark.parametrize("command", ["quantize", "export -t host", "prune --keep 0.5"])
+def test_samples_that_are_all_zero(toolchain, workplace, command):
+    np.savez("zeros.npz", x=np.zeros((16, 3, 16, 16), np.float32))
+    before = content(workplace)
+    done = toolchain(f"{command} net.onnx -c zeros.npz -o out{'.onnx' if 'export' not in command else ''}")
+    assert done.code == 2
+    assert "zeros.npz: all 16 samples hold one value only (0.0 in input 'x'); give real inputs" in done.sentence
+    assert content(workplace) == before
+
+
+def test_few_samples_are_a_note(toolchain, workplace):
+    np.savez("few.npz", x=samples(3))
+    done = toolchain("quantize net.onnx -c few.npz --recipe fast.toml -o q.onnx")
+    assert done.code == 0
+    assert "note: only 3 samples were given to calibrate on; give a few hundred" in done.err

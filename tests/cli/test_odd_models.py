@@ -116,7 +116,15 @@ def strange_names():
 
 WORKING = {
     "scalar input": case(
-        "y = Mul(x, c)", "float x", "float[4] y", {"c": np.ones(4, np.float32)}, {"x": np.ones(12, "f4")}, {}
+        "y = Mul(x, c)", "float x", "float[4] y", {"c": np.ones(4, np.float32)}, {"x": np.arange(12, dtype="f4")}, {}
+    ),
+    "a decoder with nothing in its cache": case(
+        "k = Concat<axis = 1>(past, x) y = MatMul(k, w)",
+        "float[1, S, 16] x, float[1, P, 16] past",
+        "float[1, T, 8] y, float[1, T, 16] k",
+        weights(w=(16, 8)),
+        {"x": samples(12, (5, 16)), "past": np.zeros((12, 0, 16), "f4")},
+        {"MatMul"},
     ),
     "integers only": case("y = Add(x, c)", "int64[1, 4] x", "int64[1, 4] y", {"c": np.ones(4, np.int64)}, IDS, {}),
     "ids": case(

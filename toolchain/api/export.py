@@ -257,5 +257,5 @@ def _manifest(made: Int8Model, profile: Target, recipe: Recipe, reference: Score
         verdict=made.verdict,
         tradeoff=made.curve,
         reference_score=reference,
-        notes=(*prepared.converted.notes, *([made.pruned.record.summary] if made.pruned else []), *quantized.notes),
+        notes=(*prepared.notes, *([made.pruned.record.summary] if made.pruned else []), *quantized.notes),
     )

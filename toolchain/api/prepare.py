@@ -19,10 +19,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source, converted to ONNX and cleaned up."""
+    """A source, converted to ONNX and cleaned up.
+
+    Attributes:
+        converted: the converted model.
+        optimized: the model after the clean-up.
+        notes: remarks on the conversion, and on the samples where some were opened for it; one sentence each.
+    """
 
     converted: Converted
     optimized: Optimized
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> ir.Model:
@@ -54,4 +61,4 @@ def prepare(
     optimized = optimize(converted.model)
     counts = f"{optimized.nodes_before} nodes became {optimized.nodes_after}"
     log.info("converted and optimized in %.1f s: %s", time.perf_counter() - started, counts)
-    return Prepared(converted, optimized)
+    return Prepared(converted, optimized, converted.notes)

@@ -35,6 +35,7 @@ class QuantizedFile:
         verdict: what is left of the float model's answer, part by part.
         curve: the plans that were tried to keep to the limits.
         noises: the largest causes of the remaining error; empty without ``explain``.
+        notes: remarks on the conversion, the samples and the int8 model, one sentence each.
     """
 
     output: Path
@@ -43,6 +44,7 @@ class QuantizedFile:
     verdict: Verdict
     curve: tuple[TradeOff, ...] = ()
     noises: tuple[NoiseSource, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @checked()
@@ -103,4 +105,6 @@ def quantize(
         made, _, scores = accept(make_int8(request, recipe), recipe, Path(scratch))
     noises = made.quantized.noise_sources() if explain else ()
     io.save(made.quantized.write(request.targets[0].int8.activations), output)
-    return QuantizedFile(Path(output), made.quantized, (scores.dense, scores.int8), made.verdict, made.curve, noises)
+    notes = (*made.prepared.notes, *made.quantized.notes)
+    scored = (scores.dense, scores.int8)
+    return QuantizedFile(Path(output), made.quantized, scored, made.verdict, made.curve, noises, notes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from toolchain.core.errors import DataError, InputError, ModelError, one_line
 from toolchain.core.progress import Progress
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import LABELS, CalibrationData, DataSpec, check_source, open_data
+from toolchain.data.review import review
 from toolchain.data.tensors import Array, Feed
 from toolchain.devices.catalogue import load_target
 from toolchain.evaluation.score import Evaluate, Run, agreement_score, evaluate_score
@@ -243,6 +244,7 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
         raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
     data = request.open_data(io.inputs(prepared.model), samples)
     _check_repeatable(prepared, data)
+    prepared = replace(prepared, notes=(*prepared.notes, *review(data)))
     return OpenedRequest(request, prepared, data, *data.split())
 
 

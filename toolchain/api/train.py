@@ -22,6 +22,7 @@ from toolchain.core.files import check_output, write_text
 from toolchain.core.progress import Progress, silent
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import CalibrationData, DataSpec
+from toolchain.data.review import review
 from toolchain.devices.detect import detect_host
 from toolchain.formats.findings import Findings, TrainingStep
 from toolchain.formats.recipe import Bench
@@ -51,7 +52,7 @@ class Trained:
         folder: where everything was written.
         results: the table's rows, measured on this computer: the float model, then the model of each step.
         steps: a record of each step.
-        notes: remarks on the conversion.
+        notes: remarks on the conversion and on the samples.
     """
 
     folder: Path
@@ -123,6 +124,7 @@ def train(
     require_trainable(teacher)
     students = read_students(teacher, steps)
     samples = request.open_data(io.inputs(teacher), steps.samples, labels=True)
+    remarks = review(samples)
     training, held = samples.split(max(MIN_HELD_INTERVAL, len(samples) // steps.held), steps.held)
     progress("evaluating float")
     scorer = request.scorer(held)
@@ -138,7 +140,7 @@ def train(
     steps.save(output / "training.json")
     write_text(output / "report.html", page.render(compare([output]), page.read_details(output)))
     shutil.rmtree(folder)
-    return Trained(output, results, records, prepared.converted.notes)
+    return Trained(output, results, records, (*prepared.notes, *remarks))
 
 
 def _check_students(recipe: TrainingRecipe) -> None:

@@ -77,7 +77,7 @@ def export(
         show(explained.tradeoff(exported.curve))
     exceptions = exported.manifests[0].exactness.exceptions if exported.manifests else ()
     say(f"the same numbers on every processor{', except: ' + '; '.join(exceptions) if exceptions else ''}")
-    for note in (*exported.prepared.converted.notes, *exported.quantized.notes):
+    for note in (*exported.prepared.notes, *exported.quantized.notes):
         say(f"note: {note}")
     say(f"written: {', '.join(str(exported.folder / manifest.target) for manifest in exported.manifests)}")
     say(f"report: {exported.folder / 'report.html'}")
@@ -207,7 +207,7 @@ def prune(
         show_json({"output": str(output), **written.pruned.record.model_dump(mode="json"), "score": scores})
         return
     show(pruning.render(written.pruned.record, written.scores))
-    for note in written.prepared.converted.notes:
+    for note in written.prepared.notes:
         say(f"note: {note}")
     say(f"written: {output}")
 
@@ -332,7 +332,7 @@ def quantize(
     if written.curve:
         show(explained.tradeoff(written.curve))
     say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
-    for note in written.quantized.notes:
+    for note in written.notes:
         say(f"note: {note}")
     say(f"written: {output}")
 

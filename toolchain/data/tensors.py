@@ -47,7 +47,8 @@ def as_array(value: Any, where: str) -> Array:
 def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:
     """Return a feed for `inputs`, in their order and with their dtypes.
 
-    float64 becomes float32 and int32 becomes int64 where the model takes those; no other cast is made.
+    float64 becomes float32 and int32 becomes int64 where the model takes those; no other cast is made. An array may be
+    empty where another is not: a decoder's cache is so before the first step.
 
     Args:
         arrays: a mapping from input name to array; anything else is refused.
@@ -56,7 +57,8 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
         add_batch: add a leading axis of one to an array whose rank is one below its input's.
 
     Raises:
-        DataError: a name, dtype, rank or size does not fit, or axes with one name have different sizes.
+        DataError: a name, dtype, rank or size does not fit, all arrays are empty, or axes with one name have different
+            sizes.
     """
     names = [spec.name for spec in inputs]
     if not isinstance(arrays, Mapping):
@@ -80,6 +82,9 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
         _check_shape(array, spec, where, bound)
         with np.errstate(over="ignore"):  # too large values become infinity, which `check_finite` reports
             feed[spec.name] = array.astype(spec.dtype, copy=False)
+    if feed and all(array.size == 0 for array in feed.values()):
+        spec = inputs[0]
+        _refuse(where, spec, f"is empty (shape {list(feed[spec.name].shape)})", "drop the sample")
     return feed
 
 
@@ -99,8 +104,6 @@ def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tu
     for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
         if isinstance(dim, int) and size != dim:
             _refuse(where, spec, what, f"make axis {axis} {dim} long")
-        if size == 0:
-            _refuse(where, spec, f"is empty (shape {list(array.shape)})", "drop the sample")
         # Some exporters give the name "None" to every axis of unknown size.
         if isinstance(dim, str) and dim.isidentifier() and dim != "None":
             known, other = bound.setdefault(dim, (size, spec.name))

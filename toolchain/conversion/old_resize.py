@@ -31,7 +31,7 @@ def restore_meaning(model: ir.Model) -> None:
 
 def _round_as_before(graph: ir.Graph, names: edit.Names, node: ir.Node) -> None:
     """Set the rounding; where some axes grow and others shrink, a second Resize in front does the shrinking."""
-    scales = query.constant(query.optional_input(node, SCALES))
+    scales = query.float_array(query.optional_input(node, SCALES))
     shrinks = scales is not None and bool((scales < 1).any())
     grows = scales is None or bool((scales > 1).any())
     if scales is not None and shrinks and grows:

@@ -155,6 +155,23 @@ def test_a_limited_product_that_float_operators_read_is_int8(limit):
     np.testing.assert_allclose(small_models.plain(result.write("u8"), feed, fused=True)["y"], expected, atol=0.1)
 
 
+def test_shapes_that_only_a_run_tells_are_taken_from_the_samples(raced):
+    """A fragment of the model begins behind a Squeeze without axes; it is cut out and raced all the same."""
+    body = """[first] c = Conv(x, w) p = GlobalMaxPool(c) s = Squeeze(p) t = Tanh(s) [second] g = MatMul(t, v)
+    r = Softmax(g) [third] y = MatMul(r, v)"""
+    source = small_models.model(body, "float[N, 4, 8, 8] x", "float[?, 4] y", weights(w=(4, 4, 3, 3), v=(4, 4)))
+    for node in source.graph:
+        node.name = node.name or node.outputs[0].name
+    assert next(node for node in source.graph if node.op_type == "Squeeze").outputs[0].shape is None
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((2, 4, 8, 8)).astype(np.float32)} for _ in range(8)]
+    result = quantize_model(source, open_data(feeds, io.inputs(source)), RACED)
+    assert {"first", "second", "third"} <= result.plan.int8_nodes()
+    assert {len(pair[0].graph.inputs) for pair in raced.pairs} == {1}
+    expected, found = (small_models.plain(each, feeds[0])["y"] for each in (source, result.write("u8")))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
+
 def test_a_score_can_exceed_what_was_seen_in_calibration():
     """A detector of a rare event is calibrated on ordinary data, on which all its scores are low."""
     rng = np.random.default_rng(5)

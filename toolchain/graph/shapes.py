@@ -1,7 +1,7 @@
 """Types and shapes of all values: by onnx's rules, and where these know none, as onnxruntime has them.
 
 onnx knows no operators of other domains, so it knows nothing behind one. onnxruntime knows its own operators. Where it
-does not know a number of axes either, the model is run once on random inputs.
+does not know a number of axes either, the model is run once, on random inputs if no sample is at hand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 
 from toolchain.core.errors import ModelError
-from toolchain.data.tensors import Array
+from toolchain.data.tensors import Array, Feed
 from toolchain.graph import edit, io, query, run
 
 TRIED_SIZES = (2, 3, 8, 32, 128, 512, 1)
@@ -22,8 +22,13 @@ _RENAMED = {"float": "FLOAT", "double": "DOUBLE"}
 """Element types that onnxruntime calls otherwise than onnx_ir; other names differ by their case only."""
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in the type and shape of every value of the main graph as far as they can be known."""
+def infer_shapes(model: ir.Model, feed: Feed | None = None) -> None:
+    """Fill in the type and shape of every value of the main graph as far as they can be known.
+
+    Args:
+        model: the model, which is changed.
+        feed: inputs to run the model on where only a run tells a number of axes; None: random ones.
+    """
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     unknown = {str(value.name): value for value in query.activations(model) if _is_unknown(value)}
     if not unknown:
@@ -38,7 +43,7 @@ def infer_shapes(model: ir.Model) -> None:
     targets = list(unknown.values())
     _read_session(session, targets)
     if any(value.shape is None for value in targets):
-        for value, array in zip(targets, _run_once(clone, session), strict=False):
+        for value, array in zip(targets, _run_once(clone, session, feed), strict=False):
             if value.shape is None and isinstance(value.type, ir.TensorType):
                 value.shape = ir.Shape([None] * array.ndim)
 
@@ -57,11 +62,17 @@ def _read_session(session: ort.InferenceSession, targets: list[ir.Value]) -> Non
             value.shape = ir.Shape(output.shape)
 
 
-def _run_once(model: ir.Model, session: ort.InferenceSession) -> list[Array]:
-    """Outputs for random inputs; none if the model runs on none of them."""
-    for size in TRIED_SIZES:
+def has_unknown(model: ir.Model) -> bool:
+    """True where the type or number of axes of any value of the main graph is unknown."""
+    return any(_is_unknown(value) for value in query.activations(model))
+
+
+def _run_once(model: ir.Model, session: ort.InferenceSession, feed: Feed | None) -> list[Array]:
+    """Outputs for `feed` or for random inputs; none if the model runs on none of them."""
+    rng, specs = np.random.default_rng(0), io.inputs(model)
+    for inputs in [feed] if feed is not None else (run.random_feed(specs, rng, dynamic=size) for size in TRIED_SIZES):
         try:
-            return list(session.run(None, run.random_feed(io.inputs(model), np.random.default_rng(0), dynamic=size)))
+            return list(session.run(None, inputs))
         except run.OrtError:
             continue
     return []

@@ -30,7 +30,7 @@ from toolchain.formats.findings import NoiseSource
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Encoding
-from toolchain.graph import query
+from toolchain.graph import query, shapes
 from toolchain.ops.table import TABLE
 from toolchain.quantization import races
 from toolchain.quantization.accuracy.dynamic_check import inaccurate_dynamic_nodes
@@ -170,6 +170,9 @@ def quantize_model(
     _check_names(model, recipe)
     if check is None:
         data, check = data.split()
+    if shapes.has_unknown(model):  # parts of the model are run alone, which takes the shapes of their inputs
+        model = model.clone()
+        shapes.infer_shapes(model, next(iter(data)))
     encoding: Encoding = detect_host().int8.activations
     planner = Planner(data, recipe, encoding, progress)
     quantized = Quantized(planner.audited_plan(model, {}), model, planner, check)

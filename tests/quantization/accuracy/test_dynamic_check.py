@@ -12,7 +12,7 @@ from toolchain.graph import io
 from toolchain.latency.race import Race
 from toolchain.optimization.passes import optimize
 from toolchain.quantization import races
-from toolchain.quantization.accuracy.dynamic_check import MAX_RELATIVE_ERROR, inaccurate_dynamic_nodes
+from toolchain.quantization.accuracy.dynamic_check import MAX_RELATIVE_ERROR, _error_share, inaccurate_dynamic_nodes
 from toolchain.quantization.loop import quantize_model
 
 STEPS, WIDTH, HIDDEN = 12, 8, 8
@@ -55,6 +55,16 @@ def test_an_input_of_many_magnitudes_is_not(source):
     assert way == "float"
     assert f"at most {MAX_RELATIVE_ERROR:.0%} is accepted" in reason
     assert quantized.plan.recurrent == {}
+
+
+def test_a_constant_result_is_lost_however_close_to_the_mean_it_is():
+    """The error counts against the deviation of each feature, not against the size of its mean."""
+    rng = np.random.default_rng(0)
+    exact = np.array([100.0, -50.0]) + rng.standard_normal((500, 2))
+    constant = np.broadcast_to(exact.mean(axis=0), exact.shape)
+    assert _error_share(exact, constant) == pytest.approx(1)
+    assert _error_share(exact, exact + 0.1 * rng.standard_normal((500, 2))) == pytest.approx(0.01, rel=0.2)
+    assert _error_share(constant, 1.1 * constant) == pytest.approx(0.01), "a constant output is judged by its size"
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, "int8 dynamic"), (1.5, "float")])

@@ -2,7 +2,8 @@
 
 The range of a dynamic tensor is set by the largest number of each step. An input with many magnitudes, such as a raw
 spectrum, loses its small numbers, and the errors of an LSTM add up over time. Both depend on the data, so the error is
-measured.
+measured, as a share of how much the result varies: a result that has become constant has lost everything, even where
+the constant is close to the mean.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fragments import Fragment, fragments
 
 MAX_RELATIVE_ERROR = 0.1
-"""Largest accepted root mean square of the error, relative to that of the result; 0.1 is 20 dB."""
+"""Largest accepted root mean square of the error, relative to the deviation of the result; 0.1 is 20 dB."""
 DYNAMIC_CHECK_SAMPLES = 8
 """Calibration samples that a node is checked on."""
 
@@ -40,14 +41,27 @@ def inaccurate_dynamic_nodes(model: ir.Model, plan: Plan, encoding: Encoding, da
 
 
 def _relative_error(part: Fragment, feeds: list[dict[str, Array]]) -> float:
-    """Return the error of the worst output over all feeds: its root mean square, relative to that of the result."""
+    """Return the error of the worst output over all feeds: its root mean square, relative to the output's deviation.
+
+    The deviation is that from the mean of each feature, which is an element of the last axis.
+    """
     inputs = [str(value.name) for value in part.float_model.graph.inputs]
     part_feeds = [{name: feed[name] for name in inputs} for feed in feeds]
-    exact, rounded = (_flat(run.run(model, part_feeds)) for model in (part.float_model, part.int8_model))
-    ratios = [np.sum((a - b) ** 2) / max(np.sum(a**2), 1e-30) for a, b in zip(exact, rounded, strict=True)]
-    return float(np.sqrt(max(ratios)))
+    exact, rounded = (_rows(run.run(model, part_feeds)) for model in (part.float_model, part.int8_model))
+    return float(np.sqrt(max(_error_share(a, b) for a, b in zip(exact, rounded, strict=True))))
 
 
-def _flat(runs: list[list[Array]]) -> list[F64]:
-    """Concatenate every output over all runs."""
-    return [np.concatenate([array.ravel() for array in arrays], dtype=np.float64) for arrays in zip(*runs, strict=True)]
+def _error_share(exact: F64, rounded: F64) -> float:
+    """Return squared error over squared deviation of [rows, features]; over the energy where nothing varies."""
+    energy, varied = float(np.sum(exact**2)), float(np.sum((exact - exact.mean(axis=0)) ** 2))
+    # What float32 cannot tell from a constant is one.
+    reference = varied if varied > len(exact) * 1e-12 * energy else energy
+    return float(np.sum((exact - rounded) ** 2)) / max(reference, 1e-30)
+
+
+def _rows(runs: list[list[Array]]) -> list[F64]:
+    """Concatenate every output over all runs, as rows of features."""
+    return [
+        np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays], dtype=np.float64)
+        for arrays in zip(*runs, strict=True)
+    ]

@@ -16,7 +16,7 @@ from toolchain.quantization.accuracy.cross_layer_equalization import (
     apply_equalization,
     plan_equalization,
 )
-from toolchain.quantization.accuracy.scale_groups import MIN_CHANNEL_SHARE, scale_groups
+from toolchain.quantization.accuracy.scale_groups import scale_groups
 
 IMAGE = "float[1, 4, 8, 8] x"
 ZERO_SIX = {"zero": np.float32(0), "six": np.float32(6)}
@@ -72,13 +72,23 @@ def nets(draw):
     made.append((conv("x", 3, 4), 4))
     for _ in range(draw(st.integers(1, 8))):
         source, channels = made[draw(st.integers(max(0, len(made) - 3), len(made) - 1))]
-        kind = draw(st.sampled_from(("conv", "depthwise", "grouped", "point", "unary", "unary", "add", "gate")))
+        kinds = ("conv", "depthwise", "grouped", "point", "unary", "unary", "add", "gate", "concat", "split")
+        kind = draw(st.sampled_from(kinds))
         if kind == "conv":
             wide = draw(st.sampled_from((4, 6)))
             made.append((conv(source, channels, wide), wide))
         elif kind == "depthwise":
             made.append((conv(source, channels, channels, group=channels), channels))
-        elif kind == "grouped":
+        elif kind == "concat":
+            parts = [(source, channels), *draw(st.lists(st.sampled_from(made), min_size=1, max_size=2))]
+            text = f"Concat<axis = {draw(st.sampled_from((1, -3)))}>({', '.join(name for name, _ in parts)})"
+            made.append((simple(text), sum(wide for _, wide in parts)))
+        elif kind == "split" and channels > 1:
+            first, second = fresh(), fresh()
+            constants[f"{first}_sizes"] = np.array([channels // 2, channels - channels // 2])
+            lines.append(f"{first}, {second} = Split<axis = 1>({source}, {first}_sizes)")
+            made += [(first, channels // 2), (second, channels - channels // 2)]
+        elif kind == "grouped" and channels % 2 == 0:
             made.append((conv(source, channels, 4, group=2), 4))
         elif kind == "point":
             made.append((conv(source, channels, channels, "pads = [0, 0, 0, 0]", kernel=1), channels))
@@ -120,11 +130,16 @@ def test_every_tensor_of_a_group_is_divided_and_all_others_stay(net):
     before = small_models.every_value(ir.to_proto(model), feed)
     scales = {}
     for group in scale_groups(model):
-        largest = np.max([np.abs(before[name]).max(axis=(0, 2, 3)) for name in group.tensors], axis=0)
-        least = np.minimum(1, 1.01 * largest / group.ceiling)
+        largest = np.zeros(group.channels)
+        for name, numbers in group.members.items():
+            np.maximum.at(largest, numbers, np.abs(before[name]).max(axis=(0, 2, 3)))
+        least = np.minimum(1, 1.01 * largest / group.ceiling())
         scales[group] = np.maximum(rng.uniform(0.2, 1, group.channels), least)
+        scales[group][group.fixed] = 1
     after = small_models.every_value(ir.to_proto(apply_equalization(model, scales)), feed)
-    divisors = {name: s.reshape(1, -1, 1, 1) for group, s in scales.items() for name in group.tensors}
+    divisors = {
+        name: s[numbers].reshape(1, -1, 1, 1) for group, s in scales.items() for name, numbers in group.members.items()
+    }
     assert "y" in after, "what nothing reads may be gone"
     for name, array in after.items():
         close(array, before[name] / divisors.get(name, 1.0))
@@ -142,16 +157,16 @@ def test_a_planned_equalization_changes_nothing_on_the_samples_it_was_planned_fo
     for group, s in scales.items():
         assert s.shape == (group.channels,)
         assert (s > 0).all()
-        assert (s <= 1).all()
-        assert s.min() >= MIN_CHANNEL_SHARE
-        largest = np.max([np.abs(small.minimum).clip(small.maximum) for small in _stats(observed, group)], axis=0)
-        assert ((s * group.ceiling >= RANGE_MARGIN * largest * (1 - 1e-12)) | (s == 1)).all(), "room below the limit"
+        assert (s[group.fixed] == 1).all()
+        ceiling, largest = group.ceiling(), np.zeros(group.channels)
+        for name, numbers in group.members.items():
+            stats = observed.tensors[name].channels
+            np.maximum.at(largest, numbers, np.abs(stats.minimum).clip(stats.maximum))
+        limited = np.isfinite(ceiling)
+        assert ((s * ceiling >= RANGE_MARGIN * largest * (1 - 1e-12)) | (s == 1))[limited].all(), "room below the limit"
+        assert (s[limited] <= 1).all(), "what a Clip cut off is still cut off"
     equalized = apply_equalization(model, scales)
     close(small_models.plain(equalized, feed)["y"], small_models.plain(model, feed)["y"])
-
-
-def _stats(observed, group):
-    return [observed.tensors[name].channels for name in group.tensors]
 
 
 @pytest.mark.parametrize("first", ["Gemm(x, w, b)", "Gemm<transB = 1>(x, wt, b)", "MatMul(x, w)"])
@@ -238,6 +253,7 @@ CARRIED = {
     "mean": ("r = GlobalAveragePool(a)", {}),
     "enlarged": ("r = Resize(a, , f)", {"f": np.array([1, 1, 2, 2], np.float32)}),
     "sum with itself": ("r = Add(a, a)", {}),
+    "joined along another axis": ("r = Concat<axis = 2>(a, a)", {}),
 }
 
 
@@ -262,7 +278,7 @@ REFUSED = {
     "clip whose limit is computed": ("m = ReduceMax<keepdims = 0>(x) r = Clip(a, zero, m)", {"zero": np.float32(0)}),
     "pool that tells where": ("r, i = MaxPool<kernel_shape = [2, 2]>(a)", {}),
     "shape of it is read": ("r = Relu(a) s = Shape(a) q = Cast<to = 1>(s) n = ReduceSum(q)", {}),
-    "channels joined": ("r = Concat<axis = 2>(a, a)", {}),
+    "joined with a constant": ("r = Concat<axis = 2>(a, k)", {"k": np.ones((1, 4, 1, 8), np.float32)}),
     "channels swapped": ("r = Transpose<perm = [0, 2, 1, 3]>(a)", {}),
     "another reader": ("r = Relu(a) t = Tanh(a) n = ReduceSum(t)", {}),
 }
@@ -277,6 +293,29 @@ def test_others_do_not(name):
         constants["v"] = weights(v=(4, 8, 1, 1))["v"]
     outputs = "y, n" if " n = " in body else "y"
     assert tensors_of(body, constants=constants, outputs=outputs) == []
+
+
+def test_channels_that_a_concat_joins_have_scales_of_their_own():
+    body = "a = Conv(x, w) r = Relu(a) b = Conv(x, v) c = Concat<axis = 1>(r, b) y = Conv(c, u)"
+    model, [group] = groups_of(body, constants={**CONVS, **weights(u=(2, 8, 1, 1))})
+    assert {name: list(numbers) for name, numbers in group.members.items()} == {
+        "a": [0, 1, 2, 3], "r": [0, 1, 2, 3], "b": [4, 5, 6, 7], "c": [0, 1, 2, 3, 4, 5, 6, 7],
+    }  # fmt: skip
+    assert len(set(group.blocks())) == 2
+    assert set(group.producers) == {"a", "b"}
+    assert group.consumers == ("y",)
+    assert len(group.fixed) == 0
+
+
+def test_an_operand_that_cannot_be_divided_keeps_scale_one():
+    body = """a = Conv(x, w) t = Tanh(x) c = Concat<axis = 1>(t, a) p, q = Split<axis = 1>(c, parts)
+    y = Conv(p, u) z = Conv(q, o)"""
+    constants = {**CONVS, **weights(u=(2, 6, 1, 1), o=(2, 2, 1, 1)), "parts": np.array([6, 2])}
+    model, [group] = groups_of(body, outputs="y, z", constants=constants)
+    numbers = {name: list(of_channels) for name, of_channels in group.members.items()}
+    assert numbers["c"] == numbers["t"] + numbers["a"] == numbers["p"] + numbers["q"]
+    assert len(numbers["p"]) == 6
+    assert list(group.fixed) == numbers["t"]
 
 
 def test_what_leaves_or_enters_the_graph_is_not_divided():
@@ -307,8 +346,8 @@ def test_a_column_as_bias_is_added_to_every_channel():
 
 def test_a_gate_is_read_and_not_divided():
     _, groups = groups_of(
-        "a = Conv(x, w) p = GlobalAveragePool(a) g = Conv(p, v) s = Sigmoid(g) m = Mul(s, a) y = Conv(m, v)",
-        constants=CONVS,
+        "a = Conv(x, w) p = GlobalAveragePool(a) g = Conv(p, v) s = Sigmoid(g) m = Mul(s, a) y = Conv(m, u)",
+        constants={**CONVS, **weights(u=(4, 4, 1, 1))},
     )
     assert [set(g.tensors) for g in groups] == [{"a", "p", "m"}]
     assert set(groups[0].consumers) == {"g", "y"}

@@ -2,17 +2,20 @@
 
 A tensor may be divided channel by channel by s_c > 0 if the weights of the products that compute it are multiplied by
 1/s_c, and the weights of the products that read it by s_c. Operators f between them with f(y / s) = f(y) / s (Relu,
-pooling, the sum of two such tensors) join their tensors to a group with one s. A tensor that any other operator reads
-or computes, or that enters or leaves the graph, cannot be rescaled.
+pooling, the sum of two such tensors) join their tensors to a group. Concat and Split join channels: a channel of an
+operand and the channel of the result that it becomes have one scale, so a group has as many scales as there are sets of
+joined channels. Channels that any other operator reads or computes, or that enter or leave the graph, keep scale 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64, Index
 from toolchain.core.union_find import representatives
 from toolchain.graph import query
 from toolchain.ops.weights import weight_axes
@@ -31,29 +34,48 @@ SPATIAL_OPERATORS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "R
 """Operators that mix elements along every axis but the first two."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScaleGroup:
-    """Tensors that share their channel scales.
+    """Tensors whose channels share scales.
 
     Attributes:
-        tensors: names, in graph order.
-        axis: the axis of their channels.
-        channels: number of channels.
+        members: by tensor name in graph order, the number of the scale of each of its channels.
+        axis: the axis of the tensors' channels.
+        channels: number of scales.
         producers: names of the products whose weights are multiplied by 1/s.
         consumers: names of the products whose weights are multiplied by s.
-        ceiling: the lowest limit of a Clip in the group; infinite where there is none.
-        min_share: smallest range that is assumed for a channel, as a share of the tensor's range.
-        clipped: names of the tensors that a Clip limits.
+        fixed: numbers of the scales that stay 1.
+        ceilings: by the name of a tensor that a Clip limits, the magnitude at which it acts.
+        min_share: smallest range that is assumed for a channel, as a share of the range of its tensor.
     """
 
-    tensors: tuple[str, ...]
+    members: Mapping[str, Index]
     axis: int
     channels: int
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
-    ceiling: float = float("inf")
+    fixed: Index = field(default_factory=lambda: np.empty(0, np.intp))
+    ceilings: Mapping[str, float] = field(default_factory=dict)
     min_share: float = MIN_CHANNEL_SHARE
-    clipped: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors, in graph order."""
+        return tuple(self.members)
+
+    def ceiling(self) -> F64:
+        """Return the lowest limit of a Clip for each scale, float64 [channels]; infinite where there is none."""
+        result = np.full(self.channels, np.inf)
+        for name, limit in self.ceilings.items():
+            np.minimum.at(result, self.members[name], limit)
+        return result
+
+    def blocks(self) -> Index:
+        """Number the sets of scales that occur in the same tensors, such as operands of a Concat: int [channels]."""
+        present = np.zeros((self.channels, len(self.members)), np.bool_)
+        for column, scales in enumerate(self.members.values()):
+            present[scales, column] = True
+        return np.unique(present, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 @dataclass
@@ -63,9 +85,10 @@ class _Members:
     values: list[ir.Value] = field(default_factory=list)
     producers: list[ir.Node] = field(default_factory=list)
     consumers: list[ir.Node] = field(default_factory=list)
-    ceiling: float = float("inf")
-    clipped: list[str] = field(default_factory=list)
-    pinned: bool = False
+    pinned: list[ir.Value] = field(default_factory=list)
+    joins: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
+    movers: list[ir.Node] = field(default_factory=list)
+    ceilings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,12 +97,14 @@ class _Links:
 
     Attributes:
         joined: pairs of tensors that must have the same scales.
+        movers: every Concat and Split, whose operands have the scales of a part of its result, or the reverse.
         pinned: tensors that cannot be rescaled.
         products: the products whose weights can be multiplied by scales.
         clips: the Clips between joined tensors.
     """
 
     joined: list[tuple[ir.Value, ir.Value]] = field(default_factory=list)
+    movers: list[ir.Node] = field(default_factory=list)
     pinned: list[ir.Value] = field(default_factory=list)
     products: list[ir.Node] = field(default_factory=list)
     clips: list[ir.Node] = field(default_factory=list)
@@ -89,7 +114,8 @@ def scale_groups(model: ir.Model) -> list[ScaleGroup]:
     """Find the groups whose channels can be rescaled, in graph order."""
     values = list(dict.fromkeys([*model.graph.inputs, *query.activations(model)]))
     links = _links(model, values)
-    members = _members(values, links, representatives(links.joined))
+    moved = [(whole, part) for node in links.movers for whole, parts in [_moved(node)] for part in parts]
+    members = _members(values, links, representatives([*links.joined, *moved]))
     return [group for each in members if (group := _group(each)) is not None]
 
 
@@ -104,6 +130,8 @@ def _links(model: ir.Model, values: Iterable[ir.Value]) -> _Links:
             links.joined += [(value, node.outputs[0]) for value in carriers]
             links.pinned += [value for value in computed if value not in carriers]
             links.clips += [node] * (node.op_type == "Clip")
+        elif node.op_type == "Split" or (node.op_type == "Concat" and len(computed) == len(node.inputs)):
+            links.movers.append(node)
         else:
             links.pinned += [*computed, *node.outputs]
     return links
@@ -118,15 +146,25 @@ def _members(
         members.setdefault(representative(value), _Members()).values.append(value)
     for value in links.pinned:
         if representative(value) in members:
-            members[representative(value)].pinned = True
+            members[representative(value)].pinned.append(value)
+    for pair in links.joined:
+        members[representative(pair[1])].joins.append(pair)
+    for node in links.movers:
+        members[representative(node.outputs[0])].movers.append(node)
     for node in links.products:
         members[representative(node.outputs[0])].producers.append(node)
         members[representative(node.inputs[0])].consumers.append(node)  # type: ignore[arg-type]
     for node in links.clips:
-        group, limit = members[representative(node.outputs[0])], _ceiling(node)
-        group.ceiling = min(group.ceiling, limit)
-        group.clipped += [str(node.outputs[0].name)] * (limit < float("inf"))
+        if (limit := _ceiling(node)) < float("inf"):
+            members[representative(node.outputs[0])].ceilings[str(node.outputs[0].name)] = limit
     return list(members.values())
+
+
+def _moved(node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
+    """Return the result of a Concat and its computed operands, or what a Split splits and its results."""
+    if node.op_type == "Concat":
+        return node.outputs[0], [v for v in node.inputs if v is not None and query.constant(v) is None]
+    return node.inputs[0], list(node.outputs)  # type: ignore[return-value]
 
 
 def _is_used_outside(value: ir.Value, graph: ir.Graph) -> bool:
@@ -177,37 +215,83 @@ def _ceiling(clip: ir.Node) -> float:
     return min(high, -low if low < 0 else high)
 
 
-def read_alone(products: Collection[ir.Node]) -> bool:
-    """True where no other node reads the weights of `products`: rescaled weights then need no copy."""
-    return all(set(query.consumers(value)) <= set(products) for node in products if (value := node.inputs[1]))
+def read_alike(node: ir.Node, others: Iterable[ir.Node]) -> bool:
+    """True where only `node` and `others` read its weight, and all read the same tensor: one rescaled weight does."""
+    readers = query.consumers(node.inputs[1]) if node.inputs[1] is not None else []
+    return all(reader is node or (reader in others and reader.inputs[0] is node.inputs[0]) for reader in readers)
 
 
 def _group(members: _Members) -> ScaleGroup | None:
-    if members.pinned or not members.producers or not members.consumers:
-        return None
-    if not (read_alone(members.producers) and read_alone(members.consumers)):
+    if not members.producers or not members.consumers:
         return None
     axes = {_channel_axis(node, node.outputs[0]) for node in members.producers}
     axes |= {_channel_axis(node, node.inputs[0]) for node in members.consumers}  # type: ignore[arg-type]
     axis = axes.pop()
     operators = {node.op_type for value in members.values if (node := value.producer()) is not None}
-    if axes or axis is None or (axis != 1 and operators & SPATIAL_OPERATORS):
-        return None
-    shapes = [query.sizes(value, dynamic=0) for value in members.values]
-    channels = {shape[axis] if shape is not None and len(shape) > axis else 0 for shape in shapes}
     ranks = {query.rank(value) for value in members.values}
-    count = channels.pop()
-    if channels or len(ranks) > 1 or count == 0:
+    if axes or axis is None or (axis != 1 and operators & SPATIAL_OPERATORS) or len(ranks) > 1:
+        return None
+    numbers = _scale_numbers(members, axis)
+    if numbers is None:
+        return None
+    fixed = [*members.pinned]
+    fixed += [node.outputs[0] for node in members.producers if not read_alike(node, ())]
+    fixed += [v for n in members.consumers if not read_alike(n, members.consumers) and (v := n.inputs[0]) is not None]
+    count = 1 + max(int(scales.max()) for scales in numbers.values())
+    kept = np.unique(np.concatenate([np.empty(0, np.intp), *(numbers[value] for value in fixed)]))
+    if len(kept) == count:
         return None
     return ScaleGroup(
-        tuple(str(value.name) for value in members.values),
+        {str(value.name): scales for value, scales in numbers.items()},
         axis,
         count,
         tuple(query.label(node) for node in members.producers),
         tuple(query.label(node) for node in members.consumers),
-        members.ceiling,
-        clipped=tuple(members.clipped),
+        kept,
+        members.ceilings,
     )
+
+
+def _scale_numbers(members: _Members, axis: int) -> dict[ir.Value, Index] | None:
+    """Number the sets of joined channels, for every channel of every tensor; None where a number is unknown."""
+    sizes: dict[ir.Value, int] = {}
+    for value in members.values:
+        shape = query.sizes(value, dynamic=0)
+        sizes[value] = shape[axis] if shape is not None and len(shape) > axis else 0
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    pairs: list[tuple[ir.Value, int, ir.Value]] = [(a, 0, b) for a, b in members.joins]
+    for node in members.movers:
+        whole, parts = _moved(node)
+        moves_channels = query.attribute(node, "axis", 0) in (axis, axis - (query.rank(whole) or 0))
+        place = 0
+        for part in node.inputs if node.op_type == "Concat" else parts:
+            if part in sizes:
+                pairs.append((whole, place if moves_channels else 0, part))
+            place += (query.sizes(part, dynamic=0) or (0,) * (axis + 1))[axis]
+        if moves_channels and place != sizes[whole]:
+            return None
+    if 0 in sizes.values() or any(p + sizes[b] > sizes[a] for a, p, b in pairs):
+        return None
+    if any(sizes[a] != sizes[b] for a, b in members.joins):
+        return None
+    return _numbered(sizes, [(int(starts[a]) + p, int(starts[b]), sizes[b]) for a, p, b in pairs])
+
+
+def _numbered(sizes: Mapping[ir.Value, int], runs: Iterable[tuple[int, int, int]]) -> dict[ir.Value, Index]:
+    """Join runs of channels, each given by two starts and a length, and number the sets from 0.
+
+    The smallest label of a set spreads over it: neighbours take the smaller of their labels until nothing changes.
+    """
+    labels = np.arange(sum(sizes.values()), dtype=np.intp)
+    spans = [(slice(a, a + n), slice(b, b + n)) for a, b, n in runs]
+    changed = True
+    while changed:
+        before = labels.copy()
+        for one, other in (*spans, *reversed(spans)):
+            labels[one] = labels[other] = np.minimum(labels[one], labels[other])
+        changed = not np.array_equal(before, labels)
+    numbers = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    return dict(zip(sizes, np.split(numbers, np.cumsum(list(sizes.values()))[:-1]), strict=True))
 
 
 def _channel_axis(node: ir.Node, value: ir.Value) -> int | None:

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from toolchain.core.arrays import F64
 from toolchain.graph import check, edit, query
 from toolchain.quantization.accuracy.cross_layer_equalization import rescale, scale_consumers
-from toolchain.quantization.accuracy.scale_groups import ScaleGroup, read_alone, scalable_product
+from toolchain.quantization.accuracy.scale_groups import ScaleGroup, read_alike, scalable_product
 
 MIN_NORMALIZED_SHARE = 1 / 32
 """Smallest range that is assumed for a channel, as a share of its tensor's range. It is lower than for other tensors,
@@ -43,11 +43,14 @@ def smooth_quant_groups(model: ir.Model, int8_nodes: Collection[str]) -> list[Sc
             readers = [n for n in query.consumers(value) if query.label(n) in int8_nodes]
             matrices = [n for n in readers if n.op_type in ("Gemm", "MatMul") and scalable_product(n)]
             shape = query.sizes(value, dynamic=0)
-            if not matrices or len(matrices) < len(readers) or not shape or shape[-1] == 0 or not read_alone(matrices):
+            if not matrices or len(matrices) < len(readers) or not shape or shape[-1] == 0:
+                continue
+            if not all(read_alike(n, matrices) for n in matrices):
                 continue
             names = tuple(sorted(query.label(n) for n in matrices))
             axis, channels = len(shape) - 1, shape[-1]
-            groups.append(ScaleGroup((str(value.name),), axis, channels, (), names, min_share=MIN_NORMALIZED_SHARE))
+            members = {str(value.name): np.arange(channels)}
+            groups.append(ScaleGroup(members, axis, channels, (), names, min_share=MIN_NORMALIZED_SHARE))
     return groups
 
 
@@ -64,7 +67,7 @@ def apply_smooth_quant(model: ir.Model, scales: Mapping[ScaleGroup, F64]) -> ir.
     for group, s in scales.items():
         value = values[group.tensors[0]]
         readers = [nodes[name] for name in group.consumers]
-        scale_consumers(readers, s, names)
+        scale_consumers(readers, group, s, names)
         if not _into_normalization(value, readers, s, names):
             _insert_division(value, readers, s, names)
     edit.remove_unused(result)

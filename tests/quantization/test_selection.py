@@ -41,7 +41,7 @@ REFUSED = {
         "[n] y = Conv(x, w)", "float16[N, 2, 6, 6] x", {"w": np.ones((4, 2, 1, 1), np.float16)}, "is not float32",
     ),
     "product with a constant activation": (
-        "[n] y = MatMul(k, x)", IMAGE, weights(k=(6, 6)), "its weight is computed at run time",
+        "[n] y = MatMul(k, x)", IMAGE, weights(k=(6, 6)), "its constant is on the left",
     ),
     "conv of a constant": (
         "[n] c = Conv(k, w) y = Add(c, x)", IMAGE, weights(k=(1, 2, 6, 6), w=(2, 2, 1, 1)), "its input is a constant",

@@ -21,7 +21,7 @@ from onnxscript.rewriter.rules import common as rules
 
 from toolchain.core.errors import GateError
 from toolchain.graph import check, edit, query, shapes
-from toolchain.optimization import composites, fold_affine, linear_to_gemm, rewrites, share_constants
+from toolchain.optimization import composites, fold_affine, linear_to_gemm, product_forms, rewrites, share_constants
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
 
 LOGGER = logging.getLogger(__name__)
@@ -217,8 +217,10 @@ PASSES: tuple[Pass, ...] = (
     fuse_hard_swish,
     _lift_constants,
     share_constants.read_transposed_constants,
-    _rewrite("matmul_add_to_gemm", rules.matmul_add_to_gemm_rule, rules.transpose_b_matmul_add_to_gemm_rule),
-    _lift_constants,
+    product_forms.einsum_to_matmul,
+    product_forms.left_constant_to_conv,
+    product_forms.matmul_and_bias_to_gemm,
+    product_forms.fold_gemm_factors,
     fold_affine.fold_affine_after_conv,
     fold_affine.fold_affine_before_conv,
     rewrites.batchnorm_to_depthwise,

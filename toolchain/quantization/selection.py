@@ -138,6 +138,8 @@ def _refusal(node: ir.Node) -> str | None:
 def _kernel_refusal(node: ir.Node, cell: Kernel) -> str | None:
     weight = node.inputs[cell.weight]
     if query.constant(weight) is None:
+        if query.constant(node.inputs[cell.act]) is not None:
+            return "its constant is on the left, where the int8 kernels take the activation"
         return "its weight is computed at run time, and int8 needs a constant one"
     if _has_unknown_type(weight) or _has_unknown_type(node.inputs[cell.act]):
         return UNKNOWN_TYPE

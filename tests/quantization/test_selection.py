@@ -6,12 +6,11 @@ import small_models
 from small_models import weights
 
 from toolchain.quantization.selection import (
-    BEHIND_LAST_PRODUCT,
     FOLLOWS_FLOAT,
-    ONE_SCALE_FOR_FLOAT_READERS,
     clip_limits,
     select,
 )
+from toolchain.quantization.tails import BEHIND_LAST_PRODUCT, ONE_SCALE_FOR_FLOAT_READERS
 
 IMAGE = "float[N, 2, 6, 6] x"
 

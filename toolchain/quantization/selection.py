@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from toolchain.formats.manifest import NodePrecision, Precision
 from toolchain.graph import query
-from toolchain.ops.cells import Absorbed, Dynamic, Float, Joined, Kernel, OwnScale, SameScale
+from toolchain.ops.cells import Absorbed, Dynamic, Float, Kernel, OwnScale, SameScale
 from toolchain.ops.table import rule
 from toolchain.ops.weights import weight_axes
+from toolchain.quantization import bodies, tails
 from toolchain.quantization.magnification import magnified_products
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.shared_weights import stored_twice
@@ -31,8 +32,6 @@ Reasons = Mapping[str, str]
 
 UNKNOWN_TYPE = "the type of its input is unknown, even to onnxruntime"
 FOLLOWS_FLOAT = "the operator before it is float"
-BEHIND_LAST_PRODUCT = "no int8 product follows it, so int8 would only round and clip the result"
-ONE_SCALE_FOR_FLOAT_READERS = "only float operators read it, and int8 would give its operands one scale"
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ def _select(model: ir.Model, keep_float: Collection[str], reasons: Reasons) -> S
         if not all(int8[product] for product in embedding_tables.products_with_table(node)):
             del other[node]
             why[node] = embedding_tables.READ_AS_FLOAT_REASON
-    followed = _followed_by_product(model, int8)
-    _drop_unread(model, int8, why, followed)
+    followed = tails.followed_by_product(model, int8)
+    why |= tails.drop_unread(model, int8, followed)
     choices = tuple(
         NodePrecision(
             node=query.label(n),
@@ -124,7 +123,7 @@ def _refusal(node: ir.Node) -> str | None:
     cell = rule(node).int8
     match cell:
         case Float():
-            return cell.reason
+            return bodies.reason(node) or cell.reason
         case Kernel():
             return _kernel_refusal(node, cell)
         case Absorbed():
@@ -248,65 +247,6 @@ def _unprofitable(node: ir.Node, int8: dict[ir.Node, bool]) -> str | None:
     return (
         None if 2 * ready > total else "it reads mostly float tensors, and converting them costs more than int8 saves"
     )
-
-
-def _followed_by_product(model: ir.Model, int8: Mapping[ir.Node, bool]) -> set[ir.Node]:
-    """Return the nodes behind which an int8 product comes, directly or through any other nodes.
-
-    A node whose result a branch of an If or Loop reads counts as one, because its readers are not looked at.
-    """
-    followed: set[ir.Node] = set()
-    for node in reversed(list(model.graph)):
-        for reader in (reader for output in node.outputs for reader in query.consumers(output)):
-            if reader in followed or reader not in int8 or (int8[reader] and isinstance(rule(reader).int8, Kernel)):
-                followed.add(node)
-    return followed
-
-
-def _drop_unread(
-    model: ir.Model, int8: dict[ir.Node, bool], why: dict[ir.Node, str | None], followed: Collection[ir.Node]
-) -> None:
-    """Leave operators float whose results no int8 product gains from.
-
-    1. Behind the last product: everything but a Relu or Clip that is merged into a convolution.
-    2. Between a product that can give a float result and readers that are all float: what passes the result on.
-    3. A Concat that only float operators read, because int8 would give its operands one scale.
-
-    The graph is walked backwards, so that a chain of such operators is found.
-    """
-    for node in reversed(list(model.graph)):
-        if not int8[node] or isinstance(rule(node).int8, Kernel):
-            continue
-        if node not in followed:
-            if not _is_merged(node, int8):
-                int8[node], why[node] = False, BEHIND_LAST_PRODUCT
-            continue
-        if any(int8.get(reader, False) for output in node.outputs for reader in query.consumers(output)):
-            continue
-        source = rule(_source_operator(node))
-        if isinstance(source.int8, Kernel) and source.int8.float_output:
-            int8[node], why[node] = False, "the result before it and all its readers are float"
-        elif isinstance(source.channels, Joined):
-            int8[node], why[node] = False, ONE_SCALE_FOR_FLOAT_READERS
-
-
-def _is_merged(node: ir.Node, int8: Mapping[ir.Node, bool]) -> bool:
-    """True for a Relu or Clip behind an int8 convolution, whose result is quantized in any case."""
-    producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    if producer is None or not isinstance(rule(node).int8, Absorbed) or not int8.get(producer, False):
-        return False
-    cell = rule(producer).int8
-    return isinstance(cell, Kernel) and not cell.float_output
-
-
-def _source_operator(node: ir.Node) -> ir.Node:
-    """Return the operator whose result reaches `node` through operators that only pass it on or clip it."""
-    while isinstance(rule(node).int8, Absorbed | SameScale):
-        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if producer is None:
-            break
-        node = producer
-    return node
 
 
 # ----------------------------------------------------------------------------------------------- tensors

@@ -208,7 +208,7 @@ WORKING = {
         "float16[1, 8, 14, 14] y",
         {"w": PLAIN["w"].astype(np.float16)},
         {"x": samples().astype(np.float16)},
-        {},
+        {"Conv", "Relu"},
     ),
     "pixels": case(
         "f = Cast<to = 1>(x) c = Conv(f, w) y = Relu(c)",
@@ -343,3 +343,22 @@ def test_what_cannot_be_quantized_can_still_be_looked_at(toolchain, workplace):
     onnx.save(text, "text.onnx")
     for name in ("qdq", "text"):
         assert toolchain(f"inspect {name}.onnx").code == 0
+
+
+def test_float16_becomes_int8_between_float16_inputs_and_outputs(toolchain, workplace):
+    constants = {name: array.astype(np.float16) for name, array in only("w", "v").items()}
+    body = "c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) y = Conv<pads = [1, 1, 1, 1]>(r, v)"
+    onnx.save(proto(body, "float16[1, 3, 16, 16] x", "float16[1, 16, 16, 16] y", constants), "half.onnx")
+    np.savez("half.npz", x=samples().astype(np.float16))
+    done = toolchain("quantize half.onnx -c half.npz --recipe fast.toml -o q.onnx")
+    assert done.code == 0
+    assert "note: float16 became float32, which int8 needs; inputs and outputs keep float16" in done.err
+    x = samples()[:1].astype(np.float16)
+    engines = [
+        onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"]) for name in ("half.onnx", "q.onnx")
+    ]
+    expected, got = (engine.run(None, {"x": x})[0] for engine in engines)
+    assert got.dtype == np.float16
+    error = (got.astype("f4") - expected.astype("f4")).std() / expected.astype("f4").std()
+    assert error < 0.03  # 30 dB; two convolutions with int8 weights and activations
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load("q.onnx").graph.node}

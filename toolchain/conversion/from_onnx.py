@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -28,6 +28,7 @@ from toolchain.conversion.imported import Imported
 from toolchain.conversion.old_resize import restore_meaning
 from toolchain.conversion.parity import Reference
 from toolchain.conversion.repeatability import refuse_training_mode
+from toolchain.conversion.widen import widen, widened_note
 from toolchain.core.errors import ModelError, did_you_mean, one_line
 from toolchain.core.files import sha256
 from toolchain.data.tensors import Array, Feed
@@ -49,23 +50,39 @@ def from_onnx(path: Path) -> Imported:
     _check_versions(model, path)
     _check_operators(model, path)
     source = Source(name=str(path), sha256=_content_hash(model, path), kind="onnx", exporter=_producer(model))
-    original = run.session(path)
+    halves = widen(model)
+    original = _session(path, halves)
     _check_ports(model, path)
     notes = [*reading, *_weights_as_constants(model)]
+    if halves:
+        notes.append(widened_note(halves))
+    if original is None:
+        notes.append("the float32 model was not compared with the file, which onnxruntime does not run")
     expanded = expand_fused(model)
     if expanded:
         notes.append(f"{expanded} operators that only onnxruntime has were replaced by standard ones")
-    reference = _runner(original) if expanded else None
+    changed = bool(expanded or halves)
     opset = query.opset(model)
     if opset < MIN_OPSET:
         refuse_training_mode(model, path)  # before the upgrade, since older opsets state it in another way
         model = _upgraded(model, path)
         notes.append(f"opset {opset} was upgraded to {MIN_OPSET}")
-        reference = _runner(original)
+        changed = True
     version = _IR_VERSIONS.get(query.opset(model))
     if version is not None:  # so that an older onnxruntime on the device reads it as well
         model.ir_version = version
-    return Imported(model, source, tuple(notes), reference)
+    reference = _runner(original) if changed and original is not None else None
+    return Imported(model, source, tuple(notes), reference, half=bool(halves))
+
+
+def _session(path: Path, halves: Sequence[str]) -> ort.InferenceSession | None:
+    """A session of the file as it is; None if onnxruntime lacks kernels for its 16-bit floats, e.g. for bfloat16."""
+    try:
+        return run.session(path)
+    except ModelError:
+        if not halves:
+            raise
+        return None
 
 
 def _content_hash(model: ir.Model, path: Path) -> str:

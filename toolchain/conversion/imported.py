@@ -21,6 +21,7 @@ class Imported:
         reference: runs the source itself, to measure parity; None if the model is the source.
         sizes: sizes for dynamic axes other than the batch, tried in this order until the source takes one.
         ids: random integer inputs are below this number.
+        half: the source computes in float16 or bfloat16, and the model in float32.
     """
 
     model: ir.Model
@@ -29,3 +30,4 @@ class Imported:
     reference: Reference | None
     sizes: tuple[int, ...] = (64, 224, 32, 16, 320, 8, 1)
     ids: int = 2
+    half: bool = False

@@ -45,7 +45,7 @@ class Parity:
     max_rel_error: float
 
 
-def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -> Parity | None:
+def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2, half: bool = False) -> Parity | None:
     """Compare `model` in onnxruntime with `reference` on eight feeds, with batches of 1 to 3 if the batch is dynamic.
 
     Args:
@@ -53,6 +53,7 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
         reference: runs the source.
         size: a size that the source takes for dynamic axes other than the batch; twice this size is tried as well.
         ids: integer inputs are below this number.
+        half: the source computes in 16-bit floats, the model in float32.
 
     Returns:
         None if the source ran on none of the inputs.
@@ -75,7 +76,7 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2) -
             raise GateError(f"has {len(got)} outputs, and its source {len(expected)}", where="converted model")
         for name, a, b in zip(names, expected, got, strict=True):
             absolute, relative = _errors(a, b)
-            tolerance = PARITY_TOLERANCE_FLOAT16 if b.dtype == np.float16 else PARITY_TOLERANCE
+            tolerance = PARITY_TOLERANCE_FLOAT16 if half or b.dtype == np.float16 else PARITY_TOLERANCE
             if not relative <= tolerance:
                 _check_source(reference, feed)
                 hint = "an operator was exported wrongly: find it by exporting parts of the model, or change the model"

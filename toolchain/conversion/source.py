@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,6 +16,7 @@ from toolchain.conversion.from_onnx import MIN_OPSET, from_onnx
 from toolchain.conversion.imported import Imported
 from toolchain.conversion.inputs import concrete, random_feed
 from toolchain.conversion.parity import Parity, Reference, measure
+from toolchain.conversion.widen import widen, widened_note
 from toolchain.core.errors import GateError, InputError, ModelError, one_line
 from toolchain.core.user_code import is_callable_spec, load_callable, user_code
 from toolchain.formats.manifest import Source
@@ -127,10 +128,11 @@ def _measured(model: ir.Model, imported: Imported, reference: Reference, size: i
     For the TorchScript exporter it says why dynamo was not used; for an ONNX file only its upgrade can be the cause.
     """
     try:
-        return measure(model, reference, size=size, ids=imported.ids)
+        return measure(model, reference, size=size, ids=imported.ids, half=imported.half)
     except GateError as error:
         if imported.source.kind == "onnx":
-            hint = f"its upgrade to a later opset went wrong: export it again with opset {MIN_OPSET} or later"
+            kind = "as float32 " if imported.half else ""
+            hint = f"its upgrade went wrong: export it again {kind}with opset {MIN_OPSET} or later"
         elif imported.source.exporter.endswith("torchscript"):
             hint = imported.notes[0]
         else:
@@ -140,7 +142,7 @@ def _measured(model: ir.Model, imported: Imported, reference: Reference, size: i
 
 def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:
     if not isinstance(source, str | Path):
-        return _from_module(source, inputs, type(source).__name__)
+        return _widened(_from_module(source, inputs, type(source).__name__))
     path = Path(source)
     if not path.exists() and is_callable_spec(str(source)):
         _need_torch(str(source))
@@ -148,7 +150,7 @@ def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:
         if not hasattr(module, "state_dict") or isinstance(module, type):
             with user_code(source, ModelError):
                 module = module()  # type: ignore[operator]  # load_callable returns callables
-        return _from_module(module, inputs, str(source))
+        return _widened(_from_module(module, inputs, str(source)))
     for suffixes, (what, hint) in _NOT_MODELS.items():
         if path.suffix.lower() in suffixes and path.is_file():
             raise ModelError(what, where=path, hint=hint)
@@ -165,7 +167,13 @@ def _import(source: ModelSource, inputs: Sequence[TensorSpec]) -> Imported:
     _need_torch(str(path))
     from toolchain.conversion.from_torch import from_pt2
 
-    return from_pt2(path)
+    return _widened(from_pt2(path))
+
+
+def _widened(imported: Imported) -> Imported:
+    """Make a module's model float32 if it computes in 16-bit floats; `from_onnx` does so itself, before the upgrade."""
+    halves = widen(imported.model)
+    return replace(imported, notes=(*imported.notes, widened_note(halves)), half=True) if halves else imported
 
 
 def _from_module(module: object, inputs: Sequence[TensorSpec], name: str) -> Imported:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # type checkers and editors see the real functions, and repor
     from toolchain.formats.recipe import Recipe as Recipe
     from toolchain.formats.target import Target as Target
     from toolchain.formats.training_recipe import TrainingRecipe as TrainingRecipe
+    from toolchain.pruning.loss import PruningLossError as PruningLossError
 
     __version__: str
 
@@ -55,6 +56,7 @@ _HOMES = {
     "formats.recipe": ("Recipe",),
     "formats.target": ("Target",),
     "formats.training_recipe": ("TrainingRecipe",),
+    "pruning.loss": ("PruningLossError",),
 }  # fmt: skip
 """Public names by their module. A module is imported when one of its names is first used, because a device that only
 runs benchmarks has neither onnx nor torch."""
@@ -62,8 +64,8 @@ runs benchmarks has neither onnx nor torch."""
 _MODULES = {name: home.format(name=name) for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ConfigError", "DataError", "DeviceError", "GateError", "InputError", "ModelError", "Recipe", "Target",
-    "ToolchainError", "TrainingRecipe", "__version__", "bench", "compare", "convert", "export", "inspect",
+    "ConfigError", "DataError", "DeviceError", "GateError", "InputError", "ModelError", "PruningLossError", "Recipe",
+    "Target", "ToolchainError", "TrainingRecipe", "__version__", "bench", "compare", "convert", "export", "inspect",
     "load_target", "optimize", "parse_input", "prune", "quantize", "train", "verify",
 ]  # fmt: skip
 

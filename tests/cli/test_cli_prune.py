@@ -6,8 +6,9 @@ import re
 import onnx
 import pytest
 
+from toolchain.benchmark.stats import Estimate
 from toolchain.latency.race import Race
-from toolchain.pruning import goal
+from toolchain.pruning import speed
 
 PRUNE = "prune net.onnx -c samples.npz -o small.onnx"
 
@@ -15,7 +16,11 @@ PRUNE = "prune net.onnx -c samples.npz -o small.onnx"
 @pytest.fixture
 def always_faster(monkeypatch):
     """The net is too small for any width to be faster for certain."""
-    monkeypatch.setattr(goal, "race_on_this_machine", lambda before, after, feed: Race((1.2,) * 7, (1.0,) * 7))
+    meter = speed.SpeedMeter(
+        lambda before, after, feed: Race((1.2,) * 7, (1.0,) * 7),
+        lambda before, after, feed: speed.Speed(1.2, Estimate(1.2, 1.19, 1.21)),
+    )
+    monkeypatch.setattr(speed, "HERE", meter)
 
 
 def parameters(path):
@@ -23,7 +28,7 @@ def parameters(path):
 
 
 def test_a_share_of_the_work_stays(toolchain, workplace, always_faster):
-    done = toolchain(f"{PRUNE} --keep 0.7 --json")
+    done = toolchain(f"{PRUNE} --keep 0.7 --max-drop off --json")
     assert done.code == 0, done.err
     found = done.result
     assert found["macs"][1] <= 0.7 * found["macs"][0]
@@ -32,7 +37,7 @@ def test_a_share_of_the_work_stays(toolchain, workplace, always_faster):
 
 
 def test_a_reader_sees_what_was_cut(toolchain, workplace, always_faster):
-    done = toolchain(f"{PRUNE} --keep 0.7")
+    done = toolchain(f"{PRUNE} --keep 0.7 --max-drop off")
     assert done.code == 0, done.err
     for words in (
         "channels",
@@ -45,10 +50,44 @@ def test_a_reader_sees_what_was_cut(toolchain, workplace, always_faster):
 
 
 def test_zeros_are_for_size_alone(toolchain, workplace):
-    done = toolchain(f"{PRUNE} --sparsity 2:4")
+    done = toolchain(f"{PRUNE} --sparsity 2:4 --max-drop off")
     assert done.code == 0, done.err
     assert re.search(r"4\d% of the weights are zero", done.out)
     assert "no faster" in done.out.replace("\n", " ")
+
+
+def test_a_goal_that_costs_too_much_is_refused_with_the_curve(toolchain, workplace, always_faster):
+    """The net has random weights, so nothing in it can be spared."""
+    done = toolchain(f"{PRUNE} --keep 0.5")
+    assert done.code == 1
+    *_, sentence = done.err.splitlines()
+    assert sentence.startswith("error: tiny: keeping 0.50 of the multiply-accumulates costs too much: ")
+    assert sentence.endswith("or accept the loss with --max-drop")
+    assert "what a smaller model gains and loses" in done.err
+    assert done.out == ""
+    assert not (workplace / "small.onnx").exists()
+
+
+def test_a_program_reads_the_curve(toolchain, workplace, always_faster):
+    done = toolchain(f"{PRUNE} --keep 0.5 --json")
+    assert done.code == 1
+    assert done.result["output"] is None
+    factors = [point["factor"] for point in done.result["curve"]]
+    assert factors == sorted(factors)
+    assert done.result["curve"][-1]["fault"] in done.result["error"]
+
+
+def test_a_loss_that_is_accepted_is_told(toolchain, workplace, always_faster):
+    done = toolchain(f"{PRUNE} --keep 0.5 --max-drop off")
+    assert done.code == 0, done.err
+    assert "LOST: " in done.err
+
+
+def test_zeros_that_cost_too_much_are_refused(toolchain, workplace):
+    done = toolchain(f"{PRUNE} --sparsity 0.95")
+    assert done.code == 1
+    assert done.sentence.startswith("--sparsity: 95% zeros cost too much: ")
+    assert not (workplace / "small.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -63,6 +102,7 @@ def test_zeros_are_for_size_alone(toolchain, workplace):
         ),
         ("--keep 0.5 --criterion best", "--criterion: 'best' is not allowed; choose one of"),
         ("--sparsity 5", "--sparsity: '5' is neither a share nor a pattern"),
+        ("--keep 0.5 --max-drop -1", "--max-drop: is -1"),
         ("--keep 0.5 --target raspberry-pi-6", "unknown target 'raspberry-pi-6'"),
     ],
 )
@@ -84,7 +124,9 @@ def test_groups_are_listed_with_the_reason_of_those_that_stay(toolchain, workpla
 
 @pytest.mark.slow
 def test_export_prunes_first(toolchain, workplace, always_faster):
-    done = toolchain("export net.onnx -t host -c samples.npz --recipe fast.toml --prune 1.05 -o out --json")
+    done = toolchain(
+        "export net.onnx -t host -c samples.npz --recipe fast.toml --prune 1.05 --max-drop off -o out --json"
+    )
     assert done.code == 0, done.err
     variants = [row["variant"] for row in done.result["results"]["measurements"]]
     manifest = json.loads((workplace / "out/host/manifest.json").read_text())

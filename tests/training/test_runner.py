@@ -314,7 +314,7 @@ def given_files(folder, epochs=4):
     io.save(net(), folder / "net.onnx")
     np.savez(folder / "data.npz", **arrays())
     (folder / "r.toml").write_text(RECIPE.format(epochs=epochs))
-    return ["train", "-m", folder / "net.onnx", "-d", folder / "data.npz", "-r", folder / "r.toml"]
+    return ["train", "-m", folder / "net.onnx", "-d", folder / "data.npz", "-r", folder / "r.toml", "--max-drop", "off"]
 
 
 def initializers(path):
@@ -334,6 +334,24 @@ def test_the_command_writes_a_model_and_its_records(tmp_path, toolchain):
     assert "How it was trained" in (tmp_path / "out/report.html").read_text()
     findings = json.loads((tmp_path / "out/findings.json").read_text())
     assert findings["training"][1]["score"] == rows[2]["score"]["value"]
+
+
+@pytest.mark.slow
+def test_a_result_that_lost_too_much_is_not_written_and_need_not_be_trained_again(tmp_path, toolchain):
+    """The net has random weights and no labels: half of its channels take half of its answer with them."""
+    command, out = given_files(tmp_path, epochs=1), tmp_path / "out"
+    np.savez(tmp_path / "data.npz", x=arrays()["x"])
+    done = toolchain(*command[:-2], "-o", out)
+    assert done.code == 1
+    *_, sentence = done.err.splitlines()
+    assert sentence.startswith("error: net: the trained model loses too much: ")
+    assert not (out / "model.onnx").exists()
+    again = toolchain(*command, "-o", out, "--resume")
+    assert again.code == 0, again.err
+    assert "LOST: " in again.err
+    assert "training" not in again.stages
+    findings = json.loads((out / "findings.json").read_text())
+    assert findings["training"][1]["verdict"]["samples"] == 16
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def make_int8(request: Request, recipe: Recipe) -> Int8Model:
 
     Raises:
         InputError and its subclasses: something given cannot be used.
-        GateError: parity failed.
+        GateError: parity failed, or pruning loses too much.
     """
     opened = open_request(request, recipe.calibrate.samples)
     prepared, pruned = opened.prepared, None
@@ -117,6 +117,7 @@ def make_int8(request: Request, recipe: Recipe) -> Int8Model:
             opened.train,
             recipe.prune,
             check=opened.held,
+            limit=opened.scorer.loss_limit(prepared.model, score, recipe.max_drop, option="--prune"),
             int8=True,
             multiple=max(profile.channel_multiple for profile in request.targets),
             here=any(profile.name == "host" for profile in request.targets),
@@ -164,12 +165,7 @@ def accept(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, Mo
         score, verdict = examine(model)
         return Rating(score.value, limits.fault(score, verdict) is None)
 
-    pruned = None
-    if files.pruned is not None:
-        pruned, verdict = examine(made.prepared.model)
-        if fault := limits.fault(pruned, verdict):
-            hint = "prune less, give more calibration data, or allow more with --max-drop"
-            raise GateError(f"the pruned model loses too much: {fault}", hint=hint)
+    pruned = made.pruned.score if made.pruned is not None else None
     planned = made.quantized
     score, verdict = examine(planned.write(planned.encoding))
     fault = limits.fault(score, verdict)

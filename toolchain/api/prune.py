@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.api.arguments import checked
 from toolchain.api.prepare import Prepared
-from toolchain.api.recipes import read_recipe, with_prune
+from toolchain.api.recipes import MaxDrop, read_recipe, with_prune
 from toolchain.api.request import Freeze, Inputs, Metric, check_request, open_request
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import InputError
@@ -18,8 +18,9 @@ from toolchain.formats.findings import Pruning
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
-from toolchain.graph import io, run
+from toolchain.graph import io
 from toolchain.pruning.goal import Pruned, prune_model
+from toolchain.pruning.loss import LossLimit, PruningLossError
 from toolchain.pruning.sparsity import Sparse, parse_sparsity, sparsify
 
 
@@ -54,6 +55,7 @@ def prune(
     minutes: float | None = None,
     for_int8: bool = False,
     sparsity: float | str | None = None,
+    max_drop: MaxDrop | None = None,
     preprocess: str | Path | None = None,
     evaluate: Metric | None = None,
     inputs: Inputs = (),
@@ -78,6 +80,8 @@ def prune(
         minutes: train for this many minutes after pruning, without labels; needs PyTorch.
         for_int8: measure the latency of the int8 model that is made afterwards.
         sparsity: set single weights to zero instead: a share such as ``0.5``, or N:M such as ``2:4``.
+        max_drop: the largest loss of score that is accepted. "off": the model is written whatever it lost. None: the
+            recipe's; where it has none, 5 % of the score by `evaluate`, and without `evaluate` the floor of pruning.
         preprocess: the image pipeline for folders of images: ``imagenet``, ``imagenet-squash``, ``unit``, ``signed``,
             or the path of a TOML file.
         evaluate: a function, or ``package.module:callable``: called with ``run(feed) -> outputs``, returns a number,
@@ -92,10 +96,13 @@ def prune(
 
     Raises:
         InputError and its subclasses: something given cannot be used; nothing was written.
-        GateError: parity failed, or the pruned model does not compute what it should; nothing was written.
+        PruningLossError: the goal costs more than is allowed; its `curve` shows what smaller cuts gain and lose.
+            Nothing was written.
+        GateError: parity failed, the goal is out of reach, or the pruned model does not compute what it should;
+            nothing was written.
     """
     goal = {"speedup": speedup, "latency_ms": latency_ms, "keep": keep, "criterion": criterion, "minutes": minutes}
-    recipe = with_prune(read_recipe(recipe), goal)
+    recipe = with_prune(read_recipe(recipe, max_drop), goal)
     check_output(output)
     zeros = parse_sparsity(str(sparsity)) if sparsity is not None else None
     if recipe.prune.has_goal == (zeros is not None):
@@ -115,32 +122,39 @@ def prune(
     model, profile = opened.prepared.model, request.targets[0]
     progress("evaluating float")
     before = opened.scorer.score_float(model)
+    limit = opened.scorer.loss_limit(model, before, recipe.max_drop)
     if zeros is not None:
-        pruned = _sparse(sparsify(model, zeros))
+        pruned = _sparse(sparsify(model, zeros), limit)
     else:
         pruned = prune_model(
             model,
             opened.train,
             recipe.prune,
             check=opened.held,
+            limit=limit,
             int8=for_int8,
             multiple=profile.channel_multiple,
             here=profile.name == "host",
             progress=progress,
         )
-        if pruned.record.helped:
-            pruned = replace(pruned, model=opened.prepared.with_model(pruned.model).model)
-    progress("evaluating")
-    after = opened.scorer.score(run.session(model), run.session(pruned.model))
     io.save(pruned.model, output)
-    return PrunedFile(Path(output), pruned, opened.prepared, (before, after))
+    return PrunedFile(Path(output), pruned, opened.prepared, (before, pruned.score or before))
 
 
-def _sparse(sparse: Sparse) -> Pruned:
-    """Return a model with zero weights as a result of pruning."""
+def _sparse(sparse: Sparse, limit: LossLimit) -> Pruned:
+    """Return a model with zero weights as a result of pruning.
+
+    Raises:
+        PruningLossError: it loses too much.
+    """
+    loss = limit.loss(sparse.model)
+    if loss.fault is not None:
+        what = f"{sparse.zeros:.0%} zeros cost too much: {loss.fault}"
+        hint = "ask for fewer, or accept the loss with --max-drop"
+        raise PruningLossError(what, where="--sparsity", hint=hint, curve=())
     before, after = sparse.compressed_bytes
     note = (
         f"{sparse.zeros:.0%} of the weights are zero: compressed {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB; "
         "no faster, since onnxruntime's CPU provider multiplies zeros like any other number"
     )
-    return Pruned(sparse.model, Pruning(helped=True, notes=(note,)))
+    return Pruned(sparse.model, Pruning(helped=True, verdict=loss.verdict, lost=loss.told, notes=(note,)), loss.score)

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -27,11 +28,13 @@ from toolchain.data.calibration import LABELS, CalibrationData, DataSpec, check_
 from toolchain.data.review import review
 from toolchain.data.tensors import Array, Feed
 from toolchain.devices.catalogue import load_target
+from toolchain.evaluation.judge import Judge
 from toolchain.evaluation.score import Evaluate, Run, agreement_score, evaluate_score
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
+from toolchain.pruning.loss import LossLimit
 from toolchain.quantization.qdq.reader import is_quantized
 
 Inputs = Sequence[str | TensorSpec]
@@ -190,6 +193,24 @@ class Scorer:
         """
         engine = run.session(model)
         return self.score(engine, engine)
+
+    def loss_limit(
+        self, model: ir.Model, before: Score, max_drop: float | Literal["off"] | None, *, option: str = "--speedup"
+    ) -> LossLimit:
+        """Return the most that a model made from a float model may lose.
+
+        Args:
+            model: the float model.
+            before: its score.
+            max_drop: the largest accepted loss of score, see :class:`toolchain.pruning.loss.LossLimit`.
+            option: the command's option for a speed-up, for hints.
+        """
+        reference = run.session(model)
+
+        def measure(other: ir.Model) -> Score:
+            return self.score(reference, run.session(other))
+
+        return LossLimit(Judge(model, self.held), measure, before, max_drop, option)
 
     def _accuracy(self, call: Run) -> float:
         """Return the share of held-out samples whose largest output is that of their label."""

@@ -13,25 +13,29 @@ from pathlib import Path
 import onnx_ir as ir
 
 from toolchain.api.arguments import checked, read_recipe_of
-from toolchain.api.request import Freeze, Inputs, Metric, Scorer, check_request, without_labels
+from toolchain.api.recipes import MaxDrop, read_recipe
+from toolchain.api.request import Freeze, Inputs, Metric, check_request, without_labels
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
 from toolchain.conversion.source import ModelSource
-from toolchain.core.errors import InputError
+from toolchain.core.errors import GateError, InputError
 from toolchain.core.files import check_output, write_text
 from toolchain.core.progress import Progress, silent
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import CalibrationData, DataSpec
 from toolchain.data.review import review
+from toolchain.data.tensors import Feed
 from toolchain.devices.detect import detect_host
 from toolchain.formats.findings import Findings, TrainingStep
 from toolchain.formats.recipe import Bench
 from toolchain.formats.results import Results, Score
 from toolchain.formats.target import Target
 from toolchain.formats.training_recipe import DistilStep, TrainingRecipe
-from toolchain.graph import io, run
+from toolchain.graph import io
+from toolchain.pruning.loss import Loss, LossLimit
 from toolchain.report.compare import compare
 from toolchain.report.html import page
+from toolchain.training.engine.comparison import as_teacher_names
 from toolchain.training.engine.distil import require_trainable
 from toolchain.training.runner import encoded_path, read_students, run_training
 from toolchain.training.step import StepResult
@@ -52,12 +56,14 @@ class Trained:
         folder: where everything was written.
         results: the table's rows, measured on this computer: the float model, then the model of each step.
         steps: a record of each step.
+        lost: what of the float model's answer fell under the floor and was accepted by ``max_drop``, one clause each.
         notes: remarks on the conversion and on the samples.
     """
 
     folder: Path
     results: Results
     steps: tuple[TrainingStep, ...]
+    lost: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -70,6 +76,7 @@ def train(
     output: str | Path = "trained",
     target: str | Path | Target = "host",
     resume: bool = False,
+    max_drop: MaxDrop | None = None,
     preprocess: str | Path | None = None,
     evaluate: Metric | None = None,
     inputs: Inputs = (),
@@ -87,6 +94,8 @@ def train(
         output: folder for ``model.onnx``, ``results.json``, ``findings.json``, ``training.json`` and ``report.html``.
         target: name of a profile, path of one, or a profile; an int8 model is written for its kernels.
         resume: continue an interrupted run with the same model, data and recipe.
+        max_drop: the largest loss of score that is accepted. "off": the model is written whatever it lost. None: 5 % of
+            the score by `evaluate` or by labels, and without both the floor of pruning.
         preprocess: the image pipeline for folders of images: ``imagenet``, ``imagenet-squash``, ``unit``, ``signed``,
             or the path of a TOML file.
         evaluate: a function, or ``package.module:callable``: called with ``run(feed) -> outputs``, returns a number,
@@ -101,8 +110,11 @@ def train(
 
     Raises:
         InputError and its subclasses: something given cannot be used.
+        GateError: parity failed, or the result lost more than is allowed; no model was written. The trained state is
+            kept, for `resume`.
     """
     output = Path(output)
+    allowed = read_recipe(None, max_drop).max_drop
     steps = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.load(recipe)
     for name in ("model.onnx", "results.json", "findings.json", "training.json", "report.html"):
         check_output(output / name)
@@ -131,7 +143,13 @@ def train(
     score = scorer.score_float(teacher)
     folder = _state_folder(output, teacher, samples, steps, resume)
     stages = run_training(teacher, steps, training, held, folder=folder, students=students, progress=progress)
-    results, records = _measure(teacher, score, stages, scorer, request.model_name, steps.bench, progress)
+    progress("judging")
+    losses = _judged(scorer.loss_limit(teacher, score, allowed), teacher, stages, steps)
+    if (fault := losses[-1].fault) is not None:
+        hint = "train longer or ask for less; or add --resume and --max-drop to accept the loss without training again"
+        raise GateError(f"the trained model loses too much: {fault}", where=request.model_name, hint=hint)
+    feed = without_labels(next(iter(held)))
+    results, records = _measure(teacher, score, stages, losses, request.model_name, feed, steps.bench, progress)
     progress("writing")
     int8 = encoded_path(folder, request.targets[0].int8.activations)
     io.save(io.load(int8) if int8.exists() else stages[-1].model, output / "model.onnx")
@@ -140,7 +158,7 @@ def train(
     steps.save(output / "training.json")
     write_text(output / "report.html", page.render(compare([output]), page.read_details(output)))
     shutil.rmtree(folder)
-    return Trained(output, results, records, (*prepared.notes, *remarks))
+    return Trained(output, results, records, losses[-1].told, (*prepared.notes, *remarks))
 
 
 def _check_students(recipe: TrainingRecipe) -> None:
@@ -181,34 +199,41 @@ def _state_folder(output: Path, model: ir.Model, data: CalibrationData, recipe: 
     return folder
 
 
+def _judged(limit: LossLimit, teacher: ir.Model, stages: Sequence[StepResult], recipe: TrainingRecipe) -> list[Loss]:
+    """Judge the model of each step."""
+    losses, foreign = [], False
+    for stage, step in zip(stages, recipe.steps, strict=True):
+        foreign = foreign or (isinstance(step, DistilStep) and step.student is not None)
+        losses.append(limit.loss(as_teacher_names(stage.model, teacher) if foreign else stage.model))
+    return losses
+
+
 def _measure(
     model: ir.Model,
     score: Score,
     stages: Sequence[StepResult],
-    scorer: Scorer,
+    losses: Sequence[Loss],
     name: str,
+    feed: Feed,
     settings: Bench,
     progress: Progress,
 ) -> tuple[Results, tuple[TrainingStep, ...]]:
-    """Score the model of each step, time them and the float model, whose score is known.
+    """Time the float model and the model of each step.
 
-    Return the rows, and the steps with their scores.
+    Return the rows, and the steps with their scores and verdicts.
     """
     names = _variants(stages)
-    scores: list[Score] = []
-    feed = without_labels(next(iter(scorer.held)))
-    reference = run.session(model)
+    scores = [score, *(loss.score for loss in losses)]
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
         subjects: list[Subject] = []
         for variant, graph in zip(("fp32", *names), (model, *(stage.model for stage in stages)), strict=True):
-            progress("evaluating", len(subjects), len(stages) + 1)
-            scores.append(scorer.score(reference, run.session(graph)) if scores else score)
             file = Path(scratch) / f"{len(subjects)}.onnx"
             io.save_in_place(graph, file)
-            subjects.append(Subject(file, name, variant, target="host", feeds=feed, score=scores[-1]))
+            subjects.append(Subject(file, name, variant, target="host", feeds=feed, score=scores[len(subjects)]))
         results = run_bench(subjects, settings=settings, target=detect_host(), progress=progress)
     steps = tuple(
-        stage.record.model_copy(update={"score": score.value}) for stage, score in zip(stages, scores[1:], strict=True)
+        stage.record.model_copy(update={"score": loss.score.value, "verdict": loss.verdict})
+        for stage, loss in zip(stages, losses, strict=True)
     )
     return results, steps
 

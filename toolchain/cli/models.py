@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
 from toolchain.cli import options
 from toolchain.cli.command import app, command
-from toolchain.cli.terminal import complain, say, show, show_json, working
+from toolchain.cli.terminal import complain, explain_error, say, show, show_json, working
 from toolchain.core.errors import GateError
+from toolchain.core.progress import Progress
+
+
+@contextmanager
+def _pruning(as_json: bool) -> Iterator[Progress]:
+    """Yield a progress function as `working` does; where pruning loses too much, show what smaller cuts lose."""
+    from toolchain.pruning.loss import PruningLossError
+    from toolchain.report import pruning
+
+    try:
+        with working() as progress:
+            yield progress
+    except PruningLossError as error:
+        if as_json:
+            curve = [point.model_dump(mode="json") for point in error.curve]
+            show_json({"output": None, "error": str(error), "curve": curve})
+        elif error.curve:
+            explain_error(pruning.curve(error.curve))
+        raise
 
 
 @command(
@@ -42,7 +63,7 @@ def export(
     from toolchain.report import precision, pruning, verdict
     from toolchain.report.render import render
 
-    with working() as progress:
+    with _pruning(as_json) as progress:
         exported = export(
             source,
             targets=targets,
@@ -168,6 +189,7 @@ def prune(
     minutes: options.Minutes = None,
     for_int8: options.ForInt8 = False,
     sparsity: options.Sparsity = None,
+    max_drop: options.MaxLoss = None,
     preprocess: options.Preprocess = None,
     evaluate: options.Evaluate = None,
     inputs: options.Inputs = None,
@@ -177,12 +199,12 @@ def prune(
 ) -> None:
     """Remove channels, heads and branches of a float model.
 
-    Needs no labels. The result is never slower than the input.
+    Needs no labels. Never slower than the input. Exit 1: it costs too much.
     """
     from toolchain.api.prune import prune
-    from toolchain.report import pruning
+    from toolchain.report import pruning, verdict
 
-    with working() as progress:
+    with _pruning(as_json) as progress:
         written = prune(
             source,
             calibration=calibration,
@@ -195,6 +217,7 @@ def prune(
             minutes=minutes,
             for_int8=for_int8,
             sparsity=sparsity,
+            max_drop=max_drop,
             preprocess=preprocess,
             evaluate=evaluate,
             inputs=inputs or (),
@@ -207,6 +230,10 @@ def prune(
         show_json({"output": str(output), **written.pruned.record.model_dump(mode="json"), "score": scores})
         return
     show(pruning.render(written.pruned.record, written.scores))
+    if written.pruned.record.verdict is not None:
+        show(verdict.render(written.pruned.record.verdict))
+    for lost in written.pruned.record.lost:
+        complain(f"LOST: {lost}")
     for note in written.prepared.notes:
         say(f"note: {note}")
     say(f"written: {output}")
@@ -224,6 +251,7 @@ def train(
     output: options.FolderOutput = Path("trained"),
     target: options.TargetName = "host",
     resume: options.Resume = False,
+    max_drop: options.MaxLoss = None,
     preprocess: options.Preprocess = None,
     evaluate: options.Evaluate = None,
     inputs: options.Inputs = None,
@@ -232,7 +260,7 @@ def train(
 ) -> None:
     """Prune, quantize, compress or distil a model with training.
 
-    Runs the steps of a training recipe one after the other. The model itself is the teacher.
+    Runs the steps of a training recipe one after the other. The model itself is the teacher. Exit 1: too much is lost.
     """
     from toolchain.api.train import train
     from toolchain.report import trained
@@ -246,6 +274,7 @@ def train(
             output=output,
             target=target,
             resume=resume,
+            max_drop=max_drop,
             preprocess=preprocess,
             evaluate=evaluate,
             inputs=inputs or (),
@@ -254,10 +283,13 @@ def train(
         )
     if as_json:
         steps = [step.model_dump(mode="json") for step in written.steps]
-        show_json({"folder": str(output), "steps": steps, "results": written.results.model_dump(mode="json")})
+        results = written.results.model_dump(mode="json")
+        show_json({"folder": str(output), "steps": steps, "lost": list(written.lost), "results": results})
         return
     show(render(written.results))
     show(trained.render(written.steps))
+    for lost in written.lost:
+        complain(f"LOST: {lost}")
     for note in written.notes:
         say(f"note: {note}")
     say(f"written: {output / 'model.onnx'}")

@@ -135,6 +135,15 @@ MaxDrop = Annotated[
         parser=_max_drop,
     ),
 ]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        help="Largest accepted loss of score, e.g. 0.01, or off: write it whatever it lost.",
+        metavar="NUMBER|off",
+        parser=_max_drop,
+    ),
+]
 Explain = Annotated[
     bool, typer.Option("--explain", help="Show what each step gained, and what causes the error that is left.")
 ]
@@ -236,9 +245,7 @@ PlaceNdk = Annotated[
 
 # Pruning.
 Speedup = Annotated[float | None, typer.Option(help="Target speed-up, e.g. 1.3.", metavar="FACTOR")]
-LatencyMs = Annotated[
-    float | None, typer.Option(help="Target latency of one inference, in milliseconds.", metavar="NUMBER")
-]
+LatencyMs = Annotated[float | None, typer.Option(help="Target latency of one inference, in ms.", metavar="NUMBER")]
 Keep = Annotated[float | None, typer.Option(help="Share of the arithmetic to keep, e.g. 0.7.", metavar="SHARE")]
 PruneTo = Annotated[
     float | None,
@@ -252,9 +259,7 @@ Criterion = Annotated[
         autocompletion=_among(CRITERIA),
     ),
 ]
-Minutes = Annotated[
-    float | None, typer.Option(help="Train for this many minutes after pruning; needs PyTorch.", metavar="NUMBER")
-]
+Minutes = Annotated[float | None, typer.Option(help="Train this long after pruning; needs PyTorch.", metavar="NUMBER")]
 ForInt8 = Annotated[
     bool, typer.Option("--for-int8", help="Measure the latency of the int8 model that is made afterwards.")
 ]

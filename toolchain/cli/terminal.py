@@ -73,6 +73,11 @@ def say(line: str) -> None:
         sys.stderr.write(line + "\n")
 
 
+def explain_error(content: RenderableType) -> None:
+    """Print what belongs to an error."""
+    Console(stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH).print(content)
+
+
 def complain(line: str) -> None:
     """Print an error."""
     sys.stderr.write(line + "\n")

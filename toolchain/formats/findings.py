@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 import pydantic
 
 from toolchain.formats.base import Document, Record
-from toolchain.formats.results import OperatorTime
+from toolchain.formats.results import OperatorTime, Score
+from toolchain.formats.verdict import Verdict
 
 
 class Profile(Record):
@@ -123,6 +124,20 @@ class CutFidelity(Record):
     """After repair and training."""
 
 
+class CutPoint(Record):
+    """A smaller model that was tried: what it gains and what it loses."""
+
+    factor: float
+    """Speed-up; where the goal is a share of the multiply-accumulates, the factor by which they were reduced."""
+    fidelity_db: float | None
+    """Fidelity of the worst part of the outputs in dB, after repair; null where nothing can be compared number by
+    number."""
+    score: Score
+    """Its score, after repair."""
+    fault: str = ""
+    """How it exceeds the limits; empty where it keeps to them."""
+
+
 class Pruning(Record):
     """The channels and branches cut from a float model, and the effect; pairs are before and after."""
 
@@ -132,10 +147,18 @@ class Pruning(Record):
     """Why pruning did not help."""
     speedup: float = 1.0
     """Speed-up of the float model on the machine that pruned, with one thread, interleaved."""
+    speedup_interval: tuple[float, float] | None = None
+    """Its 95 % interval; null where nothing was cut."""
     int8_speedup: float | None = None
     """Speed-up of int8 over int8 of the dense model; null where int8 does not follow."""
+    int8_speedup_interval: tuple[float, float] | None = None
+    """Its 95 % interval."""
     fidelity_db: CutFidelity | None = None
     """Fidelity of the outputs."""
+    verdict: Verdict | None = None
+    """What is left of the dense model's answer, part by part; null where nothing was judged."""
+    lost: tuple[str, ...] = ()
+    """What fell under the floor and was accepted by the user's own limit, one clause each."""
     macs: tuple[int, int] = (0, 0)
     """Multiply-accumulates."""
     parameters: tuple[int, int] = (0, 0)
@@ -217,7 +240,9 @@ class TrainingStep(Record):
     wire_bytes: int
     """Its size compressed by xz, the smallest that Python's standard library can make."""
     score: float | None = None
-    """Result of the user's function, where one was given."""
+    """Result of the user's function or of the labels, where there are any, else the agreement with the float model."""
+    verdict: Verdict | None = None
+    """What is left of the float model's answer, part by part."""
     notes: tuple[str, ...] = ()
     """Facts that users should know, one sentence each."""
 

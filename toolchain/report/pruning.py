@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.formats.findings import Pruning
+from toolchain.formats.findings import CutPoint, Pruning
 from toolchain.formats.results import Score
 from toolchain.report.amounts import count_text, plural
 
@@ -35,15 +35,32 @@ def render(pruning: Pruning, scores: Sequence[Score] = ()) -> RenderableType:
     return Group(*lines)
 
 
+def curve(points: Sequence[CutPoint]) -> RenderableType:
+    """Show what smaller models gain and lose, the largest first."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    kind = points[0].score.kind if points else "score"
+    for header in ("factor", "fidelity", "agreement" if kind == "agreement" else "score", ""):
+        table.add_column(header, justify="right" if header else "left")
+    for point in points:
+        fidelity = "" if point.fidelity_db is None else f"{point.fidelity_db:.1f} dB"
+        table.add_row(f"{point.factor:.2f}×", fidelity, f"{point.score.value:.4f}", point.fault or "keeps enough")
+    return Group(Text("what a smaller model gains and loses, on held-out samples:"), table)
+
+
+def speed_text(speedup: float, interval: tuple[float, float] | None) -> str:
+    """Return a speed-up with its interval where it is known."""
+    return f"{speedup:.2f}×" + ("" if interval is None else f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})")
+
+
 def check_text(exact: bool) -> str:
     """Say what the check of the pruned graph showed: equal bit for bit if `exact`, otherwise up to rounding."""
     extent = "" if exact else ", up to rounding"
     return f"the pruned model computes what the original does with those channels switched off{extent}"
 
 
-def int8_text(speedup: float | None) -> str:
+def int8_text(speedup: float | None, interval: tuple[float, float] | None) -> str:
     """Say how much faster pruning makes the int8 model; return an empty text if that was not measured."""
-    return "" if speedup is None else f"; as int8, {speedup:.2f}× as fast as int8 without pruning"
+    return "" if speedup is None else f"; as int8, {speed_text(speedup, interval)} as fast as int8 without pruning"
 
 
 def _groups(pruning: Pruning) -> Table:
@@ -68,8 +85,9 @@ def _totals(pruning: Pruning, scores: Sequence[Score]) -> list[str]:
         f"multiply-accumulates {count_text(macs)} → {count_text(macs_left)}, "
         f"parameters {count_text(parameters)} → {count_text(parameters_left)}"
     )
-    int8 = int8_text(pruning.int8_speedup)
-    lines.append(f"speed: fp32 {pruning.speedup:.2f}× as fast on this computer, 1 thread{int8}")
+    int8 = int8_text(pruning.int8_speedup, pruning.int8_speedup_interval)
+    fp32 = speed_text(pruning.speedup, pruning.speedup_interval)
+    lines.append(f"speed: fp32 {fp32} as fast on this computer, 1 thread{int8}")
     lines.append(f"channel counts were chosen by {pruning.chosen_by}")
     if (fidelity := pruning.fidelity_db) is not None:
         lines.append(f"fidelity {fidelity.cut:.1f} dB after removal, {fidelity.repaired:.1f} dB after repair")

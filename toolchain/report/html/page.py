@@ -42,7 +42,7 @@ from toolchain.report.html.charts import (
 from toolchain.report.html.series import Series, colour_of, series_of, slowest_layers
 from toolchain.report.html.words import headline, provenance, tiles
 from toolchain.report.legend import legend, notes
-from toolchain.report.pruning import check_text, int8_text
+from toolchain.report.pruning import check_text, int8_text, speed_text
 from toolchain.report.trained import evaluation_text
 
 MOST_SLOW_LAYERS = 12
@@ -106,6 +106,7 @@ def render(comparison: Comparison, details: Details | None = None) -> str:
     )
     environment.filters |= {
         "count": count_text, "evaluation": evaluation_text, "check_text": check_text, "int8_text": int8_text,
+        "speed_text": speed_text,
     }  # fmt: skip
     drawn = can_draw()
     return environment.get_template("report.html").render(

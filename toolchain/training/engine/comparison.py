@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from toolchain.core.errors import ModelError
 from toolchain.evaluation.fidelity import saturating_tail
-from toolchain.graph import io, query, run, tap
+from toolchain.graph import edit, io, query, run, tap
 from toolchain.training.engine.feature_adapters import FeatureChoice, feature_pairs
 from toolchain.training.engine.samples import Example, tensor
 
@@ -151,6 +151,24 @@ def paired_outputs(student: ir.Model, teacher: ir.Model) -> dict[str, str]:
         what = f"has {len(of_student)} float outputs, and its teacher {len(of_teacher)}"
         raise ModelError(what, where=student.graph.name, hint="give a student with the same outputs")
     return dict(zip(of_student, of_teacher, strict=True))
+
+
+def as_teacher_names(student: ir.Model, teacher: ir.Model) -> ir.Model:
+    """Clone a student of another architecture, with the teacher's names for its outputs, in order.
+
+    Nodes get names that the teacher has not, since a node of the same name means something else there.
+    """
+    clone = student.clone()
+    names = edit.Names(clone.graph)
+    wanted = [str(value.name) for value in teacher.graph.outputs]
+    for value in query.activations(clone):
+        if value.name in wanted and not value.is_graph_input():
+            value.name = names.fresh(f"{value.name}_of_student")
+    for value, name in zip(clone.graph.outputs, wanted, strict=True):
+        value.name = name
+    for node in clone.graph:
+        node.name = names.fresh(f"student/{query.label(node)}")
+    return clone
 
 
 def output_scores(model: ir.Model) -> dict[str, bool]:

@@ -38,7 +38,7 @@ from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
 from toolchain.data.tensors import Array, Feed
 from toolchain.devices.detect import detect_host
-from toolchain.formats.findings import NoiseSource
+from toolchain.formats.findings import ClippedTensor, NoiseSource
 from toolchain.formats.manifest import CalibrationEntry, Manifest, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Results, Score
@@ -152,11 +152,12 @@ def export(
         made, files, scores = accept(made, recipe, Path(scratch))
         quantized = made.quantized
         golden = _golden(files, made.opened.held)
+        clipped = quantized.clipped()
         rows = _bench(files, request.model_name, scores, golden.feeds[0], recipe, progress)
         measurements, manifests = [*rows[:-1]], []
         for number, profile in enumerate(profiles):
             progress("packaging", number, len(profiles))
-            manifest = _manifest(made, profile, recipe, scores.dense)
+            manifest = _manifest(made, profile, recipe, scores.dense, clipped)
             encoding = profile.int8.activations
             model = files.int8 if encoding == quantized.encoding else quantized.write(encoding)
             manifest, row = _package(folder / profile.name, model, rows[-1], manifest, profile, golden)
@@ -233,7 +234,9 @@ def _package(
     return manifest, row.model_copy(update={"sha256": file.sha256, "size_bytes": file.size_bytes})
 
 
-def _manifest(made: Int8Model, profile: Target, recipe: Recipe, reference: Score) -> Manifest:
+def _manifest(
+    made: Int8Model, profile: Target, recipe: Recipe, reference: Score, clipped: tuple[ClippedTensor, ...]
+) -> Manifest:
     prepared, quantized, data = made.prepared, made.quantized, made.opened.data
     plan = quantized.plan
     return Manifest(
@@ -255,6 +258,7 @@ def _manifest(made: Int8Model, profile: Target, recipe: Recipe, reference: Score
         exactness=exactness(quantized.model, certify(quantized.model, plan), profile.int8.activations),
         steps=quantized.steps,
         verdict=made.verdict,
+        clipped=clipped,
         tradeoff=made.curve,
         reference_score=reference,
         notes=(*prepared.notes, *([made.pruned.record.summary] if made.pruned else []), *quantized.notes),

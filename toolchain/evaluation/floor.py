@@ -67,6 +67,20 @@ def lost_part(part: PartFidelity, source: str, index_floor_db: float) -> str | N
     return None
 
 
+def doubtful_part(part: PartFidelity, samples: int) -> str | None:
+    """Say that an index of a part that is not lost may be; None where it has the full floor.
+
+    Args:
+        part: what was measured.
+        samples: number of samples it was measured on.
+    """
+    if part.lost or part.worst_db is None or part.worst_db >= PART_FLOOR_DB:
+        return None
+    return (
+        f"{part.name}, index {part.worst_index}: {part.worst_db:.1f} dB on {samples} held-out samples, too few to tell"
+    )
+
+
 def _left(fidelity_db: float) -> str:
     if fidelity_db < LOST_DB:
         return "nothing is left of float's answer"

@@ -147,6 +147,7 @@ class Judge:
         answers = self._runner(model)({})
         parts: list[PartFidelity] = []
         lost: list[str] = []
+        doubtful: list[str] = []
         for point, piece, judged in self._judged(answers):
             name = self._part_name(point, piece)
             part = PartFidelity(
@@ -159,11 +160,19 @@ class Judge:
                 constant=judged.constant,
             )
             sentence = floor.lost_part(part, piece.source, judged.worst.floor_db if judged.worst else 0.0)
-            parts.append(part.model_copy(update={"lost": sentence is not None}))
+            part = part.model_copy(update={"lost": sentence is not None})
+            parts.append(part)
+            doubtful += [doubt] if (doubt := floor.doubtful_part(part, self.samples)) else []
             lost += [sentence] if sentence else []
         found = tuple(self._decisions(answers))
         lost += [sentence for decision in found if (sentence := floor.lost_decision(decision))]
-        return Verdict(samples=self.samples, parts=tuple(parts), decisions=found, lost=tuple(lost))
+        return Verdict(
+            samples=self.samples,
+            parts=tuple(parts),
+            decisions=found,
+            lost=tuple(lost),
+            doubtful=tuple(doubtful),
+        )
 
     def _judged(self, answers: Sequence[Feed]) -> Iterable[tuple[Point, Piece, JudgedPiece]]:
         for point, statistics in zip(self._points, self._statistics, strict=True):

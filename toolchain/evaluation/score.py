@@ -1,9 +1,9 @@
 """Scores: how accurate a model stayed, by the user's own metric or by agreement with the source model.
 
 Agreement needs no labels. For an output of class scores (rank 2, at least two columns) it is the share of samples for
-which both models give the largest score to the same class. For any other output it is the mean cosine similarity over
-samples. With several outputs the worst one counts. An output whose shape differs from the source's has agreement 0, for
-example when a detector finds one object fewer.
+which both models give the largest score to the same class; for texts, the share of samples with equal texts. For any
+other output it is the mean cosine similarity over samples. With several outputs the worst one counts. An output whose
+shape differs from the source's has agreement 0, for example when a detector finds one object fewer.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def agreement_score(reference: InferenceSession, engine: InferenceSession, feeds
 
 
 def _agreement(expected: Array, got: Array) -> float:
+    if np.asarray(expected).dtype.kind in "OUS":
+        return float(np.array_equal(expected, got))
     a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     if a.shape != b.shape or not a.size:
         return float(a.shape == b.shape)

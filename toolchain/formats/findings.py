@@ -89,6 +89,17 @@ class NoiseSource(Record):
         return f"{self.op} {self.at}" + (" (weight)" if self.kind == "weight" else "")
 
 
+class ClippedTensor(Record):
+    """A tensor with values outside its int8 range, on samples that no range was taken from."""
+
+    tensor: str
+    """Name of the tensor."""
+    share: float
+    """Share of its values that lie outside."""
+    beyond: float
+    """Distance of the farthest value from the range, in widths of the range."""
+
+
 class CutGroup(Record):
     """Coupled channels, which can only be cut together."""
 

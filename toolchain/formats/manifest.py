@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from toolchain.formats.base import Document, Record
+from toolchain.formats.findings import ClippedTensor
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Score
 from toolchain.formats.target import Encoding
@@ -177,6 +178,8 @@ class Manifest(Document):
     """Steps for accuracy in the order they were tried."""
     verdict: Verdict | None = None
     """What is left of the float model's answer, part by part; null in manifests older than the judge."""
+    clipped: tuple[ClippedTensor, ...] = ()
+    """Tensors with values outside their int8 range on held-out samples, those with the largest share first."""
     tradeoff: tuple[TradeOff, ...] = ()
     """Plans that were tried to keep to the limits, from all int8 on."""
     reference_score: Score | None = None

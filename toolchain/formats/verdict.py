@@ -63,6 +63,9 @@ class Verdict(Record):
     lost: tuple[str, ...] = ()
     """What fell under the floor, one sentence each; empty where the answer is kept."""
 
+    doubtful: tuple[str, ...] = ()
+    """What looks lost on samples that are too few to tell, one sentence each."""
+
     @property
     def worst(self) -> PartFidelity | None:
         """The part with the lowest fidelity; None where no part can be compared number by number."""

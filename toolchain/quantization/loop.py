@@ -26,13 +26,14 @@ from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Feed
 from toolchain.devices.detect import detect_host
 from toolchain.evaluation.judge import Judge
-from toolchain.formats.findings import NoiseSource
+from toolchain.formats.findings import ClippedTensor, NoiseSource
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Encoding
-from toolchain.graph import query, shapes
+from toolchain.graph import io, query, shapes
 from toolchain.ops.table import TABLE
 from toolchain.quantization import races
+from toolchain.quantization.accuracy.clipping import count_clipped
 from toolchain.quantization.accuracy.dynamic_check import inaccurate_dynamic_nodes
 from toolchain.quantization.accuracy.sensitivity import measure_noise, noise_clusters
 from toolchain.quantization.accuracy.steps import MIXED_PRECISION, QuantBasis, improve_accuracy, log_step
@@ -48,6 +49,8 @@ MAX_CHECK_SAMPLES = 32
 """Largest number of samples that an accuracy step is judged by."""
 SENSITIVITY_SAMPLES = 8
 """Number of samples that noise is measured on."""
+CLIPPING_SAMPLES = 16
+"""Number of samples whose values outside the ranges are counted."""
 RELIEF_BELOW_DB = 30.0
 """Operators become float for accuracy below this fidelity, where the error is a thousandth of the outputs' variance."""
 MIN_FLOAT_NOISE_SHARE = 0.1
@@ -130,6 +133,12 @@ class Quantized:
         if not judge.usable:
             return ()
         return measure_noise(self.model, self.plan, judge, self.check.fingerprint, self.planner.progress)
+
+    def clipped(self) -> tuple[ClippedTensor, ...]:
+        """Count the values of the check samples that lie outside the ranges, tensor by tensor."""
+        inputs = [spec.name for spec in io.inputs(self.model)]
+        feeds = ({name: feed[name] for name in inputs} for feed in self.check.take(CLIPPING_SAMPLES))
+        return count_clipped(self.model, self.plan.activations, feeds)
 
     def leaving_float(self, reasons: Mapping[str, str]) -> Quantized:
         """Plan and audit again with the nodes of `reasons` float too; all other decisions stay."""

@@ -33,8 +33,12 @@ def render(verdict: Verdict) -> RenderableType:
 
 
 def warnings(verdict: Verdict) -> list[str]:
-    """Return a sentence for each part or decision that was lost."""
-    return [f"LOST: {sentence}" for sentence in verdict.lost]
+    """Return a sentence for each part or decision that was lost, and one where samples are too few to tell."""
+    lost = [f"LOST: {sentence}" for sentence in verdict.lost]
+    if not verdict.doubtful:
+        return lost
+    more = f" (and {len(verdict.doubtful) - 1} more)" if len(verdict.doubtful) > 1 else ""
+    return [*lost, f"DOUBTFUL: {verdict.doubtful[0]}{more}; give more samples to find out"]
 
 
 def _by_part(verdict: Verdict) -> dict[str, str]:

@@ -297,7 +297,7 @@ def test_others_do_not(name):
 
 def test_channels_that_a_concat_joins_have_scales_of_their_own():
     body = "a = Conv(x, w) r = Relu(a) b = Conv(x, v) c = Concat<axis = 1>(r, b) y = Conv(c, u)"
-    model, [group] = groups_of(body, constants={**CONVS, **weights(u=(2, 8, 1, 1))})
+    _, [group] = groups_of(body, constants={**CONVS, **weights(u=(2, 8, 1, 1))})
     assert {name: list(numbers) for name, numbers in group.members.items()} == {
         "a": [0, 1, 2, 3], "r": [0, 1, 2, 3], "b": [4, 5, 6, 7], "c": [0, 1, 2, 3, 4, 5, 6, 7],
     }  # fmt: skip
@@ -311,7 +311,7 @@ def test_an_operand_that_cannot_be_divided_keeps_scale_one():
     body = """a = Conv(x, w) t = Tanh(x) c = Concat<axis = 1>(t, a) p, q = Split<axis = 1>(c, parts)
     y = Conv(p, u) z = Conv(q, o)"""
     constants = {**CONVS, **weights(u=(2, 6, 1, 1), o=(2, 2, 1, 1)), "parts": np.array([6, 2])}
-    model, [group] = groups_of(body, outputs="y, z", constants=constants)
+    _, [group] = groups_of(body, outputs="y, z", constants=constants)
     numbers = {name: list(of_channels) for name, of_channels in group.members.items()}
     assert numbers["c"] == numbers["t"] + numbers["a"] == numbers["p"] + numbers["q"]
     assert len(numbers["p"]) == 6

@@ -106,3 +106,13 @@ def test_a_damaged_file_is_one_sentence(damage, tmp_path):
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DataError, match="is not golden data, or it is damaged"):
         load_golden(path)
+
+
+def test_texts_are_stored_and_compared(tmp_path):
+    """onnxruntime gives texts as objects."""
+    golden = Golden(({"x": np.zeros(1, np.float32)},), ({"name": np.array(["cat", "dog"], object)},))
+    save_golden(golden, tmp_path / "golden.npz")
+    loaded = load_golden(tmp_path / "golden.npz")
+    assert check_golden(lambda feed: {"name": np.array(["cat", "dog"], object)}, loaded) == []
+    (found,) = check_golden(lambda feed: {"name": np.array(["cat", "elephant"], object)}, loaded)
+    assert found.differing == 1

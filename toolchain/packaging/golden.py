@@ -66,12 +66,18 @@ class Mismatch:
 
 def save_golden(golden: Golden, path: Path) -> None:
     """Write ``golden.npz``; an interrupted write leaves an earlier file as it was."""
+    # Texts are objects to onnxruntime; only an array of texts can be stored without executable code in the file.
     arrays: dict[str, Array] = {"samples": np.array(len(golden.feeds), np.int64), "about": np.array(_ABOUT)}
     for i, (feed, outputs) in enumerate(zip(golden.feeds, golden.outputs, strict=True)):
-        arrays.update({f"input:{name}:{i}": array for name, array in feed.items()})
-        arrays.update({f"output:{name}:{i}": array for name, array in outputs.items()})
+        arrays.update({f"input:{name}:{i}": _plain(array) for name, array in feed.items()})
+        arrays.update({f"output:{name}:{i}": _plain(array) for name, array in outputs.items()})
     with replacing(path) as folder:
         np.savez_compressed(folder / path.name, allow_pickle=False, **arrays)
+
+
+def _plain(array: Array) -> Array:
+    """Return an array of texts for an array of objects, and other arrays as they are."""
+    return array.astype(np.str_) if array.dtype.kind in "OS" else array
 
 
 def load_golden(path: Path) -> Golden:
@@ -127,6 +133,8 @@ def check_golden(
 def _compare(sample: int, name: str, expected: Array, actual: Array | None, tolerance: float) -> Mismatch | None:
     if actual is None:
         return Mismatch(sample, name, expected.size, expected.size, float("inf"), "is missing")
+    if expected.dtype.kind == "U":
+        expected, actual = expected.astype(object), actual.astype(np.str_).astype(object)
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         difference = f"is {actual.dtype}{list(actual.shape)} instead of {expected.dtype}{list(expected.shape)}"
         return Mismatch(sample, name, expected.size, expected.size, float("inf"), difference)

@@ -54,8 +54,9 @@ BLOCK_EXPONENTS = (0.5, 1.0)
 """The values of β that are tried, besides 0."""
 MIN_BLOCK_SHARE = 2.0**-10
 """Smallest scale of a block: one that hardly carries anything is not enlarged without limit."""
-ENOUGH_POSITIONS = 1024
-"""Number of positions at which a channel is active, from which its range is known as well as `min_share` assumes."""
+ENOUGH_POSITIONS = 256
+"""Number of positions at which a channel must have been active for the smallest share to hold; with fewer, the smallest
+share grows in proportion. Behind a matrix product of one row, there are as many positions as samples."""
 HALF_NORMAL_RATIO = 2 / np.pi
 """E[y]² / E[y²] of the positive half of a normal distribution; it is proportionally lower where y is 0 more often."""
 MAX_NOISE_RATIO = 0.9
@@ -148,7 +149,7 @@ def _candidate_scales(group: ScaleGroup, ranges: _ChannelRanges) -> list[F64]:
     np.maximum.at(block, blocks, largest)
     whole = largest[group.fixed].max(initial=0.0) or largest.max()
     share = np.where(block > 0, np.maximum(block / whole, MIN_BLOCK_SHARE), 1.0)[blocks]
-    smallest = group.min_share * np.sqrt(np.maximum(1.0, ENOUGH_POSITIONS / np.maximum(ranges.positions, 1.0)))
+    smallest = group.min_share * np.maximum(1.0, ENOUGH_POSITIONS / np.maximum(ranges.positions, 1.0))
     within = np.minimum(1.0, np.maximum(RANGE_MARGIN * largest / np.maximum(block[blocks], 1e-300), smallest))
     below_clip = np.minimum(1.0, RANGE_MARGIN * largest / ceiling)
     outer = (0.0, *BLOCK_EXPONENTS) if (share != 1).any() else (0.0,)

@@ -197,7 +197,7 @@ def test_the_effect_of_each_pass_is_logged(caplog):
     with caplog.at_level(logging.DEBUG, logger="toolchain"):
         result = optimize(net())
     assert f"clean-up: {result.nodes_before} nodes became {result.nodes_after}, largest relative" in caplog.text
-    assert "clean-up pass fold_batchnorm_into_conv: " in caplog.text
+    assert "clean-up pass fold_batchnorm: " in caplog.text
 
 
 def test_a_pass_that_makes_numbers_nan_is_caught(monkeypatch):

@@ -1,5 +1,6 @@
-"""Folding of constant factors and offsets into the weights and biases of neighbouring convolutions.
+"""Folding of batch normalization, and of constant factors and offsets, into the weights and biases of products.
 
+    γ (W x + b - μ) / σ + β  =  (γ/σ W) x + (b - μ) γ/σ + β      batch normalization, σ = sqrt(variance + ε)
     f · (W x + b) + c  =  (f W) x + (f b + c)      after a convolution; f and c are one number, or one per channel
     W (f x) + b        =  (f W) x + b              before it; f is one number, since padding zeros stay zeros
     W (x + c) + b      =  W x + (b + c · Σ W)      before one without padding; c is one number
@@ -18,11 +19,66 @@ import onnx_ir as ir
 
 from toolchain.core.arrays import F32
 from toolchain.graph import edit, query
+from toolchain.ops.weights import weight_axes
 
 LINEAR_OPERATORS = frozenset(
     {"GlobalAveragePool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
 )
 """Operators with f · op(x) = op(f · x) for every f."""
+
+
+def fold_batchnorm(model: ir.Model) -> None:
+    """Fold a ``BatchNormalization`` into the ``Conv``, ``ConvTranspose`` or ``Gemm`` before it.
+
+    It stays where the product is read otherwise, and in training mode, where it takes its statistics from its input.
+    """
+    names = edit.Names(model.graph)
+    for node in [node for node in model.graph if query.op(node) == "BatchNormalization"]:
+        product = node.inputs[0].producer() if node.inputs[0] is not None else None
+        affine = batchnorm_factors(node)
+        if product is None or affine is None or query.op(product) not in ("Conv", "ConvTranspose", "Gemm"):
+            continue
+        if query.sole_consumer(product.outputs[0]) is not node or not _is_constant_product(product):
+            continue
+        scale, shift = affine
+        weight, bias = _parameters(product)
+        if product.op_type == "Gemm" and bias is not None:
+            bias = bias * np.float32(query.attribute(product, "beta", 1.0))
+            product.attributes.pop("beta", None)
+        _set(model, product, 1, _scaled(product, weight, scale), names)
+        _set(model, product, 2, shift if bias is None else bias * scale + shift, names)
+        edit.bypass(node)
+
+
+def batchnorm_factors(node: ir.Node) -> tuple[F32, F32] | None:
+    """Factor and offset of each channel, float32; None in training mode, and if a parameter is not constant."""
+    gamma, beta, mean, variance = (query.float_array(value) for value in node.inputs[1:5])
+    if query.attribute(node, "training_mode", 0) or len(node.outputs) > 1:
+        return None
+    if gamma is None or beta is None or mean is None or variance is None:
+        return None
+    scale = gamma / np.sqrt(variance + np.float32(query.attribute(node, "epsilon", 1e-5)))
+    return scale.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def _scaled(product: ir.Node, weight: F32, scale: F32) -> F32:
+    """The weight of a product with each output channel multiplied by its factor."""
+    axes = weight_axes(product)
+    if product.op_type != "ConvTranspose":
+        return weight * scale.reshape([-1 if axis == axes.out else 1 for axis in range(weight.ndim)])
+    # Of [G x I, O, kernel], the channels of one group have the factors of its outputs.
+    grouped = weight.reshape(axes.groups, -1, *weight.shape[1:])
+    factors = scale.reshape(axes.groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+    return (grouped * factors).reshape(weight.shape)
+
+
+def _is_constant_product(product: ir.Node) -> bool:
+    """True if weight and bias are constant, and the bias has one number per channel."""
+    if query.float_array(product.inputs[1]) is None:
+        return False
+    bias = query.optional_input(product, 2)
+    array = query.float_array(bias)
+    return bias is None or (array is not None and array.ndim <= 1)
 
 
 def fold_affine_after_conv(model: ir.Model) -> None:
@@ -146,6 +202,6 @@ def _raises_rank(node: ir.Node, number: F32) -> bool:
 
 
 def _set(model: ir.Model, node: ir.Node, index: int, array: npt.NDArray[np.floating], names: edit.Names) -> None:
-    """Set the weight (1) or the bias (2) of a convolution."""
+    """Set the weight (1) or the bias (2) of a product."""
     name = f"{query.label(node)}_{'weight' if index == 1 else 'bias'}"
     edit.set_constant(model.graph, names, node, index, name, np.asarray(array, np.float32))

@@ -205,22 +205,18 @@ PASSES: tuple[Pass, ...] = (
         rules.transpose_transpose_rule,
     ),
     rewrites.drop_identities,
-    # normalization, activations, constant factors and offsets fold into products
-    _rewrite(
-        "fold_batchnorm_into_conv", rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule
-    ),
-    _rewrite("fold_batchnorm_and_pad", rules.fuse_batchnorm_into_gemm_rule, rules.fuse_pad_into_conv_rule),
-    rewrites.move_relu_before_pool,
-    _rewrite(
-        "merge_activations", rules.successive_relu_rule, rules.successive_clip_rule, rules.successive_relu_clip_rule
-    ),
-    fuse_hard_swish,
-    _lift_constants,
+    # products take their common forms; normalization, activations, constant factors and offsets fold into them
     share_constants.read_transposed_constants,
     product_forms.einsum_to_matmul,
     product_forms.left_constant_to_conv,
     product_forms.matmul_and_bias_to_gemm,
     product_forms.fold_gemm_factors,
+    fold_affine.fold_batchnorm,
+    _rewrite("fold_pad", rules.fuse_pad_into_conv_rule),
+    rewrites.move_relu_before_pool,
+    rewrites.merge_clips,
+    fuse_hard_swish,
+    _lift_constants,
     fold_affine.fold_affine_after_conv,
     fold_affine.fold_affine_before_conv,
     rewrites.batchnorm_to_depthwise,

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from toolchain.graph import edit, query, shapes
+from toolchain.optimization import fold_affine
 
 
 def drop_identities(model: ir.Model) -> None:
@@ -131,21 +132,55 @@ def batchnorm_to_depthwise(model: ir.Model) -> None:
     names = edit.Names(model.graph)
     for node in list(model.graph):
         rank = query.rank(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
-        if node.op_type != "BatchNormalization" or rank not in (3, 4, 5) or len(node.outputs) > 1:
+        affine = fold_affine.batchnorm_factors(node) if node.op_type == "BatchNormalization" else None
+        if affine is None or rank not in (3, 4, 5):
             continue
-        gamma, beta, mean, variance = (query.float_array(value) for value in node.inputs[1:5])
-        if gamma is None or beta is None or mean is None or variance is None:
-            continue
-        scale = gamma / np.sqrt(variance + np.float32(query.attribute(node, "epsilon", 1e-5)))
+        scale, shift = affine
         name = query.label(node)
         weight = scale.reshape(-1, *[1] * (rank - 1))
         node_inputs = [
             node.inputs[0],
-            edit.add_constant(model.graph, names.fresh(f"{name}_weight"), weight.astype(np.float32)),
-            edit.add_constant(model.graph, names.fresh(f"{name}_bias"), (beta - mean * scale).astype(np.float32)),
+            edit.add_constant(model.graph, names.fresh(f"{name}_weight"), weight),
+            edit.add_constant(model.graph, names.fresh(f"{name}_bias"), shift),
         ]
-        conv = ir.node("Conv", node_inputs, {"group": len(gamma), "kernel_shape": [1] * (rank - 2)}, name=name)
+        conv = ir.node("Conv", node_inputs, {"group": len(scale), "kernel_shape": [1] * (rank - 2)}, name=name)
         edit.replace_node(node, conv)
+
+
+def merge_clips(model: ir.Model) -> None:
+    """Merge a ``Relu`` or ``Clip`` with the one before it.
+
+    Both are monotone, so the limits of the result are those of the first, limited by the second:
+    c₂(c₁(x)) = clip(x, c₂(low₁), c₂(high₁)).
+    """
+    names = edit.Names(model.graph)
+    for node in list(model.graph):
+        source = node.inputs[0] if query.op(node) in ("Relu", "Clip") else None
+        first = source.producer() if source is not None and query.sole_consumer(source) is node else None
+        if first is None or query.op(first) not in ("Relu", "Clip") or not query.is_float(source):
+            continue
+        (low, high), (lower, upper) = _limits(first), _limits(node)
+        if low is None or high is None or lower is None or upper is None:
+            continue
+        low, high = (min(max(limit, lower), upper) for limit in (low, high))
+        name = query.label(node)
+        if (low, high) == (0.0, np.inf):
+            edit.replace_node(node, ir.node("Relu", [first.inputs[0]], name=name))
+            continue
+        ends = [
+            None if np.isinf(limit) else edit.add_constant(model.graph, names.fresh(f"{name}_{end}"), np.float32(limit))  # type: ignore[arg-type]
+            for end, limit in (("low", low), ("high", high))
+        ]
+        edit.replace_node(node, ir.node("Clip", [first.inputs[0], *ends], name=name))
+    edit.remove_unused(model)
+
+
+def _limits(node: ir.Node) -> tuple[float | None, float | None]:
+    """The limits of a Relu or Clip: infinite where there is none, None where it is computed."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    low, high = (query.optional_input(node, index) for index in (1, 2))
+    return -np.inf if low is None else query.scalar(low), np.inf if high is None else query.scalar(high)
 
 
 def move_relu_before_pool(model: ir.Model) -> None:

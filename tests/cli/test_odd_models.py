@@ -303,7 +303,7 @@ REFUSED = {
     ),
     "text": (
         lambda: proto("y = Identity(x)", "string[1, 3, 16, 16] x", "string[1, 3, 16, 16] y"),
-        "samples.npz: sample 0, input 'x': takes text in the model, and only numbers can be calibrated; export the",
+        "samples.npz: sample 0, input 'x': is float32 where the model takes text; give an array of strings",
     ),
     "not a number": (
         lambda: proto(

@@ -44,7 +44,8 @@ def answer(folder: Path) -> None:
     with np.load(folder / "feeds.npz") as feeds:
         for i in range(request["feeds"]):
             feed = {name: feeds[f"{i}/{j}"] for j, name in enumerate(request["inputs"])}
-            outputs.update({f"{i}/{j}": array for j, array in enumerate(session.run(None, feed))})
+            answers = [a.astype(np.str_) if a.dtype.hasobject else a for a in session.run(None, feed)]  # text
+            outputs.update({f"{i}/{j}": array for j, array in enumerate(answers)})
     np.savez(folder / "outputs.npz", **outputs)
     reply = {
         "outputs": [output.name for output in session.get_outputs()],

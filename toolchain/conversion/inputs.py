@@ -84,7 +84,7 @@ def concrete(specs: Sequence[TensorSpec], batch: int, size: int) -> list[TensorS
 
 
 def random_feed(specs: Sequence[TensorSpec], seed: int, ids: int = 2) -> Feed:
-    """Draw normal numbers for float inputs, 0..255 for 8-bit ones, and ``0..ids-1`` for other integers.
+    """Draw normal numbers for float inputs, 0..255 for 8-bit ones, ``0..ids-1`` for other integers, digits for text.
 
     Args:
         specs: with sizes only, as :func:`concrete` returns them.
@@ -95,6 +95,8 @@ def random_feed(specs: Sequence[TensorSpec], seed: int, ids: int = 2) -> Feed:
 
     def draw(spec: TensorSpec) -> Array:
         shape = tuple(int(dim) for dim in spec.dims if dim is not None)
+        if spec.dtype.hasobject:
+            return rng.integers(0, 10, shape).astype(np.str_)
         if spec.dtype.kind == "f":
             return rng.standard_normal(shape).astype(spec.dtype)
         high = 256 if spec.dtype == np.uint8 else ids

@@ -19,6 +19,11 @@ Feed = dict[str, Array]
 _SILENT_CASTS = {("float64", "float32"), ("int32", "int64")}
 
 
+def is_text(array: Array) -> bool:
+    """True for the value of a string tensor: numpy's texts, or Python's, which onnxruntime returns."""
+    return array.dtype.kind in "OSU"
+
+
 def as_array(value: Any, where: str) -> Array:
     """Return an array of a value that is one, or can become one without a loss.
 
@@ -47,7 +52,8 @@ def as_array(value: Any, where: str) -> Array:
 def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_batch: bool = False) -> Feed:
     """Return a feed for `inputs`, in their order and with their dtypes.
 
-    float64 becomes float32 and int32 becomes int64 where the model takes those; no other cast is made. An array may be
+    float64 becomes float32 and int32 becomes int64 where the model takes those; no other cast is made. Text has numpy's
+    own type. An array may be
     empty where another is not: a decoder's cache is so before the first step.
 
     Args:
@@ -80,6 +86,9 @@ def conform(arrays: object, inputs: Sequence[TensorSpec], where: str, *, add_bat
             array = array[None]
         _check_dtype(array, spec, where)
         _check_shape(array, spec, where, bound)
+        if spec.dtype.hasobject:
+            feed[spec.name] = array.astype(np.str_)
+            continue
         with np.errstate(over="ignore"):  # too large values become infinity, which `check_finite` reports
             feed[spec.name] = array.astype(spec.dtype, copy=False)
     if feed and all(array.size == 0 for array in feed.values()):
@@ -116,9 +125,10 @@ def _check_shape(array: Array, spec: TensorSpec, where: str, bound: dict[str, tu
 def _check_dtype(array: Array, spec: TensorSpec, where: str) -> None:
     if array.dtype == spec.dtype or (array.dtype.name, spec.dtype.name) in _SILENT_CASTS:
         return
+    if spec.dtype.hasobject and is_text(array):
+        return
     if spec.dtype.hasobject:
-        hint = "export the model without its text processing"
-        _refuse(where, spec, "takes text in the model, and only numbers can be calibrated", hint)
+        _refuse(where, spec, f"is {array.dtype} where the model takes text", "give an array of strings")
     if array.dtype.hasobject:
         _refuse(where, spec, "holds Python objects, not numbers", "give a plain numeric array")
     if array.dtype.kind in "SU":

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from toolchain.core.errors import ModelError, one_line
-from toolchain.data.tensors import Array, Feed
+from toolchain.data.tensors import Array, Feed, is_text
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io
 
@@ -105,10 +105,12 @@ def run(model: ir.Model | ort.InferenceSession, feeds: Iterable[Feed]) -> list[l
 
 
 def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator, dynamic: int = 1) -> Feed:
-    """Random inputs: normal numbers for floats, 0 and 1 for integers (valid as ids, masks and flags)."""
+    """Random inputs: normal numbers for floats, 0 and 1 for integers (valid as ids, masks and flags) and as text."""
 
     def draw(spec: TensorSpec) -> Array:
         shape = tuple(d if isinstance(d, int) else dynamic for d in spec.dims)
+        if spec.dtype.hasobject:
+            return rng.integers(0, 2, shape).astype(np.str_)
         if np.issubdtype(spec.dtype, np.floating):
             return rng.standard_normal(shape).astype(spec.dtype)
         return rng.integers(0, 2, shape).astype(spec.dtype)
@@ -140,11 +142,6 @@ def difference(
             if error > worst.error:
                 worst = Difference(name, error)
     return worst
-
-
-def is_text(array: Array) -> bool:
-    """True for the value of a string tensor: numpy's texts, or Python's, which onnxruntime returns."""
-    return array.dtype.kind in "OSU"
 
 
 def relative_error(expected: Array, got: Array) -> float:

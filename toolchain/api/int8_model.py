@@ -159,7 +159,10 @@ def accept(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, Mo
     limits, judge = Limits.of(recipe.max_drop, made.score), Judge(made.dense, made.opened.held)
 
     def examine(model: ir.Model) -> tuple[Score, Verdict]:
-        return scorer.score(reference, run.session(model)), judge.verdict(model)
+        verdict = judge.verdict(model)
+        if scorer.metric is not None:
+            return scorer.score(reference, run.session(model)), verdict
+        return Score(kind="agreement", value=verdict.agreement, samples=verdict.samples), verdict
 
     def rate(model: ir.Model) -> Rating:
         score, verdict = examine(model)

@@ -23,11 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.core.errors import DataError, one_line
 from toolchain.data.tensors import Feed
 from toolchain.evaluation import decisions, floor
 from toolchain.evaluation.fidelity import MAX_FIDELITY_DB
 from toolchain.evaluation.parts import Piece, find_parts, operands_of, pieces_of
 from toolchain.evaluation.points import Point, compared_points, selections_behind
+from toolchain.evaluation.score import agreement
 from toolchain.evaluation.statistics import JudgedPiece, PartStatistics
 from toolchain.formats.verdict import Decision, PartFidelity, Verdict
 from toolchain.graph import io, query, run, tap
@@ -66,7 +68,11 @@ def _answers(
     stored = 0
     for sample in feeds:
         feed = {name: sample[name] for name in inputs}
-        got: Feed = dict(zip(names, engine.run(None, feed), strict=True))
+        try:
+            got: Feed = dict(zip(names, engine.run(None, feed), strict=True))
+        except run.OrtError as error:
+            what = f"onnxruntime cannot run the model on a held-out sample ({one_line(error)})"
+            raise DataError(what, where="calibration data", hint="correct or remove the sample") from None
         shapes = {name: got[name].shape for name in pieces}
         values = {name: got[name] for name in compared}
         answers.append(_Answer(feed, values, shapes, {name: got[name] for name in operands}))
@@ -89,6 +95,9 @@ class Judge:
         Args:
             model: the float model.
             feeds: samples that no statistic was taken from; other arrays than the model's inputs are left out.
+
+        Raises:
+            DataError: onnxruntime cannot run the model on a sample.
         """
         computed = {str(value.name): value for value in query.activations(model)}
         self._outputs = [name for value in model.graph.outputs if (name := str(value.name)) in computed]
@@ -168,11 +177,18 @@ class Judge:
         lost += [sentence for decision in found if (sentence := floor.lost_decision(decision))]
         return Verdict(
             samples=self.samples,
+            agreement=self._agreement(answers),
             parts=tuple(parts),
             decisions=found,
             lost=tuple(lost),
             doubtful=tuple(doubtful),
         )
+
+    def _agreement(self, answers: Sequence[Feed]) -> float:
+        if not answers or not self._outputs:
+            return 1.0
+        sides = ([[answer[name] for name in self._outputs] for answer in side] for side in (self._expected, answers))
+        return agreement(zip(*sides, strict=True))
 
     def _judged(self, answers: Sequence[Feed]) -> Iterable[tuple[Point, Piece, JudgedPiece]]:
         for point, statistics in zip(self._points, self._statistics, strict=True):

@@ -8,7 +8,7 @@ shape differs from the source's has agreement 0, for example when a detector fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from onnxruntime import InferenceSession
@@ -43,12 +43,14 @@ def evaluate_score(evaluate: Evaluate, engine: InferenceSession, where: str) -> 
 
 def agreement_score(reference: InferenceSession, engine: InferenceSession, feeds: Iterable[Feed]) -> Score:
     """Measure the agreement of `engine` with `reference` over `feeds`; the worst output counts."""
-    shares: list[list[float]] = []
-    for feed in feeds:
-        pairs = zip(reference.run(None, feed), engine.run(None, feed), strict=True)
-        shares.append([_agreement(expected, got) for expected, got in pairs])
-    means = np.mean(np.array(shares, np.float64), axis=0)
-    return Score(kind="agreement", value=float(means.min()), samples=len(shares))
+    pairs = [(reference.run(None, feed), engine.run(None, feed)) for feed in feeds]
+    return Score(kind="agreement", value=agreement(pairs), samples=len(pairs))
+
+
+def agreement(pairs: Iterable[tuple[Sequence[Array], Sequence[Array]]]) -> float:
+    """Compute the agreement of two models from their outputs on each sample; the worst output counts."""
+    shares = [[_agreement(a, b) for a, b in zip(expected, got, strict=True)] for expected, got in pairs]
+    return float(np.mean(np.array(shares, np.float64), axis=0).min())
 
 
 def _agreement(expected: Array, got: Array) -> float:

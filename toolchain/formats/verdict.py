@@ -56,6 +56,8 @@ class Verdict(Record):
 
     samples: int
     """Number of samples."""
+    agreement: float = 1.0
+    """How often the answer is the same, see `toolchain.evaluation.score`; it is no accuracy."""
     parts: tuple[PartFidelity, ...] = ()
     """The parts that can be compared number by number."""
     decisions: tuple[Decision, ...] = ()

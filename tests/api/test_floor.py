@@ -120,3 +120,15 @@ def test_the_command_says_loudly_what_is_lost(detector, capsys, monkeypatch):
     shown = CommandLine(capsys)("quantize net.onnx -c samples.npz --recipe recipe.toml -o q.onnx --max-drop off")
     assert shown.code == 0
     assert "LOST: y[:, 4:10]" in shown.err
+
+
+def test_verify_says_what_was_lost_before(detector, monkeypatch):
+    """The golden outputs are those of the int8 model, so that they agree whatever it lost."""
+    break_a_grid(monkeypatch)
+    recipe = toolchain.Recipe.parse({"quantize": {"measure": False}, "bench": {"min_time_s": 0, "rounds": 1}})
+    toolchain.export(
+        "net.onnx", targets=["host"], calibration="samples.npz", recipe=recipe, output="out", max_drop="off"
+    )
+    verified = toolchain.verify("out/host")
+    assert not verified.mismatches
+    assert any("y[:, 4:10]" in sentence for sentence in verified.lost)

@@ -36,11 +36,14 @@ class Verification:
         mismatches: the outputs that differ by more than the tolerance.
         samples: number of golden samples.
         tolerance: 0 where the manifest promises the same bits; else relative to an output's largest value.
+        lost: what the exported model lost of the float model's answer, as the manifest says. The golden outputs are
+            those of the exported model, so they cannot show it.
     """
 
     mismatches: tuple[Mismatch, ...]
     samples: int
     tolerance: float
+    lost: tuple[str, ...] = ()
 
 
 @checked()
@@ -89,7 +92,8 @@ def verify(
     outputs = iter(answers)
     tolerance = _tolerance(manifest)
     mismatches = check_golden(lambda feed: next(outputs), golden, tolerance=tolerance)
-    return Verification(tuple(mismatches), len(golden.feeds), tolerance)
+    lost = manifest.verdict.lost if manifest.verdict is not None else ()
+    return Verification(tuple(mismatches), len(golden.feeds), tolerance, lost)
 
 
 def _tolerance(manifest: Manifest) -> float:

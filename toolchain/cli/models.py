@@ -385,9 +385,12 @@ def verify(
 
     with working() as progress:
         verified = verify(artifact, on=on, library=library, ndk=ndk, progress=progress)
+    for sentence in verified.lost:
+        complain(f"LOST before it was exported: {sentence}")
     if as_json:
-        mismatches = [str(mismatch) for mismatch in verified.mismatches]
-        show_json({"artifact": str(artifact), "on": on, "tolerance": verified.tolerance, "mismatches": mismatches})
+        mismatches, lost = [str(mismatch) for mismatch in verified.mismatches], list(verified.lost)
+        record = {"artifact": str(artifact), "on": on, "tolerance": verified.tolerance}
+        show_json(record | {"mismatches": mismatches, "lost": lost})
     else:
         for mismatch in verified.mismatches:
             say(str(mismatch))

@@ -96,7 +96,7 @@ def test_sparse_initializers(tmp_path, coordinates, dtype):
     model.graph.sparse_initializer.append(sparse)
     onnx.save(model, tmp_path / "m.onnx")
     loaded, notes = io.read(tmp_path / "m.onnx")
-    assert notes == ("1 sparse constants became dense ones",)
+    assert notes == ("sparse constants (1) became dense ones",)
     expected = np.zeros((4, 4), dtype)
     expected[0, 0], expected[2, 1] = 5, -7
     np.testing.assert_array_equal(small_models.plain(loaded, {"x": np.zeros((4, 4), dtype)})["y"], expected)

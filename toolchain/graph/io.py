@@ -69,7 +69,7 @@ def read(path: str | Path) -> tuple[ir.Model, tuple[str, ...]]:
     for value in (*model.graph.inputs, *model.graph.outputs, *(o for n in model.graph.all_nodes() for o in n.outputs)):
         _forget_negative_sizes(value)
     model.graph.name = model.graph.name or path.stem  # onnx's checker wants a name, onnxruntime does not
-    return model, (f"{sparse} sparse constants became dense ones",) if sparse else ()
+    return model, (f"sparse constants ({sparse}) became dense ones",) if sparse else ()
 
 
 def _forget_negative_sizes(value: ir.Value) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from report_rows import ACCURACY, AGREEMENT, DEMO, results, row
+from report_rows import ACCURACY, AGREEMENT, DEMO, latency, results, row
 
+from toolchain.formats.results import Original
+from toolchain.report.cells import table_cells
 from toolchain.report.compare import Comparison, compare_results
 from toolchain.report.derive import derive
-from toolchain.report.legend import legend, notes, row_names
+from toolchain.report.legend import legend, notes, row_names, scores_text
 
 
 def words(*rows) -> dict[str, str]:
@@ -26,9 +28,37 @@ def test_times_of_this_computer_are_explained():
 
 
 def test_agreement_is_not_called_accuracy():
-    meaning = words(row("int8", 10.0, score=AGREEMENT))["score"]
+    meaning = words(row("int8", 10.0, score=AGREEMENT))["agreement"]
     assert meaning.startswith("≈ how often the model gives the same answer as the original (64 samples;")
     assert meaning.endswith("; not accuracy")
+
+
+def test_a_column_of_agreement_alone_is_named_so():
+    """A reader who sees the table without its legend must not take it for accuracy."""
+    for score, other, header in ((AGREEMENT, AGREEMENT, "agreement"), (ACCURACY, AGREEMENT, "score")):
+        (block,) = derive([(None, results(row("fp32", 9.0, score=score), row("int8", 5.0, score=other)))])
+        headers, cells = table_cells(block)
+        assert [h for h in headers if h in ("score", "agreement")] == [header]
+        assert {len(line) for line in cells} == {len(headers)}
+
+
+def test_a_model_that_stayed_float_is_explained():
+    assert words(row("fp32", 9.0), row("float", 9.0))["float"] == "no operator is int8"
+    assert "float" not in words(row("fp32", 9.0), row("int8", 5.0))
+
+
+def test_the_users_own_file_is_compared_with_the_float_model():
+    own = Original(name="mine.onnx", size_bytes=2_500_000, latency=latency(20.0))
+    faster = row("fp32", 10.0).model_copy(update={"original": own})
+    (line,) = [line for line in notes(Comparison(derive([(None, results(faster))]))) if "mine.onnx" in line]
+    assert line.startswith("mobilenetv2 fp32: your own file mine.onnx has 2.5 MB and takes 20.0 ms; compared")
+    assert "faster" in line
+
+
+def test_scores_in_a_sentence():
+    agreed = scores_text(AGREEMENT.model_copy(update={"value": 1.0}), AGREEMENT, "int8")
+    assert agreed == "int8 agrees with float on 64 held-out samples: 0.9823 (how often, or how nearly; not accuracy)"
+    assert scores_text(ACCURACY, ACCURACY, "int8") == "score: float 0.7073, int8 0.7073"
 
 
 def test_cpu_times_are_mentioned_with_one_thread():

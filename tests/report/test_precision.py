@@ -61,6 +61,14 @@ def test_all_int8_is_one_line():
     assert text(CHOICES[:1]) == "int8: 1 of 1 nodes\n"
 
 
+def test_a_model_without_int8_is_not_called_int8():
+    lines = text(CHOICES[1:]).splitlines()
+    assert lines[0] == "no operator is int8; all 5 stay float:"
+    assert "int8: 0" not in text(CHOICES[1:])
+    table = NodePrecision(node="words", op="Gather", precision="int8 storage", reason="its table is stored as int8")
+    assert text([*CHOICES[1:], table]).splitlines()[0] == "int8 storage: 1 of 6 nodes (Gather); the others are float:"
+
+
 def test_what_is_neither_int8_nor_float_is_named_as_what_it_is():
     table = NodePrecision(node="words", op="Gather", precision="int8 storage", reason="its table is stored as int8")
     assert text([CHOICES[0], table]) == "int8: 1 of 2 nodes; int8 storage: 1 (Gather)\n"

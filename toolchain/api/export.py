@@ -27,12 +27,12 @@ from toolchain.api.arguments import checked
 from toolchain.api.int8_model import Int8Model, ModelFiles, Scores, accept, make_int8
 from toolchain.api.prepare import Prepared
 from toolchain.api.recipes import MaxDrop, read_recipe, with_prune
-from toolchain.api.request import Freeze, Inputs, Metric, check_request
+from toolchain.api.request import Freeze, Inputs, Metric, Request, check_request
 from toolchain.api.verify import verify
 from toolchain.benchmark.bench import Subject
 from toolchain.benchmark.bench import bench as run_bench
 from toolchain.conversion.source import ModelSource
-from toolchain.core.errors import GateError
+from toolchain.core.errors import GateError, ModelError
 from toolchain.core.files import check_output, replacing
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
@@ -41,7 +41,7 @@ from toolchain.devices.detect import detect_host
 from toolchain.formats.findings import ClippedTensor, NoiseSource
 from toolchain.formats.manifest import CalibrationEntry, Manifest, TradeOff
 from toolchain.formats.recipe import Recipe
-from toolchain.formats.results import Measurement, Results, Score
+from toolchain.formats.results import Measurement, Original, Results, Score
 from toolchain.formats.target import Target
 from toolchain.formats.verdict import Verdict
 from toolchain.graph import io, run
@@ -153,7 +153,7 @@ def export(
         quantized = made.quantized
         golden = _golden(files, made.opened.held)
         clipped = quantized.clipped()
-        rows = _bench(files, request.model_name, scores, golden.feeds[0], recipe, progress)
+        rows = _bench(request, files, scores, golden.feeds[0], recipe)
         measurements, manifests = [*rows[:-1]], []
         for number, profile in enumerate(profiles):
             progress("packaging", number, len(profiles))
@@ -192,16 +192,32 @@ def _golden(files: ModelFiles, held: CalibrationData) -> Golden:
     return Golden(tuple(feeds), tuple(outputs))
 
 
-def _bench(
-    files: ModelFiles, name: str, scores: Scores, feed: Feed, recipe: Recipe, progress: Progress
-) -> tuple[Measurement, ...]:
+def _bench(request: Request, files: ModelFiles, scores: Scores, feed: Feed, recipe: Recipe) -> tuple[Measurement, ...]:
+    name = request.model_name
     subjects = [Subject(files.dense, name, "fp32", target="host", feeds=feed, score=scores.dense)]
     if files.pruned is not None:
         subjects.append(Subject(files.pruned, name, "pruned", target="host", feeds=feed, score=scores.pruned))
-    variant = "int8" if files.pruned is None else "pruned+int8"
-    subjects.append(Subject(files.int8, name, variant, target="host", feeds=feed, score=scores.int8))
-    target = detect_host()
-    return run_bench(subjects, settings=recipe.bench, target=target, progress=progress).measurements
+    subjects.append(Subject(files.int8, name, files.variant, target="host", feeds=feed, score=scores.int8))
+    source = _runnable_source(request, feed)
+    own = [Subject(source, name, "source", target="host", feeds=feed)] if source is not None else []
+    timed = run_bench([*subjects, *own], settings=recipe.bench, target=detect_host(), progress=request.progress)
+    rows = list(timed.measurements)
+    if source is not None and (measured := rows.pop()).latency is not None:
+        original = Original(name=source.name, size_bytes=measured.size_bytes, latency=measured.latency)
+        rows[0] = rows[0].model_copy(update={"original": original})
+    return tuple(rows)
+
+
+def _runnable_source(request: Request, feed: Feed) -> Path | None:
+    """Return the path of the user's own ONNX file if onnxruntime takes the feed as it is; None otherwise."""
+    if not isinstance(request.source, str | Path) or Path(request.source).suffix.lower() != ".onnx":
+        return None
+    path = Path(request.source)
+    try:
+        run.run(run.session(path), [feed])
+    except (ModelError, *run.OrtError):
+        return None  # the converted model reads other types, or the file is one that was mended on import
+    return path
 
 
 def _package(

@@ -74,19 +74,21 @@ class ModelFiles:
         pruned: the pruned float model; None where nothing was pruned.
         int8: the int8 model.
         outputs: names of the models' outputs.
+        variant: name of the int8 model's variant in tables; "float" where none of its operators computes in int8.
     """
 
     dense: Path
     pruned: Path | None
     int8: Path
     outputs: tuple[str, ...]
+    variant: str = "int8"
 
     @property
     def variants(self) -> dict[str, Path]:
         """The files by the name of their variant in tables."""
         if self.pruned is None:
-            return {"fp32": self.dense, "int8": self.int8}
-        return {"fp32": self.dense, "pruned": self.pruned, "pruned+int8": self.int8}
+            return {"fp32": self.dense, self.variant: self.int8}
+        return {"fp32": self.dense, "pruned": self.pruned, self.variant: self.int8}
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def write_files(made: Int8Model, folder: Path) -> ModelFiles:
     """Write the models into a scratch folder."""
     names = tuple(spec.name for spec in io.outputs(made.dense))
     pruned = folder / "pruned.onnx" if made.pruned is not None and made.pruned.record.helped else None
-    files = ModelFiles(folder / "float.onnx", pruned, folder / "int8.onnx", names)
+    variant = ("" if pruned is None else "pruned+") + ("int8" if made.quantized.computing else "float")
+    files = ModelFiles(folder / "float.onnx", pruned, folder / "int8.onnx", names, variant)
     io.save_in_place(made.dense, files.dense)
     if pruned is not None:
         io.save_in_place(made.prepared.model, pruned)

@@ -96,8 +96,8 @@ def export(
         show(explained.causes(exported.noises, choices))
     if exported.curve:
         show(explained.tradeoff(exported.curve))
-    exceptions = exported.manifests[0].exactness.exceptions if exported.manifests else ()
-    say(f"the same numbers on every processor{', except: ' + '; '.join(exceptions) if exceptions else ''}")
+    if exported.manifests:
+        say(exported.manifests[0].exactness.summary)
     for note in (*exported.prepared.notes, *exported.quantized.notes):
         say(f"note: {note}")
     say(f"written: {', '.join(str(exported.folder / manifest.target) for manifest in exported.manifests)}")
@@ -322,6 +322,7 @@ def quantize(
     from toolchain.api.quantize import quantize
     from toolchain.report import explain as explained
     from toolchain.report import precision, verdict
+    from toolchain.report.legend import scores_text
 
     with working() as progress:
         written = quantize(
@@ -363,7 +364,7 @@ def quantize(
         show(explained.causes(written.noises, choices))
     if written.curve:
         show(explained.tradeoff(written.curve))
-    say(f"{after.kind}: float {before.value:.4f}, int8 {after.value:.4f}")
+    say(scores_text(before, after, "int8" if written.quantized.computing else "the written file"))
     for note in written.notes:
         say(f"note: {note}")
     say(f"written: {output}")

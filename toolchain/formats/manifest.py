@@ -128,6 +128,10 @@ class Doubt(Record):
     """Names of the nodes it holds for."""
 
 
+STEPS_MEANING = "int8 operators read float results, so outputs may differ between processors by as much as int8 rounds"
+"""What it means that a last digit of float can become a whole step of int8."""
+
+
 class Exactness(Record):
     """The exactness certificate: whether every target computes the same integers."""
 
@@ -143,6 +147,21 @@ class Exactness(Record):
     """Proofs for all int8 nodes that cannot differ; empty in manifests older than the certificate."""
     doubts: tuple[Doubt, ...] = ()
     """Reasons for all nodes that may differ; empty in manifests older than the certificate."""
+
+    @property
+    def differs(self) -> bool:
+        """True where outputs may differ between processors by more than the last digits of float."""
+        return self.steps or not self.overflow_free or any(doubt.kernel for doubt in self.doubts)
+
+    @property
+    def summary(self) -> str:
+        """One clause on how outputs may differ between processors, with the causes."""
+        causes = "; ".join(self.exceptions)
+        if self.steps:
+            return f"{STEPS_MEANING}: {causes}"
+        if self.differs:
+            return f"not the same numbers on every processor: {causes}"
+        return "the same numbers on every processor" + (f", except: {causes}" if causes else "")
 
 
 class Manifest(Document):

@@ -211,6 +211,17 @@ class Memory(Record):
     """True where the runtime kept freed memory for itself."""
 
 
+class Original(Record):
+    """The user's own ONNX file, from which the model of a row was made, timed in turn with it."""
+
+    name: str
+    """Name of the file."""
+    size_bytes: int
+    """Size of the file, external data included."""
+    latency: Latency
+    """Times of its inferences."""
+
+
 class Measurement(Record):
     """One row of a table: a model file, where it ran, and the results."""
 
@@ -240,6 +251,8 @@ class Measurement(Record):
     """Times of single operators, where they were asked for."""
     score: Score | None = None
     """Accuracy of the model."""
+    original: Original | None = None
+    """For the float model of an export: the file it was made from, where that is an ONNX file."""
     note: str | None = None
     """A remark on how the row came about."""
     when: str

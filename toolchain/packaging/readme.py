@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Set
 
 from toolchain.core.errors import ConfigError
-from toolchain.formats.manifest import MANIFEST_NAME, Manifest, Precision
+from toolchain.formats.manifest import MANIFEST_NAME, STEPS_MEANING, Manifest, Precision
 from toolchain.formats.preprocess import Preprocess
 from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
@@ -136,7 +136,10 @@ def _exactness(manifest: Manifest) -> str:
         return "The outputs are the same on every processor, bit for bit."
     if exactness.overflow_free:
         listed = "".join(f"\n- {exception}" for exception in exactness.exceptions)
-        return f"No int8 sum can overflow. The outputs may differ a little between processors, because of:\n{listed}"
+        if exactness.differs:
+            head = STEPS_MEANING if exactness.steps else "outputs may differ between processors"
+            return f"{head[0].upper()}{head[1:]}:\n{listed}"
+        return f"The outputs may differ in the last digits between processors:\n{listed}"
     return (
         "On x86 processors without VNNI, int8 sums may saturate, so the outputs may differ from those on other "
         "processors."

@@ -26,3 +26,8 @@ def short_number(value: float) -> str:
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     """Return a count with its noun: ``1 core``, ``2 cores``. `plural_noun` is needed if it is not noun + s."""
     return f"{count} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def capitalized(clause: str) -> str:
+    """Return a clause as the beginning of a sentence, its other letters as they are."""
+    return clause[:1].upper() + clause[1:]

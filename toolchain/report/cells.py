@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from toolchain.benchmark.stats import Estimate
 from toolchain.report.amounts import plural, short_number
 from toolchain.report.derive import Block, Row
-from toolchain.report.legend import EVIDENCE
+from toolchain.report.legend import EVIDENCE, score_header
 
 COLUMNS: dict[str, int | None] = {
     "model": 12,
@@ -15,13 +15,15 @@ COLUMNS: dict[str, int | None] = {
     "variant": 10,
     "MB": None,
     "score": None,
+    "agreement": None,
     "median ms": None,
     "p90 ms": None,
     "speed-up": None,
     "RAM": None,
     "evidence": 9,
 }
-"""Header of every column. For text columns: the width to which they may be narrowed. None: a column of numbers."""
+"""Header of every column; a table has either score or agreement. For text columns: the width to which they may be
+narrowed. None: a column of numbers."""
 
 
 def plus_minus(estimate: Estimate) -> str:
@@ -43,7 +45,9 @@ def table_cells(block: Block, interval: Callable[[Estimate], str] = plus_minus) 
     """
     rows = [_cells(row, interval) for row in block.rows]
     first = 0 if len({row[0] for row in rows}) > 1 else 1
-    return list(COLUMNS)[first:], [row[first:] for row in rows]
+    absent = "score" if score_header(block.rows) == "agreement" else "agreement"
+    headers = [header for header in COLUMNS if header != absent]
+    return headers[first:], [row[first:] for row in rows]
 
 
 def is_text(header: str) -> bool:

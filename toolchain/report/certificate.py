@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.formats.manifest import Exactness
+from toolchain.formats.manifest import STEPS_MEANING, Exactness
 
 
 def render(exactness: Exactness) -> RenderableType:
@@ -29,6 +29,10 @@ def render(exactness: Exactness) -> RenderableType:
 def _verdict(exactness: Exactness) -> str:
     if any(doubt.kernel for doubt in exactness.doubts) or not exactness.overflow_free:
         verdict = "not proven; int8 operators may differ between processors"
+    elif exactness.steps:
+        verdict = STEPS_MEANING
+    elif exactness.exceptions and not exactness.proofs:
+        verdict = "float; the last digits may differ between processors"
     elif exactness.exceptions:
         verdict = "same integers on every processor; float may differ in the last digits"
     else:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from toolchain.benchmark.stats import sustained
-from toolchain.formats.results import Evidence, Window
-from toolchain.report.amounts import plural
+from toolchain.benchmark.stats import difference, speedup, sustained
+from toolchain.formats.results import Evidence, Score, Window
+from toolchain.report.amounts import bytes_text, plural, short_number
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
 
@@ -34,7 +34,7 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
     """Return the words and marks that occur in the table, each with its meaning, in the order of the columns."""
     rows = [row for block in comparison.blocks for row in block.rows]
     measurements = [row.measurement for row in rows]
-    entries = [("MB", "size of the model file"), ("score", "; ".join(_scores(rows)))]
+    entries = [*_variants(rows), ("MB", "size of the model file"), (score_header(rows), "; ".join(_scores(rows)))]
     if any(m.latency for m in measurements):
         entries.append(("median ms", "half of the inferences took less time; ± its 95 % confidence interval"))
         entries.append(("p90 ms", "nine of ten inferences took less time"))
@@ -51,6 +51,18 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
     return [(word, meaning) for word, meaning in entries if meaning]
 
 
+def score_header(rows: Sequence[Row]) -> str:
+    """Name the column of scores: "agreement" where it holds nothing else."""
+    kinds = {row.measurement.score.kind for row in rows if row.measurement.score}
+    return "agreement" if kinds == {"agreement"} else "score"
+
+
+def _variants(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Explain the variants of models that stayed float."""
+    variants = {row.measurement.variant for row in rows}
+    return [(v, "no operator is int8") for v in ("float", "pruned+float") if v in variants]
+
+
 def _scores(rows: Sequence[Row]) -> Iterator[str]:
     scores = [row.measurement.score for row in rows if row.measurement.score]
     if any(score.kind == "evaluate" for score in scores):
@@ -59,6 +71,20 @@ def _scores(rows: Sequence[Row]) -> Iterator[str]:
         samples = f"{agreed[0]} samples; " if agreed[0] and len(set(agreed)) == 1 else ""
         others = "cosine similarity for outputs that are not class scores"
         yield f"≈ how often the model gives the same answer as the original ({samples}{others}); not accuracy"
+
+
+def scores_text(before: Score, after: Score, name: str) -> str:
+    """Compare the score of a model with float's in a sentence; agreement with itself says nothing.
+
+    Args:
+        before: the float model's.
+        after: the other model's.
+        name: what the other model is called.
+    """
+    if after.kind == "agreement":
+        samples = f" on {plural(after.samples, 'held-out sample')}" if after.samples else ""
+        return f"{name} agrees with float{samples}: {after.value:.4f} (how often, or how nearly; not accuracy)"
+    return f"score: float {before.value:.4f}, {name} {after.value:.4f}"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -72,6 +98,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines += [f"! {row_names(group, sweep)}: {text}." for text, group in _grouped(unsteady)]
     noted = [(row.measurement.note, row) for row in rows if row.measurement.note]
     lines += [f"{row_names(group)}: {text.removesuffix('.')}." for text, group in _grouped(noted)]
+    lines += [line for row in rows for line in _original(row)]
     lines += [line for row in rows for line in _sustained(row)]
     limit = comparison.max_regression
     if comparison.baseline is not None or limit is not None:
@@ -103,6 +130,15 @@ def _differences(blocks: Sequence[Block]) -> str:
     }
     different = [name for name, values in facts.items() if len(values) > 1]
     return " and ".join(filter(None, [", ".join(different[:-1]), different[-1]]))
+
+
+def _original(row: Row) -> Iterator[str]:
+    """Compare the float model with the file it was made from."""
+    own, latency = row.measurement.original, row.measurement.latency
+    if own is not None and latency is not None:
+        change = difference(speedup(own.latency, latency, paired=True))
+        size, takes = bytes_text(own.size_bytes), f"{short_number(own.latency.p50_ms)} ms"
+        yield f"{row.label}: your own file {own.name} has {size} and takes {takes}; compared with it: {change}."
 
 
 def _sustained(row: Row) -> Iterator[str]:

@@ -21,9 +21,13 @@ COUNTS_WIDTH = 36
 def render(choices: Sequence[NodePrecision]) -> RenderableType:
     """Show how many nodes have each precision, then the reasons of those that stay float."""
     counts = Counter(choice.precision for choice in choices)
-    float_nodes = counts.pop("float", 0)
-    parts = [f"int8: {counts.pop('int8', 0)} of {len(choices)} nodes"]
-    parts += [f"{precision}: {count} ({_operators(choices, precision)})" for precision, count in counts.items()]
+    float_nodes, int8_nodes = counts.pop("float", 0), counts.pop("int8", 0)
+    if float_nodes == len(choices):
+        return Group(Text(f"no operator is int8; all {len(choices)} stay float:"), reasons(float_groups(choices)))
+    parts = [f"int8: {int8_nodes} of {len(choices)} nodes"] if int8_nodes else []
+    for precision, count in counts.items():
+        of_all = "" if parts else f" of {len(choices)} nodes"
+        parts.append(f"{precision}: {count}{of_all} ({_operators(choices, precision)})")
     head = "; ".join(parts)
     if not float_nodes:
         return Text(head)

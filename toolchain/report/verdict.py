@@ -7,29 +7,42 @@ from rich.table import Table
 from rich.text import Text
 
 from toolchain.formats.verdict import Decision, PartFidelity, Verdict
+from toolchain.report.amounts import plural
 
 MAX_PARTS = 12
 """Number of parts that are shown; those with the lowest fidelity come first."""
+WHOLE_DB = 90.0
+"""From this fidelity on, a difference is float rounding."""
+
+FIDELITY_MEANING = "variation of a part over its error: 0 dB nothing is left, 10 dB a third off, 20 dB a tenth"
+DECISIONS_MEANING = "share that is as in float, right or wrong; not accuracy"
 
 
 def render(verdict: Verdict) -> RenderableType:
-    """Show a row for each part, the worst first, and the decisions that are made from it."""
+    """Show a row for each part, the worst first, the decisions that are made from it, and what the numbers mean."""
     if not verdict.parts and not verdict.decisions:
         return Text("")
+    samples = plural(verdict.samples, "sample that was held out", "samples that were held out")
+    if all(part.fidelity_db >= WHOLE_DB for part in verdict.parts) and not verdict.lost:
+        return Text(f"what is left of float's answer, on {samples}: all of it")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("part of the answer", overflow="fold")
     table.add_column("fidelity", justify="right")
     table.add_column("worst index", justify="right")
     table.add_column("decisions kept", overflow="fold")
-    decisions = _by_part(verdict)
-    for part in sorted(verdict.parts, key=lambda part: part.fidelity_db)[:MAX_PARTS]:
-        table.add_row(_name(part), f"{part.fidelity_db:.1f} dB", _worst(part), decisions.pop(part.name, ""))
+    decisions = decisions_by_part(verdict)
+    for part in worst_first(verdict)[:MAX_PARTS]:
+        name = f"{part.name}{' (lost)' if part.lost else ''}"
+        table.add_row(name, f"{part.fidelity_db:.1f} dB", worst_index(part), decisions.pop(part.name, ""))
     for name, kept in list(decisions.items())[:MAX_PARTS]:
         table.add_row(name, "", "", kept)
     hidden = len(verdict.parts) - MAX_PARTS
-    more = [Text(f"and {hidden} parts with a higher fidelity")] if hidden > 0 else []
-    title = f"what is left of float's answer, each part against its own variation ({verdict.samples} held-out samples):"
-    return Group(Text(title), table, *more)
+    more = [Text(f"and {plural(hidden, 'part')} with a higher fidelity")] if hidden > 0 else []
+    words = Table.grid(padding=(0, 2, 0, 0))
+    words.add_row(Text("fidelity"), Text(FIDELITY_MEANING))
+    if verdict.decisions:
+        words.add_row(Text("decisions"), Text(DECISIONS_MEANING))
+    return Group(Text(f"what is left of float's answer, on {samples}:"), table, *more, words)
 
 
 def warnings(verdict: Verdict) -> list[str]:
@@ -41,20 +54,23 @@ def warnings(verdict: Verdict) -> list[str]:
     return [*lost, f"DOUBTFUL: {verdict.doubtful[0]}{more}; give more samples to find out"]
 
 
-def _by_part(verdict: Verdict) -> dict[str, str]:
+def worst_first(verdict: Verdict) -> list[PartFidelity]:
+    """Sort the parts: those that were lost, then by fidelity."""
+    return sorted(verdict.parts, key=lambda part: (not part.lost, part.fidelity_db))
+
+
+def decisions_by_part(verdict: Verdict) -> dict[str, str]:
+    """Return the decisions of each part as text, by its name."""
     found: dict[str, list[str]] = {}
     for decision in verdict.decisions:
         found.setdefault(decision.part, []).append(_decision(decision))
     return {name: ", ".join(texts) for name, texts in found.items()}
 
 
+def worst_index(part: PartFidelity) -> str:
+    """Return the fidelity of the worst index and its number; empty where the part is judged as a whole."""
+    return "" if part.worst_db is None or part.indices == 1 else f"{part.worst_db:.1f} dB ({part.worst_index})"
+
+
 def _decision(decision: Decision) -> str:
     return f"{decision.kind} {decision.kept:.3f}"
-
-
-def _name(part: PartFidelity) -> str:
-    return f"{part.name}{' (lost)' if part.lost else ''}"
-
-
-def _worst(part: PartFidelity) -> str:
-    return "" if part.worst_db is None or part.indices == 1 else f"{part.worst_db:.1f} dB ({part.worst_index})"

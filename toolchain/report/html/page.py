@@ -21,7 +21,7 @@ from toolchain.core.errors import InputError
 from toolchain.formats.findings import Findings, TargetFit
 from toolchain.formats.manifest import MANIFEST_NAME, Manifest, NodePrecision
 from toolchain.formats.results import Latency, Measurement, Results
-from toolchain.report.amounts import count_text
+from toolchain.report.amounts import capitalized, count_text
 from toolchain.report.cells import heading, is_text, table_cells
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
@@ -107,6 +107,7 @@ def render(comparison: Comparison, details: Details | None = None) -> str:
     environment.filters |= {
         "count": count_text, "evaluation": evaluation_text, "check_text": check_text, "int8_text": int8_text,
         "speed_text": speed_text,
+        "capitalized": capitalized,
     }  # fmt: skip
     drawn = can_draw()
     return environment.get_template("report.html").render(

@@ -52,10 +52,19 @@ def headline(comparison: Comparison, manifests: Sequence[Manifest]) -> str:
     if a.score and b.score:
         parts.append(f"{_kind(b.score)} {_score(a.score)} → {_score(b.score)}")
     if manifests:
-        exceptions = manifests[0].exactness.exceptions
-        parts.append("the same integers on every processor" + (", with exceptions named below" if exceptions else ""))
+        parts += _processors(manifests[0])
     text = f"{'; '.join(parts)}."
     return text[0].upper() + text[1:]
+
+
+def _processors(manifest: Manifest) -> list[str]:
+    """Say in a clause whether all processors compute the same; nothing of a model without int8."""
+    exactness = manifest.exactness
+    if exactness.differs:
+        return ["numbers that may differ between processors, as said below"]
+    if not any(node.int8 for node in manifest.precision):
+        return []
+    return ["the same integers on every processor" + (", with exceptions named below" if exactness.exceptions else "")]
 
 
 def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
@@ -80,9 +89,10 @@ def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
         note = f"{a.variant}: {peaks[0] / 1e6:.0f} MB; without the runtime itself"
         shown.append(Tile("memory", f"{peaks[1] / 1e6:.0f} MB", note))
     if manifests:
-        exceptions = manifests[0].exactness.exceptions
-        value = "identical, except" if exceptions else "identical"
-        shown.append(Tile("other processors", value, "; ".join(exceptions) or "every integer, proven for each kernel"))
+        exactness = manifests[0].exactness
+        value = "may differ" if exactness.differs else "identical, except" if exactness.exceptions else "identical"
+        note = "; ".join(exactness.exceptions) or "every integer, proven for each kernel"
+        shown.append(Tile("other processors", value, note))
     return shown
 
 

@@ -179,6 +179,22 @@ def test_counting_goes_on_over_chunks(monkeypatch):
     np.testing.assert_array_equal(whole, parts)
 
 
+def test_of_large_tensors_evenly_spread_elements_are_counted(monkeypatch):
+    """4 · 84 elements are more than two times 150; 3 and 4 divide the 12 columns, so every fifth element is counted."""
+    monkeypatch.setattr(statistics, "MAX_COUNTED_ELEMENTS", 150)
+    model = small_models.model("y = Relu(x)", "float[N, 7, 12] x", "float[N, 7, 12] y")
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.integers(-64, 65, (1, 7, 12)).astype(np.float32)} for _ in range(4)]
+    found = observe(model, opened(model, feeds), {"x": 1, "y": None}, bins=32)
+    for name, arrays in kept_whole(model, feeds).items():
+        stats = found.tensors[name]
+        counted = np.concatenate([array.ravel()[::5] for array in arrays])
+        expected, _ = np.histogram(counted, bins=32, range=(stats.minimum, stats.maximum))
+        np.testing.assert_array_equal(stats.histogram, expected)
+        assert stats.count == counted.size
+        assert (stats.minimum, stats.maximum) == (np.min(arrays), np.max(arrays)), "limits are those of all elements"
+
+
 def test_a_constant_tensor_is_counted_in_one_bin():
     model = small_models.model("y = Add(x, k)", "float[N, 2] x", "float[N, 2] y", {"k": np.float32(0.1)})
     found = observe(model, opened(model, [{"x": np.ones((3, 2), np.float32)}] * 2), {"y": 1}, bins=16).tensors["y"]
@@ -277,7 +293,10 @@ def test_progress_counts_every_sample_of_every_pass():
     told = []
     data = opened(model, image_feeds(4))
     observe(model, data, {"a": 1}, progress=lambda *news: told.append(news))
-    assert told == [(what, i, 4) for what in ("observing ranges", "observing histograms 1/1") for i in (1, 2, 3, 4)]
+    assert told == [(what, i, 4) for what in ("observing ranges", "observing histograms") for i in range(5)]
+    told.clear()
+    observe(model, data, {"a": 1, "b": 1}, group_mib=1e-6, cache=False, progress=lambda *news: told.append(news))
+    assert [news for news in told if "histograms" in news[0]] == [("observing histograms", i, 8) for i in range(9)]
 
 
 # --- what goes wrong ---

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from toolchain.calibration.statistics import consecutive_groups, stream
 from toolchain.core.arrays import F32, F64, Index
-from toolchain.core.progress import Progress, silent
+from toolchain.core.progress import Progress, Stage, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import query, run, tap
@@ -70,11 +70,12 @@ def second_moments(
         DataError: onnxruntime refuses a sample.
     """
     batches = consecutive_groups([(node, _bytes(node)) for node in nodes], int(budget_mib * 2**20))
-    for index, batch in enumerate(batches):
+    stage = Stage("second moments", len(batches) * len(data), progress)
+    for batch in batches:
         names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
         engine = run.lean_session(tap.expose(model, names), threads)
         sums = [_MomentSum(node, len(data)) for node in batch]
-        for number, outputs in stream(engine, data, f"second moments {index + 1}/{len(batches)}", progress):
+        for number, outputs in stream(engine, data, stage):
             arrays = dict(zip(names, outputs, strict=True))
             for total in sums:
                 total.add(arrays[str(total.node.inputs[0].name)], seed=number)  # type: ignore[union-attr]
@@ -141,7 +142,7 @@ def channel_moments(
     sums: dict[tuple[str, int], tuple[F64, F64]] = {}
     zero = np.zeros(1)
     counts = dict.fromkeys(pairs, 0)
-    for number, outputs in stream(engine, data, "moments of channels", progress):
+    for number, outputs in stream(engine, data, Stage("moments of channels", len(data), progress)):
         arrays = dict(zip(names, outputs, strict=True))
         for pair in pairs:
             flat = np.moveaxis(arrays[pair[0]], pair[1], -1)

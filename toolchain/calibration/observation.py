@@ -14,7 +14,7 @@ import numpy.typing as npt
 from toolchain.core.arrays import F64, I64
 from toolchain.core.cache import read_cache, write_cache
 
-OBSERVATION_VERSION = 3
+OBSERVATION_VERSION = 4
 """Version of the file format."""
 
 
@@ -42,7 +42,7 @@ class TensorStats:
     Attributes:
         minimum: the smallest value.
         maximum: the largest value.
-        count: number of elements.
+        count: number of elements that the histogram counts.
         channels: statistics by channel, None where no axis was asked for.
         histogram: int64 [bins], equal bins over [minimum, maximum]; a value on an inner edge counts in the right bin.
     """

@@ -1,12 +1,14 @@
 """Gather statistics in two passes over the data; memory is bounded by one sample and one group of tensors.
 
-Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size``, ``ReduceSum`` and ``ReduceSumSquare`` (per channel where asked for)
-after every requested tensor. Only those tiny results become outputs. So the model frees its activations while it runs,
-as always, and one pass serves all tensors. The pass gives limits, means, mean squares and sizes; the sums also reveal a
-NaN, which minimum and maximum ignore.
+Pass 1 adds ``ReduceMin``, ``ReduceMax``, ``Size`` and ``ReduceSum`` (per channel where asked for, and then of the
+squares as well) after every requested tensor. Only those tiny results become outputs. So the model frees its
+activations while it runs, as always, and one pass serves all tensors. The pass gives limits, means, mean squares and
+sizes; the sums also reveal a NaN, which minimum and maximum ignore.
 
 Pass 2 makes the tensors themselves outputs, in groups whose sizes fit the memory budget, and counts them into
-histograms between the limits of pass 1. Counts are integers, so the result does not depend on the order of the samples.
+histograms between the limits of pass 1. Of a tensor with more than `MAX_COUNTED_ELEMENTS` over all samples, evenly
+spread elements are counted: a range is chosen from the shape of the histogram, which four million elements show, and a
+large image has hundreds of millions. Counts are integers, so the result does not depend on the order of the samples.
 It depends on the grouping only where onnxruntime fuses operators across tensors that are not outputs and then rounds
 differently: one element in a hundred thousand may move to the next bin.
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ from toolchain.calibration.observation import OBSERVATION_VERSION, ChannelStats,
 from toolchain.core.arrays import F64, I64
 from toolchain.core.cache import cache_path
 from toolchain.core.errors import DataError, one_line
-from toolchain.core.progress import Progress, silent
+from toolchain.core.progress import Progress, Stage, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array
 from toolchain.graph import edit, io, query, run, tap
@@ -38,6 +41,8 @@ from toolchain.graph import edit, io, query, run, tap
 AXES_AS_INPUT_OPSET = 18
 """First operator set in which all reductions take their axes as an input."""
 
+MAX_COUNTED_ELEMENTS = 1 << 22
+"""Largest number of elements of one tensor, over all samples, that are counted into its histogram."""
 HISTOGRAM_CHUNK_ELEMENTS = 1 << 16
 """Number of elements binned at a time, so that temporaries stay in the second-level cache."""
 
@@ -83,7 +88,10 @@ def observe(
     summary = _first_pass(model, data, tensors, threads, progress)
     counts = _second_pass(model, data, summary, bins, group_mib, threads, progress)
     observation = Observation(
-        {name: TensorStats(s.minimum, s.maximum, s.count, s.channels(), counts[name]) for name, s in summary.items()},
+        {
+            name: TensorStats(s.minimum, s.maximum, int(counts[name].sum()), s.channels(), counts[name])
+            for name, s in summary.items()
+        },
         samples=len(data),
         model_sha256=digest,
         data_fingerprint=data.fingerprint,
@@ -156,12 +164,14 @@ class _Summary:
 def _first_pass(
     model: ir.Model, data: CalibrationData, tensors: Mapping[str, int | None], threads: int, progress: Progress
 ) -> dict[str, _Summary]:
+    stage = Stage("observing ranges", len(data), progress)
     engine = run.lean_session(_augmented(model, tensors), threads)
     summary: dict[str, _Summary] = {}
-    for number, outputs in stream(engine, data, "observing ranges", progress):
+    for number, outputs in stream(engine, data, stage):
         results: Iterator[Array] = iter(outputs)
         for name, axis in tensors.items():
-            low, high, size, sums, squares = (next(results) for _ in range(5))
+            low, high, size, sums = (next(results) for _ in range(4))
+            squares = sums if axis is None else next(results)
             if int(size) == 0:
                 continue
             if np.isnan(sums).any() or not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -177,46 +187,61 @@ def _first_pass(
 def _augmented(model: ir.Model, tensors: Mapping[str, int | None]) -> ir.Model:
     """Clone the model and make statistics its outputs, followed by the model's own outputs.
 
-    Each tensor has five: minimum, maximum, size, sum and sum of squares; all but the size are per channel if an axis
-    was asked for.
+    Each tensor has four: minimum, maximum, size and sum. If an axis was asked for, all but the size are per channel,
+    and the sum of squares follows.
     """
     clone = model.clone()
-    graph = clone.graph
     values = {value.name: value for value in query.activations(clone)}
-    names = edit.Names(graph)
+    appender = _Appender(clone.graph)
     outputs: list[ir.Value] = []
 
-    def add(op: str, inputs: list[ir.Value], attributes: dict[str, Any], dtype: ir.DataType) -> None:
-        node = ir.node(op, inputs, attributes, name=names.fresh(f"{inputs[0].name}_{op}"))
-        node.outputs[0].name = names.fresh(f"{node.name}_out")
-        node.outputs[0].dtype = dtype
-        graph.append(node)
-        outputs.append(node.outputs[0])
-
-    def reduce(op: str, value: ir.Value, axes: list[int] | None) -> None:
+    def reduced(op: str, value: ir.Value, axes: list[int] | None) -> ir.Value:
         if axes == []:  # a vector is summed over samples only; an empty list of axes would mean all axes
-            square = op == "ReduceSumSquare"
-            add("Mul" if square else "Identity", [value] * (2 if square else 1), {}, ir.DataType.FLOAT)
-            return
+            return appender.add("Identity", [value])
         inputs, attributes = [value], {"keepdims": 0}  # type: list[ir.Value], dict[str, Any]
         if axes is not None and (op == "ReduceSum" or query.opset(clone) >= AXES_AS_INPUT_OPSET):
-            inputs.append(edit.add_constant(graph, names.fresh(f"{value.name}_axes"), np.array(axes, np.int64)))
+            inputs.append(appender.constant(axes))
         elif axes is not None:
             attributes["axes"] = axes
-        add(op, inputs, attributes, ir.DataType.FLOAT)
+        return appender.add(op, inputs, attributes)
 
     for name, axis in tensors.items():
         value = values[name]
         rank = len(value.shape or ())
         axes = None if axis is None else [a for a in range(rank) if a != axis % rank]
-        reduce("ReduceMin", value, axes)
-        reduce("ReduceMax", value, axes)
-        add("Size", [value], {}, ir.DataType.INT64)
-        reduce("ReduceSum", value, axes)
-        reduce("ReduceSumSquare", value, axes)
+        outputs += [reduced(op, value, axes) for op in ("ReduceMin", "ReduceMax")]
+        outputs.append(appender.add("Size", [value], dtype=ir.DataType.INT64))
+        outputs.append(reduced("ReduceSum", value, axes))
+        if axes is not None:  # ReduceSumSquare takes three times as long
+            outputs.append(reduced("ReduceSum", appender.add("Mul", [value, value]), axes))
     # The model's own outputs stay, so that it runs to its end and a sample it cannot take is found here.
-    edit.keep_outputs(clone, [*outputs, *graph.outputs])
+    edit.keep_outputs(clone, [*outputs, *clone.graph.outputs])
     return clone
+
+
+class _Appender:
+    """Appends nodes and constants to a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph, self._names = graph, edit.Names(graph)
+
+    def constant(self, numbers: list[int]) -> ir.Value:
+        """Register int64 numbers."""
+        return edit.add_constant(self._graph, self._names.fresh("statistics_constant"), np.array(numbers, np.int64))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, Any] | None = None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.Value:
+        """Append a node and return its output."""
+        node = ir.node(op, inputs, attributes, name=self._names.fresh(f"{inputs[0].name}_{op}"))
+        node.outputs[0].name = self._names.fresh(f"{node.name}_out")
+        node.outputs[0].dtype = dtype
+        self._graph.append(node)
+        return node.outputs[0]
 
 
 # ------------------------------------------------------------------------------------------------- pass 2
@@ -232,13 +257,42 @@ def _second_pass(
     progress: Progress,
 ) -> dict[str, I64]:
     counts = {name: np.zeros(bins, np.int64) for name in summary}
-    groups = consecutive_groups([(name, 4 * s.largest) for name, s in summary.items()], int(group_mib * 2**20))
-    for index, group in enumerate(groups):
-        engine = run.lean_session(tap.expose(model, group), threads)
-        for _, outputs in stream(engine, data, f"observing histograms {index + 1}/{len(groups)}", progress):
+    steps = {name: _step(s) for name, s in summary.items()}
+    sizes = [(name, 4 * -(-s.largest // steps[name])) for name, s in summary.items()]
+    groups = consecutive_groups(sizes, int(group_mib * 2**20))
+    stage = Stage("observing histograms", len(groups) * len(data), progress)
+    for group in groups:
+        engine = run.lean_session(_spread_elements(model, {name: steps[name] for name in group}), threads)
+        for _, outputs in stream(engine, data, stage):
             for name, array in zip(group, outputs, strict=True):
                 count_into(counts[name], array, summary[name].minimum, summary[name].maximum)
     return counts
+
+
+def _step(summary: _Summary) -> int:
+    """Return n if every n-th element is counted.
+
+    It has no common factor with the number of elements, so that no row, column or channel is left out.
+    """
+    step = -(-summary.count // MAX_COUNTED_ELEMENTS)
+    while math.gcd(step, summary.largest) > 1:
+        step += 1
+    return step
+
+
+def _spread_elements(model: ir.Model, steps: Mapping[str, int]) -> ir.Model:
+    """Clone the model and make every n-th element of the named tensors its only outputs, in this order."""
+    clone = tap.expose(model, steps)
+    appender = _Appender(clone.graph)
+    outputs = []
+    for value, step in zip(list(clone.graph.outputs), steps.values(), strict=True):
+        if step > 1:
+            flat = appender.add("Reshape", [value, appender.constant([-1])])
+            bounds = [appender.constant([number]) for number in (0, np.iinfo(np.int64).max, 0, step)]
+            value = appender.add("Slice", [flat, *bounds])
+        outputs.append(value)
+    edit.keep_outputs(clone, outputs)
+    return clone
 
 
 def consecutive_groups(sizes: Iterable[tuple[T, int]], budget: int) -> list[list[T]]:
@@ -274,21 +328,13 @@ def count_into(counts: I64, array: Array, low: float, high: float) -> None:
         counts += part_counts[:bins]
 
 
-def stream(
-    engine: InferenceSession, data: CalibrationData, stage: str, progress: Progress
-) -> Iterator[tuple[int, Sequence[Array]]]:
-    """Run every sample and yield its number in the source, and the outputs.
-
-    Args:
-        engine: the session that runs the samples.
-        data: the samples.
-        stage: the name of the work, for `progress`.
-        progress: called for every sample.
+def stream(engine: InferenceSession, data: CalibrationData, stage: Stage) -> Iterator[tuple[int, Sequence[Array]]]:
+    """Run every sample and yield its number in the source, and the outputs; each is a step of the stage.
 
     Raises:
         DataError: onnxruntime refuses a sample.
     """
-    for count, (number, feed) in enumerate(zip(data.numbers, data, strict=True), start=1):
+    for number, feed in zip(data.numbers, data, strict=True):
         try:
             outputs = engine.run(None, feed)
         except run.OrtError as error:
@@ -298,4 +344,4 @@ def stream(
                 hint="give samples of the size the model takes",
             ) from None
         yield number, outputs
-        progress(stage, count, len(data))
+        stage.step()

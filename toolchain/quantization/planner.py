@@ -20,7 +20,7 @@ from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Encoding
-from toolchain.quantization.accuracy.steps import QuantBasis, observe_selection
+from toolchain.quantization.accuracy.steps import QuantBasis, covers, observe_selection
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.qdq.fusion_audit import Audit, audit, optimized_graph
 from toolchain.quantization.qdq.writer import apply_quantization
@@ -93,14 +93,15 @@ class Planner:
             reasons |= added
 
     def _basis_for(self, model: ir.Model, selection: Selection, basis: QuantBasis | None) -> QuantBasis:
-        """Reuse `basis` where its statistics cover the selection, else observe the data again.
+        """Reuse `basis` where its statistics cover the selection, else observe what is missing.
 
         The first time, the data is observed even if no tensor needs statistics: this runs every sample once, and so
         finds samples that cannot be run.
         """
         if basis is not None and _covers(basis.observation, selection):
             return replace(basis, selection=selection)
-        observation = observe_selection(model, selection, self.data, self.recipe.calibrate, self.progress)
+        known = None if basis is None else basis.observation.tensors
+        observation = observe_selection(model, selection, self.data, self.recipe.calibrate, self.progress, known)
         if basis is None:
             return QuantBasis.plain(model, selection, observation, self.recipe.quantize)
         return replace(basis, selection=selection, observation=observation)
@@ -108,9 +109,7 @@ class Planner:
 
 def _covers(observation: Observation, selection: Selection) -> bool:
     known = observation.tensors
-    return all(
-        name in known and (axis is None or known[name].channels is not None) for name, axis in selection.tensors.items()
-    )
+    return all(name in known and covers(known[name], axis) for name, axis in selection.tensors.items())
 
 
 def log_left_float(reasons: Mapping[str, str]) -> None:

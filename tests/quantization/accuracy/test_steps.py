@@ -186,3 +186,25 @@ def test_smooth_quant_has_to_gain_a_decibel(gain, used, measured):
     assert steps == (step(SMOOTH_QUANT, 30.0, 30.0 + gain, used=used),)
     assert (best is not basis) == used
     assert MIN_SMOOTH_QUANT_GAIN_DB == 1.0
+
+
+def test_only_rescaled_tensors_are_observed_again(monkeypatch):
+    """The second convolution and what follows keep their statistics; the float model's own outputs show the changes."""
+    sizes = np.geomspace(1, 1 / 100, 8).astype(np.float32)
+    constants = {**CONSTANTS, "w": CONSTANTS["w"] * sizes[:, None, None, None], "b": CONSTANTS["b"] * sizes}
+    constants["v"] = CONSTANTS["v"] / sizes[:, None, None]
+    basis, data, judge, _ = setup(constants=constants)
+    asked = []
+    observe = accuracy_steps.observe
+    monkeypatch.setattr(
+        accuracy_steps, "observe", lambda m, d, tensors, **k: asked.append(tensors) or observe(m, d, tensors, **k)
+    )
+    recipe = Recipe(quantize=Quantize(ranges="minmax", bias_correction=False, rounding=False))
+    best, [step] = run(basis, data, judge, recipe)
+    assert step.used
+    [tensors] = asked
+    assert set(tensors) < set(basis.observation.tensors)
+    afresh = observe_selection(best.model, best.selection, data, recipe.calibrate, silent)
+    assert set(best.observation.tensors) == set(afresh.tensors)
+    for name, stats in afresh.tensors.items():
+        assert best.observation.tensors[name].maximum == pytest.approx(stats.maximum, rel=1e-5), name

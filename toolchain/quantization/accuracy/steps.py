@@ -15,14 +15,14 @@ that were not used for the statistics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx_ir as ir
 
 from toolchain.calibration.moments import joint_moments
-from toolchain.calibration.observation import Observation
+from toolchain.calibration.observation import Observation, TensorStats
 from toolchain.calibration.statistics import observe
 from toolchain.core.arrays import F64
 from toolchain.core.progress import Progress
@@ -102,8 +102,8 @@ class QuantBasis:
         return plan_quantization(self.model, self.selection, self.observation, self.settings, self.weights, self.grids)
 
 
-Rebuild = Callable[[ir.Model, QuantBasis], QuantBasis]
-"""Makes a basis for a changed model, with the settings of the given basis."""
+Rebuild = Callable[[ir.Model, QuantBasis, Collection[str]], QuantBasis]
+"""Makes a basis for a changed model, with the settings of the given basis; takes the names of the changed tensors."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,34 @@ class _CandidateStep:
 
 
 def observe_selection(
-    model: ir.Model, selection: Selection, data: CalibrationData, calibrate: Calibrate, progress: Progress
+    model: ir.Model,
+    selection: Selection,
+    data: CalibrationData,
+    calibrate: Calibrate,
+    progress: Progress,
+    known: Mapping[str, TensorStats] | None = None,
 ) -> Observation:
-    """Observe the selection's tensors, by channel where equalization may rescale them."""
+    """Observe the selection's tensors, by channel where equalization may rescale them.
+
+    Args:
+        model: the float model.
+        selection: says which tensors need statistics.
+        data: samples that statistics are taken from.
+        calibrate: settings of observing.
+        progress: called for every sample.
+        known: statistics of the same data, of tensors that need not be observed again.
+    """
     axes = {name: group.axis for group in scale_groups(model) for name in group.tensors}
     tensors = {name: axes.get(name) if axis is None else axis for name, axis in selection.tensors.items()}
-    return observe(model, data, tensors, bins=calibrate.bins, group_mib=calibrate.group_mib, progress=progress)
+    kept = {name: s for name, axis in tensors.items() if (s := (known or {}).get(name)) and covers(s, axis)}
+    missing = {name: axis for name, axis in tensors.items() if name not in kept}
+    seen = observe(model, data, missing, bins=calibrate.bins, group_mib=calibrate.group_mib, progress=progress)
+    return replace(seen, tensors={**seen.tensors, **kept})
+
+
+def covers(stats: TensorStats, axis: int | None) -> bool:
+    """True where statistics are by channel, if an axis is asked for."""
+    return axis is None or stats.channels is not None
 
 
 def improve_accuracy(
@@ -176,9 +198,10 @@ def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, prog
     """List the steps in the order in which they are tried."""
     settings = recipe.quantize
 
-    def rebuild(model: ir.Model, old: QuantBasis) -> QuantBasis:
+    def rebuild(model: ir.Model, old: QuantBasis, changed: Collection[str]) -> QuantBasis:
         selection = select(model)
-        observation = observe_selection(model, selection, data, recipe.calibrate, progress)
+        known = {name: stats for name, stats in old.observation.tensors.items() if name not in changed}
+        observation = observe_selection(model, selection, data, recipe.calibrate, progress, known)
         return QuantBasis(
             model, selection, observation, old.settings, nearest_weights(_products(model, selection), old.settings)
         )
@@ -217,9 +240,11 @@ def _rescaled(
     apply: Callable[[ir.Model, Mapping[ScaleGroup, F64]], ir.Model],
     rebuild: Rebuild,
 ) -> QuantBasis | None:
-    """Rescale the groups that gain by it, and observe the changed model; None where no group gains."""
+    """Rescale the groups that gain by it, and observe their tensors again; None where no group gains."""
     scales = plan_equalization(basis.model, groups, basis.observation, basis.selection.tensors)
-    return rebuild(apply(basis.model, scales), basis) if scales else None
+    if not scales:
+        return None
+    return rebuild(apply(basis.model, scales), basis, [name for group in scales for name in group.tensors])
 
 
 def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:

@@ -120,6 +120,15 @@ def test_of_many_columns_only_blocks_are_kept(columns, sizes, monkeypatch, every
         start = stop
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(1e9, [192]), (8 * 192 * 64**2, [64] * 3), (1, [64] * 3)])
+def test_blocks_are_smaller_where_moments_are_too_much_work(most, sizes, monkeypatch):
+    """192 columns times 8 · 192 positions times 192 columns of a block are 5.7e7 multiplications."""
+    monkeypatch.setattr(moments, "MAX_MULTIPLICATIONS", most)
+    model = by_hand.named("y = MatMul(x, w)", "float[6, 192] x", "y", weights(w=(192, 2)))
+    x = np.random.default_rng(0).standard_normal((6, 192)).astype(np.float32)
+    assert [block.shape[1] for block in found(model, [{"x": x}])["y"].blocks] == sizes
+
+
 def three():
     model = by_hand.named(
         """a = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(a) b = Conv<group = 2>(r, v) c = Conv(x, v4)

@@ -4,7 +4,7 @@ For a convolution x is the patch under the kernel, laid out (kh, kw, channel) fo
 a row. H is K x K, so memory is bounded in three ways: some positions of every sample are drawn, the same ones each
 time; layers whose matrices together fit the budget share a pass over the data; and only the blocks along the diagonal
 of H are kept, of at most `MAX_BLOCK_COLUMNS` columns, because for a K of thousands H has gigabytes and takes minutes to
-invert.
+invert. Where that is still too much work, because a model has many or very long rows, the blocks are smaller.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from toolchain.ops.weights import weight_axes
 
 MAX_BLOCK_COLUMNS = 1024
 """Largest block of H. It is even, because adjacent columns are rounded in pairs."""
+MIN_BLOCK_COLUMNS = 64
+"""Blocks are not made smaller than this."""
+MAX_MULTIPLICATIONS = 3e11
+"""Largest number of multiplications for all moments of a model; a processor does some 5e10 in a second."""
 POSITIONS_PER_COLUMN = 8
 """Positions that are drawn for every column of a block, over all samples; fewer where the data has fewer."""
 MIN_POSITIONS_PER_SAMPLE = 32
@@ -69,12 +73,13 @@ def second_moments(
     Raises:
         DataError: onnxruntime refuses a sample.
     """
-    batches = consecutive_groups([(node, _bytes(node)) for node in nodes], int(budget_mib * 2**20))
+    limit = _block_limit(nodes)
+    batches = consecutive_groups([(node, _bytes(node, limit)) for node in nodes], int(budget_mib * 2**20))
     stage = Stage("second moments", len(batches) * len(data), progress)
     for batch in batches:
         names = list(dict.fromkeys(str(node.inputs[0].name) for node in batch))  # type: ignore[union-attr]
         engine = run.lean_session(tap.expose(model, names), threads)
-        sums = [_MomentSum(node, len(data)) for node in batch]
+        sums = [_MomentSum(node, limit, len(data)) for node in batch]
         for number, outputs in stream(engine, data, stage):
             arrays = dict(zip(names, outputs, strict=True))
             for total in sums:
@@ -158,26 +163,49 @@ def channel_moments(
 class _MomentSum:
     """Adds up the moments of one node over samples."""
 
-    def __init__(self, node: ir.Node, samples: int) -> None:
+    def __init__(self, node: ir.Node, limit: int, samples: int) -> None:
         self.node = node
         groups, columns = _columns(node)
-        self._blocks = [np.zeros((groups, n, n)) for n in _block_sizes(columns)]
-        self._sample_positions = max(
-            MIN_POSITIONS_PER_SAMPLE, POSITIONS_PER_COLUMN * min(columns, MAX_BLOCK_COLUMNS) // samples
-        )
+        self._blocks = [np.zeros((groups, n, n)) for n in _block_sizes(columns, limit)]
+        self._sample_positions = max(MIN_POSITIONS_PER_SAMPLE, POSITIONS_PER_COLUMN * min(columns, limit) // samples)
         self._positions = 0
+        self._waiting: list[F32] = []
 
     def add(self, x: Array, seed: int) -> None:
         vectors = product_inputs(self.node, x, self._sample_positions, seed)
         self._positions += vectors.shape[1]
+        self._waiting.append(vectors)
+        # Products of few vectors would take less time than adding them to the blocks.
+        if 2 * sum(part.shape[1] for part in self._waiting) >= self._blocks[0].shape[1]:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        vectors = np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
         start = 0
         for block in self._blocks:
             part = vectors[..., start : start + block.shape[1]]
-            block += np.matmul(part.transpose(0, 2, 1), part)
+            # A matrix times its own transpose takes half the time, but only one by one.
+            block += part[0].T @ part[0] if len(part) == 1 else np.matmul(part.transpose(0, 2, 1), part)
             start += block.shape[1]
 
     def moments(self) -> Moments:
+        if self._waiting:
+            self._multiply()
         return Moments(tuple(block / max(self._positions, 1) for block in self._blocks), self._positions)
+
+
+def _block_limit(nodes: Iterable[ir.Node]) -> int:
+    """Return the largest number of columns of a block: the most for which all moments are not too much work."""
+    sizes = [_columns(node) for node in nodes]
+    limit = MAX_BLOCK_COLUMNS
+    while limit > MIN_BLOCK_COLUMNS:
+        # Each of the positions is multiplied with the columns of its block.
+        work = sum(groups * columns * POSITIONS_PER_COLUMN * min(columns, limit) ** 2 for groups, columns in sizes)
+        if work <= MAX_MULTIPLICATIONS:
+            break
+        limit //= 2
+    return limit
 
 
 def _columns(node: ir.Node) -> tuple[int, int]:
@@ -188,17 +216,17 @@ def _columns(node: ir.Node) -> tuple[int, int]:
     return 1, shape[weight_axes(node).in_]
 
 
-def _block_sizes(columns: int) -> list[int]:
-    """Split columns into blocks of even sizes that differ as little as possible."""
-    count = -(-columns // MAX_BLOCK_COLUMNS)
+def _block_sizes(columns: int, limit: int) -> list[int]:
+    """Split columns into blocks of even sizes, at most `limit`, that differ as little as possible."""
+    count = -(-columns // limit)
     size = -(-columns // count)
     size += size % 2
     return [min(size, columns - start) for start in range(0, columns, size)]
 
 
-def _bytes(node: ir.Node) -> int:
+def _bytes(node: ir.Node, limit: int) -> int:
     groups, columns = _columns(node)
-    return 8 * groups * sum(n * n for n in _block_sizes(columns))
+    return 8 * groups * sum(n * n for n in _block_sizes(columns, limit))
 
 
 def product_inputs(node: ir.Node, x: Array, count: int, seed: int) -> F32:
@@ -216,20 +244,23 @@ def product_inputs(node: ir.Node, x: Array, count: int, seed: int) -> F32:
         return flat[draw(len(flat))][None].astype(np.float32)
     kernel = (query.sizes(node.inputs[1]) or ())[2:]
     strides, dilations, before, behind = query.window(node, x.shape[2:])
-    padded = np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)])
-    extents = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    steps = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], extents, strides, strict=True)]
-    batch, *indices = np.unravel_index(draw(len(x) * int(np.prod(steps))), (len(x), *steps))
-    corners = [p * s for p, s in zip(indices, strides, strict=True)]
-    taps = []
-    for offset in np.ndindex(*kernel):
-        point = (c + t * d for c, t, d in zip(corners, offset, dilations, strict=True))
-        taps.append(padded[(batch, slice(None), *point)])
+    counts = [
+        (size + first + last - d * (k - 1) - 1) // stride + 1
+        for size, first, last, d, k, stride in zip(x.shape[2:], before, behind, dilations, kernel, strides, strict=True)
+    ]
+    drawn = draw(len(x) * int(np.prod(counts)))
+    batch, *indices = np.unravel_index(drawn, (len(x), *counts))
+    taps = [tap.ravel() for tap in np.indices(kernel)]
+    places = [  # [n, taps] along each axis
+        (p * stride - first)[:, None] + d * tap
+        for p, stride, first, d, tap in zip(indices, strides, before, dilations, taps, strict=True)
+    ]
+    inside = np.all([(p >= 0) & (p < size) for p, size in zip(places, x.shape[2:], strict=True)], axis=0)
+    near = [np.clip(p, 0, size - 1) for p, size in zip(places, x.shape[2:], strict=True)]
+    patches = x[(batch[:, None], slice(None), *near)] * inside[..., None]  # [n, taps, channels]
     groups = query.attribute(node, "group", 1)
-    patches = np.stack(taps, axis=1).reshape(
-        len(batch), len(taps), groups, -1
-    )  # [n, taps, groups, channels of a group]
-    return patches.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
+    rows: Array = patches.reshape(*inside.shape, groups, -1)  # [n, taps, groups, channels of a group]
+    return rows.transpose(2, 0, 1, 3).reshape(groups, len(batch), -1).astype(np.float32)
 
 
 def position_sampler(count: int, seed: int) -> Callable[[int], Index]:

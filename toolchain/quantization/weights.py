@@ -32,6 +32,8 @@ MIN_SCALE = np.float32(1e-30)
 """Smallest scale; its product with the scale of an activation is still a normal float32 number."""
 PLAIN_SCALE_FACTORS = np.linspace(0.80, 1.0, 9)
 """Scales that are tried, as multiples of max|w| / 127."""
+PART_ELEMENTS = 1 << 15
+"""Number of weights that are rounded at a time."""
 EXACT_SCALE_FACTORS = np.concatenate([PLAIN_SCALE_FACTORS, np.linspace(1.04, 2.04, 26)])
 """Scales that are tried for overflow-free weights."""
 
@@ -99,22 +101,42 @@ def quantize_weight(weight: F32, axis: int, *, exact: bool, min_scales: F32 | No
     largest: F32 = np.max(np.abs(rows), axis=1, initial=0.0)
     # In units of the plain scale, because squared errors of very small or large weights would exceed float32.
     unit = np.maximum(largest / np.float32(INT8_MAX), MIN_SCALE)
-    rows = rows / unit[:, None]
     floor = np.maximum(MIN_SCALE, 0 if min_scales is None else min_scales)
-    best_error, best_scale = np.full(len(rows), np.inf, np.float32), np.ones(len(rows), np.float32)
+    lowest: F32 = np.asarray(np.broadcast_to(floor / unit, unit.shape), np.float32)
+    best, best_scale = np.zeros(rows.shape, np.int8), np.ones(len(rows), np.float32)
+    for part in row_slices(*rows.shape):
+        best[part], best_scale[part] = _rounded_best(rows[part] / unit[part, None], lowest[part], exact=exact)
+    # In an all-zero channel any scale fits, but it must not be tiny, because real numbers are divided by it later.
+    scales = np.maximum(np.where(largest == 0, np.float32(1e-6), best_scale * unit), floor)
+    return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
+
+
+def row_slices(rows: int, columns: int) -> list[slice]:
+    """Divide rows so that the temporaries of rounding a part stay in the processor's cache."""
+    size = max(1, PART_ELEMENTS // max(columns, 1))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _rounded_best(rows: F32, lowest: F32, *, exact: bool) -> tuple[I8, F32]:
+    """Try all scales and return, for every row, the integers and the scale of least squared error.
+
+    Args:
+        rows: float32 [channels, K] in units of the plain scale.
+        lowest: smallest allowed scales in this unit, float32 [channels].
+        exact: keep every adjacent pair free of int16 overflow.
+    """
+    least, best_scale = np.full(len(rows), np.inf, np.float32), np.ones(len(rows), np.float32)
     best = np.zeros(rows.shape, np.int8)
     for factor in EXACT_SCALE_FACTORS if exact else PLAIN_SCALE_FACTORS:
-        scale = np.maximum(np.float32(factor), floor / unit)
+        scale = np.maximum(np.float32(factor), lowest)
         rounded = np.clip(np.rint(rows / scale[:, None]), -INT8_MAX, INT8_MAX)
         if exact:
             bound_pairs(rounded)
         error = np.sum((rounded * scale[:, None] - rows) ** 2, axis=1)
-        better = error < best_error
-        best_error[better], best_scale[better] = error[better], scale[better]
+        better = error < least
+        least[better], best_scale[better] = error[better], scale[better]
         best[better] = rounded[better].astype(np.int8)
-    # In an all-zero channel any scale fits, but it must not be tiny, because real numbers are divided by it later.
-    scales = np.maximum(np.where(largest == 0, np.float32(1e-6), best_scale * unit), floor)
-    return WeightQuant(from_rows(best, weight.shape, axis), scales, axis, is_overflow_free(best))
+    return best, best_scale
 
 
 def round_at(weight: F32, scales: F32, axis: int, *, exact: bool) -> I8:
@@ -126,12 +148,14 @@ def round_at(weight: F32, scales: F32, axis: int, *, exact: bool) -> I8:
 
 
 def bound_pairs(rounded: npt.NDArray[np.floating]) -> None:
-    """Reduce adjacent integers whose same-signed sum exceeds the limit, half from each, in place."""
-    pairs = rounded[:, : rounded.shape[1] // 2 * 2].reshape(rounded.shape[0], -1, 2)
-    for sign in (1, -1):
-        same = np.maximum(sign * pairs, 0).sum(axis=2)
-        where = same > PAIR_LIMIT
-        if where.any():
-            excess = same[where] - PAIR_LIMIT
-            first = np.ceil(excess / 2)
-            pairs[where] -= sign * np.stack([first, excess - first], axis=-1)
+    """Reduce adjacent integers whose same-signed sum exceeds the limit, half from each, in place.
+
+    Args:
+        rounded: whole numbers of at most :data:`INT8_MAX`, so that only numbers of one sign have such a sum.
+    """
+    first, second = rounded[:, 0 : rounded.shape[1] // 2 * 2 : 2], rounded[:, 1::2]
+    where = np.nonzero(np.abs(first + second) > PAIR_LIMIT)
+    a, b = first[where], second[where]
+    excess = np.abs(a + b) - PAIR_LIMIT
+    half = np.ceil(excess / 2)
+    first[where], second[where] = a - np.sign(a) * half, b - np.sign(b) * (excess - half)

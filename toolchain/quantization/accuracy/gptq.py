@@ -33,12 +33,13 @@ from toolchain.quantization.weights import (
     bound_pairs,
     from_rows,
     is_overflow_free,
+    row_slices,
 )
 
 MIN_DAMPING = 0.01
 """Smallest share of the mean diagonal of H that is added to the diagonal."""
 UPDATE_COLUMNS = 128
-"""Number of columns that are updated one by one before all later columns are updated at once."""
+"""Number of columns, an even one, that are updated one by one before all later columns are updated at once."""
 
 
 def round_by_moments(
@@ -96,14 +97,22 @@ def _scales(rows: F64, importance: F64, exact: bool) -> F64:
     """Find for every output channel the float32 scale with the least weighted error of rounding to nearest."""
     unit = np.maximum(np.abs(rows).max(axis=2) / INT8_MAX, float(MIN_SCALE))
     best: F64 = unit.copy()
+    for group, own in enumerate(rows):
+        for part in row_slices(*own.shape):
+            best[group, part] = _least_error_scales(own[part], unit[group, part], importance[group], exact)
+    return best
+
+
+def _least_error_scales(rows: F64, unit: F64, importance: F64, exact: bool) -> F64:
+    """Find the scale with the least weighted error of rounding to nearest for rows [outputs, K] of one group."""
+    best: F64 = unit.copy()
     least = np.full(unit.shape, np.inf)
     for factor in EXACT_SCALE_FACTORS if exact else PLAIN_SCALE_FACTORS:
         scale = (unit * factor).astype(np.float32).astype(np.float64)
-        rounded = np.clip(np.rint(rows / scale[..., None]), -INT8_MAX, INT8_MAX).reshape(-1, rows.shape[-1])
+        rounded = np.clip(np.rint(rows / scale[:, None]), -INT8_MAX, INT8_MAX)
         if exact:
             bound_pairs(rounded)
-        delta = rounded.reshape(rows.shape) * scale[..., None] - rows
-        error = np.sum(delta**2 * importance[:, None, :], axis=2)
+        error = np.sum((rounded * scale[:, None] - rows) ** 2 * importance, axis=1)
         better = error < least
         best[better], least[better] = scale[better], error[better]
     return best
@@ -112,20 +121,22 @@ def _scales(rows: F64, importance: F64, exact: bool) -> F64:
 def _round(rows: F64, upper: F64, scales: F64, exact: bool) -> F64:
     """Round to integers [groups, outputs, K]; the columns after each column compensate its error."""
     remaining = rows.copy()
-    rounded = np.zeros_like(rows)
+    result = np.empty_like(rows)
     size = rows.shape[2]
     for start in range(0, size, UPDATE_COLUMNS):
         stop = min(start + UPDATE_COLUMNS, size)
-        errors = np.empty((*rows.shape[:2], stop - start))
-        for k in range(start, stop):
+        # With columns first, the numbers of a column are neighbours in memory.
+        columns = np.ascontiguousarray(remaining[..., start:stop].transpose(2, 0, 1))
+        factors = upper[:, start:stop, start:stop].transpose(1, 2, 0)[..., None]
+        rounded, errors = np.empty_like(columns), np.empty_like(columns)
+        for k in range(stop - start):
             low, high = -float(INT8_MAX), float(INT8_MAX)
             if exact and k % 2:
-                first = rounded[..., k - 1]
-                low = np.maximum(low, -PAIR_LIMIT - np.minimum(first, 0))
-                high = np.minimum(high, PAIR_LIMIT - np.maximum(first, 0))
-            rounded[..., k] = np.clip(np.rint(remaining[..., k] / scales), low, high)
-            error = (remaining[..., k] - rounded[..., k] * scales) / upper[:, None, k, k]
-            remaining[..., k + 1 : stop] -= error[..., None] * upper[:, None, k, k + 1 : stop]
-            errors[..., k - start] = error
-        remaining[..., stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
-    return rounded
+                low = np.maximum(low, -PAIR_LIMIT - np.minimum(rounded[k - 1], 0))
+                high = np.minimum(high, PAIR_LIMIT - np.maximum(rounded[k - 1], 0))
+            rounded[k] = np.clip(np.rint(columns[k] / scales), low, high)
+            errors[k] = (columns[k] - rounded[k] * scales) / factors[k, k]
+            columns[k + 1 :] -= errors[k] * factors[k, k + 1 :]
+        result[..., start:stop] = rounded.transpose(1, 2, 0)
+        remaining[..., stop:] -= np.matmul(errors.transpose(1, 2, 0), upper[:, start:stop, stop:])
+    return result

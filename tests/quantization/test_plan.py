@@ -157,3 +157,29 @@ def test_a_tensor_never_computed_still_has_a_grid():
     plan = plan_quantization(model, selection, seen, Quantize())
     assert set(plan.activations) == set(selection.tensors)
     apply_quantization(model, plan, "s8")
+
+
+LAST = {
+    # name: (what follows the convolution, range seen, range that must be representable)
+    "both sides seen": ("", (-8.0, 10.0), (-8.9, 10.9)),
+    "never above zero": ("", (-9.0, -1.0), (-9.45, 4.725)),
+    "never below zero": ("", (1.0, 20.0), (-10.5, 21.0)),
+    "rectified": ("r = Relu(c)", (0.0, 20.0), (0.0, 21.0)),
+    "limited on both sides": ("r = Clip(c, zero, six)", (0.0, 6.0), (0.0, 6.0)),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_grid_of_a_last_convolution_has_room(name):
+    """One that a later product reads has none: its range is what was seen."""
+    follower, (low, high), expected = LAST[name]
+    constants = {**weights(w=(1, 1, 1, 1), v=(1, 1, 1, 1)), "zero": np.float32(0), "six": np.float32(6)}
+    constants["w"][:] = 1
+    feeds = [{"x": np.linspace(low, high, 16, dtype=np.float32).reshape(1, 1, 4, 4)}]
+    result = "r" if follower else "c"
+    last = by_hand.named(f"c = Conv(x, w) {follower} y = Tanh({result})", "float[1, 1, 4, 4] x", "y", constants)
+    grid = by_hand.planned(last, feeds, ranges="mse").activations[result]
+    np.testing.assert_allclose((grid.low, grid.high), expected, atol=grid.scale)
+    inner = by_hand.named(f"c = Conv(x, w) {follower} y = Conv({result}, v)", "float[1, 1, 4, 4] x", "y", constants)
+    grid = by_hand.planned(inner, feeds, ranges="minmax").activations[result]
+    np.testing.assert_allclose((grid.low, grid.high), (min(low, 0), max(high, 0)), atol=grid.scale)

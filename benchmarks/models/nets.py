@@ -15,7 +15,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def loaded(net: Net, weights: Path, entry: str | None = None) -> Net:
-    """Load the weights of a ``.pth``, ``.pt`` or ``.safetensors`` file into `net`, and put it into eval mode.
+    """Load the weights of a ``.pth``, ``.pt``, ``.safetensors`` or Chainer's ``.npz`` file into `net`, in eval mode.
 
     Entries that the network does not have (training state) are ignored; all of the network's must be in the file.
 
@@ -24,7 +24,9 @@ def loaded(net: Net, weights: Path, entry: str | None = None) -> Net:
         weights: the file.
         entry: the entry of a ``.pth`` or ``.pt`` file that holds the weights; None for the whole file.
     """
-    state = _safetensors(weights) if weights.suffix == ".safetensors" else torch.load(weights, "cpu", weights_only=True)
+    readers = {".safetensors": _safetensors, ".npz": _chainer}
+    read = readers.get(weights.suffix)
+    state = read(weights) if read else torch.load(weights, "cpu", weights_only=True)
     if entry is not None:
         state = state[entry]
     net.load_state_dict({name: state[name] for name in net.state_dict()})
@@ -45,6 +47,14 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
             flat = np.frombuffer(blob[start + begin : start + end], dtypes[str(entry["dtype"])])
             tensors[name] = torch.tensor(flat.reshape(entry["shape"]))
     return tensors
+
+
+def _chainer(file: Path) -> dict[str, Tensor]:
+    """Read Chainer's arrays: ``res1/conv1/W`` is torch's ``res1.conv1.weight``."""
+    ends = {"W": "weight", "b": "bias"}
+    with np.load(file) as arrays:
+        paths = {name: name.split("/") for name in arrays.files}
+        return {".".join([*path[:-1], ends[path[-1]]]): torch.tensor(arrays[name]) for name, path in paths.items()}
 
 
 class MobileNetV2(nn.Module):
@@ -222,3 +232,41 @@ class BertLayer(nn.Module):
 
 def _output(width: int, out: int) -> nn.ModuleDict:
     return nn.ModuleDict({"dense": nn.Linear(width, out), "LayerNorm": nn.LayerNorm(out, eps=1e-12)})
+
+
+class UpResNet10(nn.Module):
+    """[n, 3, h, w] → [n, 3, 2h − 52, 2w − 52], 0..1: an image at twice its size, less 13 pixels of context a side.
+
+    waifu2x's network (github.com/tsurumeso/waifu2x-chainer): unpadded convolutions, residual blocks with
+    squeeze-excite, and a transposed convolution at the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_pre = nn.Conv2d(3, 64, 3)
+        self.res1, self.res2, self.res3, self.res4, self.res5 = (UnpaddedBlock(64) for _ in range(5))
+        self.conv_bridge = nn.Conv2d(64, 64, 3)
+        self.conv_post = nn.ConvTranspose2d(64, 3, 4, 2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = functional.leaky_relu(self.conv_pre(x), 0.1)
+        deep = first
+        for block in (self.res1, self.res2, self.res3, self.res4, self.res5):
+            deep = block(deep)
+        joined = functional.leaky_relu(self.conv_bridge(deep), 0.1) + first[:, :, 11:-11, 11:-11]
+        image: Tensor = self.conv_post(joined)
+        return image
+
+
+class UnpaddedBlock(nn.Module):
+    """[n, c, h, w] → [n, c, h − 4, w − 4]: two convolutions, squeeze-excite, and the middle of the input added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)
+        self.fc1, self.fc2 = nn.Linear(width, width // 4), nn.Linear(width // 4, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = functional.leaky_relu(self.conv2(functional.leaky_relu(self.conv1(x), 0.1)), 0.1)
+        share = torch.sigmoid(self.fc2(functional.relu(self.fc1(own.mean((2, 3))))))
+        return own * share[:, :, None, None] + x[:, :, 2:-2, 2:-2]

@@ -49,15 +49,22 @@ def phrase(rng: np.random.Generator, longest: int) -> str:
     return text or "text"
 
 
+def word(rng: np.random.Generator, longest: int) -> str:
+    """A random English word of 3 to `longest` letters (10 at most), in lower case."""
+    while len(chosen := _words()[rng.integers(len(_words()))]) > longest:
+        pass
+    return chosen
+
+
 def _token(rng: np.random.Generator) -> str:
     kind = rng.random()
     if kind < 0.15:
         return f"{rng.integers(1, 29)}-{rng.integers(1, 13):02}-{rng.integers(1990, 2030)}"
     if kind < 0.3:
         return str(rng.integers(100_000))
-    word = _words()[rng.integers(len(_words()))]
+    chosen = word(rng, 10)
     case = rng.random()
-    return word.title() if case < 0.4 else word.upper() if case < 0.5 else word
+    return chosen.title() if case < 0.4 else chosen.upper() if case < 0.5 else chosen
 
 
 def colours(rng: np.random.Generator) -> tuple[Colour, Colour]:

@@ -37,7 +37,9 @@ class Names:
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register an initializer with the type and shape of `array`. The name must be unused."""
     # asarray, because ascontiguousarray turns a scalar into a vector, and scales must stay scalars.
-    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+    # ir.tensor takes any object, and asking what it is takes longer than all else that writes a constant.
+    make = ir.Tensor if array.dtype.kind in "biuf" else ir.tensor
+    tensor = make(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value

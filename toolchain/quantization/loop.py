@@ -47,7 +47,7 @@ from toolchain.storage.fp16 import halve_weights
 
 MAX_CHECK_SAMPLES = 32
 """Largest number of samples that an accuracy step is judged by."""
-SENSITIVITY_SAMPLES = 8
+SENSITIVITY_SAMPLES = 4
 """Number of samples that noise is measured on."""
 CLIPPING_SAMPLES = 16
 """Number of samples whose values outside the ranges are counted."""
@@ -132,7 +132,8 @@ class Quantized:
         judge = Judge(self.model, self.check.take(SENSITIVITY_SAMPLES))
         if not judge.usable:
             return ()
-        return measure_noise(self.model, self.plan, judge, self.check.fingerprint, self.planner.progress)
+        samples = f"{judge.samples} of {self.check.fingerprint}"
+        return measure_noise(self.model, self.plan, judge, samples, self.planner.progress)
 
     def clipped(self) -> tuple[ClippedTensor, ...]:
         """Count the values of the check samples that lie outside the ranges, tensor by tensor."""

@@ -12,9 +12,15 @@ from toolchain.core.progress import silent
 from toolchain.data.calibration import open_data
 from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Recipe
-from toolchain.graph import io
+from toolchain.graph import io, tap
 from toolchain.optimization.passes import optimize
-from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
+from toolchain.quantization.accuracy import sensitivity
+from toolchain.quantization.accuracy.rounding_switches import (
+    add_rounding_switches,
+    make_weights_inputs,
+    switch_feed,
+    weight_feed,
+)
 from toolchain.quantization.accuracy.sensitivity import measure_noise, noise_clusters
 from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.ranges import Affine
@@ -66,6 +72,43 @@ def test_a_switch_behind_a_graph_output_leaves_the_output_alone(net, samples):
     np.testing.assert_array_equal(found, small_models.plain(net, feed)["y"])
 
 
+def test_weights_that_are_inputs_can_be_rounded_one_by_one(net, quantized, samples):
+    feed, products = next(iter(samples)), quantized.plan.products
+    open_weights = make_weights_inputs(net, products)
+    float_weights = weight_feed(net, dict.fromkeys(products))
+    plain = small_models.plain(net, feed)["y"]
+    np.testing.assert_allclose(small_models.plain(open_weights, feed | float_weights)["y"], plain, rtol=1e-5, atol=1e-5)
+    rounded = weight_feed(net, {"c": products["c"].weight})
+    got = small_models.plain(open_weights, feed | float_weights | rounded)["y"]
+    activation = small_models.plain(tap.expose(net, ["q"]), feed)["q"]
+    expected = np.einsum("oi,bihw->bohw", products["c"].weight.dequantized()[:, :, 0, 0], activation)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_too_many_roundings_are_measured_in_groups_and_the_noisiest_are_divided():
+    noise = {f"t{i:02}": 1.0 for i in range(64)} | {"t17": 50.0, "t40": 20.0}
+    asked = []
+
+    def measure(group):
+        asked.append(group)
+        return sum(noise[name] for name in group)
+
+    found = sensitivity._divided(list(noise), measure, 24)
+    assert len(asked) <= 24
+    assert sum(found.values()) == pytest.approx(sum(noise.values()))
+    assert {name: found[name] for name in ("t17", "t40")} == {"t17": 50.0, "t40": 20.0}
+    assert sensitivity._divided(list(noise), measure, 64) == noise, "one by one where that is allowed"
+
+
+def test_the_number_of_measurements_is_bounded(quantized, net, samples, monkeypatch):
+    monkeypatch.setattr(sensitivity, "MAX_MACS", 0)
+    monkeypatch.setattr(sensitivity, "MIN_MEASUREMENTS", 4)
+    told = []
+    found = measure_noise(quantized.model, quantized.plan, Judge(net, list(samples)), "few", lambda *n: told.append(n))
+    assert max(done for _, done, _ in told) <= 5 < len(found)
+    assert sum(noise.share for noise in found) == pytest.approx(1.0)
+
+
 def test_shares_sum_to_one_and_the_largest_comes_first(quantized):
     found = quantized.noise_sources()
     assert sum(noise.share for noise in found) == pytest.approx(1.0)
@@ -87,10 +130,10 @@ def test_what_was_measured_is_kept_and_a_broken_file_is_measured_again(quantized
     first = measure_noise(quantized.model, quantized.plan, judge, "kept", silent)
 
     class NoJudge:
+        samples = judge.samples
+
         def fidelity_function(self, model):
             raise AssertionError("measured again")
-
-        fidelity_db = fidelity_function
 
     assert measure_noise(quantized.model, quantized.plan, NoJudge(), "kept", silent) == first
     with pytest.raises(AssertionError, match="measured again"):

@@ -1,20 +1,22 @@
 """Rounding switches: one model in which the rounding of every tensor can be switched on alone, with any grid.
 
 After each tensor, ``If(on) { DequantizeLinear(QuantizeLinear(x)) } else { x }`` is inserted; the switch, the scale and
-the zero point are inputs of the model. So one session, instead of hundreds, measures the effect of every tensor's
-rounding on the outputs.
+the zero point are inputs of the model. In another model, the weights are inputs. So two sessions, instead of hundreds,
+measure the effect of every rounding on the outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from toolchain.data.tensors import Feed
 from toolchain.graph import check, edit, query
+from toolchain.quantization.plan import constant_weight
 from toolchain.quantization.ranges import Affine
+from toolchain.quantization.weights import WeightQuant
 
 
 def add_rounding_switches(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -50,6 +52,38 @@ def switch_feed(names: Sequence[str], on: Mapping[str, Affine]) -> Feed:
         feed[_input_name("scale", number)] = np.array(grid.scale, np.float32)
         feed[_input_name("zero_point", number)] = np.array(grid.zero_point, np.uint8)
     return feed
+
+
+def make_weights_inputs(model: ir.Model, products: Collection[str]) -> ir.Model:
+    """Clone the float model and make the weights of the named products inputs of the model.
+
+    Raises:
+        ModelError: the result is not a well-formed graph.
+    """
+    result = model.clone()
+    for node in result.graph:
+        name, weight = query.label(node), node.inputs[1] if len(node.inputs) > 1 else None
+        if name in products and weight is not None:
+            entering = ir.Value(name=_weight_name(name), type=weight.type, shape=weight.shape)
+            result.graph.inputs.append(entering)
+            edit.set_input(node, 1, entering)
+    edit.remove_unused(result)
+    check.check(result)
+    return result
+
+
+def weight_feed(model: ir.Model, rounded: Mapping[str, WeightQuant | None]) -> Feed:
+    """Make the inputs of :func:`make_weights_inputs`: rounded weights by product, None for those of the float model."""
+    return {
+        _weight_name(name): constant_weight(node) if quant is None else quant.dequantized()
+        for node in model.graph
+        if (name := query.label(node)) in rounded
+        for quant in [rounded[name]]
+    }
+
+
+def _weight_name(product: str) -> str:
+    return f"{product}_weight_input"
 
 
 def _input_name(role: str, number: int) -> str:

@@ -2,7 +2,8 @@
 
 Each rounding is switched on alone in the float model. The errors are small and nearly independent, so their squares
 add up: on MobileNetV2 the sum over all tensors is within one decibel of the error with all roundings together. Shares
-refer to that sum.
+refer to that sum. For the same reason, where there are too many roundings to measure each alone, neighbours are
+switched on together, and the noisiest groups are divided.
 
 The rounding of a tensor disappears only when all int8 operators around it are float. So operators are left float in
 clusters, one for each tensor: the operators that compute it and read it, with their weights. Clusters are ordered by
@@ -15,33 +16,46 @@ Results are kept on disk as they come, keyed by model, plan and samples: an inte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Literal
 
 import onnx_ir as ir
 
-from toolchain.core.arrays import F32
 from toolchain.core.cache import cache_path, read_cache, write_cache
-from toolchain.core.progress import Progress
+from toolchain.core.progress import Progress, Stage
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.fidelity import db_to_power, power_to_db
 from toolchain.evaluation.judge import Judge
 from toolchain.formats.findings import NoiseSource
-from toolchain.graph import edit, io, query
+from toolchain.graph import io, query
 from toolchain.ops.cost import total_macs
 from toolchain.ops.table import macs
-from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
+from toolchain.quantization.accuracy.rounding_switches import (
+    add_rounding_switches,
+    make_weights_inputs,
+    switch_feed,
+    weight_feed,
+)
 from toolchain.quantization.plan import Plan
 
 SourceKind = Literal["activation", "weight"]
 
+MAX_MEASUREMENTS = 400
+"""Largest number of measurements ..."""
+MAX_MACS = 4e11
+"""... which take at most this number of multiply-accumulates together, some twenty seconds of a processor ..."""
+MIN_MEASUREMENTS = 32
+"""... but at least this number."""
 MEASUREMENTS_PER_SAVE = 16
 """Number of measurements between two writes of the cache."""
 MIN_COST_SHARE = 1e-3
 """Smallest cost of an operator, as a share of all multiply-accumulates. However little a float operator computes, it
 costs two conversions between int8 operators."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,50 +93,88 @@ def measure_noise(
         The sources, the largest first.
     """
     cache = _PowerCache(model, plan, samples_key)
-    total = len(plan.activations) + len(plan.products)
+    kinds = _activations(model, plan), _weights(model, plan)
+    count = sum(len(roundings.names) for roundings in kinds)
+    affordable = MAX_MACS // max(1, judge.samples * total_macs(model))
+    most = int(max(MIN_MEASUREMENTS, min(affordable, MAX_MEASUREMENTS)))
+    if count > most:
+        _log.info("sensitivity: %d roundings are measured in groups, with %d measurements", count, most)
+    stage = Stage("measuring sensitivity", min(count, most), progress)
     powers: dict[tuple[SourceKind, str], float] = {}
-    for source, power in chain(
-        _activation_powers(model, plan, judge, cache), _weight_powers(model, plan, judge, cache)
-    ):
-        powers[source] = power
-        progress("measuring sensitivity", len(powers), total)
+    for roundings in kinds:
+        share = -(-most * len(roundings.names) // max(1, count))
+        measure = _Measure(roundings, judge, cache, stage)
+        powers |= {(roundings.kind, name): power for name, power in _divided(roundings.names, measure, share).items()}
     cache.save()
     return _noise_sources(model, powers)
 
 
-def _activation_powers(
-    model: ir.Model, plan: Plan, judge: Judge, cache: _PowerCache
-) -> Iterator[tuple[tuple[SourceKind, str], float]]:
-    """Measure the noise of rounding each activation alone, in one model in which every rounding can be switched on."""
-    names = list(plan.activations)
-    measure: Callable[[Feed], float] | None = None
-    for name, grid in plan.activations.items():
-        power = cache.get("activation", name)
+@dataclass(frozen=True)
+class _Roundings:
+    """All roundings of one kind.
+
+    Attributes:
+        kind: their kind.
+        names: the tensors that are rounded, or the products whose weights are, in graph order.
+        switched: makes a model in which each can be switched on.
+        feed: makes the inputs of this model that switch the named ones on.
+    """
+
+    kind: SourceKind
+    names: tuple[str, ...]
+    switched: Callable[[], ir.Model]
+    feed: Callable[[Collection[str]], Feed]
+
+
+def _activations(model: ir.Model, plan: Plan) -> _Roundings:
+    names = tuple(plan.activations)
+
+    def feed(on: Collection[str]) -> Feed:
+        return switch_feed(names, {name: plan.activations[name] for name in on})
+
+    return _Roundings("activation", names, lambda: add_rounding_switches(model, names), feed)
+
+
+def _weights(model: ir.Model, plan: Plan) -> _Roundings:
+    names = tuple(plan.products)
+    plain = weight_feed(model, dict.fromkeys(names))
+
+    def feed(on: Collection[str]) -> Feed:
+        return plain | weight_feed(model, {name: plan.products[name].weight for name in on})
+
+    return _Roundings("weight", names, lambda: make_weights_inputs(model, names), feed)
+
+
+class _Measure:
+    """Measures the power of some roundings together, or reads it from the cache; makes the model when it is needed."""
+
+    def __init__(self, roundings: _Roundings, judge: Judge, cache: _PowerCache, stage: Stage) -> None:
+        self._roundings, self._judge, self._cache, self._stage = roundings, judge, cache, stage
+        self._fidelity_db: Callable[[Feed], float] | None = None
+
+    def __call__(self, on: Sequence[str]) -> float:
+        power = self._cache.get(self._roundings.kind, on)
         if power is None:
-            measure = measure or judge.fidelity_function(add_rounding_switches(model, names))
-            power = cache.put("activation", name, db_to_power(measure(switch_feed(names, {name: grid}))))
-        yield ("activation", name), power
+            if self._fidelity_db is None:
+                self._fidelity_db = self._judge.fidelity_function(self._roundings.switched())
+            power = db_to_power(self._fidelity_db(self._roundings.feed(on)))
+            self._cache.put(self._roundings.kind, on, power)
+        self._stage.step()
+        return power
 
 
-def _weight_powers(
-    model: ir.Model, plan: Plan, judge: Judge, cache: _PowerCache
-) -> Iterator[tuple[tuple[SourceKind, str], float]]:
-    """Measure the noise of each weight's rounding alone."""
-    for name, product in plan.products.items():
-        power = cache.get("weight", name)
-        if power is None:
-            rounded = _with_weight(model, name, product.weight.dequantized())
-            power = cache.put("weight", name, db_to_power(judge.fidelity_db(rounded)))
-        yield ("weight", name), power
-
-
-def _with_weight(model: ir.Model, name: str, weight: F32) -> ir.Model:
-    """Clone the model and replace the weight of one node."""
-    clone = model.clone()
-    node = next(n for n in clone.graph if query.label(n) == name)
-    constant = edit.add_constant(clone.graph, edit.Names(clone.graph).fresh(f"{name}_rounded"), weight)
-    edit.set_input(node, 1, constant)
-    return clone
+def _divided(names: Sequence[str], measure: Callable[[Sequence[str]], float], most: int) -> dict[str, float]:
+    """Measure names one by one; where they are more than `most`, groups of neighbours, dividing the noisiest groups."""
+    size = 1 if len(names) <= most else -(-2 * len(names) // most)
+    groups = {part: measure(part) for i in range(0, len(names), size) if (part := tuple(names[i : i + size]))}
+    left = most - len(groups)
+    while left >= 2 and (divisible := [group for group in groups if len(group) > 1]):
+        noisiest = max(divisible, key=groups.__getitem__)
+        del groups[noisiest]
+        middle = len(noisiest) // 2
+        groups |= {half: measure(half) for half in (noisiest[:middle], noisiest[middle:])}
+        left -= 2
+    return {name: power / len(group) for group, power in groups.items() for name in group}
 
 
 def _noise_sources(model: ir.Model, powers: Mapping[tuple[SourceKind, str], float]) -> tuple[NoiseSource, ...]:
@@ -202,15 +254,14 @@ class _PowerCache:
         self._powers = read_cache(self._path, _parse_powers) or {}
         self._unsaved = 0
 
-    def get(self, kind: str, name: str) -> float | None:
-        return self._powers.get(f"{kind} {name}")
+    def get(self, kind: str, names: Sequence[str]) -> float | None:
+        return self._powers.get(" ".join((kind, *names)))
 
-    def put(self, kind: str, name: str, power: float) -> float:
-        self._powers[f"{kind} {name}"] = power
+    def put(self, kind: str, names: Sequence[str], power: float) -> None:
+        self._powers[" ".join((kind, *names))] = power
         self._unsaved += 1
         if self._unsaved >= MEASUREMENTS_PER_SAVE:
             self.save()
-        return power
 
     def save(self) -> None:
         if self._unsaved:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from toolchain.api.prepare import Prepared
-from toolchain.api.request import OpenedRequest, Request, open_request
+from toolchain.api.request import OpenedRequest, Request, Scorer, open_request
 from toolchain.core.errors import GateError
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.floor import Limits
@@ -28,6 +29,8 @@ from toolchain.quantization.races import WHOLE_MODEL_RACE_SECONDS, race_models
 
 MIN_GAIN = 1.02
 """A smaller speed-up cannot be told from none."""
+SEARCH_SAMPLES = 16
+"""Number of samples by which the search judges its candidates."""
 MAX_SIZE_SHARE = 0.98
 """A file counts as smaller up to this share of the float file's size."""
 
@@ -155,49 +158,70 @@ def accept(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, Mo
         GateError: the limits cannot be kept.
         InputError: the user's metric fails.
     """
-    request, scorer = made.opened.request, made.opened.scorer
+    request, held = made.opened.request, made.opened.held
     files = write_files(made, folder)
-    reference = run.session(files.dense)
     request.progress("evaluating int8")
-    limits, judge = Limits.of(recipe.max_drop, made.score), Judge(made.dense, made.opened.held)
-
-    def examine(model: ir.Model) -> tuple[Score, Verdict]:
-        verdict = judge.verdict(model)
-        if scorer.metric is not None:
-            return scorer.score(reference, run.session(model)), verdict
-        return Score(kind="agreement", value=verdict.agreement, samples=verdict.samples), verdict
-
-    def rate(model: ir.Model) -> Rating:
-        score, verdict = examine(model)
-        return Rating(score.value, limits.fault(score, verdict) is None)
-
-    pruned = made.pruned.score if made.pruned is not None else None
-    planned = made.quantized
-    score, verdict = examine(planned.write(planned.encoding))
-    fault = limits.fault(score, verdict)
-    if fault is not None:
+    limits = Limits.of(recipe.max_drop, made.score)
+    examiner = _Examiner(made.opened.scorer, run.session(files.dense), Judge(made.dense, held), limits)
+    planned, feed = made.quantized, next(iter(held))
+    score, verdict, fault = examiner.examine(planned.write(planned.encoding))
+    for few in (True, False):  # most candidates of the search are told by few samples
+        if fault is None:
+            break
         _log.info("int8 is not accepted as it is: %s", fault)
-        feed = next(iter(made.opened.held))
-        chosen, curve = search(planned, _orders(planned, verdict), rate, feed, request.progress)
+        judge = Judge(made.dense, held.take(SEARCH_SAMPLES)) if few else examiner.judge
+        rate = replace(examiner, judge=judge).rate
+        chosen, curve = search(planned, _orders(planned, verdict if few else None), rate, feed, request.progress)
         made = replace(made, quantized=chosen.with_note(_given_up(planned, chosen, fault)), curve=curve)
-    if recipe.quantize.measure and not _gains(made.quantized, files, next(iter(made.opened.held)), folder):
+        score, verdict, fault = examiner.examine(chosen.write(chosen.encoding))
+    if fault is not None:
+        hint = "give more representative calibration data, or allow more with --max-drop"
+        most = max((point.float_nodes for point in made.curve), default=0)
+        raise GateError(f"int8 loses too much with {most} operators left float: {fault}", hint=hint)
+    if recipe.quantize.measure and not _gains(made.quantized, files, feed, folder):
         made = replace(made, quantized=_all_float(made.quantized))
+        score, verdict, _ = examiner.examine(made.quantized.write(made.quantized.encoding))
     if made.quantized is not planned:
         files = write_files(made, folder)
-        score, verdict = examine(made.quantized.write(made.quantized.encoding))
-        if fault := limits.fault(score, verdict):
-            hint = "give more representative calibration data, or allow more with --max-drop"
-            most = max((point.float_nodes for point in made.curve), default=0)
-            raise GateError(f"int8 loses too much with {most} operators left float: {fault}", hint=hint)
+    pruned = made.pruned.score if made.pruned is not None else None
     return replace(made, verdict=verdict), files, Scores(made.score, pruned, score)
 
 
-def _orders(planned: Quantized, verdict: Verdict) -> list[Callable[[], FloatOrder]]:
+@dataclass(frozen=True)
+class _Examiner:
+    """Scores and judges models.
+
+    Attributes:
+        scorer: has the user's metric, or none.
+        reference: the float model's session.
+        judge: compares with the float model.
+        limits: the most that a model may lose.
+    """
+
+    scorer: Scorer
+    reference: InferenceSession
+    judge: Judge
+    limits: Limits
+
+    def examine(self, model: ir.Model) -> tuple[Score, Verdict, str | None]:
+        """Return a model's score and verdict, and how it exceeds the limits; None where it keeps to them."""
+        verdict = self.judge.verdict(model)
+        score = Score(kind="agreement", value=verdict.agreement, samples=verdict.samples)
+        if self.scorer.metric is not None:
+            score = self.scorer.score(self.reference, run.session(model))
+        return score, verdict, self.limits.fault(score, verdict)
+
+    def rate(self, model: ir.Model) -> Rating:
+        """Rate a candidate of the search."""
+        score, _, fault = self.examine(model)
+        return Rating(score.value, accepted=fault is None)
+
+
+def _orders(planned: Quantized, verdict: Verdict | None) -> list[Callable[[], FloatOrder]]:
     """List the orders in which operators may become float: those that lost parts come from, or all operators."""
-    lost = [part.tensor for part in verdict.parts if part.lost]
-    if not lost:
-        lost = [str(output.name) for output in planned.model.graph.outputs]
-    kept = [part.tensor for part in verdict.parts if not part.lost and part.tensor not in lost]
+    parts = verdict.parts if verdict is not None else ()
+    lost = [part.tensor for part in parts if part.lost] or [str(output.name) for output in planned.model.graph.outputs]
+    kept = [part.tensor for part in parts if not part.lost and part.tensor not in lost]
     return [
         lambda: from_outputs(planned, lost, kept),
         lambda: from_inputs(planned, lost),

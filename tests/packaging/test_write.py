@@ -19,9 +19,11 @@ from toolchain.formats.manifest import CalibrationEntry, Exactness, Manifest, No
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Package
 from toolchain.formats.tensor_spec import TensorSpec
+from toolchain.formats.verdict import Decision, PartFidelity, Verdict
 from toolchain.graph import io
 from toolchain.packaging import ort_format, write
 from toolchain.packaging.golden import Golden, check_golden, load_golden
+from toolchain.packaging.readme import readme
 from toolchain.packaging.write import write_artifact
 
 # Read when this file is imported: the cache is another one while a test runs.
@@ -280,6 +282,41 @@ def test_the_page_says_how_inputs_are_prepared_and_what_stays_float(arm):
     assert "Operators that compute in int8: 1; in float: 1." in text
     assert "- 1 × Softmax: no int8 kernel worth having" in text
     assert "bit for bit" in text
+
+
+def page_of(**changes):
+    stated = manifest(ARM).model_copy(update=changes)
+    return readme(stated, ARM, {"model.onnx"})
+
+
+def test_the_page_says_what_is_left_of_the_answer():
+    part = PartFidelity(name="y[:, 0:4]", tensor="y", fidelity_db=21.25)
+    decision = Decision(part="y[:, 4:84]", kind="positives", kept=0.875, count=200)
+    kept = Verdict(samples=8, parts=(part,), decisions=(decision,))
+    text = page_of(verdict=kept)
+    assert "compared with the float model on 8 samples that were used for nothing else" in text
+    assert "The part with the largest error is `y[:, 0:4]`: its fidelity is 21.2 dB" in text
+    assert "which is not accuracy: positives 0.875 (y[:, 4:84])." in text
+    assert "lost" not in text
+    whole = kept.model_copy(update={"parts": (part.model_copy(update={"fidelity_db": 100.0}),)})
+    assert "Its outputs are those of the float model." in page_of(verdict=whole)
+    assert "What is left" not in page_of()
+
+
+def test_the_page_names_lost_parts_before_anything_else():
+    text = page_of(verdict=Verdict(samples=8, lost=("y[:, 4:84], computed by Concat 'c': nothing is left",)))
+    head = text[: text.index("## Files")]
+    assert "**This model lost a part of the float model's answer.**" in head
+    assert "\n- y[:, 4:84], computed by Concat 'c': nothing is left" in head
+
+
+def test_the_page_says_how_far_processors_differ():
+    def said(**differing):
+        found = {"activations": "u8", "overflow_free": True, "exceptions": ("4 Conv run in float",)} | differing
+        return page_of(exactness=Exactness(**found))
+
+    assert "The outputs may differ in the last digits between processors:\n\n- 4 Conv run in float" in said()
+    assert "outputs may differ between processors by as much as int8 rounds:\n\n- 4 Conv" in said(steps=True)
 
 
 @pytest.mark.parametrize(

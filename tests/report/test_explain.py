@@ -1,10 +1,18 @@
 """The explanation of an int8 model's accuracy (``--explain``)."""
 
-from rendered import rendered
+from rendered import one_line, rendered
 
-from toolchain.formats.findings import NoiseSource
+from toolchain.formats.findings import ClippedTensor, NoiseSource
 from toolchain.formats.manifest import AccuracyStep, NodePrecision, TradeOff
 from toolchain.report import explain
+
+
+def test_values_outside_of_ranges_are_listed():
+    tensors = [ClippedTensor(tensor=f"t{i}", share=0.5 / (i + 1), beyond=0.25) for i in range(explain.MOST_CLIPPED + 2)]
+    shown = one_line(explain.clipped(tensors))
+    assert "50.00% 25% of the range t0" in shown
+    assert shown.endswith("and 2 tensors with fewer")
+    assert "no value" in one_line(explain.clipped(()))
 
 
 def test_every_step_with_its_verdict():

@@ -94,6 +94,7 @@ def export(
     if explain:
         show(explained.steps(exported.quantized.steps))
         show(explained.causes(exported.noises, choices))
+        show(explained.clipped(exported.manifests[0].clipped if exported.manifests else ()))
     if exported.curve:
         show(explained.tradeoff(exported.curve))
     if exported.manifests:
@@ -355,6 +356,7 @@ def quantize(
         }
         if explain:
             record["noise"] = [noise.model_dump(mode="json") for noise in written.noises]
+            record["clipped"] = [tensor.model_dump(mode="json") for tensor in written.quantized.clipped()]
         show_json(record)
         return
     show(precision.render(choices))
@@ -362,6 +364,7 @@ def quantize(
     if explain:
         show(explained.steps(written.quantized.steps))
         show(explained.causes(written.noises, choices))
+        show(explained.clipped(written.quantized.clipped()))
     if written.curve:
         show(explained.tradeoff(written.curve))
     say(scores_text(before, after, "int8" if written.quantized.computing else "the written file"))

@@ -6,6 +6,9 @@ from typing import Literal
 
 from toolchain.formats.base import Record
 
+WHOLE_DB = 90.0
+"""From this fidelity on, in dB, a difference is the rounding of float32 itself."""
+
 
 class PartFidelity(Record):
     """One part of an output, or of the scores behind it, compared with the float model's."""
@@ -64,7 +67,6 @@ class Verdict(Record):
     """Decisions."""
     lost: tuple[str, ...] = ()
     """What fell under the floor, one sentence each; empty where the answer is kept."""
-
     doubtful: tuple[str, ...] = ()
     """What looks lost on samples that are too few to tell, one sentence each."""
 

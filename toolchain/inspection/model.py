@@ -10,7 +10,7 @@ also takes an int32 bias with its own scale and zero point. All other constants 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from toolchain.conversion.source import convert
 from toolchain.core.errors import DataError
 from toolchain.devices.catalogue import shipped_targets
 from toolchain.formats.findings import TargetFit
-from toolchain.formats.manifest import Exactness, NodePrecision
+from toolchain.formats.manifest import Exactness, Manifest, NodePrecision
 from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, query
@@ -35,7 +35,7 @@ from toolchain.ops.weights import weight_axes
 from toolchain.optimization.passes import optimize
 from toolchain.optimization.rewrites import name_everything
 from toolchain.quantization.qdq import reader
-from toolchain.quantization.qdq.certify_file import certificate_of, certify_file
+from toolchain.quantization.qdq.certify_file import certify_file, manifest_of
 from toolchain.quantization.qdq.reader import RunningGraph
 from toolchain.quantization.selection import select
 
@@ -57,11 +57,12 @@ class Inspection:
         file_nodes: number of nodes in the file, without constants.
         cost: operators and their cost, after clean-up.
         quantized: the file contains int8 already.
-        choices: precision of every node: in the file for a quantized model, after an export for a float model.
+        choices: precision of every node: in the file for a quantized or exported model, after an export for another.
         int8_weight_bytes: size of all constants after an export to int8.
         running: the graph that onnxruntime runs for a quantized model; None for a float model.
         fit: comparison with the given target; None where none was given.
         certificate: exactness of a quantized model, from its manifest or proved from its integers.
+        manifest: the evidence of an exported model; None for other files.
         fits: comparison with all shipped profiles, where no target was given.
     """
 
@@ -80,6 +81,7 @@ class Inspection:
     running: RunningGraph | None
     fit: TargetFit | None
     certificate: Exactness | None = None
+    manifest: Manifest | None = None
     fits: tuple[TargetFit, ...] = ()
 
     @property
@@ -111,21 +113,25 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         DataError: the folder is no export, or has no ``.onnx`` file.
     """
     path = Path(path)
-    certificate = certificate_of(path)
+    manifest = manifest_of(path)
     if path.is_dir():
-        if certificate is None or not (path / "model.onnx").is_file():
+        if manifest is None or not (path / "model.onnx").is_file():
             hint = "give a model file, or the folder that export wrote for one target"
             raise DataError("is not an exported folder with a model.onnx", where=path, hint=hint)
         path = path / "model.onnx"
     converted = convert(path, freeze=freeze)
     quantized = reader.is_quantized(converted.model)
-    model = converted.model if quantized else optimize(converted.model, verify=False).model
+    finished = quantized or manifest is not None
+    model = converted.model if finished else optimize(converted.model, verify=False).model
     name_everything(model)  # nodes of the running graph are found in the file by name
-    choices = reader.file_precisions(model) if quantized else select(model).choices
+    choices = reader.file_precisions(model) if finished else select(model).choices
+    if manifest is not None:
+        choices = _with_reasons(choices, manifest)
     counts = cost.count(model)
     # Which activations become int8 is not known before the export.
-    peak = counts.peak_activation_bytes if quantized else counts.int8_peak_activation_bytes
+    peak = counts.peak_activation_bytes if finished else counts.int8_peak_activation_bytes
     runs = reader.running_graph(model, choices) if quantized else None
+    certificate = manifest.exactness if manifest is not None else None
     if certificate is None and runs is not None:
         certificate = certify_file(model, choices, () if runs.foreign else runs.unfused)
     weights = counts.weight_bytes - _saved_bytes(model, {choice.node for choice in choices if choice.int8})
@@ -145,7 +151,19 @@ def inspect(path: str | Path, target: Target | None = None, *, freeze: Mapping[s
         running=runs,
         fit=fit_to(target, model, counts, weights=weights, peak=peak) if target else None,
         certificate=certificate,
+        manifest=manifest,
         fits=() if target else tuple(fit_to(t, model, counts, weights=weights, peak=peak) for t in shipped_targets()),
+    )
+
+
+def _with_reasons(choices: Sequence[NodePrecision], manifest: Manifest) -> tuple[NodePrecision, ...]:
+    """Take the reasons for float from a manifest, where a file cannot tell them."""
+    known = {choice.node: choice.reason for choice in manifest.precision if choice.precision == "float"}
+    return tuple(
+        choice.model_copy(update={"reason": known.get(choice.node, choice.reason)})
+        if choice.precision == "float"
+        else choice
+        for choice in choices
     )
 
 
@@ -167,6 +185,7 @@ def _saved_bytes(model: ir.Model, int8: set[str]) -> int:
 def record(inspection: Inspection) -> dict[str, object]:
     """Return an inspection as JSON data: full numbers, units in the names."""
     counts = inspection.cost
+    verdict = inspection.manifest.verdict if inspection.manifest else None
     return {
         "path": inspection.path,
         "producer": inspection.producer,
@@ -195,4 +214,5 @@ def record(inspection: Inspection) -> dict[str, object]:
         "fit": inspection.fit.model_dump(mode="json") if inspection.fit else None,
         "fits": [fit.model_dump(mode="json") for fit in inspection.fits],
         "exactness": inspection.certificate.model_dump(mode="json") if inspection.certificate else None,
+        "verdict": verdict.model_dump(mode="json") if verdict else None,
     }

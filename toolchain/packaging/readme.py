@@ -11,6 +11,7 @@ from toolchain.formats.manifest import MANIFEST_NAME, STEPS_MEANING, Manifest, P
 from toolchain.formats.preprocess import Preprocess
 from toolchain.formats.target import Target
 from toolchain.formats.tensor_spec import TensorSpec
+from toolchain.formats.verdict import WHOLE_DB
 from toolchain.packaging import snippets
 
 _FILE_DESCRIPTIONS = {
@@ -31,6 +32,7 @@ _PRECISION_NAMES: dict[Precision, str] = {
 }
 
 _MAX_REASONS = 8
+_MAX_DECISIONS = 6
 
 
 def readme(manifest: Manifest, target: Target, files: Set[str]) -> str:
@@ -45,6 +47,7 @@ def readme(manifest: Manifest, target: Target, files: Set[str]) -> str:
         f"# {manifest.source.name} for {target.title}",
         f"This model was made for the target `{target.name}` on {manifest.created} with {_versions(manifest)}. "
         f"It runs with onnxruntime {target.runtime.version}.",
+        _lost(manifest),
         "## Files",
         "\n".join(
             f"- `{name}`: {text}" for name, text in _FILE_DESCRIPTIONS.items() if name in files or name == MANIFEST_NAME
@@ -59,6 +62,7 @@ def readme(manifest: Manifest, target: Target, files: Set[str]) -> str:
         _exactness(manifest),
         "This program compares the outputs with the expected ones. Run it on the device, or on any other machine:",
         snippets.compare_with_golden(target, files),
+        _answer(manifest),
         "## Precision",
         _precision(manifest),
         _notes(manifest),
@@ -144,6 +148,34 @@ def _exactness(manifest: Manifest) -> str:
         "On x86 processors without VNNI, int8 sums may saturate, so the outputs may differ from those on other "
         "processors."
     )
+
+
+def _lost(manifest: Manifest) -> str:
+    """Name what the model lost, at the top of the page; empty where nothing was lost."""
+    if manifest.verdict is None or not manifest.verdict.lost:
+        return ""
+    head = "**This model lost a part of the float model's answer.** It was exported because its user asked for it."
+    return head + "\n\n" + "\n".join(f"- {sentence}" for sentence in manifest.verdict.lost)
+
+
+def _answer(manifest: Manifest) -> str:
+    """Say in a sentence or two how much of the float model's answer is left."""
+    verdict = manifest.verdict
+    if verdict is None or not (verdict.parts or verdict.decisions):
+        return ""
+    sentences = [f"It was compared with the float model on {verdict.samples} samples that were used for nothing else."]
+    if verdict.worst is not None and verdict.worst.fidelity_db >= WHOLE_DB:
+        sentences.append("Its outputs are those of the float model.")
+    elif verdict.worst is not None:
+        sentences.append(
+            f"The part with the largest error is `{verdict.worst.name}`: its fidelity is "
+            f"{verdict.worst.fidelity_db:.1f} dB (20 dB is an error of a tenth of what the part varies by, 0 dB means "
+            "that nothing is left)."
+        )
+    if verdict.decisions:
+        kept = ", ".join(f"{d.kind} {d.kept:.3f} ({d.part})" for d in verdict.decisions[:_MAX_DECISIONS])
+        sentences.append(f"Share of decisions that are as in float, which is not accuracy: {kept}.")
+    return "## What is left of the float model's answer\n\n" + " ".join(sentences)
 
 
 def _precision(manifest: Manifest) -> str:

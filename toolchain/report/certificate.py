@@ -37,7 +37,8 @@ def _verdict(exactness: Exactness) -> str:
         verdict = "same integers on every processor; float may differ in the last digits"
     else:
         verdict = "same bits on every processor"
-    return f"exactness: {verdict} ({exactness.activations} activations)"
+    encoding = f" ({exactness.activations} activations)" if exactness.proofs or not exactness.doubts else ""
+    return f"exactness: {verdict}{encoding}"
 
 
 def _doubts(exactness: Exactness) -> RenderableType:

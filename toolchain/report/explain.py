@@ -1,7 +1,7 @@
 """Explanation of an int8 model's accuracy, as ``--explain`` shows it.
 
-`steps`: what each accuracy step gained. `causes`: where the remaining error comes from. `tradeoff`: what was tried to
-stay within the allowed drop.
+`steps`: what each accuracy step gained. `causes`: where the remaining error comes from. `clipped`: which values the
+ranges cut off. `tradeoff`: what was tried to keep to the limits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.formats.findings import NoiseSource
+from toolchain.formats.findings import ClippedTensor, NoiseSource
 from toolchain.formats.manifest import AccuracyStep, NodePrecision, TradeOff
+from toolchain.report.amounts import plural
 
 MOST_CAUSES = 15
 """Causes of the error shown one by one; the rest is summed in one row."""
+MOST_CLIPPED = 10
+"""Tensors with values outside their range that are shown, those with the largest share first."""
 
 
 def steps(tried: Sequence[AccuracyStep]) -> RenderableType:
@@ -50,6 +53,25 @@ def causes(noises: Sequence[NoiseSource], choices: Sequence[NodePrecision], most
     return Group(Text("causes of the remaining error:"), table)
 
 
+def clipped(tensors: Sequence[ClippedTensor]) -> RenderableType:
+    """Show the tensors with values outside their int8 range, on samples that no range was taken from."""
+    if not tensors:
+        return Text("no value of a sample that was held out lies outside its int8 range")
+    table = _table("values outside", "farthest", "tensor")
+    for tensor in tensors[:MOST_CLIPPED]:
+        table.add_row(*clipped_cells(tensor))
+    rest = len(tensors) - MOST_CLIPPED
+    more = [Text(f"and {plural(rest, 'tensor')} with fewer")] if rest > 0 else []
+    head = Text("values outside of the int8 ranges, on samples that were held out; they are cut off:")
+    return Group(head, table, *more)
+
+
+def clipped_cells(tensor: ClippedTensor) -> tuple[str, str, str]:
+    """Return the share of values outside the range, the farthest in percent of the range, and the tensor's name."""
+    share = f"{tensor.share:.2%}" if tensor.share >= 0.0001 else "< 0.01%"
+    return share, f"{tensor.beyond:.0%} of the range", tensor.tensor
+
+
 def tradeoff(points: Sequence[TradeOff]) -> RenderableType:
     """Show the plans that were tried to stay within the allowed drop, beginning with everything in int8."""
     table = _table("kept in float", "score", "speed-up")
@@ -59,7 +81,8 @@ def tradeoff(points: Sequence[TradeOff]) -> RenderableType:
 
 
 _NUMBERS = (
-    "without", "with", "share of the error", "fidelity with only this rounded", "kept in float", "score", "speed-up",
+    "without", "with", "share of the error", "fidelity with only this rounded", "values outside", "farthest",
+    "kept in float", "score", "speed-up",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from toolchain.inspection.model import Inspection
 from toolchain.quantization.qdq.reader import RunningGraph
-from toolchain.report import certificate, fit, precision
+from toolchain.report import certificate, fit, precision, verdict
 from toolchain.report.amounts import bytes_text, count_text
 
 LEAST_SHARE = 0.0005
@@ -37,6 +37,9 @@ def render(inspection: Inspection) -> RenderableType:
     for name, text in _facts(inspection):
         facts.add_row(name, Text(text))
     parts: list[RenderableType] = [facts, "", _operators(inspection), "", precision.render(inspection.choices)]
+    if inspection.manifest is not None and inspection.manifest.verdict is not None:
+        lost = [Text(warning, style="red") for warning in verdict.warnings(inspection.manifest.verdict)]
+        parts += ["", verdict.render(inspection.manifest.verdict), *lost]
     if inspection.certificate is not None:
         parts += ["", certificate.render(inspection.certificate)]
     if inspection.fits:
@@ -83,6 +86,8 @@ def _int8_facts(inspection: Inspection) -> list[tuple[str, str]]:
     work = "an unknown share of the work" if share is None else f"{share:.0%} of the work"
     if inspection.running:
         return [("int8", f"{work}, as written in the file"), *_running_facts(inspection.running)]
+    if inspection.manifest is not None:
+        return [("int8", "none of the work: the model stayed float when it was exported")]
     return [
         ("as int8", f"{work}, weights in {bytes_text(inspection.int8_weight_bytes)};"),
         ("", "export keeps in float what it measures to be slower as int8"),

@@ -6,15 +6,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.formats.verdict import Decision, PartFidelity, Verdict
+from toolchain.formats.verdict import WHOLE_DB, Decision, PartFidelity, Verdict
 from toolchain.report.amounts import plural
 
 MAX_PARTS = 12
 """Number of parts that are shown; those with the lowest fidelity come first."""
-WHOLE_DB = 90.0
-"""From this fidelity on, a difference is float rounding."""
 
-FIDELITY_MEANING = "variation of a part over its error: 0 dB nothing is left, 10 dB a third off, 20 dB a tenth"
+FIDELITY_MEANING = "0 dB: nothing is left; 10 dB: off by a third of what the part varies by; 20 dB: a tenth"
+WORST_MEANING = "the index of the features, such as a class, that is nearest to being lost; its number in ( )"
 DECISIONS_MEANING = "share that is as in float, right or wrong; not accuracy"
 
 
@@ -40,6 +39,8 @@ def render(verdict: Verdict) -> RenderableType:
     more = [Text(f"and {plural(hidden, 'part')} with a higher fidelity")] if hidden > 0 else []
     words = Table.grid(padding=(0, 2, 0, 0))
     words.add_row(Text("fidelity"), Text(FIDELITY_MEANING))
+    if any(map(worst_index, verdict.parts)):
+        words.add_row(Text("worst index"), Text(WORST_MEANING))
     if verdict.decisions:
         words.add_row(Text("decisions"), Text(DECISIONS_MEANING))
     return Group(Text(f"what is left of float's answer, on {samples}:"), table, *more, words)

@@ -19,7 +19,7 @@ from toolchain.devices.detect import detect_host
 from toolchain.formats.manifest import Doubt, Exactness, Manifest, Proof
 from toolchain.inspection.model import inspect, record
 from toolchain.quantization.exactness import certificate
-from toolchain.quantization.qdq.certify_file import certificate_of
+from toolchain.quantization.qdq.certify_file import manifest_of
 from toolchain.report.certificate import render as render_certificate
 
 NATIVE = detect_host().int8.activations == "s8"
@@ -45,13 +45,39 @@ def test_an_exported_folder_shows_its_certificate(exported, toolchain, workplace
     assert toolchain("inspect out/host --json").result["exactness"]["overflow_free"] is True
 
 
+def test_an_exported_folder_shows_what_is_left_of_the_answer(exported, toolchain, workplace):
+    stored = Manifest.load(workplace / "out/host/manifest.json").verdict
+    assert stored is not None
+    assert "what is left of float's answer" in toolchain("inspect out/host").out
+    assert toolchain("inspect out/host --json").result["verdict"]["samples"] == stored.samples
+    lost = Manifest.load(workplace / "out/host/manifest.json").model_copy(
+        update={"verdict": stored.model_copy(update={"lost": ("a part: nothing is left",)})}
+    )
+    lost.save(workplace / "out/host/manifest.json")
+    assert "LOST: a part: nothing is left" in toolchain("inspect out/host").out
+
+
+def test_an_exported_model_that_stayed_float_is_described_as_it_is(toolchain, workplace):
+    recipe = (workplace / "fast.toml").read_text()
+    (workplace / "float.toml").write_text(f"{recipe}quantize.keep_float = ['Conv', 'Gemm']\n")
+    done = toolchain("export net.onnx -t host -c samples.npz --recipe float.toml -o out --json")
+    assert done.code == 0, done.err
+    assert [row["variant"] for row in done.result["results"]["measurements"]] == ["fp32", "float"]
+    shown = toolchain("inspect out/host").out
+    assert "the model stayed float when it was exported" in shown
+    assert "as int8" not in shown
+    assert "no operator is int8" in shown
+    assert "the recipe keeps it float" in shown
+    assert toolchain("inspect out/host --json").result["int8_macs"] == 0
+
+
 def test_a_file_beside_its_manifest_is_certified_by_it_and_a_changed_one_by_itself(exported, workplace):
     folder = workplace / "out" / "host"
-    assert certificate_of(folder / "model.onnx") == Manifest.load(folder / "manifest.json").exactness
+    assert manifest_of(folder / "model.onnx") == Manifest.load(folder / "manifest.json")
     model = onnx.load(folder / "model.onnx")
     model.producer_name = "somebody"
     onnx.save(model, folder / "model.onnx")
-    assert certificate_of(folder / "model.onnx") is None
+    assert manifest_of(folder / "model.onnx") is None
     kernels = {proof.kernel for proof in inspect(folder / "model.onnx").certificate.proofs}
     assert {"QLinearConv", "QGemm"} <= kernels
 

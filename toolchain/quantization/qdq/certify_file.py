@@ -22,17 +22,17 @@ from toolchain.quantization.ranges import Affine
 from toolchain.quantization.weights import WeightQuant, as_rows, is_overflow_free
 
 
-def certificate_of(path: Path) -> Exactness | None:
-    """Return the stored certificate of an exported folder, or of an unchanged model file in it; None without one."""
+def manifest_of(path: Path) -> Manifest | None:
+    """Return the manifest of an exported folder, or of an unchanged model file in it; None without one."""
     folder = path if path.is_dir() else path.parent
     try:
         manifest = Manifest.load(folder / MANIFEST_NAME)
     except ConfigError:  # there is none, or it describes something else
         return None
     if path.is_dir():
-        return manifest.exactness
+        return manifest
     hashes = {entry.name: entry.sha256 for entry in manifest.files}
-    return manifest.exactness if path.is_file() and hashes.get(path.name) == sha256(path) else None
+    return manifest if path.is_file() and hashes.get(path.name) == sha256(path) else None
 
 
 def certify_file(model: ir.Model, choices: Sequence[NodePrecision], unfused: Collection[str]) -> Exactness:

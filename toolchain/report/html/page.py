@@ -26,6 +26,7 @@ from toolchain.report.cells import heading, is_text, table_cells
 from toolchain.report.compare import Comparison
 from toolchain.report.derive import Block, Row
 from toolchain.report.explain import MOST_CAUSES
+from toolchain.report.html.answer import answer
 from toolchain.report.html.charts import (
     Spec,
     accuracy,
@@ -41,9 +42,10 @@ from toolchain.report.html.charts import (
 )
 from toolchain.report.html.series import Series, colour_of, series_of, slowest_layers
 from toolchain.report.html.words import headline, provenance, tiles
-from toolchain.report.legend import legend, notes
+from toolchain.report.legend import legend, notes, score_header
 from toolchain.report.pruning import check_text, int8_text, speed_text
 from toolchain.report.trained import evaluation_text
+from toolchain.report.verdict import DECISIONS_MEANING, FIDELITY_MEANING, WORST_MEANING
 
 MOST_SLOW_LAYERS = 12
 """Layers in the table of the slowest."""
@@ -114,6 +116,10 @@ def render(comparison: Comparison, details: Details | None = None) -> str:
         title=_title(comparison),
         headline=headline(comparison, manifests),
         tiles=tiles(comparison, manifests),
+        answer=answer(manifests[0]) if manifests else None,
+        fidelity_meaning=FIDELITY_MEANING,
+        worst_meaning=WORST_MEANING,
+        decisions_meaning=DECISIONS_MEANING,
         blocks=[_block(block, drawn) for block in comparison.blocks],
         legend=legend(comparison),
         notes=notes(comparison),
@@ -166,6 +172,7 @@ def _block(block: Block, drawn: bool) -> dict[str, Any]:
     return {
         "heading": heading(block)[-1],
         "headers": [(header, is_text(header)) for header in headers],
+        "score": capitalized(score_header(block.rows)),
         "rows": [
             {
                 "cells": [column[i] for column in columns],

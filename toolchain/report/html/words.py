@@ -49,8 +49,10 @@ def headline(comparison: Comparison, manifests: Sequence[Manifest]) -> str:
     a, b = base.measurement, best.measurement
     parts = [f"{_speed(best)} as fast as {a.variant}"]
     parts.append(f"{a.size_bytes / b.size_bytes:.1f}× smaller" if b.size_bytes < a.size_bytes else "not smaller")
-    if a.score and b.score:
-        parts.append(f"{_kind(b.score)} {_score(a.score)} → {_score(b.score)}")
+    if b.score and b.score.kind == "agreement":
+        parts.append(f"agrees with float in {_score(b.score)}, which is not accuracy")
+    elif a.score and b.score:
+        parts.append(f"score {_score(a.score)} → {_score(b.score)}")
     if manifests:
         parts += _processors(manifests[0])
     text = f"{'; '.join(parts)}."
@@ -81,9 +83,17 @@ def tiles(comparison: Comparison, manifests: Sequence[Manifest]) -> list[Tile]:
         note = f"{base.p50_ms.value:.3g} → {best.p50_ms.value:.3g} ms; {interval}"
         shown.append(Tile("speed-up" + ("" if steady else " !"), _speed(best), note))
     shown.append(Tile("file", bytes_text(b.size_bytes), f"{a.variant}: {bytes_text(a.size_bytes)}"))
-    if a.score and b.score:
+    if b.score and b.score.kind == "agreement":
+        samples = f" on {plural(b.score.samples, 'sample')}" if b.score.samples else ""
+        shown.append(Tile("agreement", _score(b.score), f"with float{samples}, right or wrong; not accuracy"))
+    elif a.score and b.score:
         samples = f", {b.score.samples} samples" if b.score.samples else ""
-        shown.append(Tile(_kind(b.score), _score(b.score), f"{a.variant}: {_score(a.score)}{samples}"))
+        shown.append(Tile("score", _score(b.score), f"{a.variant}: {_score(a.score)}{samples}"))
+    verdict = manifests[0].verdict if manifests else None
+    if verdict is not None and verdict.worst is not None:
+        value = "lost" if verdict.lost else f"{verdict.worst.fidelity_db:.1f} dB"
+        note = f"{verdict.worst.name}; 20 dB: an error of a tenth; 0 dB: nothing is left"
+        shown.append(Tile("worst part", value, note))
     if a.memory and b.memory:
         peaks = [max(m.peak_load_bytes, m.peak_run_bytes) - m.baseline_bytes for m in (a.memory, b.memory)]
         note = f"{a.variant}: {peaks[0] / 1e6:.0f} MB; without the runtime itself"
@@ -171,10 +181,6 @@ def _label(m: Measurement) -> str:
 
 def _speed(row: Row) -> str:
     return f"{'~' if row.uncertain else ''}{row.speedup.value:.2f}×" if row.speedup else ""
-
-
-def _kind(score: Score) -> str:
-    return "score" if score.kind == "evaluate" else "agreement"
 
 
 def _score(score: Score) -> str:

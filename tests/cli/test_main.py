@@ -95,6 +95,10 @@ def test_export(exported, toolchain, workplace):
     ]
     assert exported.result["folder"] == "out"
     assert json.loads(Path("out/results.json").read_text())["measurements"] == rows
+    stages = [json.loads(Path(f"out/{t}/manifest.json").read_text())["stages"] for t in ("host", "raspberry-pi-5")]
+    for times in stages:
+        assert [time["stage"] for time in times] == [s for s in exported.stages if s != "writing the report"]
+        assert all(time["seconds"] >= 0 for time in times)
     for target in ("host", "raspberry-pi-5"):
         verified = toolchain(f"verify out/{target} --json")
         assert (verified.code, verified.result["mismatches"]) == (0, [])
@@ -180,6 +184,16 @@ def test_stdout_holds_the_result_alone(toolchain, workplace):
     done = toolchain("quantize net.onnx -c samples.npz --recipe fast.toml -o q.onnx --evaluate loud:score --json")
     assert done.result["score"] == {"float": 1.0, "int8": 1.0, "kind": "evaluate"}
     assert sorted(set(done.err.splitlines())) == ["printed", "said by a child", "written by a library"]
+
+
+def test_the_time_of_every_stage_is_recorded_and_v_ends_with_the_sum(toolchain, workplace):
+    done = toolchain(f"{QUANTIZE} -c samples.npz --json -v")
+    recorded = {stage["stage"]: stage["seconds"] for stage in done.result["stages"]}
+    *stages, total = done.stages
+    assert list(recorded) == stages
+    assert {"converting", "observing ranges", "planning", "rounding weights", "writing"} <= set(stages)
+    assert total.startswith("in all: ")
+    assert all(f" {stage} " in total for stage, seconds in recorded.items() if seconds > 0.2 * sum(recorded.values()))
 
 
 def test_a_terminal_without_our_signs_shows_the_rest(toolchain, workplace, monkeypatch):

@@ -340,6 +340,7 @@ def test_progress_is_called_for_every_step(raced):
         "observing histograms",
         "planning",
         "racing int8 against float",
+        "racing the whole model",
         "trying accuracy steps",
         "second moments",
     ]

@@ -34,12 +34,12 @@ from toolchain.benchmark.bench import bench as run_bench
 from toolchain.conversion.source import ModelSource
 from toolchain.core.errors import GateError, ModelError
 from toolchain.core.files import check_output, replacing
-from toolchain.core.progress import Progress, silent
+from toolchain.core.progress import Progress, StageClock, silent
 from toolchain.data.calibration import CalibrationData, DataSpec
 from toolchain.data.tensors import Array, Feed
 from toolchain.devices.detect import detect_host
 from toolchain.formats.findings import ClippedTensor, NoiseSource
-from toolchain.formats.manifest import CalibrationEntry, Manifest, TradeOff
+from toolchain.formats.manifest import CalibrationEntry, Manifest, StageTime, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Measurement, Original, Results, Score
 from toolchain.formats.target import Target
@@ -72,6 +72,7 @@ class Exported:
         curve: the plans that were tried to keep to the limits.
         pruned: the result of pruning; None without pruning.
         noises: the largest causes of the remaining error; empty without ``explain``.
+        stages: the time that each stage took.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Exported:
     curve: tuple[TradeOff, ...] = ()
     pruned: Pruned | None = None
     noises: tuple[NoiseSource, ...] = ()
+    stages: tuple[StageTime, ...] = ()
 
 
 @checked()
@@ -131,7 +133,7 @@ def export(
         GateError: parity failed, or too much was lost; nothing was written.
     """
     recipe = with_prune(read_recipe(recipe, max_drop), {"speedup": prune}, speedup="prune")
-    output = Path(output)
+    output, clock = Path(output), StageClock(progress)
     request = check_request(
         source,
         calibration,
@@ -140,7 +142,7 @@ def export(
         freeze=freeze,
         preprocess=preprocess,
         evaluate=evaluate,
-        progress=progress,
+        progress=clock,
     )
     profiles = request.targets
     for profile in profiles:
@@ -151,13 +153,15 @@ def export(
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch, replacing(output / "results.json") as folder:
         made, files, scores = accept(made, recipe, Path(scratch))
         quantized = made.quantized
+        clock("computing golden outputs")
         golden = _golden(files, made.opened.held)
         clipped = quantized.clipped()
         rows = _bench(request, files, scores, golden.feeds[0], recipe)
         measurements, manifests = [*rows[:-1]], []
         for number, profile in enumerate(profiles):
-            progress("packaging", number, len(profiles))
+            clock("packaging", number, len(profiles))
             manifest = _manifest(made, profile, recipe, scores.dense, clipped)
+            manifest = manifest.model_copy(update={"stages": StageTime.of(clock.seconds())})
             encoding = profile.int8.activations
             model = files.int8 if encoding == quantized.encoding else quantized.write(encoding)
             manifest, row = _package(folder / profile.name, model, rows[-1], manifest, profile, golden)
@@ -165,8 +169,8 @@ def export(
             measurements.append(row)
         results = Results(measurements=tuple(measurements))
         (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
-        progress("writing the report")
         noises = quantized.noise_sources() if explain else ()
+        clock("writing the report")
         findings = gather(
             made.dense,
             quantized,
@@ -181,7 +185,16 @@ def export(
         report = page.render(compare([folder]), page.read_details(folder))
         (folder / "report.html").write_text(report, encoding="utf-8")
     return Exported(
-        output, results, tuple(manifests), quantized, made.prepared, made.verdict, made.curve, made.pruned, noises
+        output,
+        results,
+        tuple(manifests),
+        quantized,
+        made.prepared,
+        made.verdict,
+        made.curve,
+        made.pruned,
+        noises,
+        StageTime.of(clock.seconds()),
     )
 
 

@@ -12,10 +12,10 @@ from toolchain.api.recipes import MaxDrop, read_recipe
 from toolchain.api.request import Freeze, Inputs, Metric, check_request
 from toolchain.conversion.source import ModelSource
 from toolchain.core.files import check_output
-from toolchain.core.progress import Progress, silent
+from toolchain.core.progress import Progress, StageClock, silent
 from toolchain.data.calibration import DataSpec
 from toolchain.formats.findings import NoiseSource
-from toolchain.formats.manifest import TradeOff
+from toolchain.formats.manifest import StageTime, TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.target import Target
@@ -36,6 +36,7 @@ class QuantizedFile:
         curve: the plans that were tried to keep to the limits.
         noises: the largest causes of the remaining error; empty without ``explain``.
         notes: remarks on the conversion, the samples and the int8 model, one sentence each.
+        stages: the time that each stage took.
     """
 
     output: Path
@@ -45,6 +46,7 @@ class QuantizedFile:
     curve: tuple[TradeOff, ...] = ()
     noises: tuple[NoiseSource, ...] = ()
     notes: tuple[str, ...] = ()
+    stages: tuple[StageTime, ...] = ()
 
 
 @checked()
@@ -89,7 +91,7 @@ def quantize(
         InputError and its subclasses: something given cannot be used; nothing was written.
         GateError: parity failed, or too much was lost; nothing was written.
     """
-    recipe = read_recipe(recipe, max_drop)
+    recipe, clock = read_recipe(recipe, max_drop), StageClock(progress)
     check_output(output)
     request = check_request(
         source,
@@ -99,12 +101,14 @@ def quantize(
         freeze=freeze,
         preprocess=preprocess,
         evaluate=evaluate,
-        progress=progress,
+        progress=clock,
     )
     with tempfile.TemporaryDirectory(prefix="toolchain-") as scratch:
         made, _, scores = accept(make_int8(request, recipe), recipe, Path(scratch))
     noises = made.quantized.noise_sources() if explain else ()
+    clock("writing")
     io.save(made.quantized.write(request.targets[0].int8.activations), output)
     notes = (*made.prepared.notes, *made.quantized.notes)
     scored = (scores.dense, scores.int8)
-    return QuantizedFile(Path(output), made.quantized, scored, made.verdict, made.curve, noises, notes)
+    stages = StageTime.of(clock.seconds())
+    return QuantizedFile(Path(output), made.quantized, scored, made.verdict, made.curve, noises, notes, stages)

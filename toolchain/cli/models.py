@@ -353,6 +353,7 @@ def quantize(
             "tradeoff": [point.model_dump(mode="json") for point in written.curve],
             "verdict": written.verdict.model_dump(mode="json"),
             "notes": list(written.quantized.notes),
+            "stages": [stage.model_dump(mode="json") for stage in written.stages],
         }
         if explain:
             record["noise"] = [noise.model_dump(mode="json") for noise in written.noises]

@@ -11,8 +11,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
@@ -22,6 +22,9 @@ from toolchain.core import progress
 
 PIPE_WIDTH = 100
 """Least width, in characters, of tables that go to a pipe or a file, which has no width of its own."""
+
+MIN_STAGE_SHARE = 0.03
+"""The last line of ``-v`` names the stages that took at least this share of the time."""
 
 log = logging.getLogger("toolchain")
 
@@ -103,11 +106,20 @@ def working() -> Iterator[progress.Progress]:
     with _stdout_aside():
         if _state.verbosity < 0:
             yield progress.silent
-        elif sys.stderr.isatty():
-            with _bar() as report:
-                yield report
-        else:
-            yield _lines()
+            return
+        with _bar() if sys.stderr.isatty() else nullcontext(_lines()) as report:
+            clock = progress.StageClock(report)
+            yield clock
+        if _state.verbosity > 0:
+            say(_total(clock.seconds()))
+
+
+def _total(stages: Mapping[str, float]) -> str:
+    """Return one line with the sum of all stages, and the stages that took most of it."""
+    total = sum(stages.values())
+    longest = sorted(stages.items(), key=lambda item: -item[1])
+    parts = [f"{stage} {seconds:.1f} s" for stage, seconds in longest if seconds >= MIN_STAGE_SHARE * total]
+    return f"{total:7.1f} s  in all: {', '.join(parts)}"
 
 
 def _lines() -> progress.Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from toolchain.formats.base import Document, Record
@@ -88,6 +89,20 @@ class AccuracyStep(Record):
     """Fidelity of the outputs in dB with the step."""
     used: bool
     """True where the step was kept."""
+
+
+class StageTime(Record):
+    """The time that a stage of the export took."""
+
+    stage: str
+    """Name of the stage."""
+    seconds: float
+    """Wall-clock seconds, on the exporting machine."""
+
+    @classmethod
+    def of(cls, seconds: Mapping[str, float]) -> tuple[StageTime, ...]:
+        """Make the records of seconds by stage, in milliseconds precision."""
+        return tuple(cls(stage=stage, seconds=round(time, 3)) for stage, time in seconds.items())
 
 
 class TradeOff(Record):
@@ -205,5 +220,7 @@ class Manifest(Document):
     """Score of the float model."""
     measurements: tuple[Measurement, ...] = ()
     """Rows of this model in the table of results."""
+    stages: tuple[StageTime, ...] = ()
+    """Times of all stages before this folder was written, in the order of their beginnings."""
     notes: tuple[str, ...] = ()
     """Facts that users of the folder should know, one sentence each."""

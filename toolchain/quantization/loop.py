@@ -36,7 +36,13 @@ from toolchain.quantization import races
 from toolchain.quantization.accuracy.clipping import count_clipped
 from toolchain.quantization.accuracy.dynamic_check import inaccurate_dynamic_nodes
 from toolchain.quantization.accuracy.sensitivity import measure_noise, noise_clusters
-from toolchain.quantization.accuracy.steps import MIXED_PRECISION, QuantBasis, improve_accuracy, log_step
+from toolchain.quantization.accuracy.steps import (
+    MIXED_PRECISION,
+    TRYING,
+    QuantBasis,
+    improve_accuracy,
+    log_step,
+)
 from toolchain.quantization.exactness.certificate import certify
 from toolchain.quantization.plan import Plan
 from toolchain.quantization.planner import AuditedPlan, Planner, log_left_float
@@ -222,6 +228,7 @@ def _without_slower_nodes(quantized: Quantized) -> Quantized:
         quantized = quantized.leaving_float(slower)
     if not quantized.plan.computes_int8:
         return quantized
+    planner.progress("racing the whole model")
     reason = races.slower_whole_model(model, quantized.plan, encoding, feed)
     if reason is None:
         return quantized
@@ -233,6 +240,7 @@ def _with_accuracy_steps(quantized: Quantized) -> Quantized:
     """Try the accuracy steps of the recipe, then mixed precision where it costs neither time nor exactness."""
     planner = quantized.planner
     recipe = planner.recipe.quantize
+    planner.progress(TRYING)
     judge = Judge(quantized.source, quantized.check.take(MAX_CHECK_SAMPLES))
     select = partial(planner.select, reasons=quantized.planned.reasons)
     basis, steps = improve_accuracy(quantized.basis, select, planner.data, judge, planner.recipe, planner.progress)
@@ -249,6 +257,8 @@ def _is_exact(quantized: Quantized) -> bool:
 
 def _with_noisiest_operators_float(quantized: Quantized, judge: Judge, feed: Feed) -> Quantized:
     """Leave the few clusters of operators float that cause most of the error, where the model gets no slower."""
+    progress = quantized.planner.progress
+    progress(TRYING)
     current = quantized.write(quantized.encoding)
     best_db = before_db = judge.fidelity_db(current)
     if before_db >= RELIEF_BELOW_DB:
@@ -259,6 +269,7 @@ def _with_noisiest_operators_float(quantized: Quantized, judge: Judge, feed: Fee
         return quantized
     used = False
     for cluster in noisiest[:MAX_FLOAT_CLUSTERS]:
+        progress(TRYING)
         reason = f"float is more accurate and not slower here: {cluster.error_share(0)}"
         tried = quantized.leaving_float(dict.fromkeys(cluster.nodes, reason))
         written = tried.write(quantized.encoding)

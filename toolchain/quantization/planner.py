@@ -102,6 +102,7 @@ class Planner:
             return replace(basis, selection=selection)
         known = None if basis is None else basis.observation.tensors
         observation = observe_selection(model, selection, self.data, self.recipe.calibrate, self.progress, known)
+        self.progress("planning")
         if basis is None:
             return QuantBasis.plain(model, selection, observation, self.recipe.quantize)
         return replace(basis, selection=selection, observation=observation)

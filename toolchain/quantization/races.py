@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from toolchain.core.progress import Progress
+from toolchain.core.progress import Progress, Stage
 from toolchain.data.tensors import Feed
 from toolchain.formats.target import Encoding
 from toolchain.graph import run, tap
@@ -35,7 +35,8 @@ def slower_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed
         return {}  # the fragment is most of the model, so the race of the whole model decides
     inputs = _fragment_inputs(model, parts, feed)
     reasons: dict[str, str] = {}
-    for number, part in enumerate(parts):
+    stage = Stage("racing int8 against float", len(parts), progress)
+    for part in parts:
         names = [str(value.name) for value in part.float_model.graph.inputs]
         result = race_models(part.float_model, part.int8_model, {name: inputs[name] for name in names})
         float_s, int8_s = result.medians_s
@@ -44,7 +45,7 @@ def slower_fragments(model: ir.Model, plan: Plan, encoding: Encoding, feed: Feed
             times = f"{int8_s * 1e6:.1f} µs, in float {float_s * 1e6:.1f} µs"
             around = f", measured for the {len(part.nodes)} connected nodes around it" if len(part.nodes) > 1 else ""
             reasons.update(dict.fromkeys(part.nodes, f"int8 is slower on this machine: {times}{around}"))
-        progress("racing int8 against float", number + 1, len(parts))
+        stage.step()
     return reasons
 
 

@@ -60,6 +60,8 @@ BIAS_CORRECTION = "bias correction"
 GPTQ = "GPTQ rounding"
 MIXED_PRECISION = "mixed precision"
 
+TRYING = "trying accuracy steps"
+"""Name of the stage."""
 MIN_GAIN_DB = 0.1
 """A step that gains less is left out: such a gain is noise, and every step makes the model harder to understand."""
 MIN_SMOOTH_QUANT_GAIN_DB = 1.0
@@ -172,13 +174,15 @@ def improve_accuracy(
     """
     steps = _candidate_steps(select, data, recipe, progress)
     tried: list[AccuracyStep] = []
+    progress(TRYING, 0, len(steps))
     best_db = _fidelity_db(basis, judge)
     for number, step in enumerate(steps):
-        progress("trying accuracy steps", number, len(steps))
+        progress(TRYING, number, len(steps))
         changed = step.apply(basis) if step.allowed else None
         if changed is None:
             _log.debug("accuracy step %s: %s", step.name, "nothing to change" if step.allowed else "not in the recipe")
             continue
+        progress(TRYING, number, len(steps))  # the step may have reported stages of its own
         changed_db = _fidelity_db(changed, judge)
         used = not judge.usable or changed_db >= best_db + step.min_gain_db
         tried.append(AccuracyStep(name=step.name, without_db=best_db, with_db=changed_db, used=used))
@@ -252,11 +256,11 @@ def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Prog
     weights: dict[str, WeightQuant] = {}
     moments_of = joint_moments(basis.model, data.take(MOMENT_SAMPLES), sharing_weights(products), progress=progress)
     for readers, moments in moments_of:
+        progress("rounding weights", len(weights), len(products))
         weight, nearest = constant_weight(readers[0]), basis.weights[query.label(readers[0])]
         exact = basis.settings.exact and not is_depthwise(readers[0], weight.shape)
         rounded = round_by_moments(weight, nearest, moments.blocks, moments.positions, exact=exact)
         weights.update(dict.fromkeys(map(query.label, readers), rounded))
-        progress("rounding weights", len(weights), len(products))
     return replace(basis, weights=weights)
 
 

@@ -9,10 +9,9 @@ from toolchain.benchmark.stats import Estimate
 from toolchain.core.errors import GateError, ModelError
 from toolchain.data.calibration import open_data
 from toolchain.evaluation.judge import Judge
-from toolchain.evaluation.score import agreement_score
 from toolchain.formats.recipe import Prune
 from toolchain.formats.results import Score
-from toolchain.graph import io, query, run
+from toolchain.graph import io, query
 from toolchain.latency.race import Race
 from toolchain.ops.cost import total_macs
 from toolchain.optimization.passes import optimize
@@ -106,13 +105,12 @@ def test_a_model_that_is_slower_when_pruned_is_returned_unchanged(model, data):
 
 def limit(model, data, max_drop=None, score=None):
     """Without a score, it is the agreement with the dense model."""
-    dense = run.session(model)
 
-    def agreement(other):
-        return agreement_score(dense, run.session(other), data)
+    def measure(other):
+        return Score(kind="evaluate", value=score(other))
 
-    measure = (lambda other: Score(kind="evaluate", value=score(other))) if score else agreement
-    return LossLimit(Judge(model, data), measure, measure(model), max_drop)
+    before = Score(kind="agreement", value=1.0) if score is None else measure(model)
+    return LossLimit(Judge(model, data), measure, before, max_drop)
 
 
 def test_a_goal_that_costs_too_much_is_refused_with_the_most_that_can_be_spared(model, data):
@@ -151,7 +149,7 @@ def test_a_loss_within_the_users_limit_is_accepted_and_told(model, data):
     pruned = prune_model(model, data, Prune(speedup=3.0), check=data, multiple=8, limit=off, **COUNTED)
     assert pruned.record.lost
     assert pruned.record.verdict.worst.fidelity_db < 10
-    assert pruned.score == off.measure(pruned.model)
+    assert pruned.score.value == pruned.record.verdict.agreement
 
 
 @pytest.mark.parametrize(("measured", "said"), [(1.4, "1.40 times (95 %: 1.39 to 1.41) was measured"), (1.49, None)])
@@ -184,6 +182,13 @@ def test_a_goal_out_of_reach_is_an_error(model, data):
         GateError, match=r"a speed-up of 50\.00 times is out of reach; \d+\.\d\d is the most before outputs degrade"
     ):
         prune_model(model, data, Prune(speedup=50.0), multiple=8, **COUNTED)
+
+
+def test_a_goal_out_of_reach_comes_with_the_curve_where_there_is_a_limit(model, data):
+    allowed = limit(model, data)
+    with pytest.raises(PruningLossError, match=r"a speed-up of 50\.00 times is out of reach") as error:
+        prune_model(model, data, Prune(speedup=50.0), check=data, multiple=8, limit=allowed, **COUNTED)
+    assert 1 < error.value.curve[-1].factor < 50
 
 
 def test_a_model_without_free_channels_says_why(data):

@@ -20,7 +20,15 @@ def judge():
     return Judge(linear(np.eye(4)), [{"x": rng.standard_normal((1, 4)).astype(np.float32)} for _ in range(40)])
 
 
+class GivenAgreement:
+    """A judge whose verdict has another agreement."""
+
+    def __init__(self, judge, value):
+        self.verdict = lambda model: judge.verdict(model).model_copy(update={"agreement": value})
+
+
 def limit(judge, before, after, max_drop):
+    judge = GivenAgreement(judge, after.value) if after.kind == "agreement" else judge
     return LossLimit(judge, lambda model: after, before, max_drop)
 
 

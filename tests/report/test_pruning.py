@@ -5,9 +5,9 @@ from __future__ import annotations
 from rendered import one_line, rendered_lines
 from report_page import PRUNING
 
-from toolchain.formats.findings import CutGroup, Pruning
+from toolchain.formats.findings import CutGroup, CutPoint, Pruning
 from toolchain.formats.results import Score
-from toolchain.report.pruning import MOST_GROUPS, render
+from toolchain.report.pruning import MOST_GROUPS, curve, render
 
 
 def test_groups_then_totals():
@@ -19,6 +19,24 @@ def test_groups_then_totals():
     assert "multiply-accumulates 1 k → 700, parameters 100 → 60" in said
     assert "fp32 1.30× as fast on this computer, 1 thread; as int8, 1.20× as fast as int8 without pruning" in said
     assert "fidelity 11.0 dB after removal, 24.0 dB after repair" in said
+
+
+def test_speed_ups_have_intervals_where_they_were_measured():
+    measured = PRUNING.model_copy(update={"speedup_interval": (1.27, 1.33), "int8_speedup_interval": (1.18, 1.22)})
+    said = one_line(render(measured))
+    assert "fp32 1.30× (95 %: 1.27 to 1.33) as fast on this computer, 1 thread" in said
+    assert "as int8, 1.20× (95 %: 1.18 to 1.22) as fast as int8 without pruning" in said
+
+
+def test_the_curve_shows_what_smaller_models_gain_and_lose():
+    points = [
+        CutPoint(factor=1.09, fidelity_db=12.9, score=Score(kind="agreement", value=0.92)),
+        CutPoint(factor=1.2, fidelity_db=None, score=Score(kind="agreement", value=0.7), fault="agreement is 0.700"),
+    ]
+    lines = [line.split() for line in rendered_lines(curve(points))]
+    assert lines[1] == ["factor", "fidelity", "agreement"]
+    assert lines[3] == ["1.09×", "12.9", "dB", "0.9200", "keeps", "enough"]
+    assert lines[4] == ["1.20×", "0.7000", "agreement", "is", "0.700"]
 
 
 def test_a_check_up_to_rounding_says_so():

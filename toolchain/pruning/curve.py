@@ -53,40 +53,55 @@ class Goal:
         return f"{speedup} {floor(100 * factor) / 100:g}"
 
 
-def refusal(
+def too_costly(
     task: PruneTask, limit: LossLimit, goal: Goal, path: Sequence[WidthPlan], index: int, last: CutPoint
 ) -> PruningLossError:
-    """Find the most that keeps to the limits, by bisection, and return the error that says so.
+    """Return the error for a plan that meets the goal and loses too much.
 
     Args:
         task: the request.
         limit: the most that may be lost.
         goal: what was asked for.
         path: plans, from nothing cut to more and more.
-        index: number of the plan that meets the goal.
+        index: number of the plan.
         last: what it gains and loses.
     """
+    return _error(
+        task, limit, goal, f"{goal} costs too much: {last.fault}", _points(task, limit, goal, path, index, last)
+    )
+
+
+def out_of_reach(task: PruneTask, limit: LossLimit, goal: Goal, path: Sequence[WidthPlan]) -> PruningLossError:
+    """Return the error for a goal that no plan of the path meets."""
+    last = _tried(task, limit, goal, path[-1])
+    points = _points(task, limit, goal, path, len(path) - 1, last)
+    return _error(task, limit, goal, f"{goal} is out of reach: outputs degrade before", points)
+
+
+def _points(
+    task: PruneTask, limit: LossLimit, goal: Goal, path: Sequence[WidthPlan], index: int, last: CutPoint
+) -> list[CutPoint]:
+    """Find the largest cut that keeps to the limits, by bisection; return everything that was tried, sorted."""
     points, low, high = [last], 0, index
-    for number in range(MAX_TRIED):
+    for number in range(MAX_TRIED if last.fault else 0):
         if high - low < 2:
             break
         task.progress("finding the most that keeps the answer", number + 1, MAX_TRIED)
         middle = (low + high) // 2
         points.append(_tried(task, limit, goal, path[middle]))
         low, high = (low, middle) if points[-1].fault else (middle, high)
-    curve = sorted(points, key=lambda point: point.factor)
-    kept = [point.factor for point in curve if not point.fault and point.factor > 1]
-    what = f"{goal} costs too much: {last.fault}"
+    return sorted(points, key=lambda point: point.factor)
+
+
+def _error(task: PruneTask, limit: LossLimit, goal: Goal, cause: str, curve: Sequence[CutPoint]) -> PruningLossError:
+    kept = max((point.factor for point in curve if not point.fault and point.factor > 1), default=None)
     accept = "or accept the loss with --max-drop"
-    if not kept:
-        what, hint = f"{what}; no smaller cut that was tried keeps enough", f"give more samples, {accept}"
-    elif goal.kind == "keep":
-        option = goal.option(kept[-1], limit.option)
-        what, hint = f"{what}; {1 / kept[-1]:.2f} is the least that keeps enough", f"give {option}, {accept}"
+    if kept is None:
+        found, hint = "no smaller cut that was tried keeps enough", f"give more samples, {accept}"
     else:
-        option = goal.option(kept[-1], limit.option)
-        what, hint = f"{what}; {kept[-1]:.2f} times is the most that keeps enough", f"give {option}, {accept}"
-    return PruningLossError(what, where=task.basis.model.graph.name, hint=hint, curve=curve)
+        most = f"{1 / kept:.2f} is the least" if goal.kind == "keep" else f"{kept:.2f} times is the most"
+        found, hint = f"{most} that keeps enough", f"give {goal.option(kept, limit.option)}, {accept}"
+    return PruningLossError(f"{cause}; {found}", where=task.basis.model.graph.name, hint=hint, curve=curve)
 
 
 def _tried(task: PruneTask, limit: LossLimit, goal: Goal, plan: WidthPlan) -> CutPoint:

@@ -31,7 +31,7 @@ from toolchain.formats.results import Score
 from toolchain.ops.cost import total_macs
 from toolchain.optimization.passes import optimize
 from toolchain.pruning import speed
-from toolchain.pruning.curve import Goal, refusal
+from toolchain.pruning.curve import Goal, out_of_reach, too_costly
 from toolchain.pruning.latency import PartClock, counted_clock, measured_clock
 from toolchain.pruning.loss import LossLimit
 from toolchain.pruning.options import PruneBasis, kept_channels, prune_basis, pruning_units
@@ -99,8 +99,9 @@ def prune_model(
 
     Raises:
         ModelError: nothing in the model can be cut.
-        PruningLossError: the goal costs more than the limit allows.
-        GateError: the goal is out of reach, or the proof fails.
+        PruningLossError: the goal costs more than the limit allows, or is out of reach.
+        GateError: the goal is out of reach, and there is no limit; the proof fails; the speed-up that is measured at
+            the end is less than half of what was asked for.
         DataError: a sample cannot be run.
     """
     if settings.minutes:
@@ -159,7 +160,7 @@ def _reach_goal(task: PruneTask, path: Sequence[WidthPlan]) -> Pruned:
     """Find the first plan of a path that meets the goal, by bisection; every tried plan is measured as a whole.
 
     Raises:
-        GateError: no plan of the path meets the goal.
+        GateError: no plan of the path meets the goal; a PruningLossError where there is a limit.
     """
     basis, settings = task.basis, task.settings
     dense = task.deployed(basis.model)
@@ -183,6 +184,8 @@ def _reach_goal(task: PruneTask, path: Sequence[WidthPlan]) -> Pruned:
     if index == len(path) - 1 and (most := reached(path[index])) < goal.factor:
         if most <= 1:
             return _unpruned(task, MEASURED_SLOWER)
+        if task.limit is not None:
+            raise out_of_reach(task, task.limit, goal, path)
         raise GateError(
             f"a {'reduction' if settings.keep is not None else 'speed-up'} of {goal.factor:.2f} times is out of reach; "
             f"{most:.2f} is the most before outputs degrade",
@@ -264,7 +267,7 @@ def _finish(task: PruneTask, path: Sequence[WidthPlan], index: int, goal: Goal) 
         loss = task.limit.loss(pruned)
         if loss.fault is not None:
             factor = task.macs_factor(pruned) if goal.kind == "keep" else deployed.speedup.value
-            raise refusal(task, task.limit, goal, path, index, loss.point(factor))
+            raise too_costly(task, task.limit, goal, path, index, loss.point(factor))
     record = Pruning(
         helped=True,
         speedup=fp32.speedup.value,

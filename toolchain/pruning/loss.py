@@ -19,10 +19,10 @@ from toolchain.formats.findings import CutPoint
 from toolchain.formats.results import Score
 from toolchain.formats.verdict import Verdict
 
-# Chosen on pruned models whose labelled accuracy was measured (docs/decisions/pruning-results.md). From 12.9 dB upward no
-# classifier lost more than 1.8 points; between 12 and 9.3 dB they lost 0.4 to 2.6, between 9.2 and 7.4 dB 2.4 to 8.8,
-# and at 2.2 dB 42. Agreement alone does not tell these apart: 0.84 came with a loss of 5 points in one model, 0.83 with
-# none in another. It is a second limit, for answers that change although the outputs are near.
+# Chosen on pruned models whose labelled accuracy was measured (docs/decisions/pruning-results.md). From 12.9 dB upward
+# no classifier lost more than 1.8 points; between 12 and 9.3 dB they lost 0.4 to 2.6, between 9.2 and 7.4 dB 2.4 to
+# 8.8, and at 2.2 dB 42. Agreement alone does not tell these apart: 0.84 came with a loss of 5 points in one model, 0.83
+# with none in another. It is a second limit, for answers that change although the outputs are near.
 MIN_FIDELITY_DB = 12.0
 """Lowest accepted fidelity of every part of the outputs in dB."""
 MIN_AGREEMENT = 0.8

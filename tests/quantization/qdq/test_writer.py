@@ -136,6 +136,20 @@ def test_float_readers_read_the_int8_tensor():
     assert nodes["c"].inputs[0].producer().op_type == "DequantizeLinear"
 
 
+def test_activation_that_stays_float_between_two_int8_products():
+    """The first product's result stays float, so its Relu becomes a Max; the second product reads that in int8."""
+    model = by_hand.named(
+        "d = Gemm(x, w, b) r = Relu(d) y = Gemm(r, v, c)", "float[1, 8] x", "float[1, 4] y",
+        small_models.weights(w=(8, 8), b=(8,), v=(8, 4), c=(4,)),
+    )  # fmt: skip
+    feeds = [{"x": np.random.default_rng(seed).standard_normal((1, 8)).astype(np.float32)} for seed in range(12)]
+    plan, written = by_hand.quantized(model, feeds, keep_float=("r",))
+    assert "Max" in small_models.ops(written)
+    assert "r" in plan.activations
+    expected, found = (np.array([small_models.plain(m, feed)["y"] for feed in feeds]) for m in (model, written))
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
 def test_tensors_of_one_scale_share_its_constants():
     model = build("integers moved about")
     plan, written = by_hand.quantized(model, draw_feeds(model))

@@ -50,12 +50,12 @@ def apply_quantization(model: ir.Model, plan: Plan, encoding: Encoding) -> ir.Mo
     tables: dict[int, embedding_tables.TableConstants] = {}
     for name, rows in plan.tables.items():
         embedding_tables.write_table(nodes[name], rows, writer.names, tables)
-    values = {str(value.name): value for value in query.activations(result)}
     int8_computed = int8_values(result, chosen)
     for name, product in plan.products.items():
         writer.product(nodes[name], product)
         if leaves_float(nodes[name], chosen):
             writer.limit_by_max_and_min(nodes[name])
+    values = {str(value.name): value for value in query.activations(result)}  # some are those of Max and Min now
     for name, grid in plan.activations.items():
         value = values[name]
         pair = writer.pair(value, grid)

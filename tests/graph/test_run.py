@@ -71,6 +71,17 @@ def test_a_file_the_runtime_refuses_is_named(tmp_path):
         run.session(tmp_path / "none.onnx")
 
 
+@pytest.mark.parametrize(
+    ("dims", "dynamic", "fits"),
+    [
+        (("N", 3, 512, 512), 8, True), (("N", "C", "H", "W"), 512, False), (("N", 3, "H", "W"), 128, True),
+        ((1, 3, 8192, 8192), 2, True),  # no size is tried here, the model has it
+    ],
+)  # fmt: skip
+def test_random_inputs_with_many_dynamic_axes_stay_small(dims, dynamic, fits):
+    assert run.can_draw([TensorSpec("x", F32, dims), TensorSpec("n", I64, ())], dynamic) is fits
+
+
 def test_random_feeds_fit_and_repeat():
     specs = [
         TensorSpec("x", F32, ("N", 3, None)),

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,16 @@ def run(model: ir.Model | ort.InferenceSession, feeds: Iterable[Feed]) -> list[l
     """The outputs for every feed, in the model's order."""
     engine = session(model) if isinstance(model, ir.Model) else model
     return [list(engine.run(None, feed)) for feed in feeds]
+
+
+MAX_RANDOM_VALUES = 2**24
+"""Most numbers of a random input with dynamic axes, 64 MiB as float32: four axes of size 512 would take 256 GiB."""
+
+
+def can_draw(specs: Sequence[TensorSpec], dynamic: int) -> bool:
+    """False where an input would be larger than :data:`MAX_RANDOM_VALUES` with this size of its dynamic axes."""
+    shapes = [spec.dims for spec in specs if not all(isinstance(size, int) for size in spec.dims)]
+    return all(prod(d if isinstance(d, int) else dynamic for d in dims) <= MAX_RANDOM_VALUES for dims in shapes)
 
 
 def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator, dynamic: int = 1) -> Feed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnx
 import pytest
 
 import toolchain
-from toolchain.core.errors import GateError, InputError
+from toolchain.core.errors import InputError, ToolchainError
 from toolchain.formats.recipe import Bench, Quantize, Recipe
 from zoo import oracle
 from zoo.row import Row
@@ -21,8 +22,6 @@ RECIPE = Recipe(
     quantize=Quantize(measure=False), bench=Bench(warmup_s=0, min_time_s=0, min_runs=3, rounds=1, processes=1)
 )
 """Nothing is timed, so that the result is the same on every machine."""
-SAME = 1e-4
-"""Largest difference that a clean-up may make, relative to an output's largest value: float32 sums in another order."""
 
 
 def rows(step, chosen=lambda row: True):
@@ -32,7 +31,9 @@ def rows(step, chosen=lambda row: True):
         if chosen(row):
             marks = [] if row.fast else [pytest.mark.slow]
             if name in PENDING.get(step, ()):
-                marks.append(pytest.mark.xfail(raises=AssertionError, reason="not right yet", strict=False))
+                marks.append(
+                    pytest.mark.xfail(raises=(AssertionError, ToolchainError), reason="not right yet", strict=False)
+                )
             found.append(pytest.param(row, id=name, marks=marks))
     return found
 
@@ -84,30 +85,28 @@ def test_inspect(row, saved):
 @pytest.mark.parametrize("row", rows("optimize"))
 def test_optimize(row, saved, tmp_path):
     path, output = saved(row), tmp_path / "optimized.onnx"
-    if row.unreadable or (row.refused and "quantized already" in row.refused):
-        with pytest.raises(InputError, match=row.unreadable or row.refused):
+    if row.unreadable:
+        with pytest.raises(InputError, match=row.unreadable):
             toolchain.optimize(path, output=output)
         assert not output.exists()
         return
     toolchain.optimize(path, output=output)
     before, after = truth(row.name), oracle.answers(output, row.fresh_feeds())
     check_interface(row, before, after, path, output)
-    if row.random:
-        return
     for (name, _), old, new in zip(before.outputs, before.arrays, after.arrays, strict=True):
         for a, b in zip(old, new, strict=True):
-            assert_same(name, a, b)
+            assert_same(name, a, b, row.optimized_within)
 
 
-def assert_same(name, a, b):
+def assert_same(name, a, b, within):
     if isinstance(a, list):
         assert len(a) == len(b), name
         for one, two in zip(a, b, strict=True):
-            assert_same(name, one, two)
+            assert_same(name, one, two, within)
     elif np.asarray(a).dtype.kind == "f":
         finite = np.isfinite(a)
         size = float(np.abs(a[finite]).max()) if finite.any() else 0.0
-        np.testing.assert_allclose(b, a, rtol=SAME, atol=SAME * size, err_msg=name)
+        np.testing.assert_allclose(b, a, rtol=within, atol=within * size, err_msg=name)
     else:
         np.testing.assert_array_equal(b, a, err_msg=name)
 
@@ -120,29 +119,23 @@ def test_quantize(row, saved, tmp_path):
             toolchain.quantize(path, calibration=row.calibration_feeds(), output=output, recipe=RECIPE)
         assert not output.exists()
         return
-    try:
-        made = toolchain.quantize(path, calibration=row.calibration_feeds(), output=output, recipe=RECIPE)
-    except GateError:
-        assert row.may_fail_its_gate
-        assert not output.exists()
-        return
-    judge(row, path, output)
+    made = toolchain.quantize(path, calibration=row.calibration_feeds(), output=output, recipe=RECIPE)
+    check_int8(row, path, output)
     reasons = " ".join(str(choice.reason) for choice in made.quantized.plan.choices)
     for words in row.float_because:
         assert words in reasons
 
 
-def judge(row: Row, path: Path, output: Path) -> None:
+def check_int8(row: Row, path: Path, output: Path) -> None:
     """Compare an int8 file with its source: interface, every part, number of int8 products, bytes."""
     before, after = truth(row.name), oracle.answers(output, row.fresh_feeds())
     check_interface(row, before, after, path, output)
-    if not row.random:
-        lost = [
-            f"{part.name}: {part.value:.1f} dB" if part.decibels else f"{part.name}: {part.value:.2f} equal"
-            for part in oracle.parts_left(before, after, row.parts, row.channels, row.sets)
-            if part.value < (row.min_db if part.decibels else row.agree)
-        ]
-        assert not lost, f"{len(lost)} parts are lost: " + "; ".join(lost[:5])
+    lost = [
+        f"{part.name}: {part.value:.1f} dB" if part.decibels else f"{part.name}: {part.value:.2f} equal"
+        for part in oracle.parts_left(before, after, row.parts, row.channels, row.sets)
+        if part.value < row.demands(part)
+    ]
+    assert not lost, f"{len(lost)} parts are lost: " + "; ".join(lost[:5])
     assert oracle.int8_products(output) >= row.int8_at_least
     # A quantized tensor brings two nodes of about 100 bytes with their scale and zero point.
     nodes = len(onnx.load(path).graph.node)
@@ -155,6 +148,31 @@ def test_export_and_verify(row, saved, tmp_path):
     path, folder = saved(row), tmp_path / "exported"
     targets = ["host", "raspberry-pi-5"]
     toolchain.export(path, targets=targets, calibration=row.calibration_feeds(), output=folder, recipe=RECIPE)
-    judge(row, path, folder / "host" / "model.onnx")
+    check_int8(row, path, folder / "host" / "model.onnx")
     for target in targets:
         assert toolchain.verify(folder / target).mismatches == ()
+
+
+COMMANDS = {
+    "yolov8_boxes_and_scores": 0, "wake_word_gemm_chain": 0, "output_that_is_an_input": 0,
+    "quantized_already_as_pairs": 2, "dropout_left_in_training_mode": 2, "calibrated_on_zeros": 2,
+}  # fmt: skip
+"""Rows that also go through the command line, and the exit code of `quantize`."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_line(name, toolchain, saved, tmp_path):
+    row, samples, output = ROWS[name], tmp_path / "samples.npz", tmp_path / "int8.onnx"
+    path = saved(row)
+    feeds = row.calibration_feeds()
+    np.savez(samples, **{key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]})
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("quantize.measure = false")
+    done = toolchain("quantize", path, "--calibration", samples, "--recipe", recipe, "--output", output)
+    assert done.code == COMMANDS[name], done.err
+    assert output.exists() == (done.code == 0)
+    if done.code == 0:
+        check_int8(row, path, output)
+    else:
+        assert re.search(row.refused or row.unreadable, done.sentence)

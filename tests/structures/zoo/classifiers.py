@@ -48,7 +48,7 @@ def batch_norm_before_activation_before_convolution(n, x):
     return head(n, n.Relu(n.batch_norm(y)))
 
 
-@row(image(3, 24, batch=N), int8_at_least=9, fast=True)
+@row(image(3, 24, batch=N), int8_at_least=9)
 def residual_bottlenecks(n, x):
     y = n.conv(x, 32, 7, s=2)
     for _ in range(3):

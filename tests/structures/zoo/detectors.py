@@ -38,7 +38,7 @@ def yolov8_boxes_and_scores(n, x):
     return n.Concat(n.Mul(boxes, 80.0), n.Sigmoid(flat(n, scores(n, f, 6))), axis=1)
 
 
-@row(image(3, 32, batch=N), parts={"y": [(1, 0, 4), (1, 4, 9)]}, int8_at_least=5, fast=True)
+@row(image(3, 32, batch=N), parts={"y": [(1, 0, 4), (1, 4, 9)]}, int8_at_least=5)
 def yolov8_distribution_of_distances(n, x):
     f = backbone(n, x)
     bins = n.Reshape(n.conv(n.conv(f, 24, act="SiLU"), 32, 1, act=None, gain=2.0), [0, 4, 8, 64])
@@ -160,7 +160,7 @@ def boxes_gathered_behind_top_k(n, x):
     return {"boxes": chosen, "best": best, "every": boxes}
 
 
-@row(PICTURE, int8_at_least=5, fast=True)
+@row(PICTURE, int8_at_least=5)
 def one_output_for_every_level(n, x):
     f = backbone(n, x, "Relu")
     deep = n.conv(f, 32, s=2)

@@ -57,7 +57,7 @@ def log_mel_spectrogram(n, x):
     return n.Log(n.Clip(n.MatMul(mel(33, 12), spectrum(n, x)), 1e-6))
 
 
-@row(wave(batch=N), int8_at_least=2, fast=True)
+@row(wave(batch=N), int8_at_least=2)
 def log_mel_in_front_of_a_network(n, x):
     bands = n.Log(n.Add(n.MatMul(mel(33, 12), spectrum(n, x)), 1e-5))
     return n.Softmax(tagger(n, n.Mul(n.Add(bands, 5.0), 0.2)), axis=-1)
@@ -168,7 +168,7 @@ def division_by_a_running_level(n, x):
     return n.conv(n.Div(y, n.Add(level, 1e-3)), 8, act=None)
 
 
-@row(features(1, 1, 16, 96), int8_at_least=4, fast=True)
+@row(features(1, 1, 16, 96), int8_at_least=4)
 def wake_word_depthwise_separable(n, x):
     y = n.conv(x, 16, (5, 5), s=2)
     for _ in range(2):

@@ -60,11 +60,13 @@ class Net:
 
     def const(self, array: Operand, name: str | None = None) -> str:
         """An initializer; Python's numbers are float32 and int64."""
-        if not isinstance(array, np.ndarray | np.generic):
+        if isinstance(array, np.ndarray | np.generic):
+            array = np.asarray(array)
+        else:
             array = np.array(array)
             array = array.astype({"f": np.float32, "i": np.int64}.get(array.dtype.kind, array.dtype))
         name = name or self._name("const")
-        self.constants[name] = np.asarray(array)
+        self.constants[name] = array
         return name
 
     def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -153,11 +155,12 @@ class Net:
 
     # -- bodies of If, Loop and Scan ---------------------------------------------------------------------------------
 
-    def body(self, build: Callable[..., Sequence[str]], **inputs: Sequence) -> onnx.GraphProto:
+    def body(self, build: Callable[..., Sequence[str]], *, shapes: bool = True, **inputs: Sequence) -> onnx.GraphProto:
         """A graph for an attribute. It may read the values of this graph.
 
         Args:
             build: takes a `Net` and the names of the inputs, and returns the names of the outputs.
+            shapes: the body declares the shapes of its inputs and outputs.
             inputs: a value by name, which the body is run on while it is built.
         """
         inner = Net({}, [], self.opset, 0)
@@ -167,7 +170,7 @@ class Net:
             self.functions,
             self._numbers,
         )
-        inner.values = [{**values, **inputs} for values in self.values]
+        inner.values = [{**values, **{name: np.asarray(at) for name, at in inputs.items()}} for values in self.values]
         ends = build(inner, *inputs)
         self.domains |= inner.domains
         infos = [helper.make_tensor_value_info(name, _element(inner.value(name)), None) for name in ends]
@@ -320,14 +323,14 @@ def session(model: onnx.ModelProto | str, level=ort.GraphOptimizationLevel.ORT_D
 
 
 def declare_outputs(model: onnx.ModelProto, values: dict[str, object]) -> onnx.ModelProto:
-    """Declare the outputs as onnxruntime knows them; where it does not know the rank, without a shape."""
+    """Declare the outputs as onnxruntime knows them; where it does not know the rank, by their number of axes."""
     ends = []
     for end in session(model).get_outputs():
         value = values[end.name]
         if isinstance(value, list):
             ends.append(helper.make_tensor_sequence_value_info(end.name, _element(value[0]), None))
             continue
-        shape = end.shape if len(end.shape) == np.ndim(value) else None
+        shape = end.shape if len(end.shape) == np.ndim(value) else [None] * np.ndim(value)
         ends.append(helper.make_tensor_value_info(end.name, _element(value), shape))
     del model.graph.output[:]
     model.graph.output.extend(ends)
@@ -350,7 +353,8 @@ def _element(value: object) -> int:
 
 
 def _info(name: str, value: object) -> onnx.ValueInfoProto:
-    """A graph input for this value, of any size."""
+    """A graph input for this value, of any size; vectors have theirs, because they may be shapes."""
     if isinstance(value, list):
         return helper.make_tensor_sequence_value_info(name, _element(value[0]), None)
-    return helper.make_tensor_value_info(name, _element(value), [None] * np.ndim(value))
+    sizes = np.shape(value) if np.ndim(value) == 1 else [None] * np.ndim(value)
+    return helper.make_tensor_value_info(name, _element(value), sizes)

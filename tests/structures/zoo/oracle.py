@@ -30,11 +30,15 @@ Piece = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """How much is left of one part: `value` is in dB, or the share of equal elements where `decibels` is false."""
+    """How much is left of one part: `value` is in dB, or the share of equal elements where `decibels` is false.
+
+    index: the part is one index of the channel axis.
+    """
 
     name: str
     value: float
     decibels: bool = True
+    index: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,22 +121,23 @@ def parts_left(
 
 
 def _float_parts(name: str, old: list, new: list, pieces: Sequence[Piece], axis: int) -> list[Part]:
-    whole = [(name, slice(None), 0)]
-    whole += [(f"{name}[axis {k}, {start}:{stop}]", slice(start, stop), k) for k, start, stop in pieces]
-    found, candidates = [], []
-    for label, chosen, k in whole:
-        cut = [(_take(a, chosen, k), _take(b, chosen, k)) for a, b in zip(old, new, strict=True)]
-        candidates.append((label, *_power([a for a, _ in cut], [b for _, b in cut], axis)))
+    chosen = [(name, slice(None), 0)]
+    chosen += [(f"{name}[axis {k}, {start}:{stop}]", slice(start, stop), k) for k, start, stop in pieces]
+    candidates = []
+    for label, cut, k in chosen:
+        candidates.append(
+            (label, False, *_power([_take(a, cut, k) for a in old], [_take(b, cut, k) for b in new], axis))
+        )
     first, second = (_rows(side, axis) for side in (old, new))
-    if first is not None and first.shape[1] > 1:
-        candidates += [
-            (f"{name}[axis {axis}, {c}]", *_moments(first[:, c], second[:, c])) for c in range(first.shape[1])
-        ]
-    largest = max(variance for _, variance, _, _ in candidates)
-    for label, variance, error, size in candidates:
-        if variance > CONSTANT * largest and variance > 1e-10 * size:
-            found.append(Part(label, 10 * np.log10(variance / max(error, 1e-12 * variance))))
-    return found
+    if first is not None and second is not None and first.shape[1] > 1:
+        for c in range(first.shape[1]):
+            candidates.append((f"{name}[axis {axis}, {c}]", True, *_moments(first[:, c], second[:, c])))
+    largest = max(variance for _, _, variance, _, _ in candidates)
+    return [
+        Part(label, 10 * np.log10(variance / max(error, 1e-12 * variance)), index=index)
+        for label, index, variance, error, size in candidates
+        if variance > CONSTANT * largest and variance > 1e-10 * size
+    ]
 
 
 def _take(array: np.ndarray, chosen: slice, axis: int) -> np.ndarray:

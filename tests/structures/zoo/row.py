@@ -11,13 +11,15 @@ from pathlib import Path
 import onnx
 
 from zoo.net import PROBES, Net
-from zoo.oracle import Piece
+from zoo.oracle import Part, Piece
 from zoo.samples import Feed, Input, draw_feeds
 
-CALIBRATION = 24
+CALIBRATION = 32
 """Number of calibration samples."""
 FRESH = 32
 """Number of samples that the oracle judges by."""
+INDEX_MARGIN_DB = 3.0
+"""What one index of the channel axis may have less than a piece: its fidelity comes from few samples."""
 Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -36,13 +38,13 @@ class Row:
         sets: outputs whose rows are chosen by the data, such as boxes behind TopK; they are compared as sets.
         int8_at_least: number of products that must be int8.
         float_because: words that the reasons of nodes left float contain.
-        min_db: the least that every part must keep.
+        optimized_within: largest difference that a clean-up may make, relative to an output's largest value.
+        min_db: the least that every output and piece must keep; an index of the channel axis may have 3 dB less.
         agree: the least share of equal integers, truth values and texts.
         refused: words of the sentence with which `quantize` refuses the file; empty where it must not.
         unreadable: words of the sentence with which every command refuses the file.
+        fed_as: the type that floats are fed in; None for that of the inputs.
         calibration: samples for calibration instead of those drawn from the inputs.
-        may_fail_its_gate: `quantize` may give up with exit code 1.
-        random: the source gives other numbers at every run, so that nothing can be compared.
         fast: part of the fast tier.
         exported: also goes through export and verify.
     """
@@ -57,15 +59,21 @@ class Row:
     sets: tuple[str, ...] = ()
     int8_at_least: int = 1
     float_because: tuple[str, ...] = ()
-    min_db: float = 10.0
+    optimized_within: float = 1e-4  # sums of float32 in another order
+    min_db: float = 8.0  # quantize demands 10 dB of its own samples; on others there may be a little less
     agree: float = 0.9
     refused: str = ""
     unreadable: str = ""
+    fed_as: type | None = None
     calibration: Mapping[str, Input] | None = None
-    may_fail_its_gate: bool = False
-    random: bool = False
     fast: bool = False
     exported: bool = False
+
+    def demands(self, part: Part) -> float:
+        """The least value that is accepted for a part."""
+        if not part.decibels:
+            return self.agree
+        return self.min_db - INDEX_MARGIN_DB if part.index else self.min_db
 
     @property
     def seed(self) -> int:
@@ -73,7 +81,7 @@ class Row:
 
     def model(self) -> onnx.ModelProto:
         """Build the file."""
-        net = Net(dict(self.inputs), self.feeds(0, PROBES), self.opset, self.seed)
+        net = Net(dict(self.inputs), draw_feeds(dict(self.inputs), self.seed, PROBES), self.opset, self.seed)
         made = self.build(net, *self.inputs)
         model = net.finish(made if isinstance(made, dict) else {"y": made})
         return self.change(model) if self.change else model
@@ -84,15 +92,20 @@ class Row:
         onnx.save(self.model(), path)
         return path
 
-    def feeds(self, seed: int, count: int) -> list[Feed]:
-        """Samples of the inputs."""
-        return draw_feeds(dict(self.inputs), self.seed + seed, count)
+    def fresh_feeds(self) -> list[Feed]:
+        """Samples that calibration has not seen."""
+        return self._feeds(self.inputs, 2, FRESH)
 
     def calibration_feeds(self) -> list[Feed]:
-        return draw_feeds(dict(self.calibration or self.inputs), self.seed + 1, CALIBRATION)
+        return self._feeds(self.calibration or self.inputs, 1, CALIBRATION)
 
-    def fresh_feeds(self) -> list[Feed]:
-        return self.feeds(2, FRESH)
+    def _feeds(self, inputs: Mapping[str, Input], number: int, count: int) -> list[Feed]:
+        feeds = draw_feeds(dict(inputs), self.seed + number, count)
+        if self.fed_as is None:
+            return feeds
+        return [
+            {name: a.astype(self.fed_as) if a.dtype.kind == "f" else a for name, a in feed.items()} for feed in feeds
+        ]
 
 
 ROWS: dict[str, Row] = {}

@@ -95,7 +95,11 @@ def _draw_wave(rng: Rng, shape: tuple[int, ...]) -> np.ndarray:
 
 def features(*shape: Size) -> Input:
     """Numbers around 0 of standard deviation about 1, now and then a large one."""
-    return Input(shape, lambda rng, size: (rng.standard_t(6, size) * rng.uniform(0.5, 1.3)).astype(np.float32))
+
+    def draw(rng: Rng, size: tuple[int, ...]) -> np.ndarray:
+        return (rng.standard_t(6, size).clip(-5, 5) * rng.uniform(0.5, 1.3)).astype(np.float32)
+
+    return Input(shape, draw)
 
 
 def positive(*shape: Size, high: float = 1.0) -> Input:

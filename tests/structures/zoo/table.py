@@ -20,21 +20,24 @@ To add one:
 
 from __future__ import annotations
 
-from zoo import classifiers, detectors, front_ends
+from zoo import classifiers, detectors, files, front_ends, operators, pictures, recurrent, tables, transformers
 from zoo.row import ROWS
 
-__all__ = ["PENDING", "ROWS", "classifiers", "detectors", "front_ends"]
+__all__ = ["KINDS", "PENDING", "ROWS"]
+
+KINDS = (detectors, front_ends, classifiers, pictures, transformers, recurrent, tables, files, operators)
+"""The files of rows; importing one enters its rows."""
 
 PENDING: dict[str, set[str]] = {
-    "inspect": set(),
-    "optimize": {"constant_q_in_front_of_a_network", "eight_filter_banks_side_by_side", "magnitude_and_phase"},
+    "inspect": {"sequence_in_the_middle"},
+    "optimize": {
+        "constant_q_in_front_of_a_network", "eight_filter_banks_side_by_side",
+        "magnitude_and_phase", "sequence_in_the_middle",
+    },
     "quantize": {
-        "centre_net_peaks_sizes_offsets", "constant_q_in_front_of_a_network", "eight_filter_banks_side_by_side",
-        "frames_by_gather_then_matrix_product", "instance_normalized_log_mel",
-        "learned_filters_then_logarithm", "log_mel_in_front_of_a_network", "log_power_spectrum",
-        "magnitude_and_phase", "magnitude_by_square_root", "maxout_of_two_halves",
-        "mfcc_liftered_with_deltas_and_network", "mfcc_with_cosine_product", "per_channel_energy_normalization",
-        "power_compression", "tagger_with_attention_over_frames",
+        "boxes_gathered_behind_top_k", "constant_q_in_front_of_a_network",
+        "eight_filter_banks_side_by_side", "one_channel_a_thousand_times_larger",
+        "sequence_in_the_middle",
     },
     "export": {"constant_q_in_front_of_a_network"},
 }  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 from timed_models import matmul
 
 from toolchain.graph.run import session
+from toolchain.latency import race as race_module
 from toolchain.latency.race import RACE_ROUNDS, Race, race
 
 
@@ -26,6 +27,17 @@ def test_sessions_take_turns_and_each_runs_in_every_round():
     warmup_and_estimate = ["a", "b", "a", "b"]
     assert runs == warmup_and_estimate + ["a", "b"] * RACE_ROUNDS
     assert len(result.first_s) == len(result.second_s) == RACE_ROUNDS
+
+
+def test_a_race_ends_early_where_the_second_cannot_be_slower_any_more(monkeypatch):
+    """It may win one round of seven; once it has won two, the rest would change nothing."""
+    times = iter([1, 1, 2, 1, 1, 2, 2, 1, 9, 9])
+    monkeypatch.setattr(race_module, "_time", lambda engine, feed: next(times))
+    result = race(CountedSession("a", []), CountedSession("b", []), {}, seconds=0, decide=True)
+    assert (result.first_s, result.second_s) == ((2, 1, 2), (1, 2, 1))
+    assert not result.second_is_slower()
+    times = iter([1, 1] + [1, 2] * RACE_ROUNDS)
+    assert race(CountedSession("a", []), CountedSession("b", []), {}, seconds=0, decide=True).second_is_slower()
 
 
 def test_256_times_the_work_is_slower(tmp_path):

@@ -55,7 +55,7 @@ def raced(monkeypatch):
         def __init__(self):
             self.pairs = []
 
-        def __call__(self, first, second, feed, seconds=0.1):
+        def __call__(self, first, second, feed, seconds=0.1, decide=False):
             self.pairs.append((first, second, feed))
             return verdict(1.5 if self.slower(first) else 0.5)
 
@@ -256,6 +256,18 @@ def test_fragments_race_on_the_tensors_they_meet_in_the_model(raced):
         assert [v.name for v in first.graph.inputs] == [v.name for v in second.graph.inputs] == list(feed)
         for name, array in feed.items():
             np.testing.assert_allclose(array, known[name], rtol=1e-4, atol=1e-5)
+
+
+def test_fragments_of_one_form_are_raced_once(raced):
+    """`a` and `b` differ in their weights only; `c` has a larger kernel."""
+    body = "[a] a = Conv(x, w) s = Tanh(a) [b] b = Conv(s, v) t = Tanh(b) [c] c = Conv(t, u) y = Tanh(c)"
+    source = model(body, constants=weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1), u=(4, 4, 3, 3)))
+    raced.slower = lambda first: names(first) == {"a"}
+    result = quantize_model(source, data(source), RACED)
+    parts = [names(first) & {"a", "b", "c"} for first, _, _ in raced.pairs]
+    assert parts == [{"a"}, {"c"}, {"a", "b", "c"}]
+    assert result.plan.int8_nodes() == {"c"}, "what was found for one holds for the other"
+    assert floats(result)["a"] == floats(result)["b"] == "int8 is slower on this machine: 1500.0 µs, in float 1000.0 µs"
 
 
 def test_a_fragment_that_is_slower_stays_float_with_both_times(raced):

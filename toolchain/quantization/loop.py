@@ -276,7 +276,8 @@ def _with_noisiest_operators_float(quantized: Quantized, judge: Judge, feed: Fee
         tried_db = judge.fidelity_db(written)
         if tried_db < best_db + MIN_FLOAT_GAIN_DB:
             continue
-        if not races.race_models(current, written, feed, seconds=races.WHOLE_MODEL_RACE_SECONDS).second_is_slower():
+        result = races.race_models(current, written, feed, seconds=races.WHOLE_MODEL_RACE_SECONDS, decide=True)
+        if not result.second_is_slower():
             log_left_float(dict.fromkeys(cluster.nodes, reason))
             quantized, current, best_db, used = tried, written, tried_db, True
     step = AccuracyStep(name=MIXED_PRECISION, without_db=before_db, with_db=best_db, used=used)

@@ -44,9 +44,9 @@ SourceKind = Literal["activation", "weight"]
 
 MAX_MEASUREMENTS = 400
 """Largest number of measurements ..."""
-MAX_MACS = 4e11
-"""... which take at most this number of multiply-accumulates together, some twenty seconds of a processor ..."""
-MIN_MEASUREMENTS = 32
+MAX_MACS = 2e11
+"""... which take at most this number of multiply-accumulates together, some ten seconds of a processor ..."""
+MIN_MEASUREMENTS = 24
 """... but at least this number."""
 MEASUREMENTS_PER_SAVE = 16
 """Number of measurements between two writes of the cache."""

@@ -72,6 +72,17 @@ def test_dynamic_axes_count_as_one_also_behind_a_reshape():
     assert found.parameters == 30  # the shape to reshape to is none
 
 
+def test_dynamic_axes_have_the_sizes_that_are_given():
+    constants = weights(w=(4, 3, 3, 3), v=(5, 4, 1, 1))
+    source = model("a = Conv(x, w) y = Conv(a, v)", "float[batch, 3, H, W] x", "float[batch, 5, P, Q] y", constants)
+    places = 2 * 8 * 18
+    assert cost.total_macs(source, {"x": (2, 3, 10, 20)}) == places * (4 * 27 + 5 * 4)
+    assert [str(dim) for dim in source.graph.inputs[0].shape] == ["batch", "3", "H", "W"]
+    body = "s = Reshape (x, to) y = MatMul (s, w)"
+    source = model(body, "float[batch, 32, 6] x", "float[rows, 5] y", weights(w=(6, 5)) | {"to": np.array([-1, 6])})
+    assert cost.total_macs(source, {"x": (3, 32, 6)}) == 3 * 32 * 5 * 6
+
+
 def test_counting_leaves_the_model_alone():
     source = model("y = Relu (x)", "float[batch, 3] x", "float[batch, 3] y")
     assert cost.count(source).total_macs == 3

@@ -17,7 +17,7 @@ Activations  In the file's order of nodes, a tensor is alive from the node that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +85,16 @@ class Cost:
         return self.peak_activation_bytes // 4
 
 
-def total_macs(model: ir.Model) -> int:
-    """Multiply-accumulates of all nodes whose cost is known, by the shapes that the model holds; dynamic axes are 1."""
+def total_macs(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None) -> int:
+    """Multiply-accumulates of all nodes whose cost is known, by the shapes that the model holds; dynamic axes are 1.
+
+    Args:
+        model: the model.
+        shapes: shapes of the inputs, by name; dynamic axes have these sizes instead.
+    """
+    if shapes is not None:
+        model = model.clone()
+        _fix_axes(model, shapes)
     return sum(table.macs(node) or 0 for node in model.graph)
 
 
@@ -158,15 +166,17 @@ def _by_operator(nodes: list[ir.Node], macs: Mapping[str, int | None]) -> tuple[
 # ------------------------------------------------------------------------------------------- dynamic axes
 
 
-def _fix_axes(model: ir.Model) -> tuple[str, ...]:
-    """Set every dynamic axis of the inputs to 1 and infer all shapes; returns those axes."""
-    dynamic, symbols = [], set[str]()
+def _fix_axes(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None) -> tuple[str, ...]:
+    """Set dynamic axes of the inputs to their sizes in `shapes`, else to 1, and infer all shapes; return those axes."""
+    dynamic, symbols = [], dict[str, int]()
     for value in model.graph.inputs:
         if value.name in model.graph.initializers or value.shape is None:
             continue
         dynamic += [f"{value.name}.{axis}" for axis, dim in enumerate(value.shape) if not _is_size(dim)]
-        symbols.update(*(query.symbols(dim) for dim in value.shape))
-        value.shape = ir.Shape([dim if _is_size(dim) else 1 for dim in value.shape])
+        sizes = (shapes or {}).get(str(value.name)) or [1] * len(value.shape)
+        for dim, size in zip(value.shape, sizes, strict=True):
+            symbols.update(dict.fromkeys(query.symbols(dim), size))
+        value.shape = ir.Shape([dim if _is_size(dim) else size for dim, size in zip(value.shape, sizes, strict=True)])
     if dynamic:
         for output in (output for node in model.graph for output in node.outputs):
             if output.shape is not None:
@@ -179,11 +189,11 @@ def _is_size(dim: int | ir.SymbolicDim) -> bool:
     return isinstance(dim, int) and dim >= 0
 
 
-def _evaluated(dim: int | ir.SymbolicDim, symbols: Collection[str]) -> int | ir.SymbolicDim:
-    """Value of an expression such as 32*batch where all input axes are 1; other expressions become unknown sizes."""
+def _evaluated(dim: int | ir.SymbolicDim, symbols: Mapping[str, int]) -> int | ir.SymbolicDim:
+    """Value of an expression such as 32*batch for these input axes; other expressions become unknown sizes."""
     own = query.symbols(dim)
     if isinstance(dim, ir.SymbolicDim) and own and own <= set(symbols):
-        return dim.evaluate(dict.fromkeys(own, 1))
+        return dim.evaluate({name: symbols[name] for name in own})
     return ir.SymbolicDim(None)
 
 

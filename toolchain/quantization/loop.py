@@ -31,6 +31,7 @@ from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Encoding
 from toolchain.graph import io, query, shapes
+from toolchain.ops.cost import total_macs
 from toolchain.ops.table import TABLE
 from toolchain.quantization import races
 from toolchain.quantization.accuracy.clipping import count_clipped
@@ -139,7 +140,9 @@ class Quantized:
         if not judge.usable:
             return ()
         samples = f"{judge.samples} of {self.check.fingerprint}"
-        return measure_noise(self.model, self.plan, judge, samples, self.planner.progress)
+        shapes = {name: array.shape for name, array in next(iter(self.check)).items()}
+        macs = total_macs(self.model, shapes)
+        return measure_noise(self.model, self.plan, judge, samples, self.planner.progress, macs=macs)
 
     def clipped(self) -> tuple[ClippedTensor, ...]:
         """Count the values of the check samples that lie outside the ranges, tensor by tensor."""

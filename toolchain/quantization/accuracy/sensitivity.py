@@ -78,7 +78,7 @@ class NoiseCluster:
 
 
 def measure_noise(
-    model: ir.Model, plan: Plan, judge: Judge, samples_key: str, progress: Progress
+    model: ir.Model, plan: Plan, judge: Judge, samples_key: str, progress: Progress, *, macs: int | None = None
 ) -> tuple[NoiseSource, ...]:
     """Measure the noise of every activation and weight of a plan.
 
@@ -88,6 +88,7 @@ def measure_noise(
         judge: measures the fidelity of the outputs.
         samples_key: fingerprint of the judge's samples.
         progress: called for every measurement.
+        macs: multiply-accumulates for one sample; None: those of the model's own shapes.
 
     Returns:
         The sources, the largest first.
@@ -95,7 +96,7 @@ def measure_noise(
     cache = _PowerCache(model, plan, samples_key)
     kinds = _activations(model, plan), _weights(model, plan)
     count = sum(len(roundings.names) for roundings in kinds)
-    affordable = MAX_MACS // max(1, judge.samples * total_macs(model))
+    affordable = MAX_MACS // max(1, judge.samples * (total_macs(model) if macs is None else macs))
     most = int(max(MIN_MEASUREMENTS, min(affordable, MAX_MEASUREMENTS)))
     if count > most:
         _log.info("sensitivity: %d roundings are measured in groups, with %d measurements", count, most)

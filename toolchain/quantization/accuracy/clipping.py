@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.core.arrays import F64
 from toolchain.data.tensors import Feed
 from toolchain.formats.findings import ClippedTensor
 from toolchain.graph import run, tap
@@ -15,6 +14,8 @@ from toolchain.quantization.ranges import Affine
 
 MAX_LEVEL = 255
 """The largest integer of an activation; the smallest is 0."""
+MAX_ROUNDING = 0.5
+"""Rounding moves a value inside the grid by at most this many steps."""
 
 
 def count_clipped(model: ir.Model, grids: Mapping[str, Affine], feeds: Iterable[Feed]) -> tuple[ClippedTensor, ...]:
@@ -35,19 +36,18 @@ def count_clipped(model: ir.Model, grids: Mapping[str, Affine], feeds: Iterable[
     outside, total, excess = (np.zeros(len(names)) for _ in range(3))
     for feed in feeds:
         for number, (name, value) in enumerate(zip(names, engine.run(None, feed), strict=True)):
-            beyond = _steps_beyond(np.asarray(value, np.float64), grids[name])
-            outside[number] += np.count_nonzero(beyond > 0.5)
-            total[number] += beyond.size
-            excess[number] = max(excess[number], beyond.max(initial=0.0))
+            total[number] += value.size
+            if not value.size:
+                continue
+            grid, low, high = grids[name], float(value.min()), float(value.max())
+            beyond = max(high / grid.scale + grid.zero_point - MAX_LEVEL, -(low / grid.scale + grid.zero_point), 0.0)
+            excess[number] = max(excess[number], beyond)
+            if beyond > MAX_ROUNDING:  # most tensors have no such value, and need no second look at every element
+                margin = MAX_ROUNDING * grid.scale
+                outside[number] += np.count_nonzero((value < grid.low - margin) | (value > grid.high + margin))
     found = [
         ClippedTensor(tensor=name, share=outside[i] / total[i], beyond=excess[i] / MAX_LEVEL)
         for i, name in enumerate(names)
         if outside[i]
     ]
     return tuple(sorted(found, key=lambda entry: -entry.share))
-
-
-def _steps_beyond(values: F64, grid: Affine) -> F64:
-    """Return the distance of each value from the grid, in steps of the grid; 0 inside."""
-    steps = values / grid.scale + grid.zero_point
-    return np.asarray(np.maximum(np.maximum(steps - MAX_LEVEL, -steps), 0))

@@ -396,3 +396,20 @@ def test_above_two_gigabytes(tmp_path):
     np.testing.assert_array_equal(run.run(run.session(tmp_path / "out" / "copy.onnx"), [feed])[0][0], [3, 1, 0])
     for file in tmp_path.rglob("*.data"):
         file.unlink()  # pytest keeps its folders for a while
+
+
+def test_a_model_that_answers_in_texts_is_compared(tmp_path):
+    """The upgrade of an old file is checked text by text; texts have no difference that could be a number."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 12]>
+        g (float[n, 2] x) => (string[n] y) <string[2] names = {"left", "right"}>
+        {
+            best = ArgMax <axis = 1, keepdims = 0> (x)
+            y = Gather (names, best)
+        }
+    """
+    got = convert(saved(onnx.parser.parse_model(text), tmp_path / "net.onnx"))
+    assert got.parity is not None
+    assert (got.parity.max_abs_error, got.parity.max_rel_error) == (0, 0)
+    with pytest.raises(GateError, match="output 'y': has other texts than in the source"):
+        measure(got.model, lambda feed: [np.full(len(feed["x"]), "up", object)], size=8)

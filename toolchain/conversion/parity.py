@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from toolchain.conversion.inputs import concrete, random_feed
 from toolchain.core.errors import GateError, ModelError, one_line
-from toolchain.data.tensors import Array, Feed
+from toolchain.data.tensors import Array, Feed, is_text
 from toolchain.graph import io, run
 
 Reference = Callable[[Feed], list[Array] | None]
@@ -101,7 +101,7 @@ def _run(engine: object, feed: Feed) -> list[Array]:
 def _errors(expected: Array, got: Array) -> tuple[float, float]:
     """Largest absolute error, and relative to the largest magnitude; infinite if the arrays cannot be compared."""
     relative = run.relative_error(expected, got)
-    if not np.isfinite(relative):
+    if not np.isfinite(relative) or is_text(expected):
         return relative, relative
     a, b = expected.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(a)
@@ -111,6 +111,8 @@ def _errors(expected: Array, got: Array) -> tuple[float, float]:
 def _fault(expected: Array, got: Array, relative: float, tolerance: float) -> str:
     if expected.shape != got.shape:
         return f"has shape {list(got.shape)}, and in the source {list(expected.shape)}"
+    if is_text(expected):
+        return "has other texts than in the source"
     if not np.isfinite(relative):
         return "has NaN or infinity where the source has numbers, or the other way round"
     return f"differs from the source by {relative:.1e} of its largest value (allowed {tolerance:.0e})"

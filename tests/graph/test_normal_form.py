@@ -1,4 +1,4 @@
-"""Files that onnxruntime reads and onnx's checker does not: unsorted nodes, sparse constants."""
+"""Files that onnxruntime reads and onnx's checker does not: unsorted nodes, sparse constants, shared node names."""
 
 from __future__ import annotations
 
@@ -127,3 +127,37 @@ def test_sparse_indices_outside_the_shape(tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"sparse constant 'w': has 1 values at positions that do not fit its shape"):
         io.load(tmp_path / "m.onnx")
+
+
+def test_nodes_that_share_a_name(tmp_path):
+    """The second one gets a number; a name that another node or value has is passed over."""
+    model = small_models.proto(
+        "a = Relu(x) same_1 = Abs(a) c = Neg(same_1) d = Exp(c) y = Abs(d)", "float[4] x", "float[4] y"
+    )
+    names = ["same", "same", "same_2", "same", ""]
+    expected = small_models.plain(model, {"x": X[0]})["y"]
+    for node, name in zip(model.graph.node, names, strict=True):
+        node.name = name
+    onnx.save(model, tmp_path / "m.onnx")
+    loaded = io.load(tmp_path / "m.onnx")
+    check.check(loaded)
+    assert [node.name or "" for node in loaded.graph][:4] == ["same", "same_3", "same_2", "same_4"]
+    np.testing.assert_array_equal(small_models.plain(loaded, {"x": X[0]})["y"], expected)
+
+
+def test_a_branch_that_shares_a_name_with_the_graph():
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[4] x, bool c) => (float[4] y)
+        {
+            [one] a = Relu (x)
+            y = If (c) <
+                then_branch = t () => (float[4] p) { [one] p = Neg (a) },
+                else_branch = e () => (float[4] q) { [one] q = Abs (a) }
+            >
+        }
+    """
+    graph = onnx.parser.parse_model(text).graph
+    normal_form.separate_names(graph)
+    branches = [attribute.g.node[0].name for attribute in graph.node[1].attribute]
+    assert (graph.node[0].name, *branches) == ("one", "one_1", "one_2")

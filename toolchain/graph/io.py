@@ -53,6 +53,7 @@ def read(path: str | Path) -> tuple[ir.Model, tuple[str, ...]]:
         external_data.locate(proto, path)
         sparse = normal_form.make_dense(proto)
         normal_form.sort_nodes(proto.graph)
+        normal_form.separate_names(proto.graph)
         model = ir.from_proto(proto)
     except OSError as error:
         raise ModelError(f"cannot be read ({error.strerror or error})", where=path, hint="check the file") from None

@@ -2,6 +2,8 @@
 
 - Nodes stand behind those whose results they read. onnxruntime sorts them itself.
 - Constants are dense. No kernel for a product in onnxruntime gains from sparse ones.
+- Every node has a name of its own, or none, because recipes and reports find nodes by their names. onnxruntime allows
+  Constant nodes to share one.
 """
 
 from __future__ import annotations
@@ -93,6 +95,31 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     nodes = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def separate_names(graph: onnx.GraphProto) -> None:
+    """Give a number to each node whose name an earlier node has, subgraphs included; the first node keeps the name."""
+    nodes = list(_all_nodes(graph))
+    taken = {node.name for node in nodes}.union(*(node.output for node in nodes))
+    last = dict.fromkeys((node.name for node in nodes), 0)
+    seen: set[str] = set()
+    for node in nodes:
+        base = node.name
+        if base in seen:
+            while node.name in taken:
+                last[base] += 1
+                node.name = f"{base}_{last[base]}"
+            taken.add(node.name)
+        elif base:
+            seen.add(base)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in _graphs(attribute):
+                yield from _all_nodes(inner)
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from toolchain.conversion import source as conversion
 from toolchain.conversion.source import Converted, ModelSource, convert
 from toolchain.core.progress import Progress, silent
+from toolchain.data.tensors import Feed
 from toolchain.formats.tensor_spec import TensorSpec
+from toolchain.optimization import passes
 from toolchain.optimization.passes import Optimized, optimize
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,17 @@ class Prepared:
     def with_model(self, model: ir.Model) -> Prepared:
         """Return a copy with another float model, which is cleaned up."""
         return replace(self, optimized=optimize(model))
+
+    def compared_on(self, samples: Sequence[Feed]) -> Prepared:
+        """Return a copy that was compared with its source on samples, where random inputs did not serve.
+
+        Raises:
+            GateError: the converted or the cleaned-up model computes something else than its source.
+        """
+        converted = conversion.compared_on(self.converted, samples)
+        optimized = passes.compared_on(converted.model, self.optimized, samples)
+        dropped = set(self.converted.notes) - set(converted.notes)
+        return Prepared(converted, optimized, tuple(note for note in self.notes if note not in dropped))
 
 
 def prepare(

@@ -265,6 +265,7 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
         raise ModelError("is quantized already", where=prepared.converted.source.name, hint=hint)
     data = request.open_data(io.inputs(prepared.model), samples)
     _check_repeatable(prepared, data)
+    prepared = prepared.compared_on([without_labels(next(iter(data)))])
     prepared = replace(prepared, notes=(*prepared.notes, *review(data)))
     return OpenedRequest(request, prepared, data, *data.split())
 

@@ -1,4 +1,4 @@
-"""Parity: the check that a converted model and its source compute the same on random inputs.
+"""Parity: the check that a converted model and its source compute the same, on random inputs or on samples.
 
 Errors are relative to the largest magnitude of each output, since the next layer or the decision depends on that; the
 relative error of an element close to zero means nothing.
@@ -6,7 +6,7 @@ relative error of an element close to zero means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,33 @@ class Parity:
 
 
 def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2, half: bool = False) -> Parity | None:
-    """Compare `model` in onnxruntime with `reference` on eight feeds, with batches of 1 to 3 if the batch is dynamic.
+    """Compare a model with its source on eight random feeds, with batches of 1 to 3 if the batch is dynamic.
 
     Args:
         model: the converted model.
         reference: runs the source.
         size: a size that the source takes for dynamic axes other than the batch; twice this size is tried as well.
         ids: integer inputs are below this number.
+        half: the source computes in 16-bit floats, the model in float32.
+
+    Returns:
+        As :func:`measure_on`, which also says what is raised.
+    """
+    specs = io.inputs(model)
+    feeds = (
+        random_feed(concrete(specs, batch, factor * size), seed, ids)
+        for seed, (batch, factor) in enumerate(PARITY_FEEDS)
+    )
+    return measure_on(model, reference, feeds, half=half)
+
+
+def measure_on(model: ir.Model, reference: Reference, feeds: Iterable[Feed], *, half: bool = False) -> Parity | None:
+    """Compare `model` in onnxruntime with `reference`.
+
+    Args:
+        model: the converted model.
+        reference: runs the source.
+        feeds: inputs; those that the source does not take are left out.
         half: the source computes in 16-bit floats, the model in float32.
 
     Returns:
@@ -63,11 +83,10 @@ def measure(model: ir.Model, reference: Reference, *, size: int, ids: int = 2, h
         ModelError: the source gives two different results for one input.
     """
     engine = run.session(model)
-    specs, names = io.inputs(model), [spec.name for spec in io.outputs(model)]
+    names = [spec.name for spec in io.outputs(model)]
     worst_abs = worst_rel = 0.0
     samples = 0
-    for seed, (batch, factor) in enumerate(PARITY_FEEDS):
-        feed = random_feed(concrete(specs, batch, factor * size), seed, ids)
+    for feed in feeds:
         expected = reference(feed)
         if expected is None:
             continue

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,10 +16,11 @@ from toolchain.conversion.freeze import freeze as freeze_axes
 from toolchain.conversion.from_onnx import MIN_OPSET, from_onnx
 from toolchain.conversion.imported import Imported
 from toolchain.conversion.inputs import concrete, random_feed
-from toolchain.conversion.parity import Parity, Reference, measure
+from toolchain.conversion.parity import Parity, measure, measure_on
 from toolchain.conversion.widen import widen, widened_note
 from toolchain.core.errors import GateError, InputError, ModelError, one_line
 from toolchain.core.user_code import is_callable_spec, load_callable, user_code
+from toolchain.data.tensors import Feed
 from toolchain.formats.manifest import Source
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import check, io, run
@@ -43,6 +45,10 @@ _NOT_MODELS = {
 }
 
 
+NOT_COMPARED = "the upgraded model was not compared: the original ran on no random input"
+"""The note on a model that was changed and not compared with its source."""
+
+
 @dataclass(frozen=True)
 class Converted:
     """A model ready to be optimized.
@@ -54,6 +60,7 @@ class Converted:
         notes: changes and limitations of the conversion that the user should know, one sentence each.
         parity: differences from the source; None for an ONNX file that was taken as it is, and for one of an old opset
             that ran on none of the random inputs (a note then says so).
+        unmeasured: the source, where a comparison was wanted and it ran on none of the random inputs.
     """
 
     model: ir.Model
@@ -61,6 +68,7 @@ class Converted:
     exporter: str
     notes: tuple[str, ...]
     parity: Parity | None
+    unmeasured: Imported | None = None
 
 
 def convert(
@@ -97,15 +105,33 @@ def convert(
     parity = None
     if imported.reference is not None:
         for size in imported.sizes:
-            parity = parity or _measured(model, imported, imported.reference, size)
+            parity = parity or _measured(model, imported, partial(measure, size=size, ids=imported.ids))
         if parity is None:
-            notes.append("the upgraded model was not compared: the original ran on no random input")
-        else:
-            error, samples = parity.max_rel_error, parity.samples
-            LOGGER.info("parity with the source: largest relative error %.1e on %d samples", error, samples)
+            notes.append(NOT_COMPARED)
     for note in notes:
         LOGGER.info("%s", note)
-    return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity)
+    unmeasured = imported if imported.reference is not None and parity is None else None
+    return Converted(model, imported.source, imported.source.exporter, tuple(notes), parity, unmeasured)
+
+
+def compared_on(converted: Converted, feeds: Iterable[Feed]) -> Converted:
+    """Compare a model with its source on samples, where that was not possible on random inputs.
+
+    Args:
+        converted: the model; returned as it is where it was compared already.
+        feeds: samples of the model's inputs.
+
+    Raises:
+        GateError: the model does not compute what its source computes.
+        ModelError: the source gives two different results for one sample.
+    """
+    if converted.unmeasured is None:
+        return converted
+    parity = _measured(converted.model, converted.unmeasured, partial(measure_on, feeds=feeds))
+    if parity is None:
+        return converted
+    notes = tuple(note for note in converted.notes if note != NOT_COMPARED)
+    return replace(converted, notes=notes, parity=parity, unmeasured=None)
 
 
 def _check_repeatable(model: ir.Model, imported: Imported) -> None:
@@ -122,13 +148,19 @@ def _check_repeatable(model: ir.Model, imported: Imported) -> None:
         return
 
 
-def _measured(model: ir.Model, imported: Imported, reference: Reference, size: int) -> Parity | None:
+def _measured(model: ir.Model, imported: Imported, measure: Callable[..., Parity | None]) -> Parity | None:
     """Measure parity. If it fails, the hint depends on who changed the model.
 
     For the TorchScript exporter it says why dynamo was not used; for an ONNX file only its upgrade can be the cause.
     """
+    if imported.reference is None:
+        return None
     try:
-        return measure(model, reference, size=size, ids=imported.ids, half=imported.half)
+        parity = measure(model, imported.reference, half=imported.half)
+        if parity is not None:
+            error, samples = parity.max_rel_error, parity.samples
+            LOGGER.info("parity with the source: largest relative error %.1e on %d samples", error, samples)
+        return parity
     except GateError as error:
         if imported.source.kind == "onnx":
             kind = "as float32 " if imported.half else ""

@@ -1,14 +1,15 @@
-"""Comparison of a cleaned-up model with the original: both run in onnxruntime on random inputs."""
+"""Comparison of a cleaned-up model with the original: both run in onnxruntime, on random inputs or on samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from toolchain.core.errors import ModelError, one_line
+from toolchain.data.tensors import Feed
 from toolchain.formats.tensor_spec import TensorSpec
 from toolchain.graph import io, run
 
@@ -40,8 +41,13 @@ class Equivalence:
         return not self.failure and (self.difference is None or self.difference.error <= EQUIVALENCE_TOLERANCE)
 
 
-def compare(before: ir.Model, after: ir.Model) -> Equivalence:
-    """Compare two models on random inputs, up to the first that shows more than :data:`EQUIVALENCE_TOLERANCE`.
+def compare(before: ir.Model, after: ir.Model, samples: Iterable[Feed] = ()) -> Equivalence:
+    """Compare two models, up to the first input that shows more than :data:`EQUIVALENCE_TOLERANCE`.
+
+    Args:
+        before: the original.
+        after: the changed model.
+        samples: inputs to compare on; without them, random inputs of several sizes are made.
 
     Raises:
         ModelError: onnxruntime does not accept `before`.
@@ -53,15 +59,12 @@ def compare(before: ir.Model, after: ir.Model) -> Equivalence:
         return Equivalence(None, error.what)
     names, specs = [spec.name for spec in io.outputs(before)], io.inputs(before)
     worst: run.Difference | None = None
-    for seed, size in enumerate((*DYNAMIC_SIZES, *LARGER_DYNAMIC_SIZES)):
-        if size in LARGER_DYNAMIC_SIZES and (worst is not None or not run.can_draw(specs, size)):
-            break
-        batch = 1 if size in LARGER_DYNAMIC_SIZES else size
-        feed = run.random_feed(_sized(specs, batch, size), np.random.default_rng(seed))
+    given = [{spec.name: sample[spec.name] for spec in specs} for sample in samples]
+    for feed in given or _random_inputs(specs, enough=lambda: worst is not None):
         try:
             reference = run.run(original, [feed])
         except run.OrtError:
-            continue  # the original does not run with this size of the dynamic axes
+            continue  # the original does not run with these sizes of the dynamic axes
         try:
             difference = run.difference(names, reference, run.run(changed, [feed]))
         except run.OrtError as error:
@@ -71,6 +74,15 @@ def compare(before: ir.Model, after: ir.Model) -> Equivalence:
         if not Equivalence(worst).holds:
             break
     return Equivalence(worst)
+
+
+def _random_inputs(specs: Sequence[TensorSpec], enough: Callable[[], bool]) -> Iterator[Feed]:
+    """Draw inputs of :data:`DYNAMIC_SIZES`, then larger ones with a batch of one until `enough` is true."""
+    for seed, size in enumerate((*DYNAMIC_SIZES, *LARGER_DYNAMIC_SIZES)):
+        is_larger = size in LARGER_DYNAMIC_SIZES
+        if is_larger and (enough() or not run.can_draw(specs, size)):
+            return
+        yield run.random_feed(_sized(specs, 1 if is_larger else size, size), np.random.default_rng(seed))
 
 
 def _sized(specs: Sequence[TensorSpec], batch: int, size: int) -> list[TensorSpec]:

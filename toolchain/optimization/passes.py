@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
 
 from toolchain.core.errors import GateError
+from toolchain.data.tensors import Feed
 from toolchain.graph import check, edit, query, shapes
 from toolchain.optimization import composites, fold_affine, linear_to_gemm, product_forms, rewrites, share_constants
 from toolchain.optimization.equivalence import Equivalence, compare, first_wrong
@@ -39,7 +40,7 @@ class Optimized:
         nodes_before: number of nodes of the original, without Constant nodes.
         nodes_after: the same of `model`.
         max_relative_error: the largest change of an output, relative to its largest value; None if nothing was
-            compared, because `verify` was off or the original ran on no random input.
+            compared, because `verify` was off or the original ran on none of the inputs.
     """
 
     model: ir.Model
@@ -71,6 +72,26 @@ def optimize(model: ir.Model, *, verify: bool = True) -> Optimized:
     return Optimized(result, before, after, error)
 
 
+def compared_on(model: ir.Model, optimized: Optimized, samples: Sequence[Feed]) -> Optimized:
+    """Compare a cleaned-up model with the original on samples, where it was not compared on random inputs.
+
+    Args:
+        model: the original.
+        optimized: the cleaned-up model; returned as it is where it was compared already.
+        samples: inputs of the model.
+
+    Raises:
+        GateError: the cleaned-up model computes something else, or does not run where the original does.
+    """
+    if optimized.max_relative_error is not None:
+        return optimized
+    equivalence = compare(model, optimized.model, samples)
+    if not equivalence.holds:
+        raise _failed_pass(model, equivalence, samples)
+    error = None if equivalence.difference is None else equivalence.difference.error
+    return replace(optimized, max_relative_error=error)
+
+
 def _cleaned(model: ir.Model, passes: Sequence[Pass]) -> ir.Model:
     result, names = model.clone(), [str(value.name) for value in model.graph.outputs]
     for apply in passes:
@@ -90,12 +111,12 @@ def _name(apply: Pass) -> str:
     return getattr(apply, "__name__", type(apply).__name__)
 
 
-def _failed_pass(model: ir.Model, equivalence: Equivalence) -> GateError:
+def _failed_pass(model: ir.Model, equivalence: Equivalence, samples: Sequence[Feed] = ()) -> GateError:
     """Find the first pass after which the model computes something else, and return an error that names it."""
 
     def is_right(count: int) -> bool:
         # Without the finishing passes, the graph between two passes may not run.
-        return compare(model, _cleaned(model, (*PASSES[:count], *FINISHING))).holds
+        return compare(model, _cleaned(model, (*PASSES[:count], *FINISHING)), samples).holds
 
     name = _name(PASSES[first_wrong(len(PASSES), is_right)])
     hint = "report the model"

@@ -35,6 +35,30 @@ class Case:
 
 CASES = [
     Case(
+        "terms that do nothing",
+        "a = Add(zero, x) b = Mul(a, one) c = Sub(b, zero) d = Div(c, one) y = Relu(d)",
+        IMAGE,
+        "float[N, 2, 6, 5] y",
+        ["Relu"],
+        {"zero": np.zeros((), np.float32), "one": np.ones((1, 1), np.float32)},
+    ),
+    Case(
+        "terms that are close to nothing",
+        "s = Mul(x, x) a = Add(s, tiny) l = Log(a) y = Mul(l, near)",
+        IMAGE,
+        "float[N, 2, 6, 5] y",
+        ["Mul", "Add", "Log", "Mul"],
+        {"tiny": np.float32(1e-9), "near": np.float32(1 + 2**-20)},
+    ),
+    Case(
+        "zero that adds an axis",
+        "y = Add(x, zero)",
+        "float[4] x",
+        "float[1, 4] y",
+        ["Add"],
+        {"zero": np.zeros((1, 1), np.float32)},
+    ),
+    Case(
         "batch norm into convolution",
         """c = Conv<pads = [1, 1, 1, 1], strides = [2, 1]>(x, w)
         y = BatchNormalization<epsilon = 0.1>(c, gamma, beta, mu, var)""",

@@ -216,7 +216,7 @@ PASSES: tuple[Pass, ...] = (
     rewrites.drop_identities,
     rewrites.move_constants_second,
     _rewrite("drop_dropout", rules.dropout_zero_rule, rules.dropout_inference_rule),
-    _rewrite("drop_neutral_terms", rules.add_0_rule, rules.sub_0_rule, rules.mul_by_1_rule, rules.div_by_1_rule),
+    rewrites.drop_neutral_terms,
     rewrites.drop_identities,  # the rules leave an Identity for every operator without effect
     _rewrite(
         "drop_neutral_moves",

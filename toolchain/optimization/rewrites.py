@@ -29,6 +29,27 @@ def drop_identities(model: ir.Model) -> None:
         edit.bypass(node)
 
 
+_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
+
+
+def drop_neutral_terms(model: ir.Model) -> None:
+    """Remove ``x + 0``, ``x - 0``, ``x * 1`` and ``x / 1`` where the second operand is one number and exactly that.
+
+    A number that is only close to it stays: 1e-9 in front of a logarithm keeps silence finite. (onnxscript's rules take
+    everything below 1e-8 for 0.) A constant with more axes than `x` stays too, because it adds axes to the result.
+    """
+    for node in list(model.graph):
+        if query.op(node) not in _NEUTRAL:
+            continue
+        x, term = node.inputs
+        if x is None or term is None or query.scalar(term) != _NEUTRAL[node.op_type]:
+            continue
+        axes, more = query.rank(x), query.rank(term)
+        if more == 0 or (axes is not None and more is not None and more <= axes):
+            x.type, x.shape = x.type or node.outputs[0].type, x.shape or node.outputs[0].shape
+            edit.bypass(node)
+
+
 def move_constants_second(model: ir.Model) -> None:
     """Make the constant of an ``Add`` or ``Mul`` its second input, where all later rules look for it."""
     for node in model.graph:

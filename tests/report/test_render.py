@@ -88,6 +88,17 @@ def test_wide_numbers_and_long_names_fit_too(ms):
     assert max(map(cell_len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize(("width", "left_out"), [(80, ""), (72, "p90 ms"), (60, "p90 ms, RAM, evidence")])
+def test_no_number_is_cut_in_a_narrow_terminal(width, left_out):
+    shown = rendered(render(DEMO), width)
+    assert "…" not in shown
+    assert ("too narrow" in shown) == bool(left_out)
+    assert f"(the terminal is too narrow for {left_out})" in shown or not left_out
+    for number in ("0.7073", "≈0.9823", "2.00×", "(2.50×)", "14.0"):
+        assert number in shown, number
+    assert re.search(r"^raspberry-pi- .*\nzero-2w", shown, re.MULTILINE)
+
+
 @pytest.mark.parametrize("format", ["table", "markdown"])
 def test_times_of_this_computer_cannot_be_mistaken_for_the_devices(format):
     shown = text(DEMO) if format == "table" else render(DEMO, format)

@@ -60,7 +60,8 @@ def compare(before: ir.Model, after: ir.Model, samples: Iterable[Feed] = ()) -> 
     names, specs = [spec.name for spec in io.outputs(before)], io.inputs(before)
     worst: run.Difference | None = None
     given = [{spec.name: sample[spec.name] for spec in specs} for sample in samples]
-    for feed in given or _random_inputs(specs, enough=lambda: worst is not None):
+    inputs = given or _random_inputs(specs, enough=lambda: worst is not None)
+    for feed in inputs:
         try:
             reference = run.run(original, [feed])
         except run.OrtError:

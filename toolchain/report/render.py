@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from textwrap import fill
 from typing import Literal, get_args
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +34,9 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 WIDTH = 100
 """Character columns that a table may take in the terminal."""
+SPARE_COLUMNS = ("p90 ms", "RAM", "evidence")
+"""Columns that are left out, one after the other, where a terminal is too narrow; times in parentheses still show where
+they come from."""
 
 
 def check_format(format: str) -> None:
@@ -73,21 +78,7 @@ def render(results: Results | Sequence[Results] | Comparison, format: str = "tab
 def _table(comparison: Comparison) -> Group:
     parts: list[RenderableType] = []
     for block in comparison.blocks:
-        headers, rows = table_cells(block, plus_minus)
-        columns = [list(column) for column in zip(headers, *rows, strict=True)]
-        columns = [column if COLUMNS[column[0]] else _aligned(column) for column in columns]
-        widths, gap = _fit(columns, [COLUMNS[header] for header in headers])
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-        for column in columns:
-            table.add_column(Text(column[0]), no_wrap=True)
-        last = block.rows[0].measurement.model
-        for row, cells in zip(block.rows, zip(*(c[1:] for c in columns), strict=True), strict=True):
-            if row.measurement.model != last:
-                table.add_section()
-            last = row.measurement.model
-            style = "red" if row.regressed else "dim" if row.measurement.evidence != "measured" else ""
-            table.add_row(*(Text(_fold(cell, w)) for cell, w in zip(cells, widths, strict=True)), style=style)
-        parts += [Text("\n".join(heading(block)), style="bold"), "", table, ""]
+        parts += [Text("\n".join(heading(block)), style="bold"), "", _FittedTable(block), ""]
     words = Table.grid(padding=(0, 2, 0, 0))
     for word, meaning in legend(comparison):
         words.add_row(Text(word, style="bold"), Text(meaning))
@@ -95,19 +86,69 @@ def _table(comparison: Comparison) -> Group:
     return Group(*parts, words, "", *map(Text, remarks), *([""] if remarks else []))
 
 
-def _fit(columns: Sequence[Sequence[str]], least: Sequence[int | None]) -> tuple[list[int], int]:
+@dataclass(frozen=True)
+class _FittedTable:
+    """A block as a table of at most :data:`WIDTH` columns and at most the terminal's width."""
+
+    block: Block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        headers, rows = table_cells(self.block, plus_minus)
+        columns = [list(column) for column in zip(headers, *rows, strict=True)]
+        columns = [column if COLUMNS[column[0]] else _aligned(column) for column in columns]
+        width, left_out = min(WIDTH, options.max_width), []
+        for spare in SPARE_COLUMNS:
+            if _least_width(columns) <= width:
+                break
+            left_out += [spare] if any(column[0].strip() == spare for column in columns) else []
+            columns = [column for column in columns if column[0].strip() != spare]
+        yield self._drawn(columns, width)
+        if left_out:
+            yield Text(f"(the terminal is too narrow for {', '.join(left_out)})")
+
+    def _drawn(self, columns: Sequence[Sequence[str]], width: int) -> Table:
+        widths, gap = _fit(columns, [COLUMNS[column[0].strip()] for column in columns], width)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
+        for column in columns:
+            table.add_column(Text(column[0]), no_wrap=True)
+        last = self.block.rows[0].measurement.model
+        for row, cells in zip(self.block.rows, zip(*(c[1:] for c in columns), strict=True), strict=True):
+            if row.measurement.model != last:
+                table.add_section()
+            last = row.measurement.model
+            style = "red" if row.regressed else "dim" if row.measurement.evidence != "measured" else ""
+            table.add_row(*(Text(_fold(cell, w)) for cell, w in zip(cells, widths, strict=True)), style=style)
+        return table
+
+
+def _least_width(columns: Sequence[Sequence[str]]) -> int:
+    """Return the width of a table with single gaps, whose text columns are folded as far as their words allow."""
+    return sum(_longest_word(column) for column in columns) + len(columns) - 1
+
+
+def _longest_word(column: Sequence[str]) -> int:
+    """Return the width to which a column can be folded; columns of numbers are not folded."""
+    if COLUMNS[column[0].strip()] is None:
+        return max(map(cell_len, column))
+    return max(cell_len(word) for cell in column for word in re.split(r"(?<=-)|\s", cell))
+
+
+def _fit(columns: Sequence[Sequence[str]], least: Sequence[int | None], width: int) -> tuple[list[int], int]:
     """Return the widths of the columns and the gap between them.
 
     If the table is too wide, gaps become narrower first, then text columns are folded, the widest first; `least` is the
-    width that a column keeps, None where it must not be folded.
+    width that a column keeps, None where it must not be folded. Where that is not enough, they are folded as far as
+    their words allow.
     """
     widths = [max(map(cell_len, cells)) for cells in columns]
-    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else 1
-    excess = sum(widths) + gap * (len(widths) - 1) - WIDTH
-    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
-        cut = max(0, min(excess, widths[i] - (least[i] or widths[i])))
-        widths[i] -= cut
-        excess -= cut
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
+    excess = sum(widths) + gap * (len(widths) - 1) - width
+    for limits in ([w or 0 for w in least], [0] * len(least)):
+        for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
+            shortest = max(limits[i], _longest_word(columns[i])) if least[i] else widths[i]
+            cut = max(0, min(excess, widths[i] - shortest))
+            widths[i] -= cut
+            excess -= cut
     return widths, gap
 
 

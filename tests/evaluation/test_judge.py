@@ -30,6 +30,14 @@ def test_an_error_is_related_to_the_variance_of_its_index(factor):
     assert Judge(scaled(1), samples).fidelity_db(scaled(factor)) == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.parametrize("factor", [1.1, 0.5, 5.0])
+def test_noise_has_no_limit(factor):
+    samples = feeds(offset=3.0)
+    x = np.concatenate([feed["x"] for feed in samples])
+    expected = ((factor - 1) ** 2 * x**2).mean(axis=0).sum() / x.var(axis=0).sum()
+    assert Judge(scaled(1), samples).noise(scaled(factor)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_no_error_is_the_best_there_is():
     assert Judge(scaled(1), feeds()).fidelity_db(scaled(1)) == MAX_FIDELITY_DB
 

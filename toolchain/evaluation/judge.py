@@ -151,6 +151,13 @@ class Judge:
 
         return measure
 
+    def noise(self, model: ir.Model) -> float:
+        """Return the squared error of the worst piece over its variance; 1 and more: nothing is left.
+
+        Unlike decibels that end at 0, it tells bad models from worse ones, and for small changes it adds up.
+        """
+        return max((judged.noise for _, _, judged in self._judged(self._runner(model)({}))), default=0.0)
+
     def verdict(self, model: ir.Model) -> Verdict:
         """Judge every part and every decision of `model`."""
         answers = self._runner(model)({})

@@ -70,14 +70,14 @@ class PartStatistics:
         if not len(live):
             return None
         constant = piece.count - len(live)
+        noise = float(error[live].sum() / variance[live].sum())
         if count[live].min() < MIN_PLACES or piece.op in SATURATING_OPERATORS:
-            whole = max(0.0, power_to_db(float(error[live].sum() / variance[live].sum())))
-            return JudgedPiece(whole, len(live), constant, None)
+            return JudgedPiece(max(0.0, power_to_db(noise)), noise, len(live), constant, None)
         fidelities = np.array([max(0.0, power_to_db(p)) for p in error[live] / variance[live]])
         floors = floor.index_floors_db(self.effective[own][live])
         worst = int(np.argmin(fidelities - floors))
         index = JudgedIndex(int(live[worst]), float(fidelities[worst]), float(floors[worst]))
-        return JudgedPiece(float(fidelities.mean()), len(live), constant, index)
+        return JudgedPiece(float(fidelities.mean()), noise, len(live), constant, index)
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,14 @@ class JudgedPiece:
 
     Attributes:
         fidelity_db: in decibels, at least 0.
+        noise: summed squared error over summed variance of all indices, without limit.
         indices: number of indices that vary in float.
         constant: number of indices that do not.
         worst: the index that is nearest to its floor or furthest below it; None where the piece is judged as a whole.
     """
 
     fidelity_db: float
+    noise: float
     indices: int
     constant: int
     worst: JudgedIndex | None

@@ -23,7 +23,6 @@ from toolchain.core.arrays import Index
 from toolchain.core.progress import Progress
 from toolchain.data.calibration import CalibrationData
 from toolchain.data.tensors import Array, Feed
-from toolchain.evaluation.fidelity import db_to_power
 from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Prune
 from toolchain.graph import edit, query, tap
@@ -43,7 +42,7 @@ from toolchain.pruning.search import PruningUnit, WidthOption, aligned_widths, w
 
 LOGGER = logging.getLogger(__name__)
 
-WIDTH_FRACTIONS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+WIDTH_FRACTIONS = (0.9375, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Widths that are measured for a group, relative to its size."""
 MIN_SAVING_SHARE = 0.005
 """Smallest saving, relative to the time of the nodes around a group; less is noise."""
@@ -181,7 +180,7 @@ def pruning_units(
         options = []
         for width, cut, ms in zip(widths, cuts, times, strict=True):
             if base - ms > MIN_SAVING_SHARE * base:
-                loss = _loss(judge, _folded(basis, cut, settings.repair))
+                loss = judge.noise(_folded(basis, cut, settings.repair))
                 options.append(WidthOption(width, loss, base - ms))
         if options:
             units.append(with_rising_losses(PruningUnit(name, group.size, tuple(options), _work(basis.model, around))))
@@ -199,7 +198,7 @@ def _branch_unit(
     inside = tuple(name for name, nodes in nodes_of.items() if nodes <= set(branch.nodes))
     whole = [*branch.nodes, branch.name]
     (time_ms,) = clock([basis.part(basis.model.clone(), whole)])
-    loss = _loss(judge, drop_branches(basis.model, [branch.name]))
+    loss = judge.noise(drop_branches(basis.model, [branch.name]))
     return PruningUnit(branch.name, 1, (WidthOption(0, loss, time_ms),), _work(basis.model, branch.nodes), inside)
 
 
@@ -221,10 +220,6 @@ def _work(model: ir.Model, names: Sequence[str]) -> dict[str, float]:
 def kept_channels(basis: PruneBasis, name: str, width: int) -> list[int]:
     """Return the channels that a group keeps at a width, sorted."""
     return sorted(int(channel) for channel in basis.order[name][basis.free[name].size - width :])
-
-
-def _loss(judge: Judge, model: ir.Model) -> float:
-    return db_to_power(judge.fidelity_db(model))
 
 
 def _folded(basis: PruneBasis, cuts: Mapping[str, Sequence[int]], fold: bool) -> ir.Model:

@@ -24,7 +24,7 @@ LOGGER = logging.getLogger(__name__)
 MIN_SAVING_MS = 1e-6
 """An option that adds less than this to the saving is not taken."""
 MAX_LOSS = 1.0
-"""Loss at which the noise has the energy of the outputs, before repair; with more, too little is left to repair."""
+"""Loss at which the noise has the variance of the outputs, before repair; with more, too little is left to repair."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class WidthOption:
 
     Attributes:
         kept: channels that stay; 0 for a branch that is removed.
-        loss: noise at the outputs relative to their energy.
+        loss: noise at the outputs relative to their variance.
         saving_ms: time that the nodes around it save, with everything else uncut.
     """
 

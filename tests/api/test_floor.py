@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import small_models
@@ -132,3 +133,25 @@ def test_verify_says_what_was_lost_before(detector, monkeypatch):
     verified = toolchain.verify("out/host")
     assert not verified.mismatches
     assert any("y[:, 4:10]" in sentence for sentence in verified.lost)
+
+
+def test_a_clean_up_that_changes_the_answer_on_samples_is_found(detector, monkeypatch):
+    """A pass that drops a small offset is right on random inputs, and wrong where a sample is 0."""
+    body = "r = Relu(x) a = Add(r, k) l = Log(a) f = Flatten(l) y = Gemm(f, w)"
+    constants = {"k": np.float32(1e-10), "w": np.ones((27, 2), np.float32)}
+    io.save(small_models.model(body, "float[1, 3, 3, 3] x", "y", constants), "net.onnx")
+    rng = np.random.default_rng(0)
+    np.savez("samples.npz", x=rng.standard_normal((32, 3, 3, 3)).astype(np.float32))
+    from toolchain.api import prepare as module
+    from toolchain.optimization.passes import optimize
+
+    def careless(model):
+        optimized = optimize(model)
+        for value in optimized.model.graph.initializers.values():
+            if value.const_value.size == 1:
+                value.const_value = ir.tensor(np.float32(1e-2), name=value.name)
+        return optimized
+
+    monkeypatch.setattr(module, "optimize", careless)
+    with pytest.raises(GateError, match="the clean-up changed y"):
+        quantize()

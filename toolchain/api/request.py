@@ -21,7 +21,7 @@ from toolchain.conversion.freeze import check_sizes
 from toolchain.conversion.inputs import parse_freeze, parse_input
 from toolchain.conversion.repeatability import check_repeatable
 from toolchain.conversion.source import ModelSource
-from toolchain.core.errors import DataError, InputError, ModelError, one_line
+from toolchain.core.errors import DataError, GateError, InputError, ModelError, one_line
 from toolchain.core.progress import Progress
 from toolchain.core.user_code import is_callable_spec, load_callable
 from toolchain.data.calibration import LABELS, CalibrationData, DataSpec, check_source, open_data
@@ -44,6 +44,10 @@ Freeze = Mapping[str, int] | Sequence[str]
 Metric = str | Evaluate
 """``package.module:callable`` or a function, see :data:`toolchain.evaluation.score.Evaluate`."""
 
+CLEAN_UP_SAMPLES = 4
+"""Number of samples on which the cleaned-up model is compared with the converted one."""
+MIN_CLEAN_UP_DB = 40.0
+"""Lowest fidelity of the clean-up; another order of float32 sums leaves 80 dB and more."""
 GENERIC_FACTORY_NAMES = ("model", "module", "build", "main", "load")
 """Names of functions that say nothing about the model they build; tables then show the name of their module."""
 
@@ -266,8 +270,27 @@ def open_request(request: Request, samples: int | None) -> OpenedRequest:
     data = request.open_data(io.inputs(prepared.model), samples)
     _check_repeatable(prepared, data)
     prepared = prepared.compared_on([without_labels(next(iter(data)))])
+    _check_clean_up(prepared, data)
     prepared = replace(prepared, notes=(*prepared.notes, *review(data)))
     return OpenedRequest(request, prepared, data, *data.split())
+
+
+def _check_clean_up(prepared: Prepared, data: CalibrationData) -> None:
+    """Compare the cleaned-up model with the converted one on samples, part by part.
+
+    Random inputs, which the clean-up is checked on, may not have what a pass changes: silence in front of a logarithm.
+
+    Raises:
+        GateError: a part differs.
+    """
+    judge = Judge(prepared.converted.model, data.take(CLEAN_UP_SAMPLES))
+    verdict = judge.verdict(prepared.model)
+    worst = verdict.worst
+    if worst is not None and worst.fidelity_db < MIN_CLEAN_UP_DB:
+        what = (
+            f"the clean-up changed {worst.name}: {worst.fidelity_db:.0f} dB of at least {MIN_CLEAN_UP_DB:.0f} are left"
+        )
+        raise GateError(what, where=prepared.converted.source.name, hint="report the model")
 
 
 def _check_repeatable(prepared: Prepared, data: CalibrationData) -> None:

@@ -11,7 +11,7 @@ right for every moving operator, without an index rule for any of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +106,16 @@ class OutputParts:
         return np.asarray(self.tail.run(None, numbers | operands)[0]).astype(np.int64)
 
 
+def _extracted(model: ir.Model, nodes: Collection[ir.Node]) -> ir.Model:
+    """Extract nodes as a model; nodes of a source file may have no names, so they are found by their number."""
+    numbered = model.clone()
+    chosen: list[str] = []
+    for original, node in zip(model.graph, numbered.graph, strict=True):
+        node.name = f"node_{len(chosen)}" if original in nodes else None
+        chosen += [str(node.name)] if original in nodes else []
+    return edit.extract(numbered, chosen)
+
+
 def _without_constants(tail: ir.Model) -> None:
     """Replace the constants that are moved by zeros, the number of no part."""
     names = edit.Names(tail.graph)
@@ -158,7 +168,7 @@ def find_parts(
         first += count
     tail = None
     if moving:
-        part = edit.extract(model, [str(node.name) for node in moving])
+        part = _extracted(model, moving)
         edit.keep_outputs(part, [v for v in query.activations(part) if v.name == value.name])
         _without_constants(part)
         for entering in part.graph.inputs:  # a source file may not state types, and shapes may differ between samples

@@ -180,3 +180,13 @@ def test_an_int8_clone_is_measured_by_the_names_of_its_nodes():
     for encoding in ("u8", "s8"):
         _, written = by_hand.quantized(model, samples, encoding)
         assert 20 < judge.fidelity_db(written) < 60
+
+
+def test_outputs_that_are_reshaped_by_different_computed_shapes():
+    """Each output is put together from its own pieces and its own shape; the other's shape is no input of it."""
+    body = """a = Mul(x, k) sa = Shape(a) y = Reshape(a, sa)
+              b = Mul(x, k) c = Relu(b) sc = Shape(c) z = Reshape(c, sc)"""
+    model = net(body, outputs="y, z", k=np.float32(1))
+    verdict = Judge(model, feeds()).verdict(model)
+    assert [part.fidelity_db for part in verdict.parts] == [MAX_FIDELITY_DB] * 2
+    assert not verdict.lost

@@ -98,12 +98,13 @@ class OutputParts:
 
         Args:
             shapes: shapes of the pieces.
-            operands: values of :attr:`operands`.
+            operands: values of :attr:`operands`, and of any other tensors.
         """
         numbers: Feed = {piece.tensor: _numbers(shapes[piece.tensor], piece.axis, piece.first) for piece in self.pieces}
         if self.tail is None:
             return numbers[self.tensor].astype(np.int64)
-        return np.asarray(self.tail.run(None, numbers | operands)[0]).astype(np.int64)
+        read = {name: operands[name] for name in self.operands}
+        return np.asarray(self.tail.run(None, numbers | read)[0]).astype(np.int64)
 
 
 def _extracted(model: ir.Model, nodes: Collection[ir.Node]) -> ir.Model:

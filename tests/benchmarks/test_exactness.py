@@ -14,8 +14,8 @@ EVERYWHERE = ("mobilenet_v2", "mnist_cnn", "svhn_cnn", "ppocr_cls", "crepe_tiny"
 """Models that run on every processor: the hardest one for int8, and those that take seconds."""
 APART = ("cortex-a53", "max")
 """The oldest core, and one with every feature there is: the other models run on these two."""
-LEFT_OUT = ("crepe_full",)
-"""Computes what crepe_tiny does, 45 times as much of it; `python -m benchmarks.exactness` runs it."""
+LEFT_OUT = ("crepe_full", "yolov8n_layout", "picodet_layout", "waifu2x_resnet")
+"""Models whose emulation takes minutes for each sample; `python -m benchmarks.exactness` runs them."""
 
 PAIRS = [
     (name, cpu)

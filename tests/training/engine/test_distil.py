@@ -9,8 +9,7 @@ from small_models import model, plain, weights
 
 from toolchain.core.errors import InputError, ModelError
 from toolchain.data.calibration import open_data
-from toolchain.evaluation.fidelity import decibels
-from toolchain.evaluation.fidelity import power_to_db
+from toolchain.evaluation.fidelity import decibels, power_to_db
 from toolchain.evaluation.judge import Judge
 from toolchain.graph import io, run, tap
 

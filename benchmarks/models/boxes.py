@@ -11,11 +11,11 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box with each of [n, 4]; NaN for a box that is NaN."""
+    """Intersection over union of one box with each of [n, 4]; NaN for a box that is NaN, 0 for two without an area."""
     overlap = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = overlap.clip(min=0).prod(1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
-    ratio: np.ndarray = shared / union
+    ratio: np.ndarray = np.divide(shared, union, out=np.zeros(len(boxes)), where=union != 0)
     return ratio
 
 

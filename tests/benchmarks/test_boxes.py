@@ -54,6 +54,11 @@ def test_iou_by_hand():
     )
 
 
+def test_boxes_without_an_area_overlap_nothing():
+    point = np.array([3.0, 3, 3, 3])
+    np.testing.assert_array_equal(boxes.iou(point, np.array([point, [0, 0, 9, 9], [np.nan] * 4])), [0, 0, np.nan])
+
+
 def test_doubles_are_worse_boxes_of_the_same_place():
     places = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [1, 0, 11, 10], [0, 0, 10, 5]])  # 90 / 110 and 50 / 100 of [0]
     scores = np.array([0.8, 0.5, 0.9, 0.1])

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 QUICK = Recipe(bench=Bench(warmup_s=0.0, min_time_s=0.0, min_runs=3, rounds=1))
 SAMPLES = 12
-LARGE_INPUTS = ("yolov8n_layout", "waifu2x_resnet")
-"""Models of tens of GMAC for each sample; `python -m benchmarks.quantize` measures them."""
+LARGE_INPUTS = ("yolov8n_layout", "picodet_layout", "waifu2x_resnet")
+"""Models of several GMAC for each sample; `python -m benchmarks.quantize` measures them."""
 
 
 def exported(name, folder, targets):

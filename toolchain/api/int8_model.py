@@ -8,22 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-from onnxruntime import InferenceSession
 
 from toolchain.api.prepare import Prepared
-from toolchain.api.request import OpenedRequest, Request, Scorer, open_request
+from toolchain.api.request import OpenedRequest, Request, open_request
 from toolchain.core.errors import GateError
 from toolchain.data.tensors import Feed
 from toolchain.evaluation.floor import Limits
-from toolchain.evaluation.judge import Judge
+from toolchain.evaluation.judge import Judge, examine
 from toolchain.formats.manifest import TradeOff
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.results import Score
 from toolchain.formats.verdict import Verdict
-from toolchain.graph import io, run
+from toolchain.graph import io
 from toolchain.pruning.goal import Pruned, prune_model
 from toolchain.quantization.accuracy.float_orders import FloatOrder, by_noise, from_inputs, from_outputs
-from toolchain.quantization.accuracy.mixed_precision import Rating, float_macs_share, search
+from toolchain.quantization.accuracy.mixed_precision import Rate, Rating, float_macs_share, search
 from toolchain.quantization.loop import Quantized, quantize_model
 from toolchain.quantization.races import WHOLE_MODEL_RACE_SECONDS, race_models
 
@@ -115,7 +114,7 @@ def make_int8(request: Request, recipe: Recipe) -> Int8Model:
     score = Score(kind="agreement", value=1.0, samples=len(opened.held))
     if opened.scorer.metric is not None:
         request.progress("evaluating float")
-        score = opened.scorer.score_float(prepared.model)
+        score = opened.scorer.score(prepared.model)
     if recipe.prune.has_goal:
         pruned = prune_model(
             prepared.model,
@@ -158,63 +157,44 @@ def accept(made: Int8Model, recipe: Recipe, folder: Path) -> tuple[Int8Model, Mo
         GateError: the limits cannot be kept.
         InputError: the user's metric fails.
     """
-    request, held = made.opened.request, made.opened.held
-    files = write_files(made, folder)
-    request.progress("evaluating int8")
-    limits = Limits.of(recipe.max_drop, made.score)
-    examiner = _Examiner(made.opened.scorer, run.session(files.dense), Judge(made.dense, held), limits)
-    planned, feed = made.quantized, next(iter(held))
-    score, verdict, fault = examiner.examine(planned.write(planned.encoding))
+    opened, planned = made.opened, made.quantized
+    held, progress, scorer = opened.held, opened.request.progress, opened.scorer
+    progress("evaluating int8")
+    limits, judge = Limits.of(recipe.max_drop, made.score), Judge(made.dense, held)
+    measure = scorer.score if scorer.metric is not None else None
+
+    def examined(quantized: Quantized) -> tuple[Score, Verdict, str | None]:
+        score, verdict = examine(judge, quantized.write(quantized.encoding), measure)
+        return score, verdict, limits.fault(score, verdict)
+
+    def rate_by(judge: Judge) -> Rate:
+        def rate(model: ir.Model) -> Rating:
+            score, verdict = examine(judge, model, measure)
+            return Rating(score.value, accepted=limits.fault(score, verdict) is None)
+
+        return rate
+
+    feed = next(iter(held))
+    score, verdict, fault = examined(planned)
     for few in (True, False):  # most candidates of the search are told by few samples
         if fault is None:
             break
         _log.info("int8 is not accepted as it is: %s", fault)
-        judge = Judge(made.dense, held.take(SEARCH_SAMPLES)) if few else examiner.judge
-        rate = replace(examiner, judge=judge).rate
-        chosen, curve = search(planned, _orders(planned, verdict if few else None), rate, feed, request.progress)
+        rate = rate_by(Judge(made.dense, held.take(SEARCH_SAMPLES)) if few else judge)
+        chosen, curve = search(planned, _orders(planned, verdict if few else None), rate, feed, progress)
         made = replace(made, quantized=chosen.with_note(_given_up(planned, chosen, fault)), curve=curve)
-        score, verdict, fault = examiner.examine(chosen.write(chosen.encoding))
+        score, verdict, fault = examined(chosen)
     if fault is not None:
         hint = "give more representative calibration data, or allow more with --max-drop"
         most = max((point.float_nodes for point in made.curve), default=0)
         raise GateError(f"int8 loses too much with {most} operators left float: {fault}", hint=hint)
-    if recipe.quantize.measure and not _gains(made.quantized, files, feed, folder):
+    files = write_files(made, folder)
+    if recipe.quantize.measure and made.quantized.computing and not _gains(files, feed):
         made = replace(made, quantized=_all_float(made.quantized))
-        score, verdict, _ = examiner.examine(made.quantized.write(made.quantized.encoding))
-    if made.quantized is not planned:
         files = write_files(made, folder)
+        score, verdict, _ = examined(made.quantized)
     pruned = made.pruned.score if made.pruned is not None else None
     return replace(made, verdict=verdict), files, Scores(made.score, pruned, score)
-
-
-@dataclass(frozen=True)
-class _Examiner:
-    """Scores and judges models.
-
-    Attributes:
-        scorer: has the user's metric, or none.
-        reference: the float model's session.
-        judge: compares with the float model.
-        limits: the most that a model may lose.
-    """
-
-    scorer: Scorer
-    reference: InferenceSession
-    judge: Judge
-    limits: Limits
-
-    def examine(self, model: ir.Model) -> tuple[Score, Verdict, str | None]:
-        """Return a model's score and verdict, and how it exceeds the limits; None where it keeps to them."""
-        verdict = self.judge.verdict(model)
-        score = Score(kind="agreement", value=verdict.agreement, samples=verdict.samples)
-        if self.scorer.metric is not None:
-            score = self.scorer.score(self.reference, run.session(model))
-        return score, verdict, self.limits.fault(score, verdict)
-
-    def rate(self, model: ir.Model) -> Rating:
-        """Rate a candidate of the search."""
-        score, _, fault = self.examine(model)
-        return Rating(score.value, accepted=fault is None)
 
 
 def _orders(planned: Quantized, verdict: Verdict | None) -> list[Callable[[], FloatOrder]]:
@@ -237,16 +217,13 @@ def _given_up(before: Quantized, after: Quantized, fault: str) -> str:
     return f"{became} float, because otherwise {fault}; {share:.0%} of the multiply-accumulates are float now"
 
 
-def _gains(quantized: Quantized, files: ModelFiles, feed: Feed, folder: Path) -> bool:
+def _gains(files: ModelFiles, feed: Feed) -> bool:
     """True where the int8 file is smaller, or measured faster, than the float model it was made from."""
-    if not quantized.computing:
+    source = files.pruned or files.dense
+    if files.int8.stat().st_size <= MAX_SIZE_SHARE * source.stat().st_size:
         return True
-    path = folder / "candidate.onnx"
-    io.save_in_place(quantized.write(quantized.encoding), path)
-    if path.stat().st_size <= MAX_SIZE_SHARE * (files.pruned or files.dense).stat().st_size:
-        return True
-    times = race_models(quantized.source, quantized.write(quantized.encoding), feed, seconds=WHOLE_MODEL_RACE_SECONDS)
-    return times.medians_s[0] > MIN_GAIN * times.medians_s[1]
+    float_s, int8_s = race_models(source, files.int8, feed, seconds=WHOLE_MODEL_RACE_SECONDS).medians_s
+    return float_s > MIN_GAIN * int8_s
 
 
 def _all_float(quantized: Quantized) -> Quantized:

@@ -121,7 +121,7 @@ def prune(
     opened = open_request(request, recipe.calibrate.samples)
     model, profile = opened.prepared.model, request.targets[0]
     progress("evaluating float")
-    before = opened.scorer.score_float(model)
+    before = opened.scorer.score(model)
     limit = opened.scorer.loss_limit(model, before, recipe.max_drop)
     if zeros is not None:
         pruned = _sparse(sparsify(model, zeros), limit)

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnxruntime import InferenceSession
 
 from toolchain.api.prepare import Prepared, prepare
 from toolchain.conversion.freeze import check_sizes
@@ -170,13 +169,17 @@ class Scorer:
     metric_name: str
     held: CalibrationData
 
-    def score(self, reference: InferenceSession, engine: InferenceSession) -> Score:
-        """Score the model in `engine`; `reference` holds the float model.
+    def score(self, model: ir.Model) -> Score:
+        """Score a model; by agreement with itself where there are neither a metric nor labels.
+
+        Called with the float model before the slow steps, so that a metric that fails, or a sample on which the model
+        cannot be run, is refused at once.
 
         Raises:
             InputError: the metric fails.
             DataError: the model cannot be run on one of the samples.
         """
+        engine = run.session(model)
         if self.metric is not None:
             return evaluate_score(self.metric, engine, self.metric_name)
         first = next(iter(self.held))
@@ -184,19 +187,10 @@ class Scorer:
             if LABELS in first and first[LABELS].dtype == np.int64:
                 accuracy = evaluate_score(self._accuracy, engine, LABELS)
                 return accuracy.model_copy(update={"samples": len(self.held)})
-            return agreement_score(reference, engine, map(without_labels, self.held))
+            return agreement_score(engine, engine, map(without_labels, self.held))
         except run.OrtError as error:
             what = f"onnxruntime cannot run the model on a held-out sample ({one_line(error)})"
             raise DataError(what, where=self.held.source, hint="correct or remove the sample") from None
-
-    def score_float(self, model: ir.Model) -> Score:
-        """Score the float model. Called before the slow steps, so that a metric that fails is refused at once.
-
-        Raises:
-            InputError, DataError: as :meth:`score`.
-        """
-        engine = run.session(model)
-        return self.score(engine, engine)
 
     def loss_limit(
         self, model: ir.Model, before: Score, max_drop: float | Literal["off"] | None, *, option: str = "--speedup"
@@ -209,12 +203,7 @@ class Scorer:
             max_drop: the largest accepted loss of score, see :class:`toolchain.pruning.loss.LossLimit`.
             option: the command's option for a speed-up, for hints.
         """
-        reference = run.session(model)
-
-        def measure(other: ir.Model) -> Score:
-            return self.score(reference, run.session(other))
-
-        return LossLimit(Judge(model, self.held), measure, before, max_drop, option)
+        return LossLimit(Judge(model, self.held), self.score, before, max_drop, option)
 
     def _accuracy(self, call: Run) -> float:
         """Return the share of held-out samples whose largest output is that of their label."""

@@ -140,7 +140,7 @@ def train(
     training, held = samples.split(max(MIN_HELD_INTERVAL, len(samples) // steps.held), steps.held)
     progress("evaluating float")
     scorer = request.scorer(held)
-    score = scorer.score_float(teacher)
+    score = scorer.score(teacher)
     folder = _state_folder(output, teacher, samples, steps, resume)
     stages = run_training(teacher, steps, training, held, folder=folder, students=students, progress=progress)
     progress("judging")

@@ -31,6 +31,7 @@ from toolchain.evaluation.parts import Piece, find_parts, operands_of, pieces_of
 from toolchain.evaluation.points import Point, compared_points, selections_behind
 from toolchain.evaluation.score import agreement
 from toolchain.evaluation.statistics import JudgedPiece, PartStatistics
+from toolchain.formats.results import Score
 from toolchain.formats.verdict import Decision, PartFidelity, Verdict
 from toolchain.graph import io, query, run, tap
 
@@ -250,3 +251,17 @@ class Judge:
         return lambda additional: [
             dict(zip(names, engine.run(None, {**feed, **additional}), strict=True)) for feed in self._feeds
         ]
+
+
+def examine(judge: Judge, model: ir.Model, measure: Callable[[ir.Model], Score] | None = None) -> tuple[Score, Verdict]:
+    """Score and judge a model.
+
+    Args:
+        judge: compares with the float model.
+        model: the model.
+        measure: scores a model; None: the score is the agreement, for which no model is run again.
+    """
+    verdict = judge.verdict(model)
+    if measure is not None:
+        return measure(model), verdict
+    return Score(kind="agreement", value=verdict.agreement, samples=verdict.samples), verdict

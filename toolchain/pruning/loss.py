@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from toolchain.core.errors import GateError
 from toolchain.evaluation.floor import Limits
-from toolchain.evaluation.judge import Judge
+from toolchain.evaluation.judge import Judge, examine
 from toolchain.formats.findings import CutPoint
 from toolchain.formats.results import Score
 from toolchain.formats.verdict import Verdict
@@ -75,10 +75,8 @@ class LossLimit:
 
     def loss(self, model: ir.Model) -> Loss:
         """Judge and score a model."""
-        verdict = self.judge.verdict(model)
-        score = Score(kind="agreement", value=verdict.agreement, samples=verdict.samples)
-        if self.before.kind != "agreement":
-            score = self.measure(model)
+        measure = self.measure if self.before.kind != "agreement" else None
+        score, verdict = examine(self.judge, model, measure)
         by_default = self._default_fault(score, verdict)
         fault = Limits.of(self.max_drop, self.before).fault(score, verdict)
         if fault is None and self.max_drop is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -64,7 +65,9 @@ def slower_whole_model(model: ir.Model, plan: Plan, encoding: Encoding, feed: Fe
     return f"the whole model is slower as int8 on this machine: {int8_s * 1e3:.2f} ms, in float {float_s * 1e3:.2f} ms"
 
 
-def race_models(first: ir.Model, second: ir.Model, feed: Feed, seconds: float = 0.1, *, decide: bool = False) -> Race:
+def race_models(
+    first: ir.Model | Path, second: ir.Model | Path, feed: Feed, seconds: float = 0.1, *, decide: bool = False
+) -> Race:
     """Race two models, each on one thread; see :func:`toolchain.latency.race.race`."""
     return race(run.session(first, threads=1), run.session(second, threads=1), feed, seconds=seconds, decide=decide)
 

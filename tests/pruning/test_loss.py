@@ -1,4 +1,4 @@
-"""What a pruned model may lose: the floor of pruning, the user's metric, and the user's own limit."""
+"""Limits of what a pruned model may lose: the floor of pruning, the user's metric, and the user's own limit."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ MIN_POSITIVES = 10
 MAX_RANKED = 100_000
 """Largest number of scores whose order is compared."""
 MIN_ROWS = 4
-"""Of a chosen tensor with fewer rows, single numbers are compared."""
+"""Single numbers are compared where a chosen tensor has fewer rows."""
 MAX_ROWS = 2000
 """Largest number of rows that are compared as a set."""
 ROW_TOLERANCE = 0.25

@@ -110,7 +110,7 @@ class Judge:
         answers = _answers(model, feeds, [*self._outputs, *(p.tensor for p in self._points)], pieces, operands)
         self._feeds = [answer.feed for answer in answers]
         self._expected = [answer.values for answer in answers]
-        self._statistics: list[PartStatistics] = []
+        self._statistics: dict[str, PartStatistics] = {}
         if not answers:
             return
         shapes = {name: [answer.shapes[name] for answer in answers] for name in pieces}
@@ -119,14 +119,14 @@ class Judge:
             found = find_parts(model, value, shapes, types)
             labels = [found.labels(answer.shapes, answer.operands) for answer in answers]
             expected = [answer[str(value.name)] for answer in self._expected]
-            self._statistics.append(PartStatistics(found, labels, expected))
+            self._statistics[str(value.name)] = PartStatistics(found, labels, expected)
 
     @property
     def usable(self) -> bool:
         """True where something varies that can be compared number by number."""
         return any(
             statistics.judge(piece, np.zeros_like(statistics.variance)) is not None
-            for statistics in self._statistics
+            for statistics in self._statistics.values()
             for piece in statistics.parts.pieces
         )
 
@@ -166,17 +166,18 @@ class Judge:
         lost: list[str] = []
         doubtful: list[str] = []
         for point, piece, judged in self._judged(answers):
-            name = self._part_name(point, piece)
+            name = self._part_name(point.title, point.tensor, piece)
+            worst = judged.worst
             part = PartFidelity(
                 name=name,
                 tensor=piece.tensor,
                 fidelity_db=judged.fidelity_db,
-                worst_index=judged.worst.number if judged.worst else None,
-                worst_db=judged.worst.fidelity_db if judged.worst else None,
+                worst_index=worst.number if worst else None,
+                worst_db=worst.fidelity_db if worst else None,
                 indices=judged.indices,
                 constant=judged.constant,
             )
-            sentence = floor.lost_part(part, piece.source, judged.worst.floor_db if judged.worst else 0.0)
+            sentence = floor.lost_part(part, piece.source, worst.floor_db if worst else 0.0)
             part = part.model_copy(update={"lost": sentence is not None})
             parts.append(part)
             doubtful += [doubt] if (doubt := floor.doubtful_part(part, self.samples)) else []
@@ -199,9 +200,10 @@ class Judge:
         return agreement(zip(*sides, strict=True))
 
     def _judged(self, answers: Sequence[Feed]) -> Iterable[tuple[Point, Piece, JudgedPiece]]:
-        for point, statistics in zip(self._points, self._statistics, strict=True):
-            if point.tensor not in answers[0]:
+        for point in self._points:
+            if not answers or point.tensor not in answers[0]:
                 continue
+            statistics = self._statistics[point.tensor]
             expected = [answer[point.tensor] for answer in self._expected]
             error = statistics.error(expected, [answer[point.tensor] for answer in answers])
             for piece in statistics.parts.pieces:
@@ -210,34 +212,31 @@ class Judge:
                     yield point, piece, judged
 
     def _decisions(self, answers: Sequence[Feed]) -> Iterable[Decision]:
-        points = {point.tensor: statistics for point, statistics in zip(self._points, self._statistics, strict=True)}
         for name in self._outputs:
             expected = [answer[name] for answer in self._expected]
             got = [answer[name] for answer in answers]
-            if name in self._selected or name not in points:
+            if name in self._selected or name not in self._statistics:
                 yield from decisions.of_selected(name, expected, got)
                 continue
-            statistics = points[name]
-            named = {piece.first: self._part_name(Point(name, name), piece) for piece in statistics.parts.pieces}
+            statistics = self._statistics[name]
+            named = {piece.first: self._part_name(name, name, piece) for piece in statistics.parts.pieces}
             yield from decisions.of_pieces(statistics.parts, statistics.labels, named, expected, got)
 
-    def _part_name(self, point: Point, piece: Piece) -> str:
-        statistics = self._statistics[[p.tensor for p in self._points].index(point.tensor)]
+    def _part_name(self, title: str, tensor: str, piece: Piece) -> str:
+        """Name a piece of a tensor by its place in the first sample, or else by the operator that computes it."""
+        statistics = self._statistics[tensor]
         if len(statistics.parts.pieces) == 1:
-            return point.title
-        shape = self._expected[0][point.tensor].shape
+            return title
+        shape = self._expected[0][tensor].shape
         labels = statistics.labels[0].reshape(shape)
         mine = (labels >= piece.first) & (labels < piece.first + piece.count)
-        if not mine.any():
-            return f"{point.title}, from {piece.source}"
-        places = np.nonzero(mine)
-        spans = [(int(p.min()), int(p.max()) + 1) for p in places]
-        if np.prod([b - a for a, b in spans]) != mine.sum():
-            return f"{point.title}, from {piece.source}"
+        spans = [(int(p.min()), int(p.max()) + 1) for p in np.nonzero(mine)] if mine.any() else []
+        if not spans or np.prod([b - a for a, b in spans]) != mine.sum():
+            return f"{title}, from {piece.source}"
         ranges = [":" if (a, b) == (0, n) else f"{a}:{b}" for (a, b), n in zip(spans, shape, strict=True)]
         while ranges and ranges[-1] == ":":
             ranges.pop()
-        return f"{point.title}[{', '.join(ranges)}]" if ranges else point.title
+        return f"{title}[{', '.join(ranges)}]" if ranges else title
 
     def _runner(self, model: ir.Model) -> Callable[[Feed], list[Feed]]:
         nodes = {query.label(node): node for node in model.graph}

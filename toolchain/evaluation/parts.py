@@ -134,7 +134,10 @@ def pieces_of(value: ir.Value) -> list[ir.Value]:
 
 def operands_of(value: ir.Value) -> list[str]:
     """Name the computed tensors, other than pieces, that the moving operators behind `value` read."""
-    moving, pieces = _follow(value)
+    return _operands(*_follow(value))
+
+
+def _operands(moving: Sequence[ir.Node], pieces: Sequence[ir.Value]) -> list[str]:
     known = {*pieces, *(output for node in moving for output in node.outputs)}
     read = [v for node in moving for v in node.inputs if v is not None and v not in known and not v.is_initializer()]
     return list(dict.fromkeys(str(v.name) for v in read))
@@ -176,7 +179,7 @@ def find_parts(
             dtype = operand_types.get(str(entering.name), np.dtype(np.float32))
             entering.type, entering.shape = ir.TensorType(ir.DataType.from_numpy(dtype)), None
         tail = run.session(part, pattern=False)
-    return OutputParts(str(value.name), tuple(pieces), tail, tuple(operands_of(value)))
+    return OutputParts(str(value.name), tuple(pieces), tail, tuple(_operands(moving, sources)))
 
 
 def _numbers(shape: Sequence[int], axis: int | None, first: int) -> Array:

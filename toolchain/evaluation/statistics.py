@@ -34,30 +34,26 @@ class PartStatistics:
         self.parts = found
         self.labels = [label.ravel() for label in labels]
         size = 1 + sum(piece.count for piece in found.pieces)
-        flat = [_finite(value) for value in values]
+        numbers = [(label, _finite(value)) for label, value in zip(self.labels, values, strict=True)]
         self.count = sum((np.bincount(label, minlength=size) for label in self.labels), np.zeros(size))
-        total = sum(
-            (np.bincount(*pair, minlength=size) for pair in zip(self.labels, flat, strict=True)), np.zeros(size)
-        )
+        total = sum((np.bincount(label, x, minlength=size) for label, x in numbers), np.zeros(size))
         self.mean: F64 = total / np.maximum(self.count, 1)
-        spreads = [
-            np.bincount(label, (x - self.mean[label]) ** 2, minlength=size)
-            for label, x in zip(self.labels, flat, strict=True)
-        ]
-        self.variance: F64 = np.sum(spreads, axis=0) / np.maximum(self.count, 1)
-        self.effective: F64 = np.sum(spreads, axis=0) ** 2 / np.maximum(np.sum(np.square(spreads), axis=0), 1e-300)
+        spreads = [np.bincount(label, (x - self.mean[label]) ** 2, minlength=size) for label, x in numbers]
+        whole: F64 = np.sum(spreads, axis=0)
+        self.variance: F64 = whole / np.maximum(self.count, 1)
+        self.effective: F64 = whole**2 / np.maximum(np.sum(np.square(spreads), axis=0), 1e-300)
 
     def error(self, expected: Sequence[Array], got: Sequence[Array]) -> F64:
         """Compute the mean squared error of every part; what has another shape or no number counts as its mean."""
         total = np.zeros_like(self.count)
         for label, a, b in zip(self.labels, expected, got, strict=True):
             x = _finite(a)
-            lost = (x - self.mean[label]) ** 2
             if b.shape == a.shape:
-                y = b.astype(np.float64).ravel()
-                same = ~np.isfinite(a.ravel())
-                difference = np.where(np.isfinite(y), (x - np.where(np.isfinite(y), y, 0)) ** 2, lost)
-                lost = np.where(same, 0, difference)
+                usable = np.isfinite(b).ravel()
+                y = _finite(b) if usable.all() else np.where(usable, _finite(b), self.mean[label])
+                lost = np.where(np.isfinite(a).ravel(), (x - y) ** 2, 0)
+            else:
+                lost = (x - self.mean[label]) ** 2
             total += np.bincount(label, lost, minlength=len(total))
         return total / np.maximum(self.count, 1)
 

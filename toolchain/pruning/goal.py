@@ -163,13 +163,13 @@ def _reach_goal(task: PruneTask, path: Sequence[WidthPlan]) -> Pruned:
         GateError: no plan of the path meets the goal; a PruningLossError where there is a limit.
     """
     basis, settings = task.basis, task.settings
-    dense = task.deployed(basis.model)
     if settings.keep is not None:
-        whole, goal = task.macs(basis.model.clone()), Goal("keep", 1 / settings.keep)
+        goal = Goal("keep", 1 / settings.keep)
 
         def reached(plan: WidthPlan) -> float:
-            return whole / task.macs(task.cut(plan))
+            return task.macs_factor(task.cut(plan))
     else:
+        dense = task.deployed_dense
         first_ms = task.meter.race(dense, dense, basis.feed).medians_s[0] * 1e3
         goal = _speed_goal(settings, first_ms)
         if goal.factor <= 1:
@@ -223,12 +223,12 @@ def _corrected(
     task: PruneTask, path: Sequence[WidthPlan], index: int, goal: Goal, reached: Callable[[WidthPlan], float]
 ) -> int:
     """Cut more where fresh processes show less than the races in this process."""
-    dense, factor = task.deployed(task.basis.model), goal.factor
+    factor = goal.factor
     for _ in range(MAX_CORRECTIONS):
         if index == len(path) - 1:
             break
         pruned = task.deployed(optimize(task.cut(path[index]), verify=False).model)
-        measured = task.measure(dense, pruned)
+        measured = task.measure(task.deployed_dense, pruned)
         wanted = _speed_goal(task.settings, measured.first_ms).factor
         if measured.speedup.high >= wanted:
             break
@@ -277,7 +277,7 @@ def _finish(task: PruneTask, path: Sequence[WidthPlan], index: int, goal: Goal) 
         fidelity_db=CutFidelity(cut=made.cut_db, repaired=task.judge.fidelity_db(pruned)),
         verdict=None if loss is None else loss.verdict,
         lost=() if loss is None else loss.told,
-        macs=(task.macs(basis.model.clone()), task.macs(pruned.clone())),
+        macs=(task.dense_macs, task.macs(pruned.clone())),
         parameters=(parameter_count(basis.model), parameter_count(pruned)),
         chosen_by=task.chosen_by,
         groups=tuple(_cut_group(basis.free[name], width) for name, width in plan.kept.items()),

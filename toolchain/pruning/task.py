@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -71,6 +72,16 @@ class PruneTask:
     progress: Progress
     meter: SpeedMeter
 
+    @cached_property
+    def deployed_dense(self) -> ir.Model:
+        """The dense model as it is deployed."""
+        return self.deployed(self.basis.model)
+
+    @cached_property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of the dense model."""
+        return self.macs(self.basis.model.clone())
+
     def deployed(self, model: ir.Model) -> ir.Model:
         """Return the model itself, or an int8 model that is as fast as the deployed one."""
         return quick_int8(model, self.data.take(INT8_SAMPLES)) if self.int8 else model
@@ -89,7 +100,7 @@ class PruneTask:
 
     def macs_factor(self, pruned: ir.Model) -> float:
         """Return the multiply-accumulates of the dense model over those of a pruned one."""
-        return self.macs(self.basis.model.clone()) / self.macs(pruned.clone())
+        return self.dense_macs / self.macs(pruned.clone())
 
     def race(self, dense: ir.Model, pruned: ir.Model) -> float:
         """Estimate quickly how much faster the second of two deployed models is."""
@@ -102,7 +113,7 @@ class PruneTask:
 
     def deployed_speed(self, pruned: ir.Model) -> Speed:
         """Measure how much faster a pruned model is than the dense one, both as they are deployed."""
-        return self.measure(self.deployed(self.basis.model), self.deployed(pruned))
+        return self.measure(self.deployed_dense, self.deployed(pruned))
 
     def make(self, plan: WidthPlan, *, minutes: float = 0.0) -> Made:
         """Cut, repair and train.

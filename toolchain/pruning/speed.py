@@ -15,8 +15,9 @@ from toolchain.benchmark.bench import Subject, bench
 from toolchain.core.errors import DeviceError
 from toolchain.data.tensors import Feed
 from toolchain.formats.recipe import Bench
-from toolchain.graph import io, run
-from toolchain.latency.race import Race, race
+from toolchain.graph import io
+from toolchain.latency.race import Race
+from toolchain.quantization.races import race_models
 
 RACE_SECONDS = 1.0
 """Time for one race of two whole models."""
@@ -57,7 +58,7 @@ class SpeedMeter:
 
 def race_here(first: ir.Model, second: ir.Model, feed: Feed) -> Race:
     """Race two models, one thread."""
-    return race(run.session(first, threads=1), run.session(second, threads=1), feed, seconds=RACE_SECONDS)
+    return race_models(first, second, feed, seconds=RACE_SECONDS)
 
 
 def measure_here(first: ir.Model, second: ir.Model, feed: Feed) -> Speed:
@@ -71,7 +72,7 @@ def measure_here(first: ir.Model, second: ir.Model, feed: Feed) -> Speed:
     before, after = (row.latency for row in rows)
     if before is None or after is None:
         raise DeviceError("cannot time models", where="this computer", hint="prune on another one")
-    return Speed(float(np.median(before.samples_ms)), stats.speedup(before, after))
+    return Speed(before.p50_ms, stats.speedup(before, after))
 
 
 HERE = SpeedMeter(race_here, measure_here)

@@ -53,6 +53,11 @@ class Decision(Record):
     count: int
     """Number of decisions."""
 
+    @property
+    def label(self) -> str:
+        """Kind and number, as tables show them."""
+        return f"{self.kind} {self.kept:.3f}"
+
 
 class Verdict(Record):
     """Comparison of a model with its float model, on samples that no statistic was taken from."""
@@ -69,6 +74,11 @@ class Verdict(Record):
     """What fell under the floor, one sentence each; empty where the answer is kept."""
     doubtful: tuple[str, ...] = ()
     """What looks lost on samples that are too few to tell, one sentence each."""
+
+    @property
+    def judged(self) -> bool:
+        """True where anything could be compared."""
+        return bool(self.parts or self.decisions)
 
     @property
     def worst(self) -> PartFidelity | None:

@@ -161,7 +161,7 @@ def _lost(manifest: Manifest) -> str:
 def _answer(manifest: Manifest) -> str:
     """Say in a sentence or two how much of the float model's answer is left."""
     verdict = manifest.verdict
-    if verdict is None or not (verdict.parts or verdict.decisions):
+    if verdict is None or not verdict.judged:
         return ""
     sentences = [f"It was compared with the float model on {verdict.samples} samples that were used for nothing else."]
     if verdict.worst is not None and verdict.worst.fidelity_db >= WHOLE_DB:
@@ -173,7 +173,7 @@ def _answer(manifest: Manifest) -> str:
             "that nothing is left)."
         )
     if verdict.decisions:
-        kept = ", ".join(f"{d.kind} {d.kept:.3f} ({d.part})" for d in verdict.decisions[:_MAX_DECISIONS])
+        kept = ", ".join(f"{d.label} ({d.part})" for d in verdict.decisions[:_MAX_DECISIONS])
         sentences.append(f"Share of decisions that are as in float, which is not accuracy: {kept}.")
     return "## What is left of the float model's answer\n\n" + " ".join(sentences)
 

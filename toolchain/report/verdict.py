@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toolchain.formats.verdict import WHOLE_DB, Decision, PartFidelity, Verdict
+from toolchain.formats.verdict import WHOLE_DB, PartFidelity, Verdict
 from toolchain.report.amounts import plural
 
 MAX_PARTS = 12
@@ -19,7 +19,7 @@ DECISIONS_MEANING = "share that is as in float, right or wrong; not accuracy"
 
 def render(verdict: Verdict) -> RenderableType:
     """Show a row for each part, the worst first, the decisions that are made from it, and what the numbers mean."""
-    if not verdict.parts and not verdict.decisions:
+    if not verdict.judged:
         return Text("")
     samples = plural(verdict.samples, "sample that was held out", "samples that were held out")
     if all(part.fidelity_db >= WHOLE_DB for part in verdict.parts) and not verdict.lost:
@@ -64,14 +64,10 @@ def decisions_by_part(verdict: Verdict) -> dict[str, str]:
     """Return the decisions of each part as text, by its name."""
     found: dict[str, list[str]] = {}
     for decision in verdict.decisions:
-        found.setdefault(decision.part, []).append(_decision(decision))
+        found.setdefault(decision.part, []).append(decision.label)
     return {name: ", ".join(texts) for name, texts in found.items()}
 
 
 def worst_index(part: PartFidelity) -> str:
     """Return the fidelity of the worst index and its number; empty where the part is judged as a whole."""
     return "" if part.worst_db is None or part.indices == 1 else f"{part.worst_db:.1f} dB ({part.worst_index})"
-
-
-def _decision(decision: Decision) -> str:
-    return f"{decision.kind} {decision.kept:.3f}"

@@ -52,7 +52,7 @@ class Answer:
 def answer(manifest: Manifest) -> Answer | None:
     """Return the content of the section; None where nothing was judged."""
     verdict = manifest.verdict
-    if verdict is None or not (verdict.parts or verdict.decisions):
+    if verdict is None or not verdict.judged:
         return None
     decisions = decisions_by_part(verdict)
     rows = [

@@ -398,7 +398,7 @@ def _wait_until_busy(process):
 
 
 def test_signals_that_are_ignored_stay_so(toolchain, workplace):
-    """As nohup and shells' background jobs want it."""
+    """Programs started by nohup, and background jobs of shells, rely on it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     seen = []
     try:

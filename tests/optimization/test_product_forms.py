@@ -86,7 +86,7 @@ def test_biases_that_are_no_rows_are_left(body, names, left):
 
 
 def test_a_sum_of_a_product_and_an_activation_stays_a_sum():
-    """As a Gemm, the activation would be its bias, and then the product could not be int8."""
+    """A Gemm would take the activation as its bias, and then the product could not be int8."""
     result = cleaned("m = MatMul(x, w) y = Add(m, z)", {"x": ["N", 6], "z": ["N", 5]}, {"w": W["w"]})
     assert small_models.ops(result) == ["MatMul", "Add"]
     assert int8_products(result) == 1

@@ -130,7 +130,7 @@ class CutFidelity(Record):
     """Fidelity of the outputs to those of the dense model in dB, on held-out samples."""
 
     cut: float
-    """As cut."""
+    """Before repair and training."""
     repaired: float
     """After repair and training."""
 

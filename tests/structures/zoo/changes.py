@@ -136,7 +136,7 @@ def first_output_twice(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def optimized_by_onnxruntime(level: ort.GraphOptimizationLevel):
-    """As onnxruntime saves the file after its own optimizations."""
+    """Make the file that onnxruntime saves after its own optimizations."""
 
     def change(model: onnx.ModelProto) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +165,7 @@ class _Random(CalibrationDataReader):
 
 
 def quantized(kind: QuantFormat):
-    """As onnxruntime's own tool quantizes the file."""
+    """Quantize the file with onnxruntime's own tool."""
 
     def change(model: onnx.ModelProto) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder:

@@ -60,11 +60,9 @@ def layout(model: ir.Model) -> Layout:
 def _visit(builder: LayoutBuilder, node: ir.Node) -> None:
     if query.op(node) == "Constant":
         return  # handled like an initializer, when a node reads it
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                for value in inner.inputs:
-                    builder.pin(value, READ_IN_BRANCH.format(op=query.op(node)))
+    for inner in query.inner_nodes(node):
+        for value in inner.inputs:
+            builder.pin(value, READ_IN_BRANCH.format(op=query.op(node)))
     axes, reason = _output_axes(builder, node)
     if axes is None:
         for value in node.inputs:

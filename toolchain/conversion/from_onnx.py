@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -154,7 +154,7 @@ def _accepts(opset: int, ir_version: int) -> bool:
 def _check_operators(model: ir.Model, path: Path) -> None:
     since = _schemas()
     own = {(function.domain, function.name) for function in model.functions.values()}
-    for node in _nodes(model):
+    for node in query.all_nodes(model):
         key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
         if key in own:
             continue
@@ -183,12 +183,6 @@ def _schemas() -> Mapping[tuple[str, str], int]:
         key = ("" if schema.domain == "ai.onnx" else schema.domain, schema.name)
         since[key] = min(since.get(key, schema.since_version), schema.since_version)
     return since
-
-
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
 
 
 def _weights_as_constants(model: ir.Model) -> list[str]:

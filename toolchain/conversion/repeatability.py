@@ -112,13 +112,13 @@ def _live_nodes(model: ir.Model) -> Iterator[ir.Node]:
         node = waiting.pop()
         if node not in needed:
             needed.add(node)
-            reads = [*node.inputs, *(value for inner in _inner(node) for value in inner.inputs)]
-            reads += [value for graph in _graphs(node) for value in graph.outputs]
+            reads = [*node.inputs, *(value for inner in query.inner_nodes(node) for value in inner.inputs)]
+            reads += [value for graph in query.subgraphs(node) for value in graph.outputs]
             waiting += _writers(value for value in reads if value is not None)
     functions = set()
     for node in model.graph:
         if node in needed:
-            for live in (node, *_inner(node)):
+            for live in (node, *query.inner_nodes(node)):
                 yield live
                 functions.add(live.op_identifier())
     for identifier, function in model.functions.items():
@@ -128,16 +128,3 @@ def _live_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def _writers(values: Iterable[ir.Value]) -> list[ir.Node]:
     return [node for value in values if (node := value.producer()) is not None]
-
-
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def _inner(node: ir.Node) -> Iterator[ir.Node]:
-    for graph in _graphs(node):
-        yield from graph.all_nodes()

@@ -36,7 +36,7 @@ def widen(model: ir.Model) -> tuple[str, ...]:
             found |= _widen_constant(value)
         for value in graph.inputs:
             found |= _widen_type(value)
-    for node in _nodes(model):
+    for node in query.all_nodes(model):
         found |= _widen_attributes(node)
         for value in node.outputs:
             found |= _widen_type(value)
@@ -48,8 +48,8 @@ def widen(model: ir.Model) -> tuple[str, ...]:
 def _computes_in_half(model: ir.Model) -> bool:
     constants = [value for graph in model.graphs() for value in graph.initializers.values()]
     inner = [value for graph in model.graphs() if graph is not model.graph for value in graph.inputs]
-    results = [value for node in _nodes(model) for value in node.outputs if not _is_cast_output(node)]
-    casts = [node for node in _nodes(model) if query.op(node) == "Cast" and not _is_cast_output(node)]
+    results = [value for node in query.all_nodes(model) for value in node.outputs if not _is_cast_output(node)]
+    casts = [node for node in query.all_nodes(model) if query.op(node) == "Cast" and not _is_cast_output(node)]
     fed = [
         value
         for value in model.graph.inputs
@@ -73,11 +73,6 @@ def widened_note(kinds: Sequence[str]) -> str:
         f"{' and '.join(kinds)} became float32, which int8 needs; inputs and outputs keep float16, "
         "and the recipe's fp16_weights stores weights as float16 again"
     )
-
-
-def _nodes(model: ir.Model) -> list[ir.Node]:
-    functions = [node for function in model.functions.values() for node in function.all_nodes()]
-    return [*model.graph.all_nodes(), *functions]
 
 
 def _widen_type(value: ir.Value) -> set[ir.DataType]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from toolchain.data.tensors import Array
+from toolchain.graph import query
 
 
 class Names:
@@ -158,11 +159,9 @@ def name_outputs(model: ir.Model, names: Iterable[str]) -> None:
 
 def _detach_branches(node: ir.Node) -> None:
     """Remove all inputs of nodes in the branches of an If or Loop, so that they no longer use values outside."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                for index in range(len(inner.inputs)):
-                    inner.replace_input_with(index, None)
+    for inner in query.inner_nodes(node):
+        for index in range(len(inner.inputs)):
+            inner.replace_input_with(index, None)
 
 
 def extract(model: ir.Model, names: Iterable[str]) -> ir.Model:

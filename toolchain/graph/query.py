@@ -131,6 +131,28 @@ def activations(model: ir.Model) -> Iterator[ir.Value]:
         yield from (output for output in node.outputs if output.name)
 
 
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The branches of an If, or the body of a Loop or Scan, without the graphs inside these; none for other nodes."""
+    for attr in node.attributes.values():
+        if attr.type == ir.AttributeType.GRAPH:
+            yield attr.as_graph()
+        elif attr.type == ir.AttributeType.GRAPHS:
+            yield from attr.as_graphs()
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """All nodes in the subgraphs of a node, at every depth."""
+    for graph in subgraphs(node):
+        yield from graph.all_nodes()
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes of a model, with those of subgraphs and functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
 def window(node: ir.Node, spatial: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
     """Strides, dilations, pads before and pads behind of a Conv or pool over these spatial sizes (ONNX, Conv)."""
     rank = len(spatial)

@@ -34,11 +34,8 @@ def _constant_nodes(model: ir.Model) -> set[ir.Node]:
     found: set[ir.Node] = set()
     for node in model.graph.all_nodes():
         sources = [value for value in node.inputs if value is not None]
-        branches = any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        )
-        if sources and not branches and all(_is_constant(value, found) for value in sources):
+        has_branches = any(True for _ in query.subgraphs(node))
+        if sources and not has_branches and all(_is_constant(value, found) for value in sources):
             found.add(node)
     return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
 from toolchain.graph import query
@@ -13,7 +11,7 @@ from toolchain.ops.table import macs, rule
 
 def reason(node: ir.Node) -> str | None:
     """Say why a node with bodies stays float, with the multiply-accumulates in them; None for other nodes."""
-    products = [inner for inner in _nodes_in_bodies(node) if isinstance(rule(inner).int8, Kernel)]
+    products = [inner for inner in query.inner_nodes(node) if isinstance(rule(inner).int8, Kernel)]
     if not products:
         return None
     costs = [macs(product) for product in products]
@@ -23,9 +21,3 @@ def reason(node: ir.Node) -> str | None:
     least = "at least " if None in costs else ""
     each = {"Loop": " at each turn", "Scan": " at each step"}.get(node.op_type, "")
     return f"int8 does not reach into its body: {how_many} with {least}{total:,} multiply-accumulates{each}"
-
-
-def _nodes_in_bodies(node: ir.Node) -> Iterator[ir.Node]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()

@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from toolchain.core.errors import ModelError
+from toolchain.graph.messages import all_nodes, subgraphs
 
 
 def make_dense(proto: onnx.ModelProto) -> int:
@@ -40,15 +41,8 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> int:
         if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
             attribute.CopyFrom(onnx.helper.make_attribute("value", _dense(attribute.sparse_tensor)))
             count += 1
-        count += sum(_graph(graph) for graph in _graphs(attribute))
+        count += sum(_graph(graph) for graph in subgraphs(attribute))
     return count
-
-
-def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    if attribute.type == onnx.AttributeProto.GRAPH:
-        yield attribute.g
-    elif attribute.type == onnx.AttributeProto.GRAPHS:
-        yield from attribute.graphs
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
@@ -75,7 +69,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     """
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in _graphs(attribute):
+            for inner in subgraphs(attribute):
                 sort_nodes(inner)
     writer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     needs = [sorted({writer[name] for name in _reads(node) if name in writer}) for node in graph.node]
@@ -99,7 +93,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 def separate_names(graph: onnx.GraphProto) -> None:
     """Give a number to each node whose name an earlier node has, subgraphs included; the first node keeps the name."""
-    nodes = list(_all_nodes(graph))
+    nodes = list(all_nodes(graph.node))
     taken = {node.name for node in nodes}.union(*(node.output for node in nodes))
     last = dict.fromkeys((node.name for node in nodes), 0)
     seen: set[str] = set()
@@ -114,19 +108,11 @@ def separate_names(graph: onnx.GraphProto) -> None:
             seen.add(base)
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in _graphs(attribute):
-                yield from _all_nodes(inner)
-
-
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node or its subgraphs read; some of them may be values of the subgraphs themselves."""
     yield from node.input
     for attribute in node.attribute:
-        for graph in _graphs(attribute):
+        for graph in subgraphs(attribute):
             yield from (value.name for value in graph.output)
             for inner in graph.node:
                 yield from _reads(inner)

@@ -6,12 +6,12 @@ objects takes about thirty times the bytes of the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 
 from toolchain.core.errors import ModelError
+from toolchain.graph.messages import all_nodes
 
 CLASSICAL_DOMAIN = "ai.onnx.ml"
 """The domain of classical machine learning: tree ensembles, support vector machines, scalers, ZipMap."""
@@ -39,7 +39,7 @@ def refuse(proto: onnx.ModelProto, path: Path) -> None:
     Raises:
         ModelError: names the operators, or the value and its type.
     """
-    nodes = list(_nodes(proto))
+    nodes = [node for part in (proto.graph, *proto.functions) for node in all_nodes(part.node)]
     classical = list(dict.fromkeys(node.op_type for node in nodes if node.domain == CLASSICAL_DOMAIN))
     has_layers = any(node.op_type in LAYERS or node.domain not in ("", "ai.onnx", CLASSICAL_DOMAIN) for node in nodes)
     if classical and not has_layers:
@@ -82,20 +82,3 @@ def _type_name(type_: onnx.TypeProto) -> str:
         if inner.WhichOneof("value") == "sequence_type":
             return f"{name} of lists (Sequence)"
     return name
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    yield from _inner(proto.graph.node)
-    for function in proto.functions:
-        yield from _inner(function.node)
-
-
-def _inner(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
-                yield from _inner(graph.node)
-
-
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from toolchain.core.errors import ModelError
 from toolchain.data.tensors import Array, Feed
-from toolchain.graph import edit, io, query, run
+from toolchain.graph import io, query, run, tap
 
 TRIED_SIZES = (2, 3, 8, 32, 128, 512, 1)
 """Sizes of dynamic axes for the run, up to the first with which the model runs. A 1 may hide an axis: it comes last."""
@@ -33,17 +33,15 @@ def infer_shapes(model: ir.Model, feed: Feed | None = None) -> None:
     unknown = {str(value.name): value for value in query.activations(model) if _is_unknown(value)}
     if not unknown:
         return
-    clone = model.clone()
-    values = {str(value.name): value for value in query.activations(clone)}
-    edit.keep_outputs(clone, [values[name] for name in unknown])
+    exposed = tap.expose(model, unknown)
     try:
-        session = run.session(clone, fuse=False)
+        session = run.session(exposed, fuse=False)
     except ModelError:
         return  # stays unknown; reports say so
     targets = list(unknown.values())
     _read_session(session, targets)
     if any(value.shape is None for value in targets):
-        for value, array in zip(targets, _run_once(clone, session, feed), strict=False):
+        for value, array in zip(targets, _run_once(exposed, session, feed), strict=False):
             if value.shape is None and isinstance(value.type, ir.TensorType):
                 value.shape = ir.Shape([None] * array.ndim)
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Joined, Kernel, SameScale
 from toolchain.ops.table import rule
 
@@ -21,7 +20,7 @@ def followed_by_product(model: ir.Model, int8: Mapping[ir.Node, bool]) -> set[ir
     """
     followed: set[ir.Node] = set()
     for node in reversed(list(model.graph)):
-        for reader in (reader for output in node.outputs for reader in query.consumers(output)):
+        for reader in node.successors():
             if reader in followed or reader not in int8 or (int8[reader] and isinstance(rule(reader).int8, Kernel)):
                 followed.add(node)
     return followed
@@ -52,7 +51,7 @@ def drop_unread(model: ir.Model, int8: dict[ir.Node, bool], followed: Collection
             if not _is_merged(node, int8):
                 int8[node], why[node] = False, BEHIND_LAST_PRODUCT
             continue
-        if any(int8.get(reader, False) for output in node.outputs for reader in query.consumers(output)):
+        if any(int8.get(reader, False) for reader in node.successors()):
             continue
         source = rule(_source_operator(node))
         if isinstance(source.int8, Kernel) and source.int8.float_output:

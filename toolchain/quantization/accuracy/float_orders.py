@@ -10,7 +10,7 @@ order by the effect of single operators is not enough: a region has to become fl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -76,12 +76,5 @@ def _behind(model: ir.Model, tensors: Collection[str]) -> set[ir.Node]:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting += _producers(node)
+            waiting += node.predecessors()
     return found
-
-
-def _producers(node: ir.Node) -> Iterator[ir.Node]:
-    for value in node.inputs:
-        producer = value.producer() if value is not None else None
-        if producer is not None:
-            yield producer

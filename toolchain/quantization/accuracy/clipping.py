@@ -10,10 +10,8 @@ import onnx_ir as ir
 from toolchain.data.tensors import Feed
 from toolchain.formats.findings import ClippedTensor
 from toolchain.graph import run, tap
-from toolchain.quantization.ranges import Affine
+from toolchain.quantization.ranges import UINT8_MAX, Affine
 
-MAX_LEVEL = 255
-"""The largest integer of an activation; the smallest is 0."""
 MAX_ROUNDING = 0.5
 """Rounding moves a value inside the grid by at most this many steps."""
 
@@ -40,13 +38,13 @@ def count_clipped(model: ir.Model, grids: Mapping[str, Affine], feeds: Iterable[
             if not value.size:
                 continue
             grid, low, high = grids[name], float(value.min()), float(value.max())
-            beyond = max(high / grid.scale + grid.zero_point - MAX_LEVEL, -(low / grid.scale + grid.zero_point), 0.0)
+            beyond = max(high / grid.scale + grid.zero_point - UINT8_MAX, -(low / grid.scale + grid.zero_point), 0.0)
             excess[number] = max(excess[number], beyond)
             if beyond > MAX_ROUNDING:  # most tensors have no such value, and need no second look at every element
                 margin = MAX_ROUNDING * grid.scale
                 outside[number] += np.count_nonzero((value < grid.low - margin) | (value > grid.high + margin))
     found = [
-        ClippedTensor(tensor=name, share=outside[i] / total[i], beyond=excess[i] / MAX_LEVEL)
+        ClippedTensor(tensor=name, share=outside[i] / total[i], beyond=excess[i] / UINT8_MAX)
         for i, name in enumerate(names)
         if outside[i]
     ]

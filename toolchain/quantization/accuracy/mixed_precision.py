@@ -142,7 +142,8 @@ class _Trials:
         rating = self.rate(written)
         point = TradeOff(float_nodes=len(reasons), score=rating.score, speedup=times[0] / times[1])
         decision = "sufficient" if rating.accepted else "not sufficient"
-        _log.info("%d operators left float: score %.4f, speed-up %.2f, %s", len(reasons), *_numbers(point), decision)
+        what = "%d operators left float: score %.4f, speed-up %.2f, %s"
+        _log.info(what, point.float_nodes, point.score, point.speedup, decision)
         return Candidate(planned, rating, point, float_macs_share(planned))
 
     def curve(self) -> tuple[TradeOff, ...]:
@@ -150,13 +151,8 @@ class _Trials:
         return tuple(sorted((c.point for c in self.tried.values()), key=lambda point: point.float_nodes))
 
 
-def _numbers(point: TradeOff) -> tuple[float, float]:
-    return point.score, point.speedup
-
-
 def float_macs_share(quantized: Quantized) -> float:
     """Return the share of the multiply-accumulates that a plan leaves float."""
-    choices = {choice.node: choice.precision for choice in quantized.plan.choices}
-    computing = ("int8", "int8 dynamic")
-    left = sum(macs(node) or 0 for node in quantized.model.graph if choices.get(query.label(node)) not in computing)
+    computing = set(quantized.computing)
+    left = sum(macs(node) or 0 for node in quantized.model.graph if query.label(node) not in computing)
     return left / (total_macs(quantized.model) or 1)

@@ -101,9 +101,10 @@ def _select(model: ir.Model, keep_float: Collection[str], reasons: Reasons) -> S
         )
         for n in model.graph
     )
-    tensors, same = _tensors(model, int8)
+    names = {query.label(node) for node, chosen in int8.items() if chosen}
+    tensors, same = _tensors(model, int8, names)
     ends = (node for node in model.graph if int8[node] and isinstance(rule(node).int8, Kernel) and node not in followed)
-    results = {output_point(node, {query.label(n) for n in model.graph if int8[n]}).name for node in ends}
+    results = {output_point(node, names).name for node in ends}
     return Selection(choices, tensors, same, frozenset(str(name) for name in results if name in tensors))
 
 
@@ -271,9 +272,16 @@ def leaves_float(node: ir.Node, int8_names: Collection[str]) -> bool:
     return not any(query.label(reader) in int8_names for reader in query.consumers(node.outputs[0]))
 
 
-def _tensors(model: ir.Model, int8: dict[ir.Node, bool]) -> tuple[dict[str, int | None], dict[str, str]]:
-    """Return the tensors that need a scale, and those that share one; see :class:`Selection`."""
-    names = {query.label(node) for node, chosen in int8.items() if chosen}
+def _tensors(
+    model: ir.Model, int8: Mapping[ir.Node, bool], names: Collection[str]
+) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Return the tensors that need a scale, and those that share one; see :class:`Selection`.
+
+    Args:
+        model: the float model.
+        int8: which nodes are int8.
+        names: names of those that are.
+    """
     tensors: dict[str, int | None] = {}
     same: dict[str, str] = {}
     conflicting: set[str] = set()  # read by a convolution and a matrix product, whose channel axes differ

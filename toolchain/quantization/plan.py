@@ -112,8 +112,7 @@ def plan_quantization(
             differently on different processors are listed as `inexact`.
     """
     activations, inexact = _activation_grids(model, selection, observation, settings, grids or {})
-    chosen = selection.int8_nodes()
-    nodes = [node for node in model.graph if isinstance(rule(node).int8, Kernel) and query.label(node) in chosen]
+    nodes = int8_products(model, selection)
     rounded = _rounded_weights(nodes, activations, settings, weights or {})
     products = {
         query.label(node): _product(node, rounded[query.label(node)], activations, observation, settings)
@@ -122,6 +121,12 @@ def plan_quantization(
     tables = embedding_tables.quantize_tables(model, selection.nodes_in("int8 storage"))
     recurrent = dynamic_lstm.quantize_weights(model, selection.nodes_in("int8 dynamic"), exact=settings.exact)
     return Plan(selection.choices, activations, products, inexact, tables, recurrent)
+
+
+def int8_products(model: ir.Model, selection: Selection) -> list[ir.Node]:
+    """List the static int8 nodes with constant weights, in graph order."""
+    chosen = selection.int8_nodes()
+    return [node for node in model.graph if query.label(node) in chosen and isinstance(rule(node).int8, Kernel)]
 
 
 def _activation_grids(

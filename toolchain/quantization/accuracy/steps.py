@@ -31,8 +31,6 @@ from toolchain.evaluation.judge import Judge
 from toolchain.formats.manifest import AccuracyStep
 from toolchain.formats.recipe import Calibrate, Quantize, Recipe
 from toolchain.graph import query
-from toolchain.ops.cells import Kernel
-from toolchain.ops.table import rule
 from toolchain.quantization.accuracy.cross_layer_equalization import apply_equalization, plan_equalization
 from toolchain.quantization.accuracy.gptq import round_by_moments
 from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scale_groups
@@ -40,6 +38,7 @@ from toolchain.quantization.accuracy.smooth_quant import apply_smooth_quant, smo
 from toolchain.quantization.plan import (
     Plan,
     constant_weight,
+    int8_products,
     is_depthwise,
     nearest_weights,
     plan_quantization,
@@ -97,7 +96,7 @@ class QuantBasis:
         """Make the basis of a plain plan, without any optional step of the recipe."""
         ranges = "minmax" if settings.ranges == "auto" else settings.ranges
         settings = settings.model_copy(update={"ranges": ranges, "bias_correction": False})
-        return cls(model, selection, observation, settings, nearest_weights(_products(model, selection), settings))
+        return cls(model, selection, observation, settings, nearest_weights(int8_products(model, selection), settings))
 
     def plan(self) -> Plan:
         """Choose the scales, and round the weights that are not rounded yet."""
@@ -207,7 +206,7 @@ def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, prog
         known = {name: stats for name, stats in old.observation.tensors.items() if name not in changed}
         observation = observe_selection(model, selection, data, recipe.calibrate, progress, known)
         return QuantBasis(
-            model, selection, observation, old.settings, nearest_weights(_products(model, selection), old.settings)
+            model, selection, observation, old.settings, nearest_weights(int8_products(model, selection), old.settings)
         )
 
     return [
@@ -252,7 +251,7 @@ def _rescaled(
 
 
 def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Progress) -> QuantBasis:
-    products = _products(basis.model, basis.selection)
+    products = int8_products(basis.model, basis.selection)
     weights: dict[str, WeightQuant] = {}
     moments_of = joint_moments(basis.model, data.take(MOMENT_SAMPLES), sharing_weights(products), progress=progress)
     for readers, moments in moments_of:
@@ -262,9 +261,3 @@ def _rounded_by_moments(basis: QuantBasis, data: CalibrationData, progress: Prog
         rounded = round_by_moments(weight, nearest, moments.blocks, moments.positions, exact=exact)
         weights.update(dict.fromkeys(map(query.label, readers), rounded))
     return replace(basis, weights=weights)
-
-
-def _products(model: ir.Model, selection: Selection) -> list[ir.Node]:
-    """List the int8 nodes with constant weights."""
-    chosen = selection.int8_nodes()
-    return [node for node in model.graph if query.label(node) in chosen and isinstance(rule(node).int8, Kernel)]

@@ -107,6 +107,12 @@ def test_label_falls_back_to_the_output_then_the_operator():
     assert query.label(ir.Node("", "Relu", [])) == "Relu"
 
 
+def test_computed_inputs_are_neither_constant_nor_left_off(graph):
+    x, a, w = (value(graph, name) for name in ("x", "a", "w"))
+    node = ir.node("Custom", [a, w, None, x, a, value(graph, "k")])
+    assert query.computed_inputs(node) == [a, x, a]
+
+
 def test_readers_are_distinct_nodes():
     square = ir.from_proto(
         small_models.proto("s = Mul(x, x) y = Relu(s) z = Neg(s)", "float[2] x", "float[2] y, float[2] z")

@@ -251,7 +251,7 @@ def _traced_axis(value: ir.Value, rank: int) -> int | None:
             return moved_to.index(1) if 1 in moved_to else None
         if node.op_type in FEATURES_FIRST | FEATURES_LAST:
             return moved_to.index(rank - 1)
-        computed = [v for v in node.inputs if v is not None and query.is_float(v) and query.constant(v) is None]
+        computed = [v for v in query.computed_inputs(node) if query.is_float(v)]
         if not computed or node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather"):
             return None
         if node.op_type == "Transpose":

@@ -80,6 +80,11 @@ def optional_input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if len(node.inputs) > index else None
 
 
+def computed_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs of a node that are fed or computed, in their order; a value that is read twice occurs twice."""
+    return [value for value in node.inputs if value is not None and constant(value) is None]
+
+
 def consumers(value: ir.Value) -> list[ir.Node]:
     """The distinct nodes that read `value`, in no fixed order."""
     return list(dict.fromkeys(use.node for use in value.uses()))

@@ -107,7 +107,7 @@ class _Rows:
             return None
         if _enters_mean(node):
             return None
-        data = [value for value in node.inputs if value is not None and query.constant(value) is None]
+        data = query.computed_inputs(node)
         only_vectors = all(v is None or v in data or (query.rank(v) or 0) < 2 for v in node.inputs)
         same_shapes = all(value.shape == output.shape and query.is_float(value) for value in data)
         width = output.shape[-1] if output.shape is not None else None

@@ -174,7 +174,7 @@ class _Walk:
 
 def _activations(node: ir.Node) -> list[ir.Value]:
     """List the float inputs of a node that are not constant."""
-    return [v for v in node.inputs if v is not None and query.is_float(v) and query.constant(v) is None]
+    return [value for value in query.computed_inputs(node) if query.is_float(value)]
 
 
 def _is_product(node: ir.Node) -> bool:

@@ -123,7 +123,7 @@ def _links(model: ir.Model, values: Iterable[ir.Value]) -> _Links:
     """Collect the constraints that every operator puts on its tensors."""
     links = _Links(pinned=[value for value in values if _is_used_outside(value, model.graph)])
     for node in model.graph:
-        computed = [v for v in node.inputs if v is not None and query.constant(v) is None]
+        computed = query.computed_inputs(node)
         if scalable_product(node):
             links.products.append(node)
         elif node.op_type in HOMOGENEOUS_OPERATORS and (carriers := _carriers(node)):
@@ -163,7 +163,7 @@ def _members(
 def _moved(node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
     """Return the result of a Concat and its computed operands, or what a Split splits and its results."""
     if node.op_type == "Concat":
-        return node.outputs[0], [v for v in node.inputs if v is not None and query.constant(v) is None]
+        return node.outputs[0], query.computed_inputs(node)
     return node.inputs[0], list(node.outputs)  # type: ignore[return-value]
 
 

@@ -6,21 +6,7 @@ import re
 import onnx
 import pytest
 
-from toolchain.benchmark.stats import Estimate
-from toolchain.latency.race import Race
-from toolchain.pruning import speed
-
 PRUNE = "prune net.onnx -c samples.npz -o small.onnx"
-
-
-@pytest.fixture
-def always_faster(monkeypatch):
-    """The net is too small for any width to be faster for certain."""
-    meter = speed.SpeedMeter(
-        lambda before, after, feed: Race((1.2,) * 7, (1.0,) * 7),
-        lambda before, after, feed: speed.Speed(1.2, Estimate(1.2, 1.19, 1.21)),
-    )
-    monkeypatch.setattr(speed, "HERE", meter)
 
 
 def parameters(path):

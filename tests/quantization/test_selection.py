@@ -10,7 +10,7 @@ from toolchain.quantization.selection import (
     clip_limits,
     select,
 )
-from toolchain.quantization.tails import BEHIND_LAST_PRODUCT, ONE_SCALE_FOR_FLOAT_READERS
+from toolchain.quantization.tails import BEHIND_LAST_PRODUCT, COSTS_MORE_TO_CONVERT, ONE_SCALE_FOR_FLOAT_READERS
 
 IMAGE = "float[N, 2, 6, 6] x"
 
@@ -228,9 +228,28 @@ def test_operators_in_front_of_a_later_product_stay_int8_whatever_is_between():
     assert selection.results == {"y"}
 
 
+DISTANCES = f"{CONV} [d] d = Softmax<axis = 1>(c) [mean] m = Conv(d, v) y = Mul(m, m)"
+"""The mean of a distribution over distances, as in the boxes of detectors."""
+
+
+def test_a_last_product_that_computes_little_from_a_float_tensor_stays_float():
+    few = selected(DISTANCES, constants={**W, **weights(v=(3, 4, 1, 1))})
+    assert few.int8_nodes() == {"conv"}
+    assert reasons(few)["mean"] == COSTS_MORE_TO_CONVERT
+    enough = selected(DISTANCES, constants={**W, **weights(v=(4, 4, 1, 1))})
+    assert enough.int8_nodes() == {"conv", "mean"}
+    behind_int8 = selected(f"{CONV} [second] y = Conv(c, v)", constants={**W, **weights(v=(1, 4, 1, 1))})
+    assert behind_int8.int8_nodes() == {"conv", "second"}
+    followed = selected(
+        f"{DISTANCES.removesuffix(' y = Mul(m, m)')} [last] y = Conv(m, u)",
+        constants={**W, **weights(v=(3, 4, 1, 1), u=(9, 3, 1, 1))},
+    )
+    assert followed.int8_nodes() == {"conv", "mean", "last"}
+
+
 def test_a_concat_that_only_float_operators_read_keeps_the_scales_of_its_operands_apart():
     body = f"{CONV} d = Conv(x, w) [join] j = Concat<axis = 1>(c, d) [f] f = Flatten(j) t = Tanh(f) y = Gemm(t, v)"
-    selection = selected(body, "float[2, 2, 6, 6] x", "y", {**W, **weights(v=(288, 3))})
+    selection = selected(body, "float[2, 2, 6, 6] x", "y", {**W, **weights(v=(288, 4))})
     for name in ("join", "f"):
         assert reasons(selection)[name] == ONE_SCALE_FOR_FLOAT_READERS
     assert {"c", "d"} <= set(selection.tensors)

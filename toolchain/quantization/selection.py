@@ -90,6 +90,7 @@ def _select(model: ir.Model, keep_float: Collection[str], reasons: Reasons) -> S
         if not all(int8[product] for product in embedding_tables.products_with_table(node)):
             del other[node]
             why[node] = embedding_tables.READ_AS_FLOAT_REASON
+    why |= tails.drop_small_ends(model, int8)
     followed = tails.followed_by_product(model, int8)
     why |= tails.drop_unread(model, int8, followed)
     choices = tuple(

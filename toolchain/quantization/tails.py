@@ -1,4 +1,4 @@
-"""Tails: operators whose results no int8 product gains from stay float, although they could be int8."""
+"""Tails: operators at the end of the graph stay float where int8 gains nothing, although they could be int8."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from toolchain.graph import query
 from toolchain.ops.cells import Absorbed, Joined, Kernel, SameScale
-from toolchain.ops.table import rule
+from toolchain.ops.table import macs, rule
 
 BEHIND_LAST_PRODUCT = "no int8 product follows it, so int8 would only round and clip the result"
+COSTS_MORE_TO_CONVERT = "it computes little from a float tensor, and converting the tensor costs more than int8 saves"
+MIN_MACS_PER_CONVERSION = 4
+"""Multiply-accumulates per converted element below which int8 cannot save time: rounding one element takes a cycle or
+more, and in float32 a multiply-accumulate takes a fourth of a cycle or less."""
 ONE_SCALE_FOR_FLOAT_READERS = "only float operators read it, and int8 would give its operands one scale"
 
 
@@ -24,6 +29,36 @@ def followed_by_product(model: ir.Model, int8: Mapping[ir.Node, bool]) -> set[ir
             if reader in followed or reader not in int8 or (int8[reader] and isinstance(rule(reader).int8, Kernel)):
                 followed.add(node)
     return followed
+
+
+def drop_small_ends(model: ir.Model, int8: dict[ir.Node, bool]) -> dict[ir.Node, str]:
+    """Leave last products float that compute little from a float tensor.
+
+    An example is the mean of the distribution over distances in detectors: one multiply-accumulate for each result of a
+    Softmax, which int8 would round before, and its box after.
+
+    Args:
+        model: the float model.
+        int8: which nodes are int8; it is changed.
+
+    Returns:
+        The nodes that are float now, with the reason.
+    """
+    why: dict[ir.Node, str] = {}
+    for node in reversed(list(model.graph)):
+        if int8[node] and _computes_little(node, int8) and node not in followed_by_product(model, int8):
+            int8[node], why[node] = False, COSTS_MORE_TO_CONVERT
+    return why
+
+
+def _computes_little(node: ir.Node, int8: Mapping[ir.Node, bool]) -> bool:
+    cell = rule(node).int8
+    value = node.inputs[cell.act] if isinstance(cell, Kernel) else None
+    producer = value.producer() if value is not None else None
+    if producer is None or int8.get(producer, False):
+        return False
+    cost, elements = macs(node), query.elements(value)
+    return cost is not None and elements is not None and cost < MIN_MACS_PER_CONVERSION * elements
 
 
 def drop_unread(model: ir.Model, int8: dict[ir.Node, bool], followed: Collection[ir.Node]) -> dict[ir.Node, str]:

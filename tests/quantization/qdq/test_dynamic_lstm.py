@@ -122,7 +122,7 @@ def test_it_is_reported_as_dynamic_int8():
 
 def test_it_is_a_fragment_of_its_own_beside_static_ones():
     body = f"{LSTM.replace('[lstm]', '[lstm]')} [s] s = Squeeze(h, axis) [out] o = Gemm(s, v)"
-    extra = {"axis": np.array([0]), **small_models.weights(v=(HIDDEN, 3))}
+    extra = {"axis": np.array([0]), **small_models.weights(v=(HIDDEN, 4))}
     model = by_hand.named(
         body, INPUTS, "float[?, ?, ?, ?] y, float[?, ?, ?] c, float[?, ?] o", {**constants(), **extra}
     )

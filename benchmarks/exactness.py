@@ -32,8 +32,9 @@ from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.formats.target import Encoding
 from toolchain.graph import io, run, tap
 from toolchain.quantization.exactness.certificate import NodeCertificate, certify, clauses
-from toolchain.quantization.loop import Quantized, quantize_model
+from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.qdq.fragments import int8_part
+from toolchain.quantization.quantized import Quantized
 
 PROCESSORS = ("x86-avx2", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a710", "max")
 ENCODINGS: tuple[Encoding, ...] = ("u8", "s8")

@@ -50,7 +50,7 @@ from toolchain.packaging.golden import Golden
 from toolchain.packaging.write import check_folder, write_artifact
 from toolchain.pruning.goal import Pruned
 from toolchain.quantization.exactness.certificate import certify, exactness
-from toolchain.quantization.loop import Quantized
+from toolchain.quantization.quantized import Quantized
 from toolchain.report.compare import compare
 from toolchain.report.html import page
 

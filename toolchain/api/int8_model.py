@@ -23,7 +23,8 @@ from toolchain.graph import io
 from toolchain.pruning.goal import Pruned, prune_model
 from toolchain.quantization.accuracy.float_orders import FloatOrder, by_noise, from_inputs, from_outputs
 from toolchain.quantization.accuracy.mixed_precision import Rate, Rating, float_macs_share, search
-from toolchain.quantization.loop import Quantized, quantize_model
+from toolchain.quantization.loop import quantize_model
+from toolchain.quantization.quantized import Quantized
 from toolchain.quantization.races import WHOLE_MODEL_RACE_SECONDS, race_models
 
 MIN_GAIN = 1.02

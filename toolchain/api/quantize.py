@@ -21,7 +21,7 @@ from toolchain.formats.results import Score
 from toolchain.formats.target import Target
 from toolchain.formats.verdict import Verdict
 from toolchain.graph import io
-from toolchain.quantization.loop import Quantized
+from toolchain.quantization.quantized import Quantized
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,11 @@ class CalibrationData:
         """The hex SHA-256 of every feed's names, dtypes, shapes and bytes, in order."""
         return hashlib.sha256(b"".join(self._digests)).hexdigest()
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the first sample, by the input's name."""
+        return {name: array.shape for name, array in next(iter(self)).items()}
+
     def take(self, n: int) -> CalibrationData:
         """Return at most `n` of the samples, evenly spread."""
         return self._subset(_spread(len(self), n, self.source))

@@ -19,7 +19,7 @@ from toolchain.ops import cost
 from toolchain.ops.cells import Absorbed
 from toolchain.ops.table import rule
 from toolchain.pruning.goal import Pruned
-from toolchain.quantization.loop import Quantized
+from toolchain.quantization.quantized import Quantized
 
 PROFILE_SECONDS = 0.5
 """Approximate seconds of profiling for each variant."""

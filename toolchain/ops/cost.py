@@ -86,16 +86,21 @@ class Cost:
 
 
 def total_macs(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None) -> int:
-    """Multiply-accumulates of all nodes whose cost is known, by the shapes that the model holds; dynamic axes are 1.
+    """Sum of :func:`macs_by_node`."""
+    return sum(macs_by_node(model, shapes).values())
+
+
+def macs_by_node(model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, int]:
+    """Multiply-accumulates of every node, 0 where the cost is unknown, by the shapes that the model holds.
 
     Args:
         model: the model.
-        shapes: shapes of the inputs, by name; dynamic axes have these sizes instead.
+        shapes: shapes of the inputs, by name; dynamic axes have these sizes instead of 1.
     """
     if shapes is not None:
         model = model.clone()
         _fix_axes(model, shapes)
-    return sum(table.macs(node) or 0 for node in model.graph)
+    return {query.label(node): table.macs(node) or 0 for node in model.graph}
 
 
 def count(model: ir.Model) -> Cost:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from toolchain.formats.findings import NoiseSource
 from toolchain.graph import query
 from toolchain.quantization.accuracy.sensitivity import noise_clusters
-from toolchain.quantization.loop import Quantized
+from toolchain.quantization.quantized import Quantized
 
 KEPT_FOR_THE_ANSWER = "left float, because the answer is lost with it in int8"
 

@@ -22,7 +22,7 @@ from toolchain.latency.race import race
 from toolchain.ops.cost import total_macs
 from toolchain.ops.table import macs
 from toolchain.quantization.accuracy.float_orders import FloatOrder
-from toolchain.quantization.loop import Quantized
+from toolchain.quantization.quantized import Quantized
 
 MAX_RACE_S = 0.3
 """Seconds of a race between a plan and the float model; the recipe's ``bench.min_time_s`` is used where it is less."""

@@ -34,7 +34,7 @@ from toolchain.formats.recipe import Quantize, Recipe
 from toolchain.graph import edit, query
 from toolchain.ops.cells import Kernel
 from toolchain.ops.table import rule
-from toolchain.quantization.loop import Quantized, quantize_model
+from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.plan import (
     Plan,
     ProductQuant,
@@ -46,6 +46,7 @@ from toolchain.quantization.plan import (
     stated_range,
 )
 from toolchain.quantization.qdq.writer import int8_values
+from toolchain.quantization.quantized import Quantized
 from toolchain.quantization.ranges import Affine
 from toolchain.quantization.selection import Selection, data_inputs
 from toolchain.quantization.weights import round_at

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import toolchain
 from benchmarks import feeds
-from toolchain.api.prepare import prepare
 from toolchain.calibration.statistics import observe
 from toolchain.data.calibration import CalibrationData, open_data
 from toolchain.devices.detect import detect_host
@@ -13,17 +13,19 @@ from toolchain.formats.recipe import Prune, Recipe
 from toolchain.graph import io, query
 from toolchain.optimization.passes import optimize
 from toolchain.pruning.goal import prune_model
-from toolchain.quantization.loop import quantize_model
 from toolchain.quantization.selection import select
 
 
 def quantize(model: str, samples: str, output: str, recipe: str) -> dict[str, object]:
-    """Quantize an ONNX file to an int8 file in this machine's encoding. recipe: JSON."""
-    float_model = prepare(model).model
-    quantized = quantize_model(float_model, _data(samples, io.inputs(float_model)), Recipe.model_validate_json(recipe))
-    io.save(quantized.write(quantized.encoding), Path(output))
-    choices = quantized.plan.choices
-    return {"int8": sum(c.int8 for c in choices), "nodes": len(choices), "notes": list(quantized.notes)}
+    """Quantize an ONNX file for this machine, as `toolchain quantize` does. recipe: JSON."""
+    made = toolchain.quantize(
+        model,
+        calibration=lambda: feeds.read(Path(samples)),
+        output=output,
+        recipe=Recipe.model_validate_json(recipe),
+    )
+    choices = made.quantized.plan.choices
+    return {"int8": sum(c.int8 for c in choices), "nodes": len(choices), "notes": list(made.quantized.notes)}
 
 
 def prune(

@@ -1,4 +1,4 @@
-"""How much an export may differ elsewhere follows from its certificate."""
+"""`verify`: the certificate says how much an export may differ elsewhere."""
 
 from __future__ import annotations
 

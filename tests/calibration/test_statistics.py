@@ -1,10 +1,6 @@
 """The streaming engine, compared with NumPy on the same activations kept in memory."""
 
 import itertools
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,50 +9,12 @@ import small_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from observed import everything, image_feeds, integers, kept_whole, net, opened
 
 from toolchain.calibration import statistics
-from toolchain.calibration.observation import Observation
 from toolchain.calibration.statistics import observe
 from toolchain.core.errors import DataError
-from toolchain.data.calibration import open_data
-from toolchain.graph import io, query, run
-
-
-def integers(seed, **shapes):
-    """Small integers as float32: every sum of products is exact, in whatever order a kernel adds."""
-    rng = np.random.default_rng(seed)
-    return {name: rng.integers(-3, 4, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def net():
-    """Convolutions with a shortcut, pooled into a product; both image axes open."""
-    return small_models.model(
-        """a = Conv<pads = [1, 1, 1, 1]>(x, w) b = Relu(a) c = Conv(b, v) d = Add(c, a) e = Relu(d)
-        p = GlobalMaxPool(e) f = Flatten(p) y = Gemm(f, k, kb)""",
-        "float[N, 2, H, W] x",
-        "float[N, 3] y",
-        integers(0, w=(4, 2, 3, 3), v=(4, 4, 1, 1), k=(4, 3), kb=(3,)),
-    )
-
-
-def image_feeds(n=5, seed=1):
-    rng = np.random.default_rng(seed)
-    for i in range(n):
-        yield {"x": rng.integers(-4, 5, (1 + i % 2, 2, 6 + i, 7)).astype(np.float32)}
-
-
-def opened(model, feeds):
-    return open_data(list(feeds), io.inputs(model))
-
-
-def everything(model, axes=None):
-    return {value.name: (axes or {}).get(value.name) for value in query.activations(model)}
-
-
-def kept_whole(model, feeds):
-    """Every value of every feed by name, as plain onnxruntime computes them node by node."""
-    runs = [small_models.every_value(ir.to_proto(model), feed) for feed in feeds]
-    return {name: [found[name] for found in runs] for name in runs[0]}
+from toolchain.graph import run
 
 
 def assert_histogram(stats, values):
@@ -121,21 +79,6 @@ def test_limits_and_squares_of_every_channel(opset):
         np.testing.assert_allclose(channels.square, (rows**2).mean(axis=1), rtol=1e-6, err_msg=name)
         assert found.tensors[name].minimum == rows.min()
         assert found.tensors[name].maximum == rows.max()
-
-
-def test_channels_keep_their_places_in_the_file(tmp_path):
-    """Tables of different lengths stand side by side; a file of another version is none."""
-    model = net()
-    found = observe(model, opened(model, image_feeds()), {"x": 1, "a": None, "b": 1, "y": 1}, cache=False)
-    found.save(tmp_path / "seen.npz")
-    assert_same(Observation.load(tmp_path / "seen.npz"), found)
-    with np.load(tmp_path / "seen.npz") as file:
-        arrays = dict(file)
-    np.savez(tmp_path / "old.npz", **{**arrays, "version": arrays["version"] - 1})
-    assert Observation.load(tmp_path / "old.npz") is None
-    found = observe(model, opened(model, image_feeds()), {"a": None}, cache=False)
-    found.save(tmp_path / "none.npz")
-    assert_same(Observation.load(tmp_path / "none.npz"), found)
 
 
 def test_histograms_are_numpys_where_edges_are_float32_numbers():
@@ -335,129 +278,3 @@ def test_a_sample_that_does_not_run_is_named():
     with pytest.raises(DataError, match=r"sample 2: onnxruntime cannot run the model on it \(") as caught:
         observe(model, opened(model, feeds), {"y": None})
     assert "\n" not in str(caught.value)
-
-
-# --- the cache ---
-
-
-class Counted:
-    """A source of feeds that counts how often it is read."""
-
-    def __init__(self, *, change=False):
-        self.change, self.reads = change, 0
-
-    def __call__(self):
-        self.reads += 1
-        for i, feed in enumerate(image_feeds(3)):
-            yield {"x": feed["x"] + (1 if self.change and i == 2 else 0)}
-
-
-def test_what_is_known_is_not_computed_again(monkeypatch):
-    model, source = net(), Counted()
-    data = open_data(source, io.inputs(model))
-    tensors = {"a": 1, "y": None}
-    first = observe(model, data, tensors)
-    reads = source.reads
-    monkeypatch.setattr(statistics.run, "session", None)
-    again = observe(model, data, tensors)
-    assert source.reads == reads
-    assert_same(first, again)
-    assert_same(first, observe(model, data, dict(reversed(tensors.items()))), "the order of the request is no matter")
-
-
-def assert_same(one, other, message=""):
-    assert replace(one, tensors={}) == replace(other, tensors={}), message
-    assert set(one.tensors) == set(other.tensors)
-    for name, stats in one.tensors.items():
-        got = other.tensors[name]
-        assert (stats.minimum, stats.maximum, stats.count) == (got.minimum, got.maximum, got.count)
-        np.testing.assert_array_equal(stats.histogram, got.histogram)
-        assert stats.histogram.dtype == got.histogram.dtype
-        assert (stats.channels is None) == (got.channels is None)
-        if stats.channels is not None:
-            for field in ("mean", "square", "minimum", "maximum"):
-                np.testing.assert_array_equal(getattr(stats.channels, field), getattr(got.channels, field))
-
-
-def test_whatever_matters_makes_it_run_again():
-    model = net()
-    data = open_data(Counted(), io.inputs(model))
-    known = observe(model, data, {"a": 1})
-
-    def runs(model, data, tensors, **settings):
-        told = []
-        found = observe(model, data, tensors, progress=lambda *news: told.append(news), **settings)
-        assert found.tensors
-        return bool(told)
-
-    assert not runs(model, data, {"a": 1})
-    assert not runs(net(), data, {"a": 1}, group_mib=0.1, threads=1), "another object of the same content"
-    other = net()
-    weight = other.graph.initializers["w"]
-    weight.const_value = ir.tensor(weight.const_value.numpy() + np.float32(1), name="w")
-    assert runs(other, data, {"a": 1}), "another weight"
-    assert runs(model, open_data(Counted(change=True), io.inputs(model)), {"a": 1}), "another value in the data"
-    assert runs(model, data.take(2), {"a": 1}), "fewer samples"
-    assert runs(model, data, {"a": None}), "another axis"
-    assert runs(model, data, {"a": 1, "b": None}), "another tensor"
-    assert runs(model, data, {"a": 1}, bins=100), "other bins"
-    assert runs(model, data, {"a": 1}, cache=False)
-    assert len(known.tensors["a"].histogram) == 2048
-
-
-def test_a_damaged_file_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOOLCHAIN_CACHE", str(tmp_path))
-    model = net()
-    data = opened(model, image_feeds())
-    known = observe(model, data, {"a": 1})
-    [file] = tmp_path.rglob("*.npz")
-    file.write_bytes(file.read_bytes()[:100])
-    assert_same(observe(model, data, {"a": 1}), known)
-    assert Observation.load(file) is not None
-
-
-def test_without_a_cache_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOOLCHAIN_CACHE", str(tmp_path))
-    model = net()
-    observe(model, opened(model, image_feeds()), {"a": 1}, cache=False)
-    assert not list(tmp_path.rglob("*.npz"))
-
-
-# --- memory ---
-
-
-MEASURE = """
-import sys
-import numpy as np
-sys.path.insert(0, {tests!r})
-import small_models
-from toolchain.data.calibration import open_data
-from toolchain.graph import io, query
-from toolchain.calibration.statistics import observe
-
-size = {size}
-body = "a = Mul(x, x) b = Add(a, x) c = Neg(b) y = Relu(c)"
-model = small_models.model(body, f"float[{{size}}] x", f"float[{{size}}] y")
-names = {{value.name: None for value in query.activations(model)}}
-
-def peak_mib():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-
-for samples, group_mib in ((2, 1e-3), (2, 1e3), (16, 1e3)):
-    feeds = lambda: ({{"x": np.full(size, i, np.float32)}} for i in range(samples))
-    observe(model, open_data(feeds, io.inputs(model)), names, group_mib=group_mib, cache=False, threads=1)
-    print(peak_mib())
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak from /proc")
-def test_memory_follows_the_group_and_not_the_samples():
-    size, tensors = 1 << 21, 5
-    code = MEASURE.format(size=size, tests=str(Path(small_models.__file__).parent))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    one_by_one, together, many_samples = map(float, done.stdout.split())
-    tensor_mib = size * 4 / 2**20
-    assert together - one_by_one > (tensors - 3) * tensor_mib, "one tensor at a time takes less than all at once"
-    # Allocators scatter by two or three tensors; keeping one tensor of each of the 14 more samples would be 14.
-    assert many_samples - together < 8 * tensor_mib, "14 more samples take no more"

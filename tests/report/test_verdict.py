@@ -1,4 +1,4 @@
-"""What is left of the answer, as it is shown in a terminal."""
+"""Tables of what is left of the answer, in a terminal."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Piece = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """How much is left of one part: `value` is in dB, or the share of equal elements where `decibels` is false.
+    """Fidelity of one part: `value` is in dB, or the share of equal elements where `decibels` is false.
 
     index: the part is one index of the channel axis.
     """

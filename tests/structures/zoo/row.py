@@ -19,7 +19,7 @@ CALIBRATION = 32
 FRESH = 32
 """Number of samples that the oracle judges by."""
 INDEX_MARGIN_DB = 3.0
-"""What one index of the channel axis may have less than a piece: its fidelity comes from few samples."""
+"""Decibels by which one index of the channel axis may fall below a piece: its fidelity comes from few samples."""
 Change = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 

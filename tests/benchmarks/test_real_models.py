@@ -27,16 +27,7 @@ GUESS = {
     "svhn_cnn": 0.15,
     "mnist_cnn": 0.15,
 }
-FROM_TORCH = (
-    "mobilenet_v2",
-    "minilm_l6",
-    "waifu2x_resnet",
-    "crepe_tiny",
-    "crepe_full",
-    "resemblyzer_lstm",
-    "svhn_cnn",
-    "mnist_cnn",
-)
+FROM_TORCH = tuple(name for name, model in MODELS.items() if hasattr(model, "module"))
 
 
 def documented(name):

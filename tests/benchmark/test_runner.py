@@ -89,7 +89,7 @@ class ScriptedRunner:
             self.device.now_s += max(self.device.run_s, numbers["seconds"] if self.device.run_s else 0.0)
         return {
             "load": {"load_ms": 1.0, "peak_load_bytes": 2, "peak_reset": True},
-            "warmup": {"first_ms": 1.0, "runs": 1, "settled": True},
+            "warmup": {"first_ms": self.device.first_ms, "runs": 1, "settled": True},
             "round": {"samples_ms": [1.0, 2.0], "cpu_ms": [1.0, 1.0] if self.name == "a" else []},
             "memory": {"peak_run_bytes": 3, "pss_run_bytes": None},
             "profile": {"operators": [{"node": "n", "op": "Conv", "median_us": 1.5}]},
@@ -100,10 +100,12 @@ class ScriptedDevice:
     """Opens scripted runners, and reads the given clocks, one after the other.
 
     run_s: the time that a runner takes for one inference; 0 lets the clock stand still.
+    first_ms: the time of the first inference, as the runners report it.
     """
 
-    def __init__(self, cpus: list[int], clocks: list[float], run_s: float = 0.0) -> None:
+    def __init__(self, cpus: list[int], clocks: list[float], run_s: float = 0.0, first_ms: float = 1.0) -> None:
         self.asked: list[str] = []
+        self.first_ms = first_ms
         self.cpus, self.clocks = cpus, clocks
         self.run_s, self.now_s = run_s, 100.0
 
@@ -135,6 +137,15 @@ def test_rounds_go_there_and_back_in_fresh_processes():
     assert (around.clock_mhz_before, around.during[1].clock_mhz, around.governor) == (1800, 1700, "performance")
     assert (around.throttled_before, around.throttled_after) == (0, 0)
     assert len(around.during) == 4  # when processes have warmed up and when they are done
+
+
+@pytest.mark.parametrize(("first_ms", "rounds"), [(100.0, 30), (120.0, 25), (1000.0, 20)])
+def test_slow_models_have_fewer_rounds(first_ms, rounds):
+    device = ScriptedDevice([], [], first_ms=first_ms)
+    settings = Bench(warmup_s=0, min_time_s=3.0, min_runs=20, rounds=30, processes=3)
+    found, _ = measure(device, jobs(), settings, Extras())
+    assert [len(one.latency.rounds) for one in found] == [rounds, rounds]
+    assert [one.latency.processes for one in found] == [3, 3]
 
 
 def test_how_long_the_rounds_took_is_logged(caplog):

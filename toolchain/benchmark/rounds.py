@@ -97,14 +97,14 @@ def measure(
         ModelError: the runtime refuses a model or its feed.
         DeviceError: a process was killed or did not answer, or the device has no such processors.
     """
-    share = {"seconds": settings.min_time_s / settings.rounds, "runs": math.ceil(settings.min_runs / settings.rounds)}
     answers = [_Answers() for _ in jobs]
     operators: list[tuple[OperatorTime, ...]] = []
     sustained: list[tuple[Window, ...]] = []
-    done, total = 0, settings.rounds * len(jobs)
+    done, rounds = 0, settings.rounds
     readings: list[Reading] = []
     start_s, before = clock(), device.read_conditions()
-    for turns in np.array_split(np.arange(settings.rounds), min(settings.processes, settings.rounds)):
+    processes = min(settings.processes, settings.rounds)
+    for process in range(processes):
         with ExitStack() as stack:
             runners = [stack.enter_context(device.open(job)) for job in jobs]
             for number, (job, runner) in enumerate(zip(jobs, runners, strict=True)):
@@ -112,7 +112,12 @@ def measure(
                     progress("loading and warming up", number, len(jobs))
                 answers[number].processes.append(_start(job, runner, settings.warmup_s))
             readings.append(_read(device, clock, start_s))
+            if not done:
+                rounds = _affordable_rounds(settings, max(answer.processes[0]["first_ms"] for answer in answers))
+            share = {"seconds": settings.min_time_s / rounds, "runs": math.ceil(settings.min_runs / rounds)}
+            total = rounds * len(jobs)
             progress("timing", done, total)
+            turns = np.array_split(np.arange(rounds), processes)[process]
             for turn in turns.tolist():
                 for i in range(len(jobs)) if turn % 2 == 0 else reversed(range(len(jobs))):
                     answers[i].rounds.append(runners[i].ask("round", share))
@@ -125,12 +130,18 @@ def measure(
             if done == total:
                 operators = _profile(runners, extras.profile_runs, progress)
                 sustained = [_sustain(device, runner, extras.sustained_s, progress, clock) for runner in runners]
-    LOGGER.info("%d rounds of %d models took %.1f s", settings.rounds, len(jobs), clock() - start_s)
+    LOGGER.info("%d rounds of %d models took %.1f s", rounds, len(jobs), clock() - start_s)
     measurements = [
         JobMeasurement(_latency(job, answer), _memory(job, answer.processes[0]), times, windows)
         for job, answer, times, windows in zip(jobs, answers, operators, sustained, strict=True)
     ]
     return measurements, _conditions(before, readings)
+
+
+def _affordable_rounds(settings: Bench, slowest_ms: float) -> int:
+    """Return the number of rounds: fewer for a slow model, of which already one inference a round takes too long."""
+    affordable = math.ceil(settings.min_time_s * 1e3 / slowest_ms) if slowest_ms else settings.rounds
+    return min(settings.rounds, max(affordable, settings.min_runs, settings.processes))
 
 
 def _read(device: TimingDevice, clock: Callable[[], float], start_s: float) -> Reading:

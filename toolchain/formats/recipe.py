@@ -98,7 +98,8 @@ class Bench(Record):
     min_runs: int = pydantic.Field(default=20, ge=3)
     """Number of inferences at least, over all rounds."""
     rounds: int = pydantic.Field(default=30, ge=1)
-    """Number of rounds; in each, the models take turns."""
+    """Number of rounds; in each, the models take turns. With a slow model there are fewer, but at least `min_runs`, as
+    one inference in each would take longer than `min_time_s`."""
     processes: int = pydantic.Field(default=3, ge=1)
     """Number of fresh processes that share the rounds."""
     threads: int | None = pydantic.Field(default=None, ge=1)

@@ -7,6 +7,7 @@ every processor anyway; the operators that a lost answer needs in float are foun
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toolchain.data.tensors import Feed
@@ -32,9 +33,10 @@ MAX_FLOAT_CLUSTERS = 4
 """At most this many clusters are tried in float."""
 MAX_CLUSTER_SLOWDOWN = 1.02
 """A cluster stays float unless the model takes longer by more than this factor, which a race can tell."""
-MAX_LAST_SHARE = 0.005
-"""The smallest of the last convolutions are tried in float, up to this share of the multiply-accumulates and of the
-weights. Rounded to 8 bits, the distances of a detector's coarse cells cost 1.5 points of its mean average precision."""
+MAX_LAST_MACS, MAX_LAST_WEIGHTS = 0.005, 0.01
+"""The smallest of the last convolutions are tried in float, up to these shares of the multiply-accumulates and of the
+weights, so that the file grows by three percent at most. Rounded to 8 bits, the distances of a detector's coarse cells
+cost 1.5 points of its mean average precision."""
 MAX_LAST_LOSS_DB = 0.1
 """They stay float unless the fidelity falls by more. It need not rise: most cells of a detector show nothing, so what
 its boxes gain is hardly seen in decibels."""
@@ -109,7 +111,11 @@ def _last_convolutions(quantized: Quantized) -> tuple[str, ...]:
     chosen = list[str]()
     for name in sorted(last, key=macs.__getitem__):
         enlarged = [*chosen, name]
-        if any(sum(sizes[n] for n in enlarged) > MAX_LAST_SHARE * sum(sizes.values()) for sizes in (macs, weights)):
+        if _share(enlarged, macs) > MAX_LAST_MACS or _share(enlarged, weights) > MAX_LAST_WEIGHTS:
             break
         chosen = enlarged
     return tuple(chosen)
+
+
+def _share(names: Sequence[str], sizes: Mapping[str, int]) -> float:
+    return sum(sizes[name] for name in names) / (sum(sizes.values()) or 1)

@@ -11,7 +11,7 @@ from benchmarks import curves, fresh, prune, quantize, tables
 from benchmarks.contestants import Made
 from benchmarks.curves import Run
 from benchmarks.pruners import Cut
-from benchmarks.timing import latency
+from benchmarks.timing import latency, thinned
 from toolchain.benchmark import stats
 from toolchain.formats.results import Results
 
@@ -88,3 +88,12 @@ def test_pruners_tables_come_out_of_the_samples(name):
         key = (point.contestant, point.size)
         first = next(row for row, run in zip(rows, runs, strict=True) if (run.contestant, run.size) == key)
         assert list(prune.line(point, point in best, base.score.value, first, cuts)) == line
+
+
+def test_of_many_times_some_of_each_round_are_stored():
+    times = tuple(float(i) for i in range(1, 4101))
+    (row, *_), _ = stored("quantize")
+    many = latency(row).model_copy(update={"samples_ms": times, "cpu_ms": times, "rounds": (0, 3500)})
+    kept = latency(thinned(row.model_copy(update={"latency": many})))
+    assert kept.samples_ms == kept.cpu_ms == (*times[:3500:4], *times[3500:])
+    assert kept.rounds == (0, 875)

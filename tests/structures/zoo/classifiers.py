@@ -147,7 +147,7 @@ def convnext_blocks(n, x):
     return n.linear(n.layer_norm(n.flat_mean(y)), 8)
 
 
-@row(PICTURE, int8_at_least=4)
+@row(PICTURE, int8_at_least=3)
 def parametric_relu(n, x):
     y = n.conv(n.conv(x, 16, s=2, act="PRelu"), 16, groups=16, act="PRelu")
     return n.Flatten(n.conv(n.conv(y, 24, 1, act="PRelu"), 16, 12, groups=8, act=None, pads=[0] * 4))

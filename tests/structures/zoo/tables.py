@@ -80,7 +80,7 @@ def gradual_choice_of_columns(n, x):
     return n.linear(n.Mul(value, n.Sigmoid(gate)), 4)
 
 
-@row(features(1, 4), channels={"values": 1}, int8_at_least=3)
+@row(features(1, 4), channels={"values": 1}, int8_at_least=2)
 def controller_with_two_heads(n, x):
     y = n.linear(n.linear(x, 32, act="Tanh"), 32, act="Tanh")
     return {"action": n.Tanh(n.linear(y, 2)), "value": n.linear(y, 1, gain=50.0)}
@@ -133,7 +133,7 @@ def doubles_beside_floats(n, x, weights):
     return n.linear(n.linear(y, 24, act="Relu"), 3)
 
 
-@row(features(1, 3), int8_at_least=3)
+@row(features(1, 3), int8_at_least=2)
 def fourier_features_of_a_place(n, x):
     angles = n.Concat(*(n.Mul(x, float(2**k)) for k in range(4)), axis=1)
     y = n.Concat(x, n.Sin(angles), n.Cos(angles), axis=1)

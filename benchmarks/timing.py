@@ -29,7 +29,7 @@ def thinned(row: Measurement) -> Measurement:
     """Keep at most :data:`MAX_ROUND_SAMPLES` times of each round, so that the raw samples can be stored."""
     times = latency(row)
     rounds = [range(*ends) for ends in pairwise([*times.rounds, len(times.samples_ms)])]
-    kept = [samples[:: -(-len(samples) // MAX_ROUND_SAMPLES)] for samples in rounds if samples]
+    kept = [samples[:: -(-len(samples) // MAX_ROUND_SAMPLES)] for samples in rounds]
     chosen = [sample for samples in kept for sample in samples]
     fewer = times.model_copy(
         update={

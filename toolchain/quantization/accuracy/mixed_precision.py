@@ -17,10 +17,9 @@ from onnxruntime import InferenceSession
 from toolchain.core.progress import Progress
 from toolchain.data.tensors import Feed
 from toolchain.formats.manifest import TradeOff
-from toolchain.graph import query, run
+from toolchain.graph import run
 from toolchain.latency.race import race
-from toolchain.ops.cost import total_macs
-from toolchain.ops.table import macs
+from toolchain.ops.cost import macs_by_node
 from toolchain.quantization.accuracy.float_orders import FloatOrder
 from toolchain.quantization.quantized import Quantized
 
@@ -153,6 +152,6 @@ class _Trials:
 
 def float_macs_share(quantized: Quantized) -> float:
     """Return the share of the multiply-accumulates that a plan leaves float."""
-    computing = set(quantized.computing)
-    left = sum(macs(node) or 0 for node in quantized.model.graph if query.label(node) not in computing)
-    return left / (total_macs(quantized.model) or 1)
+    macs, computing = macs_by_node(quantized.model), set(quantized.computing)
+    left = sum(count for name, count in macs.items() if name not in computing)
+    return left / (sum(macs.values()) or 1)

@@ -30,8 +30,7 @@ from toolchain.evaluation.fidelity import db_to_power, power_to_db
 from toolchain.evaluation.judge import Judge
 from toolchain.formats.findings import NoiseSource
 from toolchain.graph import io, query
-from toolchain.ops.cost import total_macs
-from toolchain.ops.table import macs
+from toolchain.ops.cost import macs_by_node, total_macs
 from toolchain.quantization.accuracy.rounding_switches import (
     add_rounding_switches,
     make_weights_inputs,
@@ -213,8 +212,9 @@ def noise_clusters(model: ir.Model, plan: Plan, sources: Sequence[NoiseSource]) 
 
 def _cost_shares(model: ir.Model) -> dict[str, float]:
     """Return each operator's share of all multiply-accumulates, at least :data:`MIN_COST_SHARE`."""
-    all_macs = total_macs(model) or 1
-    return {query.label(node): max((macs(node) or 0) / all_macs, MIN_COST_SHARE) for node in model.graph}
+    macs = macs_by_node(model)
+    all_macs = sum(macs.values()) or 1
+    return {name: max(count / all_macs, MIN_COST_SHARE) for name, count in macs.items()}
 
 
 def _disjoint(clusters: Sequence[NoiseCluster]) -> list[NoiseCluster]:

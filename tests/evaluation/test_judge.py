@@ -38,6 +38,35 @@ def test_noise_has_no_limit(factor):
     assert Judge(scaled(1), samples).noise(scaled(factor)) == pytest.approx(expected, rel=1e-3)
 
 
+def test_noise_is_known_for_every_sample():
+    samples = feeds(offset=3.0)
+    samples[2]["x"] *= 3
+    x = np.stack([feed["x"] for feed in samples])
+    variance = x.reshape(-1, 4).var(axis=0).sum()
+    expected = (0.2**2 * x**2).mean(axis=1).sum(axis=1) / variance
+    judge = Judge(scaled(1), samples)
+    found = judge.noise_by_sample(scaled(1.2))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert found.mean() == pytest.approx(judge.noise(scaled(1.2)))
+
+
+@pytest.mark.parametrize(
+    ("body", "signal"),
+    [
+        ("y = Conv<pads = [1, 1, 1, 1]>(x, w)", True),
+        ("c = Conv<pads = [1, 1, 1, 1]>(x, w) y = Add(c, x)", True),
+        ("c = Conv<pads = [1, 1, 1, 1]>(x, w) y = Sigmoid(c)", False),
+        ("c = Conv<pads = [1, 1, 1, 1]>(x, w) y = GlobalAveragePool(c)", False),
+        ("c = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, v) y = MaxPool<kernel_shape = [2, 2]>(c)", False),
+    ],
+)
+def test_a_picture_is_told_from_what_decides(body, signal):
+    rng = np.random.default_rng(5)
+    w, v = (rng.standard_normal((n, 3, 3, 3)).astype(np.float32) for n in (3, 8))
+    model = net(body, "float[1, 3, 16, 16] x", w=w, v=v)
+    assert Judge(model, feeds(6, (1, 3, 16, 16))).gives_signal is signal
+
+
 def test_no_error_is_the_best_there_is():
     assert Judge(scaled(1), feeds()).fidelity_db(scaled(1)) == MAX_FIDELITY_DB
 

@@ -177,9 +177,12 @@ def test_the_grid_of_a_last_convolution_has_room(name):
     constants["w"][:] = 1
     feeds = [{"x": np.linspace(low, high, 16, dtype=np.float32).reshape(1, 1, 4, 4)}]
     result = "r" if follower else "c"
-    last = by_hand.named(f"c = Conv(x, w) {follower} y = Tanh({result})", "float[1, 1, 4, 4] x", "y", constants)
+    last = by_hand.named(f"c = Conv(x, w) {follower} y = Neg({result})", "float[1, 1, 4, 4] x", "y", constants)
     grid = by_hand.planned(last, feeds, ranges="mse").activations[result]
     np.testing.assert_allclose((grid.low, grid.high), expected, atol=grid.scale)
+    gate = by_hand.named(f"c = Conv(x, w) {follower} y = HardSigmoid({result})", "float[1, 1, 4, 4] x", "y", constants)
+    grid = by_hand.planned(gate, feeds, ranges="mse").activations[result]
+    np.testing.assert_allclose((grid.low, grid.high), np.clip(expected, -2.5, 2.5), atol=grid.scale)
     inner = by_hand.named(f"c = Conv(x, w) {follower} y = Conv({result}, v)", "float[1, 1, 4, 4] x", "y", constants)
     grid = by_hand.planned(inner, feeds, ranges="minmax").activations[result]
     np.testing.assert_allclose((grid.low, grid.high), (min(low, 0), max(high, 0)), atol=grid.scale)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from toolchain.core.arrays import F64
 from toolchain.core.errors import DataError, one_line
 from toolchain.data.tensors import Feed
 from toolchain.evaluation import decisions, floor
@@ -39,6 +40,10 @@ MAX_STORED_BYTES = 2**30
 """Models are compared on as many samples as have float answers that fit into this ..."""
 MIN_SAMPLES = 4
 """... and on at least this number."""
+SIGNAL_SAMPLES = 4
+"""Number of float answers that show whether anything is decided from an output."""
+MAX_INPUT_CHANNELS = 4
+"""A picture or signal has at least one place for this many numbers of the input."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Judge:
     def usable(self) -> bool:
         """True where something varies that can be compared number by number."""
         return any(
-            statistics.judge(piece, np.zeros_like(statistics.variance)) is not None
+            statistics.judge(piece, np.zeros((1, len(statistics.variance)))) is not None
             for statistics in self._statistics.values()
             for piece in statistics.parts.pieces
         )
@@ -158,6 +163,33 @@ class Judge:
         Unlike decibels that end at 0, it tells bad models from worse ones, and for small changes it adds up.
         """
         return max((judged.noise for _, _, judged in self._judged(self._runner(model)({}))), default=0.0)
+
+    def noise_by_sample(self, model: ir.Model) -> F64:
+        """Return the noise of the worst piece in every sample, float64 [samples]; their mean is the piece's noise."""
+        pieces = [judged for _, _, judged in self._judged(self._runner(model)({}))]
+        worst = max(pieces, key=lambda judged: judged.noise, default=None)
+        return np.zeros(self.samples) if worst is None else worst.by_sample
+
+    @property
+    def gives_signal(self) -> bool:
+        """True where an answer is a picture or a signal itself: nearly as large as the input, and nothing is decided.
+
+        Every error of such an answer is seen or heard, while noise that changes no decision is harmless.
+        """
+        sizes = [array.size for feed in self._feeds[:1] for array in feed.values() if array.dtype.kind == "f"]
+        for name in self._outputs:
+            if name in self._selected or name not in self._statistics or not sizes:
+                continue
+            statistics, answers = self._statistics[name], [answer[name] for answer in self._expected[:SIGNAL_SAMPLES]]
+            pieces, labels = statistics.parts.pieces, statistics.labels[: len(answers)]
+            names = {piece.first: str(piece.first) for piece in pieces}
+            decided = {found.part for found in decisions.of_pieces(statistics.parts, labels, names, answers, answers)}
+            for piece in pieces:
+                mine = (labels[0] >= piece.first) & (labels[0] < piece.first + piece.count)
+                places = int(mine.sum()) // piece.count
+                if names[piece.first] not in decided and places >= max(sizes) / MAX_INPUT_CHANNELS:
+                    return True
+        return False
 
     def verdict(self, model: ir.Model) -> Verdict:
         """Judge every part and every decision of `model`."""
@@ -205,9 +237,9 @@ class Judge:
                 continue
             statistics = self._statistics[point.tensor]
             expected = [answer[point.tensor] for answer in self._expected]
-            error = statistics.error(expected, [answer[point.tensor] for answer in answers])
+            errors = statistics.errors(expected, [answer[point.tensor] for answer in answers])
             for piece in statistics.parts.pieces:
-                judged = statistics.judge(piece, error)
+                judged = statistics.judge(piece, errors)
                 if judged is not None:
                     yield point, piece, judged
 

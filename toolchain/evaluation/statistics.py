@@ -43,9 +43,12 @@ class PartStatistics:
         self.variance: F64 = whole / np.maximum(self.count, 1)
         self.effective: F64 = whole**2 / np.maximum(np.sum(np.square(spreads), axis=0), 1e-300)
 
-    def error(self, expected: Sequence[Array], got: Sequence[Array]) -> F64:
-        """Compute the mean squared error of every part; what has another shape or no number counts as its mean."""
-        total = np.zeros_like(self.count)
+    def errors(self, expected: Sequence[Array], got: Sequence[Array]) -> F64:
+        """Sum the squared errors of every part in every sample: [samples, parts].
+
+        What has another shape or no number counts as its mean.
+        """
+        sums = []
         for label, a, b in zip(self.labels, expected, got, strict=True):
             x = _finite(a)
             if b.shape == a.shape:
@@ -54,26 +57,33 @@ class PartStatistics:
                 lost = np.where(np.isfinite(a).ravel(), (x - y) ** 2, 0)
             else:
                 lost = (x - self.mean[label]) ** 2
-            total += np.bincount(label, lost, minlength=len(total))
-        return total / np.maximum(self.count, 1)
+            sums.append(np.bincount(label, lost, minlength=len(self.count)))
+        return np.array(sums)
 
-    def judge(self, piece: Piece, error: F64) -> JudgedPiece | None:
-        """Judge one piece; None where it is constant in float."""
+    def judge(self, piece: Piece, errors: F64) -> JudgedPiece | None:
+        """Judge one piece; None where it is constant in float.
+
+        Args:
+            piece: the piece.
+            errors: as :meth:`errors` computes them.
+        """
         own = slice(piece.first, piece.first + piece.count)
-        variance, error, count = self.variance[own], error[own], self.count[own]
+        variance, count = self.variance[own], self.count[own]
+        error = errors[:, own].sum(axis=0) / np.maximum(count, 1)
         smallest = max(CONSTANT_SHARE * float(variance.max(initial=0)), 1e-12 * float(np.max(self.mean[own] ** 2)))
         live = np.flatnonzero(variance > smallest)
         if not len(live):
             return None
         constant = piece.count - len(live)
         noise = float(error[live].sum() / variance[live].sum())
+        by_sample = (errors[:, own] / np.maximum(count, 1))[:, live].sum(axis=1) * (len(errors) / variance[live].sum())
         if count[live].min() < MIN_PLACES or piece.op in SATURATING_OPERATORS:
-            return JudgedPiece(max(0.0, power_to_db(noise)), noise, len(live), constant, None)
+            return JudgedPiece(max(0.0, power_to_db(noise)), noise, len(live), constant, None, by_sample)
         fidelities = np.array([max(0.0, power_to_db(p)) for p in error[live] / variance[live]])
         floors = floor.index_floors_db(self.effective[own][live])
         worst = int(np.argmin(fidelities - floors))
         index = JudgedIndex(int(live[worst]), float(fidelities[worst]), float(floors[worst]))
-        return JudgedPiece(float(fidelities.mean()), noise, len(live), constant, index)
+        return JudgedPiece(float(fidelities.mean()), noise, len(live), constant, index, by_sample)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class JudgedPiece:
         indices: number of indices that vary in float.
         constant: number of indices that do not.
         worst: the index that is nearest to its floor or furthest below it; None where the piece is judged as a whole.
+        by_sample: what every sample adds to the noise, times their number: [samples].
     """
 
     fidelity_db: float
@@ -102,6 +113,7 @@ class JudgedPiece:
     indices: int
     constant: int
     worst: JudgedIndex | None
+    by_sample: F64
 
 
 def _finite(value: Array) -> F64:

@@ -79,7 +79,10 @@ class NodePrecision(Record):
 
 
 class AccuracyStep(Record):
-    """A step for accuracy that was tried."""
+    """A step for accuracy that was tried.
+
+    Range search is measured on calibration samples, all other steps on samples that no statistic was taken from.
+    """
 
     name: str
     """Name of the step."""

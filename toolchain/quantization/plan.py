@@ -29,6 +29,7 @@ from toolchain.ops.weights import weight_axes
 from toolchain.quantization.exactness import lattice_scales, tie_margins
 from toolchain.quantization.qdq import dynamic_lstm, embedding_tables
 from toolchain.quantization.ranges import Affine, affine, choose_range
+from toolchain.quantization.saturation import saturated, useful_limits
 from toolchain.quantization.selection import Selection, clip_limits, data_inputs, output_point
 from toolchain.quantization.weights import WeightQuant, quantize_weight
 
@@ -213,12 +214,14 @@ def _grid(value: ir.Value, observation: Observation, settings: Quantize, *, wide
     stats = observation.tensors.get(str(value.name))
     if stats is None:  # not computed on any sample, for example in an empty branch
         return Affine(1.0, 0)
+    useful = useful_limits(value)
     if not widened:
-        return affine(*choose_range(stats, settings.ranges, settings.percentile))
+        return affine(*choose_range(saturated(stats, useful), settings.ranges, settings.percentile))
     room = RESULT_HEADROOM * (max(stats.maximum, 0.0) - min(stats.minimum, 0.0))
     low, high = min(stats.minimum, 0.0) - room, max(stats.maximum, 0.0) + room
     floor, top = _limits(value)
-    return affine(max(min(low, -RESULT_BALANCE * high), floor), min(max(high, -RESULT_BALANCE * low), top))
+    low, high = min(low, -RESULT_BALANCE * high), max(high, -RESULT_BALANCE * low)
+    return affine(max(low, floor, useful[0]), min(high, top, useful[1]))
 
 
 def _rounded_weights(

@@ -22,3 +22,12 @@ def test_rounding_at_the_end_of_the_grid_is_no_clipping():
     model = small_models.model("y = Neg(x)", "float[1, 2] x", "y", {})
     assert count_clipped(model, {"x": Affine(0.1, 0)}, [{"x": np.float32([[25.54, -0.04]])}]) == ()
     assert count_clipped(model, {}, [{"x": np.float32([[1, 2]])}]) == ()
+
+
+def test_values_that_no_reader_tells_apart_do_not_count():
+    model = small_models.model("c = Neg(x) y = HardSwish(c)", "float[1, 4] x", "y", {})
+    feed = {"x": np.float32([[20, 5, 0, -1]])}  # c is -20, -5, 0, 1
+    assert count_clipped(model, {"c": Affine(0.1, 30)}, [feed]) == ()
+    (found,) = count_clipped(model, {"c": Affine(0.1, 20)}, [feed])
+    assert found.share == pytest.approx(2 / 4), "below -2 HardSwish still tells values apart"
+    assert found.beyond == pytest.approx(10 / 255), "the distance ends at the limit"

@@ -99,6 +99,31 @@ def test_of_two_sufficient_plans_the_one_with_less_in_float_is_taken(made):
     assert reasons["h3"] == "last"
 
 
+@pytest.mark.parametrize(("with_two_ms", "taken"), [(0.9, {"h1", "h3"}), (1.5, {"h3"})])
+def test_more_stays_float_where_that_is_better_and_as_fast(made, with_two_ms, taken, monkeypatch):
+    """The score rises with every operator in float; one is sufficient, and two are as fast or slower."""
+    quantized, feed = made
+
+    def rate(model):
+        left = float_products(model)
+        return Rating(len(left) / 10, "h3" in left)
+
+    times = {frozenset({"h3"}): 0.9, frozenset({"h1", "h3"}): with_two_ms}
+    written = []
+    monkeypatch.setattr(
+        mixed_precision,
+        "race",
+        lambda *args, **kwargs: Race((1e-3,) * 7, (times.get(frozenset(float_products(written[-1])), 2.0) * 1e-3,) * 7),
+    )
+    session = mixed_precision.run.session
+    monkeypatch.setattr(
+        mixed_precision.run, "session", lambda model, **kw: written.append(model) or session(model, **kw)
+    )
+    order = FloatOrder((("h3",), ("h1",), ("b",), ("a",)), ("order",) * 4)
+    found, _ = search(quantized, [lambda: order], rate, feed, silent)
+    assert float_products(found.write("u8")) == taken
+
+
 def test_where_nothing_is_enough_the_best_is_returned(made):
     quantized, feed = made
     rate = lambda model: Rating(len(float_products(model)) / 10, accepted=False)  # noqa: E731

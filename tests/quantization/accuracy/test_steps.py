@@ -52,7 +52,7 @@ def run(basis, data, judge, recipe):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Replaces the judge's numbers: ``measured([plain, after first step, ...])``."""
+    """Replaces the judge's numbers: ``measured([plain, after first step, ...])``; range search has its own judge."""
 
     def script(numbers):
         left = iter(numbers)
@@ -74,38 +74,73 @@ def step(name, without, with_it, *, used):
     return AccuracyStep(name=name, without_db=without, with_db=with_it, used=used)
 
 
+def slim(**changes):
+    return Recipe(quantize=Quantize(equalize=False, ranges="minmax", **changes))
+
+
 def test_steps_report_both_fidelities_and_only_gains_are_kept(measured):
-    basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
-    measured([30.0, 29.0, 31.0, 31.0 + MIN_GAIN_DB / 2])
+    basis, data, judge, recipe = setup(recipe=slim())
+    measured([30.0, 29.0, 29.0 + MIN_GAIN_DB / 2])
     best, steps = run(basis, data, judge, recipe)
     assert steps == (
-        step(RANGE_SEARCH, 30.0, 29.0, used=False),
+        step(BIAS_CORRECTION, 30.0, 29.0, used=False),
+        step(GPTQ, 30.0, 29.0 + MIN_GAIN_DB / 2, used=False),
+    )
+    assert best is basis, "a step that does not help leaves nothing behind"
+    measured([30.0, 31.0, 31.0 + MIN_GAIN_DB / 2])
+    best, steps = run(basis, data, judge, recipe)
+    assert steps == (
         step(BIAS_CORRECTION, 30.0, 31.0, used=True),
         step(GPTQ, 31.0, 31.0 + MIN_GAIN_DB / 2, used=False),
     )
-    assert best.settings.ranges == "minmax", "a step that does not help leaves nothing behind"
     assert best.settings.bias_correction
     assert best.weights is basis.weights
 
 
 def test_every_step_is_logged_with_its_decibels_and_the_decision(measured, caplog):
     caplog.set_level("INFO", logger="toolchain")
-    measured([30.0, 29.0, 31.0, 30.5])
-    run(*setup(recipe=Recipe(quantize=Quantize(equalize=False))))
+    measured([30.0, 31.0, 30.5])
+    run(*setup(recipe=slim()))
     lines = [record.message for record in caplog.records if record.message.startswith("accuracy step")]
     assert lines == [
-        "accuracy step range search: 30.00 dB -> 29.00 dB, left out",
         "accuracy step bias correction: 30.00 dB -> 31.00 dB, kept",
         "accuracy step GPTQ rounding: 31.00 dB -> 30.50 dB, left out",
     ]
 
 
 def test_a_nan_is_no_gain(measured):
-    basis, data, judge, recipe = setup(recipe=Recipe(quantize=Quantize(equalize=False)))
-    measured([30.0, *[float("nan")] * 3])
+    basis, data, judge, recipe = setup(recipe=slim())
+    measured([30.0, *[float("nan")] * 2])
     best, steps = run(basis, data, judge, recipe)
-    assert [step.used for step in steps] == [False] * 3
+    assert [step.used for step in steps] == [False] * 2
     assert best is basis
+
+
+CLASSES = "c = Conv<pads = [1, 1, 1, 1]>(x, w, b) r = Relu(c) p = GlobalAveragePool(r) y = Conv(p, v, k)"
+"""Ends in numbers for a whole picture, so it gives no signal; BODY's output is as large as its input."""
+
+
+@pytest.mark.parametrize(
+    ("body", "plain", "searched", "used"),
+    [
+        pytest.param(CLASSES, [1.0, 3.0], [1.0, 2.0], True, id="all gain"),
+        pytest.param(CLASSES, [3.0, 1.0], [0.97, 3.0], False, id="all gain too little"),
+        pytest.param(CLASSES, [2.0, 2.0], [1.0, 2.1], True, id="one sample loses a decision"),
+        pytest.param(BODY, [1.0, 3.0], [1.0, 2.0], False, id="a picture has to gain more"),
+        pytest.param(BODY, [1.0, 3.0], [0.5, 1.4], True, id="a picture gains enough"),
+        pytest.param(BODY, [3.0, 3.0, 3.0], [0.1, 0.1, 3.1], False, id="the worst picture loses"),
+    ],
+)
+def test_range_search_is_judged_on_all_samples_and_for_pictures_on_the_worst(body, plain, searched, used, monkeypatch):
+    basis, data, judge, recipe = setup(body)
+    noises = iter([np.array(plain) / 100, np.array(searched) / 100])
+    monkeypatch.setattr(Judge, "noise_by_sample", lambda self, model: next(noises))
+    best, steps = run(basis, data, judge, recipe)
+    assert steps[0].name == RANGE_SEARCH
+    assert steps[0].used == used
+    assert best.settings.ranges == ("mse" if used else "minmax")
+    assert steps[0].without_db == pytest.approx(20 - 10 * np.log10(np.mean(plain)))
+    assert steps[0].with_db == pytest.approx(20 - 10 * np.log10(np.mean(searched)))
 
 
 @pytest.mark.parametrize("unwanted", ["ranges", "bias_correction", "rounding"])
@@ -131,10 +166,13 @@ def test_without_equalization_no_channel_is_rescaled(monkeypatch):
 def test_real_steps_never_end_below_the_plain_plan():
     basis, data, judge, recipe = setup()
     best, steps = run(basis, data, judge, recipe)
+    searched, *others = steps
+    assert searched.name == RANGE_SEARCH
+    assert not searched.used, "a gain of less than three decibels on calibration samples; the output is a picture"
     plain, found = (accuracy_steps._fidelity_db(b, judge) for b in (basis, best))
     assert found >= plain
     fidelity = plain
-    for step in steps:
+    for step in others:
         assert step.without_db == pytest.approx(fidelity)
         assert step.used == (step.with_db >= step.without_db + MIN_GAIN_DB)
         fidelity = step.with_db if step.used else fidelity

@@ -106,7 +106,8 @@ def test_every_product_alone_is_within_a_step_of_its_definition(case):
             if grid is not None:
                 steps = np.rint(np.abs(fused[name] - array) / grid.scale)
                 assert steps.max() <= 1, f"{query.label(node)}: {name}"
-                assert np.mean(steps) < 1e-3, f"{query.label(node)}: {name}"
+                # a value may be nearer to a tie than float32's error by chance, in a small tensor as well
+                assert np.sum(steps) <= max(1, 1e-3 * steps.size), f"{query.label(node)}: {name}"
 
 
 def cosine(a, b):

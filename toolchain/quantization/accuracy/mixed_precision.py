@@ -2,7 +2,9 @@
 
 Operators become float in several orders (`float_orders`). In each order the smallest number that is sufficient is
 found by bisection; each number is tried with a real plan, its score and its measured latency. Of the sufficient plans,
-the one with the fewest multiply-accumulates in float is taken. The tried plans are the points of the trade-off curve.
+the one with the fewest multiply-accumulates in float is found. Then multiples of its number are tried, too: where int8
+operators stand between float ones, leaving more of them float may cost no time. Of the plans that are as fast, the one
+with the best score is taken. The tried plans are the points of the trade-off curve.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ MAX_RACE_S = 0.3
 """Seconds of a race between a plan and the float model; the recipe's ``bench.min_time_s`` is used where it is less."""
 SMALL_FLOAT_SHARE = 0.05
 """A sufficient plan that leaves at most this share of all multiply-accumulates float ends the search."""
+MULTIPLES = (2, 4, 8)
+"""Multiples of the sufficient number of operators that are tried for a better score."""
+SAME_SPEED = 0.98
+"""A plan with at least this share of another one's speed-up counts as equally fast; short races tell no less."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +83,7 @@ def search(
     """
     trials = _Trials(quantized, rate, feed, progress)
     start = best = trials.candidate({})
+    more: list[dict[str, str]] = []
     for make_order in orders:
         if best.rating.accepted and best.float_share <= start.float_share + SMALL_FLOAT_SHARE:
             break
@@ -85,6 +92,11 @@ def search(
         found = trials.candidate(order.first(count))
         if _rank(found) > _rank(best):
             best = found
+            more = [order.first(n) for factor in MULTIPLES if (n := count * factor) < len(order.groups)]
+    if best.rating.accepted:
+        for reasons in more:
+            trials.candidate(reasons)
+        best = trials.best_as_fast_as(best)
     return best.quantized, trials.curve()
 
 
@@ -131,6 +143,12 @@ class _Trials:
             self.progress("searching precision", len(self.tried))
             self.tried[key] = self._try(reasons)
         return self.tried[key]
+
+    def best_as_fast_as(self, candidate: Candidate) -> Candidate:
+        """Return the accepted plan with the best score among those that are as fast as a candidate."""
+        enough = SAME_SPEED * candidate.point.speedup
+        fast = [c for c in self.tried.values() if c.rating.accepted and c.point.speedup >= enough]
+        return max([candidate, *fast], key=lambda c: c.rating.score)
 
     def _try(self, reasons: dict[str, str]) -> Candidate:
         planned = self.quantized.leaving_float(reasons) if reasons else self.quantized

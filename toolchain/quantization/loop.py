@@ -6,6 +6,7 @@
     4. accuracy steps            each is kept where it makes the outputs more accurate (`accuracy.steps`)
     5. mixed precision           a few operators stay float for more accuracy          (`accuracy.relief`)
 
+Mixed precision goes in front of the accuracy steps where little is left of the answer, else in front of the last one.
 After each of the steps 2 to 5 the model is planned and audited again. There is one plan for all targets, so the
 integers are the same everywhere.
 """
@@ -13,6 +14,7 @@ integers are the same everywhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +24,7 @@ from toolchain.core.errors import ConfigError, did_you_mean
 from toolchain.core.progress import Progress, silent
 from toolchain.data.calibration import CalibrationData
 from toolchain.devices.detect import detect_host
+from toolchain.evaluation.floor import PART_FLOOR_DB
 from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Recipe
 from toolchain.formats.target import Encoding
@@ -30,7 +33,15 @@ from toolchain.ops.table import TABLE
 from toolchain.quantization import races
 from toolchain.quantization.accuracy.dynamic_check import inaccurate_dynamic_nodes
 from toolchain.quantization.accuracy.relief import relieve
-from toolchain.quantization.accuracy.steps import TRYING, improve_accuracy
+from toolchain.quantization.accuracy.steps import (
+    BIAS_CORRECTION,
+    EQUALIZATION,
+    GPTQ,
+    RANGE_SEARCH,
+    SMOOTH_QUANT,
+    TRYING,
+    improve_accuracy,
+)
 from toolchain.quantization.exactness.certificate import certify
 from toolchain.quantization.planner import Planner, log_left_float
 from toolchain.quantization.qdq.writer import apply_quantization
@@ -118,17 +129,40 @@ def _without_slower_nodes(quantized: Quantized) -> Quantized:
 
 
 def _with_accuracy_steps(quantized: Quantized) -> Quantized:
-    """Try the accuracy steps of the recipe, then mixed precision where it costs neither time nor exactness."""
+    """Try the accuracy steps of the recipe, and mixed precision where it costs neither time nor exactness.
+
+    Where the answer is nearly lost, a few operators make almost all of the error, and hide what the steps gain. They
+    become float first. Otherwise they are chosen when equalization has done what it can.
+    """
     planner = quantized.planner
-    recipe = planner.recipe.quantize
     planner.progress(TRYING)
     judge = Judge(quantized.source, quantized.check.take(MAX_CHECK_SAMPLES))
+    quantized = _improved(quantized, judge, [RANGE_SEARCH])
+    lost = judge.usable and judge.fidelity_db(quantized.write(quantized.encoding)) < PART_FLOOR_DB
+    if lost:
+        quantized = _relieved(quantized, judge)
+    quantized = _improved(quantized, judge, [EQUALIZATION, SMOOTH_QUANT, BIAS_CORRECTION])
+    if not lost:
+        quantized = _relieved(quantized, judge)
+    return _improved(quantized, judge, [GPTQ])
+
+
+def _improved(quantized: Quantized, judge: Judge, wanted: Sequence[str]) -> Quantized:
+    if not quantized.plan.products:
+        return quantized
+    planner = quantized.planner
     select = partial(planner.select, reasons=quantized.planned.reasons)
-    basis, steps = improve_accuracy(quantized.basis, select, planner.data, judge, planner.recipe, planner.progress)
-    quantized = replace(quantized.planned_from(basis), steps=steps)
+    basis, steps = improve_accuracy(
+        quantized.basis, select, planner.data, judge, planner.recipe, planner.progress, wanted
+    )
+    return replace(quantized.planned_from(basis), steps=(*quantized.steps, *steps))
+
+
+def _relieved(quantized: Quantized, judge: Judge) -> Quantized:
+    recipe = quantized.planner.recipe.quantize
     if not (recipe.mixed and recipe.measure and quantized.plan.products and judge.usable) or _is_exact(quantized):
         return quantized
-    return relieve(quantized, judge, feed=next(iter(planner.data)))
+    return relieve(quantized, judge, feed=next(iter(quantized.planner.data)))
 
 
 def _is_exact(quantized: Quantized) -> bool:

@@ -6,6 +6,8 @@ import small_models
 from small_models import weights
 
 from toolchain.data.calibration import open_data
+from toolchain.evaluation.floor import PART_FLOOR_DB
+from toolchain.evaluation.judge import Judge
 from toolchain.formats.recipe import Recipe
 from toolchain.graph import io
 from toolchain.latency.race import Race
@@ -13,7 +15,7 @@ from toolchain.optimization.passes import optimize
 from toolchain.quantization import races
 from toolchain.quantization.accuracy import relief
 from toolchain.quantization.accuracy.relief import LAST_CONVOLUTIONS
-from toolchain.quantization.accuracy.steps import MIXED_PRECISION
+from toolchain.quantization.accuracy.steps import MIXED_PRECISION, RANGE_SEARCH
 from toolchain.quantization.loop import quantize_model
 
 DETECTOR = """
@@ -31,7 +33,7 @@ def quantized(monkeypatch):
     monkeypatch.setattr(relief, "RELIEF_BELOW_DB", 1000.0)
     monkeypatch.setattr(relief, "MIN_FLOAT_NOISE_SHARE", 2.0)
 
-    def made(slower=1.0, mixed=True):
+    def made(slower=1.0, mixed=True, equalize=False):
         monkeypatch.setattr(races, "race_models", lambda *args, **kwargs: race(slower))
         monkeypatch.setattr(races, "slower_fragments", lambda *args: {})
         monkeypatch.setattr(races, "slower_whole_model", lambda *args: None)
@@ -41,7 +43,7 @@ def quantized(monkeypatch):
         model = optimize(source, verify=False).model
         rng = np.random.default_rng(0)
         feeds = [{"x": rng.standard_normal((1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
-        recipe = Recipe.parse({"quantize": {"mixed": mixed, "rounding": False, "equalize": False}})
+        recipe = Recipe.parse({"quantize": {"mixed": mixed, "rounding": False, "equalize": equalize}})
         return quantize_model(model, open_data(feeds, io.inputs(model)), recipe)
 
     return made
@@ -56,8 +58,8 @@ def test_the_smallest_last_convolution_becomes_float(quantized):
     reasons = {choice.node: choice.reason for choice in found.plan.choices}
     assert reasons["few"] == LAST_CONVOLUTIONS
     assert {"body", "deep", "boxes"} <= found.plan.int8_nodes()
-    assert found.steps[-1].name == MIXED_PRECISION
-    assert found.steps[-1].used
+    [step] = [step for step in found.steps if step.name == MIXED_PRECISION]
+    assert step.used
 
 
 @pytest.mark.parametrize(("slower", "float_"), [(1.04, True), (1.06, False)])
@@ -67,6 +69,14 @@ def test_up_to_a_twentieth_slower(quantized, slower, float_):
 
 def test_the_recipe_can_forbid_it(quantized):
     assert "few" in quantized(mixed=False).plan.int8_nodes()
+
+
+@pytest.mark.parametrize("left_db", [9.0, 11.0])
+def test_it_comes_first_where_little_is_left(quantized, left_db, monkeypatch):
+    monkeypatch.setattr(Judge, "fidelity_db", lambda self, model: left_db)
+    steps = [step.name for step in quantized(equalize=True).steps]
+    assert steps[0] == RANGE_SEARCH
+    assert steps.index(MIXED_PRECISION) == (1 if left_db < PART_FLOOR_DB else len(steps) - 1)
 
 
 def test_a_good_model_is_left_alone(quantized, monkeypatch):

@@ -57,6 +57,7 @@ def measured(monkeypatch):
     def script(numbers):
         left = iter(numbers)
         monkeypatch.setattr(accuracy_steps, "_fidelity_db", lambda basis, judge: next(left))
+        monkeypatch.setattr(accuracy_steps, "_unrounded_db", lambda basis, judge: 100.0)
         return left
 
     return script
@@ -141,6 +142,31 @@ def test_range_search_is_judged_on_all_samples_and_for_pictures_on_the_worst(bod
     assert best.settings.ranges == ("mse" if used else "minmax")
     assert steps[0].without_db == pytest.approx(20 - 10 * np.log10(np.mean(plain)))
     assert steps[0].with_db == pytest.approx(20 - 10 * np.log10(np.mean(searched)))
+
+
+def test_weights_are_not_rounded_again_where_they_make_no_error(monkeypatch):
+    """Activations of eight bits and weights of whole numbers, which are stored without error."""
+    constants = {name: np.rint(4 * array) for name, array in CONSTANTS.items()}
+    constants["w"][:, 0, 0, 0] = constants["v"][:, 0] = 127
+    basis, data, judge, recipe = setup(constants=constants, recipe=slim(exact=False))
+    assert accuracy_steps._unrounded_db(basis, judge) == pytest.approx(
+        accuracy_steps._fidelity_db(basis, judge), abs=0.1
+    )
+    monkeypatch.setattr(accuracy_steps, "joint_moments", None)
+    _, steps = run(basis, data, judge, recipe)
+    assert [step.name for step in steps] == [BIAS_CORRECTION]
+
+
+def test_without_rounded_weights_more_is_left():
+    basis, _, judge, _ = setup()
+    assert accuracy_steps._unrounded_db(basis, judge) > accuracy_steps._fidelity_db(basis, judge) + 0.5
+
+
+def test_only_wanted_steps_are_tried():
+    basis, data, judge, recipe = setup()
+    best, steps = improve_accuracy(basis, select, data, judge, recipe, silent, [GPTQ])
+    assert [step.name for step in steps] == [GPTQ]
+    assert best.settings == basis.settings
 
 
 @pytest.mark.parametrize("unwanted", ["ranges", "bias_correction", "rounding"])

@@ -31,8 +31,9 @@ SMALL_FLOAT_SHARE = 0.05
 """A sufficient plan that leaves at most this share of all multiply-accumulates float ends the search."""
 MULTIPLES = (2, 4, 8)
 """Multiples of the sufficient number of operators that are tried for a better score."""
-SAME_SPEED = 0.98
-"""A plan with at least this share of another one's speed-up counts as equally fast; short races tell no less."""
+SAME_SPEED = 0.95
+"""A plan with at least this share of another one's speed-up counts as equally fast: short races tell no less, and speed
+gives way to an answer that was lost."""
 
 _log = logging.getLogger(__name__)
 

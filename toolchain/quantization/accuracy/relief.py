@@ -59,7 +59,7 @@ def relieve(quantized: Quantized, judge: Judge, feed: Feed) -> Quantized:
     """Try the last convolutions and the noisiest clusters in float, and keep what helps.
 
     Args:
-        quantized: a plan whose accuracy steps are done.
+        quantized: an int8 plan.
         judge: measures the fidelity of the outputs.
         feed: inputs of the races.
 

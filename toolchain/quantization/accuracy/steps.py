@@ -36,6 +36,7 @@ from toolchain.graph import query
 from toolchain.ops.cost import total_macs
 from toolchain.quantization.accuracy.cross_layer_equalization import apply_equalization, plan_equalization
 from toolchain.quantization.accuracy.gptq import round_by_moments
+from toolchain.quantization.accuracy.rounding_switches import add_rounding_switches, switch_feed
 from toolchain.quantization.accuracy.scale_groups import ScaleGroup, scale_groups
 from toolchain.quantization.accuracy.smooth_quant import apply_smooth_quant, smooth_quant_groups
 from toolchain.quantization.plan import (
@@ -167,7 +168,13 @@ def covers(stats: TensorStats, axis: int | None) -> bool:
 
 
 def improve_accuracy(
-    basis: QuantBasis, select: Select, data: CalibrationData, judge: Judge, recipe: Recipe, progress: Progress
+    basis: QuantBasis,
+    select: Select,
+    data: CalibrationData,
+    judge: Judge,
+    recipe: Recipe,
+    progress: Progress,
+    wanted: Collection[str] = (RANGE_SEARCH, EQUALIZATION, SMOOTH_QUANT, BIAS_CORRECTION, GPTQ),
 ) -> tuple[QuantBasis, tuple[AccuracyStep, ...]]:
     """Try the steps of the recipe one after the other, and keep those that raise the fidelity.
 
@@ -178,20 +185,24 @@ def improve_accuracy(
         judge: measures fidelity. Where it has no float output to measure, every step is kept unmeasured.
         recipe: which steps may be tried.
         progress: called for every step.
+        wanted: names of the steps.
 
     Returns:
         The best basis, and the steps that were tried.
     """
-    steps = _candidate_steps(select, data, recipe, progress)
+    steps = [step for step in _candidate_steps(select, data, recipe, progress) if step.name in wanted]
     tried: list[AccuracyStep] = []
     progress(TRYING, 0, len(steps))
-    if recipe.quantize.ranges == "auto":
+    if recipe.quantize.ranges == "auto" and RANGE_SEARCH in wanted:
         basis, searched = _with_range_search(basis, data, judge)
         tried.append(searched)
         log_step(searched)
-    best_db = _fidelity_db(basis, judge)
+    best_db = _fidelity_db(basis, judge) if steps else 0.0
     for number, step in enumerate(steps):
         progress(TRYING, number, len(steps))
+        if step.allowed and step.name == GPTQ and judge.usable and _unrounded_db(basis, judge) < best_db + MIN_GAIN_DB:
+            _log.info("accuracy step %s: left out, the weights make too little of the error", step.name)
+            continue
         changed = step.apply(basis) if step.allowed else None
         if changed is None:
             _log.debug("accuracy step %s: %s", step.name, "nothing to change" if step.allowed else "not in the recipe")
@@ -258,6 +269,13 @@ def _with_range_search(basis: QuantBasis, data: CalibrationData, judge: Judge) -
 
 def _written(basis: QuantBasis) -> ir.Model:
     return apply_quantization(basis.model, basis.plan(), "u8")
+
+
+def _unrounded_db(basis: QuantBasis, judge: Judge) -> float:
+    """Measure the fidelity with all activations rounded and no weight: no better rounding of weights gets beyond it."""
+    grids = basis.plan().activations
+    switched = add_rounding_switches(basis.model, tuple(grids))
+    return judge.fidelity_function(switched)(switch_feed(tuple(grids), grids))
 
 
 def _with_settings(basis: QuantBasis, **settings: object) -> QuantBasis:

@@ -29,8 +29,7 @@ def steps(tried: Sequence[AccuracyStep]) -> RenderableType:
     table = _table("step", "without", "with", "")
     for step in tried:
         table.add_row(step.name, f"{step.without_db:.1f} dB", f"{step.with_db:.1f} dB", "" if step.used else "not kept")
-    samples = "held-out samples; range search: calibration samples"
-    return Group(Text(f"accuracy steps: fidelity of the outputs to float, on {samples}"), table)
+    return Group(Text("accuracy steps: fidelity on held-out samples; range search: on calibration's"), table)
 
 
 def causes(noises: Sequence[NoiseSource], choices: Sequence[NodePrecision], most: int = MOST_CAUSES) -> RenderableType:

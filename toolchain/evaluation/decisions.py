@@ -112,7 +112,7 @@ def of_pieces(
 
 def _matrix(piece: Piece, label: I64, values: Array) -> F64 | None:
     """Arrange the elements of a piece as [places, features]; None where features have unequal numbers of places."""
-    mine = np.flatnonzero((label >= piece.first) & (label < piece.first + piece.count))
+    mine = np.flatnonzero(piece.among(label))
     if len(mine) % piece.count:
         return None
     order = mine[np.argsort(label[mine], kind="stable")]

@@ -177,19 +177,14 @@ class Judge:
         Every error of such an answer is seen or heard, while noise that changes no decision is harmless.
         """
         sizes = [array.size for feed in self._feeds[:1] for array in feed.values() if array.dtype.kind == "f"]
-        for name in self._outputs:
-            if name in self._selected or name not in self._statistics or not sizes:
-                continue
-            statistics, answers = self._statistics[name], [answer[name] for answer in self._expected[:SIGNAL_SAMPLES]]
-            pieces, labels = statistics.parts.pieces, statistics.labels[: len(answers)]
-            names = {piece.first: str(piece.first) for piece in pieces}
-            decided = {found.part for found in decisions.of_pieces(statistics.parts, labels, names, answers, answers)}
-            for piece in pieces:
-                mine = (labels[0] >= piece.first) & (labels[0] < piece.first + piece.count)
-                places = int(mine.sum()) // piece.count
-                if names[piece.first] not in decided and places >= max(sizes) / MAX_INPUT_CHANNELS:
-                    return True
-        return False
+        decided = {decision.part for decision in self._decisions(self._expected[:SIGNAL_SAMPLES])}
+        return bool(sizes) and any(
+            np.count_nonzero(piece.among(statistics.labels[0])) // piece.count >= max(sizes) / MAX_INPUT_CHANNELS
+            and self._part_name(name, name, piece) not in decided
+            for name, statistics in self._statistics.items()
+            if name in self._outputs and name not in self._selected
+            for piece in statistics.parts.pieces
+        )
 
     def verdict(self, model: ir.Model) -> Verdict:
         """Judge every part and every decision of `model`."""
@@ -244,15 +239,17 @@ class Judge:
                     yield point, piece, judged
 
     def _decisions(self, answers: Sequence[Feed]) -> Iterable[Decision]:
+        """Compare the decisions of the first samples, as many as there are answers."""
         for name in self._outputs:
-            expected = [answer[name] for answer in self._expected]
+            expected = [answer[name] for answer in self._expected[: len(answers)]]
             got = [answer[name] for answer in answers]
             if name in self._selected or name not in self._statistics:
                 yield from decisions.of_selected(name, expected, got)
                 continue
             statistics = self._statistics[name]
             named = {piece.first: self._part_name(name, name, piece) for piece in statistics.parts.pieces}
-            yield from decisions.of_pieces(statistics.parts, statistics.labels, named, expected, got)
+            labels = statistics.labels[: len(answers)]
+            yield from decisions.of_pieces(statistics.parts, labels, named, expected, got)
 
     def _part_name(self, title: str, tensor: str, piece: Piece) -> str:
         """Name a piece of a tensor by its place in the first sample, or else by the operator that computes it."""
@@ -261,7 +258,7 @@ class Judge:
             return title
         shape = self._expected[0][tensor].shape
         labels = statistics.labels[0].reshape(shape)
-        mine = (labels >= piece.first) & (labels < piece.first + piece.count)
+        mine = piece.among(labels)
         spans = [(int(p.min()), int(p.max()) + 1) for p in np.nonzero(mine)] if mine.any() else []
         if not spans or np.prod([b - a for a, b in spans]) != mine.sum():
             return f"{title}, from {piece.source}"

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from toolchain.core.arrays import I64
+from toolchain.core.arrays import I64, Bool
 from toolchain.data.tensors import Array, Feed
 from toolchain.graph import edit, query, run
 
@@ -75,6 +75,10 @@ class Piece:
     def source(self) -> str:
         """Operator and name, for messages."""
         return f"{self.op} {self.node!r}"
+
+    def among(self, labels: I64) -> Bool:
+        """Mark the elements that come from this piece, by the numbers of their parts."""
+        return np.asarray((labels >= self.first) & (labels < self.first + self.count))
 
 
 @dataclass(frozen=True)

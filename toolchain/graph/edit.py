@@ -66,6 +66,14 @@ def redirect(old: ir.Value, new: ir.Value, nodes: Iterable[ir.Node]) -> None:
             use.node.replace_input_with(use.idx, new)
 
 
+def take_over_output(graph: ir.Graph, old: ir.Value, new: ir.Value, old_name: str) -> None:
+    """Make `new` the graph output instead of `old`, with its name; `old` is called `old_name`, which must be unused."""
+    new.name, old.name = old.name, old_name
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+
+
 def bypass(node: ir.Node) -> None:
     """Remove a node with one output; its readers read its first input instead.
 

@@ -155,7 +155,8 @@ def _improved(quantized: Quantized, judge: Judge, wanted: Sequence[str]) -> Quan
     basis, steps = improve_accuracy(
         quantized.basis, select, planner.data, judge, planner.recipe, planner.progress, wanted
     )
-    return replace(quantized.planned_from(basis), steps=(*quantized.steps, *steps))
+    planned = quantized if basis is quantized.basis else quantized.planned_from(basis)
+    return replace(planned, steps=(*quantized.steps, *steps))
 
 
 def _relieved(quantized: Quantized, judge: Judge) -> Quantized:

@@ -40,17 +40,9 @@ def add_rounding_switches(model: ir.Model, names: Sequence[str]) -> ir.Model:
             graph.insert_after(producer, [node])
         edit.redirect(value, node.outputs[0], readers)
         if value.is_graph_output() and producer is not None:
-            _replace_output(graph, value, node.outputs[0], taken)
+            edit.take_over_output(graph, value, node.outputs[0], taken.fresh(f"{name}_unrounded"))
     check.check(result)
     return result
-
-
-def _replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value, taken: edit.Names) -> None:
-    """Make `new` the graph's output instead of `old`, with the same name."""
-    new.name, old.name = old.name, taken.fresh(f"{old.name}_unrounded")
-    for index, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[index] = new
 
 
 def switch_feed(names: Sequence[str], on: Mapping[str, Affine]) -> Feed:

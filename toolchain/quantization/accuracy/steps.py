@@ -128,12 +128,14 @@ class _CandidateStep:
         allowed: the recipe allows the step.
         apply: makes the changed basis, or None where there is nothing to change.
         min_gain_db: fidelity that the step must gain to be kept.
+        limit_db: measures the fidelity that the step cannot exceed; None where that is not known.
     """
 
     name: str
     allowed: bool
     apply: Callable[[QuantBasis], QuantBasis | None]
     min_gain_db: float = MIN_GAIN_DB
+    limit_db: Callable[[QuantBasis], float] | None = None
 
 
 def observe_selection(
@@ -190,7 +192,7 @@ def improve_accuracy(
     Returns:
         The best basis, and the steps that were tried.
     """
-    steps = [step for step in _candidate_steps(select, data, recipe, progress) if step.name in wanted]
+    steps = [step for step in _candidate_steps(select, data, judge, recipe, progress) if step.name in wanted]
     tried: list[AccuracyStep] = []
     progress(TRYING, 0, len(steps))
     if recipe.quantize.ranges == "auto" and RANGE_SEARCH in wanted:
@@ -200,8 +202,8 @@ def improve_accuracy(
     best_db = _fidelity_db(basis, judge) if steps else 0.0
     for number, step in enumerate(steps):
         progress(TRYING, number, len(steps))
-        if step.allowed and step.name == GPTQ and judge.usable and _unrounded_db(basis, judge) < best_db + MIN_GAIN_DB:
-            _log.info("accuracy step %s: left out, the weights make too little of the error", step.name)
+        if step.allowed and step.limit_db is not None and step.limit_db(basis) < best_db + step.min_gain_db:
+            _log.info("accuracy step %s: left out, it could not gain enough", step.name)
             continue
         changed = step.apply(basis) if step.allowed else None
         if changed is None:
@@ -223,7 +225,9 @@ def log_step(step: AccuracyStep) -> None:
     _log.info("accuracy step %s: %.2f dB -> %.2f dB, %s", step.name, step.without_db, step.with_db, decision)
 
 
-def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, progress: Progress) -> list[_CandidateStep]:
+def _candidate_steps(
+    select: Select, data: CalibrationData, judge: Judge, recipe: Recipe, progress: Progress
+) -> list[_CandidateStep]:
     """List the steps in the order in which they are tried."""
     settings = recipe.quantize
 
@@ -239,7 +243,12 @@ def _candidate_steps(select: Select, data: CalibrationData, recipe: Recipe, prog
         _CandidateStep(EQUALIZATION, settings.equalize, partial(_equalized, rebuild=rebuild)),
         _CandidateStep(SMOOTH_QUANT, settings.equalize, partial(_smoothed, rebuild=rebuild), MIN_SMOOTH_QUANT_GAIN_DB),
         _CandidateStep(BIAS_CORRECTION, settings.bias_correction, partial(_with_settings, bias_correction=True)),
-        _CandidateStep(GPTQ, settings.rounding, partial(_rounded_by_moments, data=data, progress=progress)),
+        _CandidateStep(
+            GPTQ,
+            settings.rounding,
+            partial(_rounded_by_moments, data=data, progress=progress),
+            limit_db=partial(_unrounded_db, judge=judge) if judge.usable else None,
+        ),
     ]
 
 

@@ -139,11 +139,7 @@ class _Writer:
 
     def take_over_output(self, value: ir.Value, pair: ir.Value) -> None:
         """Make the pair's output the graph output, with the name of the old graph output."""
-        index = next(i for i, output in enumerate(self._graph.outputs) if output is value)
-        name = str(value.name)
-        self._graph.outputs[index] = pair
-        value.name = self.names.fresh(f"{name}_float")
-        pair.name = name
+        edit.take_over_output(self._graph, value, pair, self.names.fresh(f"{value.name}_float"))
 
     def limit_by_max_and_min(self, product: ir.Node) -> None:
         """Replace the Relu or Clip that is the only reader of a float result by Max and Min."""

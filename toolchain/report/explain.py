@@ -29,7 +29,8 @@ def steps(tried: Sequence[AccuracyStep]) -> RenderableType:
     table = _table("step", "without", "with", "")
     for step in tried:
         table.add_row(step.name, f"{step.without_db:.1f} dB", f"{step.with_db:.1f} dB", "" if step.used else "not kept")
-    return Group(Text("accuracy steps: fidelity on held-out samples; range search: on calibration's"), table)
+    head = Text("accuracy steps: fidelity of the outputs to float, on samples that were held out;")
+    return Group(head, table, Text("range search: on calibration samples, which have the values that it clips"))
 
 
 def causes(noises: Sequence[NoiseSource], choices: Sequence[NodePrecision], most: int = MOST_CAUSES) -> RenderableType:
